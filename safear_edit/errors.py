@@ -1,0 +1,56 @@
+"""Every failure that a user can cause, as one tree; the exit code of the command line is the class's.
+
+    SafearError                 5   internal: a bug of ours
+    ├── UsageError              2   wrong argument, unknown name, output exists, no space
+    │   └── SpecError           2   a spec, recipe or prompt file that can't be taken as it is
+    ├── TrustError              4   untrusted weights, bad signature, changed folder
+    ├── GateError               1   an erasure or preservation gate failed
+    └── InconclusiveError       3   too little evidence for a verdict
+
+A message is one line that says where, what was expected, what was found and the way out.
+"""
+
+from __future__ import annotations
+
+
+class SafearError(Exception):
+    """Base of all expected failures; `str(error)` is the one line a person reads."""
+
+    exit_code = 5
+
+    def __init__(self, where: str, expected: str, got: str, fix: str) -> None:
+        self.where, self.expected, self.got, self.fix = where, expected, got, fix
+        super().__init__(_printable(f"{where}: expected {expected}, got {got}; {fix}"))
+
+
+class UsageError(SafearError):
+    """The command or its inputs can't be used as given."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A concept spec, recipe or prompt file is wrong; `where` is file:line or file and field."""
+
+
+class TrustError(SafearError):
+    """Weights or a signed folder that must not be trusted."""
+
+    exit_code = 4
+
+
+class GateError(SafearError):
+    """The evidence fails a gate."""
+
+    exit_code = 1
+
+
+class InconclusiveError(SafearError):
+    """The evidence is too thin for pass or fail."""
+
+    exit_code = 3
+
+
+def _printable(text: str) -> str:
+    """Newlines and terminal escapes from hostile inputs made visible, so that the message stays one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

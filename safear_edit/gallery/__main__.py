@@ -1,0 +1,81 @@
+"""Make the embedded assets from nothing: `python -m safear_edit.gallery ASSET --folder F [--steps N]`.
+
+Every training is resumable (the same command continues it) and prints its progress; `sheet` shows the world itself.
+Order: vq, llamagen (reads vq's folder), judge, clip; then `measure` tells how good the result is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def sheet(options: argparse.Namespace) -> None:
+    """Contact sheet: one row per style, one column per object."""
+    from safear_edit.gallery.render import OBJECTS, SCENES, STYLES, Picture, draw
+    from safear_edit.gallery.render import sheet as page
+
+    rows = [
+        [
+            draw(Picture(name, style, SCENES[c % len(SCENES)], c == 0, pose=(r + c) % 6))
+            for c, name in enumerate(OBJECTS)
+        ]
+        for r, style in enumerate(STYLES)
+    ]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    page(rows).save(options.folder / "world.png")
+    print(options.folder / "world.png")
+
+
+def vq(options: argparse.Namespace) -> None:
+    """The VQ tokenizer that the LlamaGen and Janus minis share."""
+    from safear_edit.gallery import train_vq
+
+    train_vq.train(options.folder, options.steps or train_vq.STEPS)
+
+
+def llamagen(options: argparse.Namespace) -> None:
+    """llamagen:mini's transformer; `--vq` is the folder of a finished tokenizer."""
+    from safear_edit.gallery import train_llamagen, train_vq
+
+    tokenizer = train_vq.train(options.vq)
+    train_llamagen.train(options.folder, tokenizer, options.steps or train_llamagen.STEPS)
+
+
+def judge(options: argparse.Namespace) -> None:
+    """The gallery judge: style, object, scene, hazard, or "cannot tell"."""
+    from safear_edit.gallery import train_judge
+
+    train_judge.train(options.folder, options.steps or train_judge.STEPS)
+
+
+def clip(options: argparse.Namespace) -> None:
+    """The gallery CLIP in open_clip's own format."""
+    from safear_edit.gallery import train_clip
+
+    train_clip.train(options.folder, options.steps or train_clip.STEPS)
+
+
+ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "sheet": sheet,
+    "vq": vq,
+    "llamagen": llamagen,
+    "judge": judge,
+    "clip": clip,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse and run one asset."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.gallery", description=__doc__)
+    parser.add_argument("asset", choices=sorted(ASSETS))
+    parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
+    parser.add_argument("--steps", type=int, help="training steps (default: the asset's own)")
+    parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (for llamagen)")
+    options = parser.parse_args(arguments)
+    ASSETS[options.asset](options)
+
+
+if __name__ == "__main__":
+    main()
