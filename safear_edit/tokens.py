@@ -18,7 +18,9 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     Computed as gather minus logsumexp in float32: a full log-softmax of (B, N, V) is never materialised.
     """
     if logits.shape[:-1] != ids.shape:
-        raise SafearError("token_logprobs", f"logits of shape {(*ids.shape, 'choices')}", str(tuple(logits.shape)), "report this")
+        raise SafearError(
+            "token_logprobs", f"logits of shape {(*ids.shape, 'choices')}", str(tuple(logits.shape)), "report this"
+        )
     logits = logits.float()
     chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits, -1)
     return chosen.sum(-1) if ids.dim() == 3 else chosen

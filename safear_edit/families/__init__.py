@@ -1,0 +1,1 @@
+"""Model families: one file per architecture, found by its decorator (registry.py)."""

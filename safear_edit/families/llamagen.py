@@ -9,11 +9,26 @@ value = their mean, logit + log n. The caption therefore runs once, ahead of and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from safear_edit.checkpoint import assign_strict, read_weights, write_weights
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.vq import GROUPS, VQConfig, VQModel, to_uint8
+from safear_edit.registry import ModelRef, family
+from safear_edit.rundir import sha256_file, write_atomic
+from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
+from safear_edit.text import MINILM_WIDTH, TextEncoder, text_encoder
+from safear_edit.yaml_strict import read_json
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,11 @@ class TextPass:
         """The pass of captions `index` (any order, repeats allowed)."""
         return TextPass(tuple(s[index] for s in self.slots), self.log_count[index], self.last[index])
 
+    def joined(self, other: TextPass) -> TextPass:
+        """These captions, then those of `other`."""
+        slots = tuple(torch.cat(pair) for pair in zip(self.slots, other.slots, strict=True))
+        return TextPass(slots, torch.cat([self.log_count, other.log_count]), torch.cat([self.last, other.last]))
+
 
 class GPT(nn.Module):
     """The transformer; see the module docstring for how it differs from the published code and why it is exact."""
@@ -228,3 +248,260 @@ def rotate(x_BHLd: Tensor, rope_Lp2: Tensor) -> Tensor:
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+
+class _Cache:
+    """Keys and values of all layers, (rows, H, 1 + N, hd) each, the caption slot first; allocated once, never moved."""
+
+    def __init__(self, net: GPT, text: TextPass, length: int) -> None:
+        heads, width = net.config.n_head, net.config.head_dim
+        rows = len(text.last)
+        self.bias = text.last.new_zeros(rows, 1, 1, length + 1)
+        self.bias[:, 0, 0, 0] = text.log_count
+        self.keys = [text.last.new_zeros(rows, heads, length + 1, width) for _ in net.layers]
+        self.values = [text.last.new_zeros(rows, heads, length + 1, width) for _ in net.layers]
+        for values, slot in zip(self.values, text.slots, strict=True):
+            values[:, :, 0] = slot.view(rows, heads, width)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, position: int) -> Tensor:
+        """Store this position's key and value (R, H, 1, hd), attend over the slot and all positions so far."""
+        self.keys[layer][:, :, position + 1 : position + 2] = k
+        self.values[layer][:, :, position + 1 : position + 2] = v
+        end = position + 2
+        return F.scaled_dot_product_attention(
+            q, self.keys[layer][:, :, :end], self.values[layer][:, :, :end], attn_mask=self.bias[..., :end]
+        )
+
+
+@torch.no_grad()
+def sample_ids(
+    net: GPT,
+    text: TextPass,
+    unconditional: TextPass | None,
+    sampling: Sampling,
+    choose: Chooser,
+    *,
+    guide_until: int = -1,
+    forced: Tensor | None = None,
+    keep_logits: list[Tensor] | None = None,
+) -> Tensor:
+    """Draw the image tokens (B, N) of B captions.
+
+    unconditional: the pass of the same captions dropped, or None for no guidance (then its rows aren't computed).
+    guide_until: upstream's cfg_interval: decode steps after it use the conditional logits alone (-1: always guided).
+    forced: tokens to feed back instead of those chosen; keep_logits collects the guided logits (for parity tests).
+    """
+    length, count = net.config.block_size, len(text.last)
+    rows = text if unconditional is None else text.joined(unconditional)
+    cache = _Cache(net, rows, length)
+    h, chosen = rows.last, []
+    for position in range(length):
+        logits = net.output(net.norm(h)).float()
+        if unconditional is not None:
+            alone = -1 < guide_until < position - 1
+            logits = logits[:count] if alone else guided(logits[:count], logits[count:], sampling.guidance)
+        if keep_logits is not None:
+            keep_logits.append(logits)
+        ids = choose(probabilities(logits, sampling), position) if forced is None else forced[:, position]
+        chosen.append(ids)
+        if position + 1 < length:
+            x = net.tok_embeddings(ids).repeat(len(h) // count, 1)
+            h = _decode_step(net, cache, x, position)
+    return torch.stack(chosen, 1)
+
+
+def _decode_step(net: GPT, cache: _Cache, x_RD: Tensor, position: int) -> Tensor:
+    """One token through all layers; returns the final hidden state (R, D)."""
+    h, rope = x_RD.unsqueeze(1), net.rope[position : position + 1]
+    for i, layer in enumerate(net.layers):
+        q, k, v = layer.qkv(h)
+        attended = cache.attend(i, rotate(q, rope), rotate(k, rope), v, position)
+        h = layer.after(h, attended.transpose(1, 2).flatten(2))
+    return h.squeeze(1)
+
+
+# -- the family -------------------------------------------------------------------------------------------------------
+
+MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "llamagen"
+ROWS_PER_BATCH = 64
+"""Images sampled together; bounds memory, changes no image."""
+PUBLISHED = {
+    "xl-256": ("t2i_XL_stage1_256.pt", GPTConfig()),
+    "xl-512": ("t2i_XL_stage2_512.pt", GPTConfig(block_size=1024)),
+}
+PUBLISHED_VQ, PUBLISHED_TEXT = "vq_ds16_t2i.pt", "flan-t5-xl"
+
+
+@family("llamagen")
+class LlamaGen(ModelFamily):
+    """LlamaGen text-to-image: raster next-token over VQ-16 (https://arxiv.org/abs/2406.06525)."""
+
+    name = "llamagen"
+    provides = frozenset({"codebook"})
+    net: GPT
+
+    def __init__(self, net: GPT, vq: VQModel, text: TextEncoder, card: ModelCard, sampling: Sampling) -> None:
+        self.net, self.vq, self.text = net.eval(), vq.eval().requires_grad_(False), text
+        self.card, self.sampling = card, sampling
+
+    @classmethod
+    def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
+        """The embedded mini, a directory that `export` wrote, or a folder with a published variant's files.
+
+        A published folder holds the two .pt files and the text encoder's folder `flan-t5-xl` (parity.md section 1.1).
+        """
+        folder = ref.path or MINI_FOLDER
+        if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
+            return cls._published(folder, ref.variant, device, dtype)
+        config = read_settings(folder / "safear.json")
+        gpt, vq = GPT(GPTConfig(**config["gpt"])), VQModel(vq_config(config["vq"]))
+        files = {"gpt.safetensors": gpt, "vq.safetensors": vq}
+        for name, module in files.items():
+            assign_strict(module, read_weights(folder / name), str(folder / name))
+        card = _card(gpt, vq, ref.variant, {name: sha256_file(folder / name) for name in files})
+        text = text_encoder(config["text"], gpt.config.cls_token_num, folder)
+        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, Sampling(**config["sampling"]))
+
+    @classmethod
+    def _published(cls, folder: Path, variant: str, device: str | torch.device, dtype: torch.dtype) -> LlamaGen:
+        file, config = PUBLISHED[variant]
+        gpt, vq = GPT(config), VQModel(VQConfig())
+        assign_strict(gpt, read_weights(folder / file, allow_pickle=True), str(folder / file))
+        weights = read_weights(folder / PUBLISHED_VQ, allow_pickle=True)
+        assign_strict(vq, weights, str(folder / PUBLISHED_VQ), ignore=("quantize.codebook_used",))
+        card = _card(gpt, vq, variant, {name: sha256_file(folder / name) for name in (file, PUBLISHED_VQ)})
+        text = text_encoder("t5", config.cls_token_num, folder / PUBLISHED_TEXT)
+        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, Sampling(7.5, top_k=1000))
+
+    @classmethod
+    def pico(cls, seed: int = 0) -> LlamaGen:
+        """16x16 pixels, 16 tokens, two layers, MiniLM captions; the output layer is random, not zero."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            gpt = GPT(GPTConfig(64, 2, 4, 64, MINILM_WIDTH, 32, 16))
+            nn.init.normal_(gpt.output.weight, std=0.3)
+            vq = VQModel(VQConfig(64, 8, GROUPS, (1, 1, 1), (1, 1, 1), GROUPS, 1))
+        digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in gpt.parameters())).hexdigest()}
+        card = _card(gpt, vq, "pico", digest)
+        return cls(gpt, vq, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads (parity.md 1.4)."""
+        distinct = list(dict.fromkeys(prompts))
+        parts = [self.text.states(distinct[i : i + 128]) for i in range(0, len(distinct), 128)]
+        longest = max(int(mask.sum(1).max()) for _, mask in parts)
+        aligned = [left_padded(states, mask, longest) for states, mask in parts]
+        dtype = self.net.tok_embeddings.weight.dtype
+        features = torch.cat([f for f, _ in aligned]).to(self.device, dtype)
+        mask = torch.cat([m for _, m in aligned]).to(self.device)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        return Condition.of(features, mask).rows(torch.tensor([place[prompt] for prompt in prompts]))
+
+    def text_pass(self, condition: Condition) -> TextPass:
+        """One row per image; each distinct caption is run once."""
+        key, inverse = torch.unique(2 * condition.index + condition.dropped, return_inverse=True)
+        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        features, mask = condition.features[used], condition.mask[used]
+        if bool(dropped.any()):
+            features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
+        longest = int(mask.sum(1).max())
+        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse.to(self.device))
+
+    def logits(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Teacher-forced logits (B, N, V), float32."""
+        return self.net(self.text_pass(condition), ids)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Draw tokens (B, N); equality across batch sizes holds up to float32 rounding of the matrix products."""
+        sampling = sampling or self.sampling
+        parts = []
+        for start in range(0, len(condition), ROWS_PER_BATCH):
+            rows = torch.arange(start, min(start + ROWS_PER_BATCH, len(condition)))
+            part = condition.rows(rows)
+            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens).to(self.device)
+            text = self.text_pass(part)
+            without = None
+            if sampling.guidance != 1:
+                without = self.text_pass(self.dropped(part, torch.ones(len(part), dtype=torch.bool)))
+            parts.append(sample_ids(self.net, text, without, sampling, inverse_cdf(draws)))
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
+        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, dtype=torch.int64)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of the card's image size to ids (B, N)."""
+        scaled = images.to(self.device).float() / 127.5 - 1
+        return torch.cat([self.vq.encode(part) for part in scaled.split(ROWS_PER_BATCH)])
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids (B, N) to uint8 (B, 3, H, W)."""
+        parts = [to_uint8(self.vq.decode(part).float()) for part in ids.to(self.device).split(ROWS_PER_BATCH)]
+        return torch.cat(parts)
+
+    def editable(self, part: str) -> list[str]:
+        """attention, ffn, text (the caption projection), all (these three), layers[a:b]; joined by +."""
+        blocks = [f"layers.{i}" for i in range(self.net.config.n_layer)]
+        parts = {
+            "attention": [f"{b}.attention.{n}" for b in blocks for n in ("wqkv", "wo")],
+            "ffn": [f"{b}.feed_forward.{n}" for b in blocks for n in ("w1", "w2", "w3")],
+            "text": [f"cls_embedding.cap_proj.{n}" for n in ("fc1", "fc2")],
+        }
+        parts["all"] = [name for names in parts.values() for name in names]
+        return select_modules(parts, part, self.net.config.n_layer)
+
+    def export(self, directory: Path) -> None:
+        """Write gpt.safetensors, vq.safetensors (float32) and safear.json into `directory`, which must exist."""
+        settings = {
+            "family": self.name,
+            "variant": self.card.variant,
+            "gpt": asdict(self.net.config),
+            "vq": asdict(self.vq.config),
+            "text": self.text.kind,
+            "sampling": asdict(self.sampling),
+        }
+        write_weights(directory / "gpt.safetensors", self.net.state_dict())
+        write_weights(directory / "vq.safetensors", self.vq.state_dict())
+        write_atomic(directory / "safear.json", json.dumps(settings, indent=1) + "\n")
+
+
+def vq_config(settings: dict[str, Any]) -> VQConfig:
+    """From JSON, where tuples are lists."""
+    return VQConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """`safear.json` with the sections that LlamaGen needs; UsageError names a missing one."""
+    document = read_json(path)
+    for key in ("gpt", "vq", "text", "sampling"):
+        if not isinstance(document.data, dict) or key not in document.data:
+            raise UsageError(str(path), f"the section {key!r}", "none", "export the model again")
+    return document.data
+
+
+def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Right-padded encoder output to (B, length, C) with each caption at the right end and zeros before it."""
+    count = mask_BT.sum(1, keepdim=True)
+    column = torch.arange(length) - (length - count)
+    mask = column >= 0
+    row = torch.arange(len(states_BTC)).unsqueeze(1)
+    return states_BTC[row, column.clamp(min=0)] * mask.unsqueeze(-1), mask
+
+
+def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:
+    tokens = gpt.config.block_size
+    parameters = sum(p.numel() for m in (gpt, vq) for p in m.parameters())
+    licence = "MIT" if variant in PUBLISHED else "Apache-2.0"
+    side = round(tokens**0.5) * vq.config.patch
+    return ModelCard("llamagen", variant, side, tokens, gpt.config.vocab_size, (tokens,), parameters, licence, files)

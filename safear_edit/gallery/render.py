@@ -232,7 +232,9 @@ def _strokes(variant: int) -> Array:
     noise = ndimage.gaussian_filter(rng.standard_normal(y.shape), 1.3)
     total = np.zeros_like(noise)
     for step in range(-9, 10):
-        total += ndimage.map_coordinates(noise, [y + step * np.sin(angle), x + step * np.cos(angle)], order=1, mode="wrap")
+        total += ndimage.map_coordinates(
+            noise, [y + step * np.sin(angle), x + step * np.cos(angle)], order=1, mode="wrap"
+        )
     return (total / (2.2 * total.std())).clip(-1, 1).astype(np.float32)
 
 

@@ -55,7 +55,12 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
         used.scatter_add_(0, ids.flatten(), torch.ones(ids.numel()))
         if (i + 1) % 50 == 0 and i < 0.7 * steps:
             _restart_dead_codes(model, image, used)
-        return {"l1": float(l1), "vq": float(vq_loss), "psnr": psnr(out.detach(), image), "codes": float((used > 0).sum())}
+        return {
+            "l1": float(l1),
+            "vq": float(vq_loss),
+            "psnr": psnr(out.detach(), image),
+            "codes": float((used > 0).sum()),
+        }
 
     run(folder, model, [optimizer], step, steps, average=average, on_save=lambda i: _picture(model, world, folder, i))
     model.load_state_dict(average.state)
@@ -84,4 +89,7 @@ def _picture(model: VQModel, world: World, folder: Path, step: int) -> None:
     original = to_uint8(image).permute(0, 2, 3, 1).numpy()
     rows = [part for r in range(0, 48, 16) for part in (list(original[r : r + 16]), list(again[r : r + 16]))]
     sheet(rows, zoom=2).save(folder / "reconstructions.png")
-    print(f"step {step}: held-out psnr {psnr(torch.from_numpy(again).float() / 127.5 - 1, torch.from_numpy(original).float() / 127.5 - 1):.2f}", flush=True)
+    print(
+        f"step {step}: held-out psnr {psnr(torch.from_numpy(again).float() / 127.5 - 1, torch.from_numpy(original).float() / 127.5 - 1):.2f}",
+        flush=True,
+    )

@@ -1,0 +1,35 @@
+# The two commands of the README: `make demo` and `make test`. Both install into .venv, once (stamps in .venv).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   ?= safe-llamagen
+TRUST  ?= demo-trust
+
+.PHONY: demo test check clean
+
+# A second `make demo` makes everything again from the start (--overwrite); an interrupted one continues.
+demo: $(VENV)/.installed
+	$(BIN)/safear-edit apply concepts/picasso.yaml --model llamagen --out $(DEMO) --throwaway-key $(TRUST) --overwrite
+	$(BIN)/safear-edit verify $(DEMO) --trust $(TRUST)
+
+test: $(VENV)/.installed-test check
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`).
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[nudity,imagenet]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[test,nudity,imagenet]'
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) $(TRUST)

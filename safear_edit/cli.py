@@ -1,0 +1,542 @@
+"""The command line: one verb each; a verb parses, calls one function, prints, and returns an exit code.
+
+stdout carries results only (one JSON document with `--json`); progress and everything else goes to stderr. Expected
+failures are one line and the exit code of their class (errors.py); whatever a verb needs is imported inside it, so
+that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from safear_edit.errors import SafearError, UsageError
+
+if TYPE_CHECKING:
+    from safear_edit.keys import SigningKey
+    from safear_edit.pipeline import Plan
+    from safear_edit.progress import Progress
+
+INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
+"""Exit codes that no SafearError carries: a fault of ours, Ctrl-C, a command that can't be parsed."""
+
+QUIET_LIBRARIES = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Libraries read these when they are first imported: no bars and tables between ours, and nothing is fetched."""
+
+
+def main() -> NoReturn:
+    """Console entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; every failure becomes one line on stderr and an exit code."""
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    try:
+        code = verbs.main(args=list(arguments), prog_name="safear-edit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SafearError as error:
+        return _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), UNUSABLE)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; what is done is kept, and the same command continues", INTERRUPTED)
+    except (MemoryError, OSError) as error:
+        return _fail(_environment(error), UNUSABLE)
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"safear-edit: {line}", file=sys.stderr)
+    return code
+
+
+def _environment(error: MemoryError | OSError) -> str:
+    """What the machine refused, as one line with the way out."""
+    if isinstance(error, MemoryError):
+        return "not enough memory; close other programs or take a smaller model, then give the same command again"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; mend that and give the same command again"
+
+
+def _unexpected(error: Exception) -> int:
+    """A fault of ours, or torch's own out-of-memory and disk-full errors in the clothes of a RuntimeError."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return _fail(_environment(MemoryError()), UNUSABLE)
+    if "No space left on device" in str(error):
+        return _fail("no space left on device; free some and give the same command again", UNUSABLE)
+    if os.environ.get("SAFEAR_DEBUG") == "1":
+        traceback.print_exception(error)
+        where = "the traceback is above"
+    else:
+        with tempfile.NamedTemporaryFile("w", prefix="safear-edit-", suffix=".log", delete=False) as log:
+            traceback.print_exception(error, file=log)
+        where = f"the traceback is in {log.name}"
+    summary = " ".join(str(error).split())[:200]
+    return _fail(f"internal error, please report it: {type(error).__name__}: {summary}; {where}", INTERNAL)
+
+
+# -- options that several verbs share --------------------------------------------------------------------------------
+
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = click.Path(path_type=Path)
+OPTIONS: dict[str, Callable[[F], F]] = {
+    "seed": click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Root of every random number."),
+    "device": click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+    "json": click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress."),
+    "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
+    "overwrite": click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+    "model": click.option("--model", required=True, help="family[:variant] or a directory."),
+    "method": click.option("--method", default="vce", show_default=True, help="See: safear-edit ls methods."),
+    "set": click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
+    "key": click.option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY)."),
+    "unsigned": click.option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose."),
+}
+
+
+def shared(*names: str) -> Callable[[F], F]:
+    """Decorate a verb with options of OPTIONS, in that order of help."""
+
+    def decorate(function: F) -> F:
+        for name in reversed(names):
+            function = OPTIONS[name](function)
+        return function
+
+    return decorate
+
+
+def _progress(*, as_json: bool, quiet: bool) -> Progress:
+    from safear_edit.progress import Progress, mode_for
+
+    return Progress(mode_for(sys.stderr, quiet=quiet or as_json))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout that also reads well in a log."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console.print(table)
+
+
+def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib import metadata
+
+        print(f"safear-edit {metadata.version('safear-edit')}")
+        context.exit(0)
+
+
+# -- verbs ------------------------------------------------------------------------------------------------------------
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
+@click.pass_context
+def verbs(context: click.Context) -> None:
+    """Erase a named concept from an autoregressive image generator, measure what happened, sign the result.
+
+    \b
+    safear-edit plan  concepts/picasso.yaml --model llamagen
+    safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
+    """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@verbs.command()
+@click.argument("source", metavar="SPEC|RECIPE")
+@click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
+@click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--throwaway-key",
+    type=FOLDER,
+    metavar="TRUST",
+    help="Sign with a key that is then forgotten; its public half goes there.",
+)
+@shared("method", "seed", "device", "set", "key", "unsigned", "overwrite", "json", "quiet")
+def apply(
+    source: str,
+    model: str | None,
+    out: Path,
+    dry_run: bool,
+    method: str,
+    seed: int,
+    device: str,
+    sets: tuple[str, ...],
+    throwaway_key: Path | None,
+    key: str | None,
+    unsigned: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Walk it all: compile, construct, edit, evaluate, report, release.
+
+    \b
+    safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
+    """
+    from safear_edit import pipeline
+    from safear_edit.rundir import refuse_existing
+
+    order = pipeline.Order(source, model, method, seed, sets, device)
+    if dry_run:
+        _show_plan(pipeline.plan(order), as_json)
+        return 0
+    refuse_existing(out, overwrite=overwrite)
+    signer = _signer(key, throwaway_key, unsigned, out)
+    with _progress(as_json=as_json, quiet=quiet) as progress:
+        result = pipeline.apply(
+            order,
+            out,
+            key=signer,
+            unsigned=unsigned,
+            overwrite=overwrite,
+            command=_command(),
+            progress=progress,
+            say=progress.say,
+        )
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        print("\n".join(result.lines))
+    if result.advice:
+        print(f"safear-edit: {result.advice}", file=sys.stderr)
+    return result.exit_code
+
+
+@verbs.command()
+@click.argument("source", metavar="SPEC|RECIPE")
+@click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
+@click.option("--out", type=FOLDER, help="Write the recipe here (default: print the plan only).")
+@shared("method", "seed", "device", "set", "overwrite", "json", "quiet")
+def plan(
+    source: str,
+    model: str | None,
+    out: Path | None,
+    method: str,
+    seed: int,
+    device: str,
+    sets: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Print what `apply` would do, and write the frozen recipe with --out.
+
+    \b
+    safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
+    """
+    from safear_edit import pipeline
+
+    if out is not None:
+        _refuse_existing(out, overwrite)
+    found = pipeline.plan(pipeline.Order(source, model, method, seed, sets, device))
+    if out is not None:
+        from safear_edit.compiler import save_recipe
+
+        save_recipe(found.recipe, out)
+    _show_plan(found, as_json)
+    if out is not None and not quiet:
+        print(f"recipe written to {out}", file=sys.stderr)
+    return 0
+
+
+@verbs.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(["style", "object", "category"]), default="style", show_default=True)
+@click.option("--out", type=FOLDER, help="The file to write (default: NAME.yaml).")
+@shared("overwrite")
+def init(name: str, kind: str, out: Path | None, overwrite: bool) -> int:
+    """Write a spec with a comment on every field, to be filled in.
+
+    \b
+    safear-edit init hokusai
+    """
+    from safear_edit.rundir import write_atomic
+    from safear_edit.spec import spec_template
+
+    target = out or Path(f"{name}.yaml")
+    text = spec_template(name, kind)
+    _refuse_existing(target, overwrite)
+    write_atomic(target, text)
+    print(f"{target}: edit it, then: safear-edit validate {target}")
+    return 0
+
+
+@verbs.command()
+@click.argument("paths", metavar="SPEC|RECIPE...", nargs=-1, required=True, type=FOLDER)
+@shared("json")
+def validate(paths: tuple[Path, ...], as_json: bool) -> int:
+    """Check specs or recipes; nothing is loaded, milliseconds.
+
+    \b
+    safear-edit validate concepts/picasso.yaml
+    """
+    from safear_edit.compiler import load_recipe
+    from safear_edit.spec import load_spec
+
+    names = {str(path): (load_recipe(path).spec if path.suffix == ".json" else load_spec(path)).name for path in paths}
+    if as_json:
+        _print_json(names)
+    else:
+        for path, name in names.items():
+            print(f"{path}: {name} is valid")
+    return 0
+
+
+@verbs.command()
+@click.argument("what", type=click.Choice(["spec", "recipe", "report"]))
+def schema(what: str) -> int:
+    """Print a JSON Schema, for editors and other programs.
+
+    \b
+    safear-edit schema spec > spec.schema.json
+    """
+    if what == "spec":
+        from safear_edit.spec import spec_schema as made
+    elif what == "recipe":
+        from safear_edit.compiler import recipe_schema as made
+    else:
+        from safear_edit.sections import report_schema as made
+    _print_json(made())
+    return 0
+
+
+@verbs.command("ls")
+@click.argument("what", type=click.Choice(["models", "methods", "concepts", "judges"]))
+@shared("json")
+def list_(what: str, as_json: bool) -> int:
+    """List what can be named.
+
+    \b
+    safear-edit ls methods
+    """
+    from dataclasses import asdict
+
+    from safear_edit.registry import listing
+
+    rows = listing(what)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        _table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
+    return 0
+
+
+@verbs.command()
+@shared("json")
+def doctor(as_json: bool) -> int:
+    """Look at the installation: versions, weights, extras, disk, memory, keys.
+
+    \b
+    safear-edit doctor
+    """
+    from dataclasses import asdict
+
+    from safear_edit.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        _table(("", "what", "found"), [(f.status, f.name, f.detail) for f in findings])
+    return UNUSABLE if any(f.status == "fault" for f in findings) else 0
+
+
+@verbs.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--name", default="safear", show_default=True, help="File name of the pair.")
+def keygen(folder: Path, name: str) -> int:
+    """Make a signing key: FOLDER/NAME.key (private, mode 0600) and FOLDER/NAME.pub (to be shared and trusted).
+
+    With SAFEAR_SIGNING_KEY_PASSWORD set, the private key is encrypted with it.
+
+    \b
+    safear-edit keygen keys
+    """
+    from safear_edit.keys import PASSWORD_VARIABLE, generate
+
+    password = os.environ.get(PASSWORD_VARIABLE)
+    pair = generate(folder, name, password.encode() if password else None)
+    locked = "encrypted" if password else f"not encrypted (set {PASSWORD_VARIABLE} to encrypt it)"
+    print(f"private: {pair.private}, {locked}; keep it secret")
+    print(f"public:  {pair.public}, sha256 {pair.hint}; give it to those who verify")
+    return 0
+
+
+@verbs.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--trust", type=FOLDER, required=True, help="Folder with the *.pub files that you trust.")
+@shared("json")
+def verify(folder: Path, trust: Path, as_json: bool) -> int:
+    """Check a released folder: signature, contents, claims. Any change is refused with exit code 4.
+
+    \b
+    safear-edit verify safe-llamagen --trust keys
+    """
+    from safear_edit.verify import verify_folder
+
+    found = verify_folder(folder, trust)
+    if as_json:
+        facts = {"key": found.key, "key_sha256": found.hint, "root": found.root, "result": found.result}
+        _print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings)})
+        return 0
+    print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
+    print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    return 0
+
+
+@verbs.command("eval")
+@click.argument("folders", metavar="DIR [OTHER]", nargs=-1, required=True)
+@click.option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
+@click.option("--prompts", type=FOLDER, required=True, help="txt (one per line), csv or jsonl with a column `prompt`.")
+@shared("seed", "device", "json", "quiet")
+def evaluate(
+    folders: tuple[str, ...], spec: str, prompts: Path, seed: int, device: str, as_json: bool, quiet: bool
+) -> int:
+    """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
+
+    \b
+    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
+    """
+    from safear_edit import pipeline
+
+    if len(folders) > 2:
+        raise UsageError("eval", "one or two models", str(len(folders)), "compare two at a time")
+    with _progress(as_json=as_json, quiet=quiet) as progress:
+        found = pipeline.compare(folders, spec=spec, prompts=prompts, seed=seed, device=device, progress=progress)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _table(("prompt", "seed", *found.models), found.rows())
+        print("\n".join(found.summary()))
+    return 0
+
+
+@verbs.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Write the page (.html) or the data (.json) here.")
+@shared("overwrite", "json")
+def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> int:
+    """Build the report again from a released folder's files; no model is loaded and the folder stays as signed.
+
+    \b
+    safear-edit report safe-llamagen --out report.html
+    """
+    from safear_edit import pipeline
+    from safear_edit.rundir import write_atomic
+
+    if out is not None:
+        _refuse_existing(out, overwrite)
+    found, page = pipeline.rebuild_report(folder)
+    if out is not None:
+        write_atomic(out, found.to_json() if out.suffix == ".json" else page)
+    result = pipeline.Result(folder, found, (folder / "model.sig").exists(), unsigned_on_purpose=True)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        print("\n".join(result.lines))
+    return result.exit_code
+
+
+@verbs.command()
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--n", "count", type=click.IntRange(1, 1000), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--out", type=FOLDER, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
+@shared("model", "seed", "device", "overwrite", "json", "quiet")
+def generate(
+    prompts: tuple[str, ...],
+    count: int,
+    out: Path,
+    model: str,
+    seed: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Draw pictures: PROMPT after PROMPT, with seeds SEED, SEED+1, …
+
+    \b
+    safear-edit generate --model safe-llamagen "a house on a beach, in the style of Pablo Picasso" --n 4
+    """
+    from safear_edit import pipeline
+
+    with _progress(as_json=as_json, quiet=quiet) as progress:
+        ref, paths = pipeline.generate(
+            model, prompts, count=count, seed=seed, device=device, out=out, overwrite=overwrite, progress=progress
+        )
+    if as_json:
+        _print_json({"model": ref, "files": [str(path) for path in paths]})
+    else:
+        print(f"model {ref}")
+        print("\n".join(map(str, paths)))
+    return 0
+
+
+def _signer(key: str | None, throwaway: Path | None, unsigned: bool, out: Path) -> SigningKey | None:
+    """The key to sign with, found before any work is done; None if there is none or none is wanted."""
+    from safear_edit.keys import find_signer
+    from safear_edit.keys import throwaway as throwaway_key
+
+    if sum((key is not None, throwaway is not None, unsigned)) > 1:
+        raise UsageError("signing", "one of --key, --throwaway-key and --unsigned", "several", "leave the others out")
+    if unsigned:
+        return None
+    if throwaway is None:
+        return find_signer(key, os.environ)
+    print(f"signing with a throw-away key: it shows that {out} is unchanged, not who made it", file=sys.stderr)
+    return throwaway_key(throwaway)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UsageError(str(path), "a new file", "one that exists", "choose another --out or pass --overwrite")
+
+
+def _command() -> str:
+    """The command as it was typed, for the report."""
+    import shlex
+
+    return shlex.join(["safear-edit", *sys.argv[1:]])
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    """Print a plan: one line per fact."""
+    if as_json:
+        _print_json(plan.as_json())
+        return
+    for name, value in plan.facts():
+        print(f"{name:<22}{value}")
+    for warning in plan.warnings:
+        print(f"note: {warning}", file=sys.stderr)

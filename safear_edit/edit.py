@@ -1,0 +1,240 @@
+"""What a method found: a frozen, content-addressed object that can be looked at, saved, applied and removed exactly.
+
+An adapter edit keeps LoRA factors per nn.Linear beside the model; `apply` merges W += strength * (alpha / rank) * B A
+after it has checked every name and shape, and `undo` puts the saved originals back, bit for bit. A second kind of
+edit (a codebook's delta) would be another value of `kind` and another branch of `_deltas`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.rundir import write_atomic
+
+TENSORS, INFO = "edit.safetensors", "edit.json"
+PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FILES = (TENSORS, PEFT_TENSORS, PEFT_CONFIG, INFO)
+"""What `save` writes, in this order: INFO comes last, so where it lies the others are complete."""
+
+
+class EditInfo(BaseModel):
+    """Where an edit comes from and how it was found; `minutes` is wall-clock and the one field outside the digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    params: dict[str, Any]
+    concept: str
+    base_digest: str
+    rank: int
+    alpha: float
+    seed: int
+    steps: int
+    losses: tuple[float, ...]
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Edit:
+    """LoRA factors by state-dict name: `<module>.lora_A` (rank, in) and `<module>.lora_B` (out, rank), float32, CPU."""
+
+    kind: Literal["lora"]
+    tensors: dict[str, Tensor]
+    info: EditInfo
+
+    def __post_init__(self) -> None:
+        names = {key.rpartition(".")[0] for key in self.tensors}
+        wanted = {f"{name}.{factor}" for name in names for factor in ("lora_A", "lora_B")}
+        if not names or set(self.tensors) != wanted:
+            got = ", ".join(sorted(set(self.tensors) ^ wanted)[:3]) or "no tensors"
+            raise UsageError("edit", "lora_A and lora_B for every module", got, "save the edit again")
+        for name in sorted(names):
+            a, b = self.tensors[f"{name}.lora_A"], self.tensors[f"{name}.lora_B"]
+            if a.dim() != 2 or b.dim() != 2 or a.shape[0] != self.info.rank or b.shape[1] != self.info.rank:
+                got = f"{tuple(a.shape)} and {tuple(b.shape)}"
+                raise UsageError(f"edit, {name}", f"factors of rank {self.info.rank}", got, "save the edit again")
+            if not (a.isfinite().all() and b.isfinite().all()):
+                raise UsageError(f"edit, {name}", "finite numbers", "nan or infinity", "fit the edit again")
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the nn.Linear modules that the edit changes, sorted."""
+        return sorted(key.removesuffix(".lora_A") for key in self.tensors if key.endswith(".lora_A"))
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the edit."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def digest(self) -> str:
+        """sha256 over kind, info (without minutes) and every tensor's name, type, shape and bytes."""
+        about = {"kind": self.kind, "info": self.info.model_dump(mode="json", exclude={"minutes"})}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().cpu().contiguous()
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def apply(self, net: nn.Module, strength: float = 1.0) -> Applied:
+        """Merge into `net` (or a weaker, stronger or, below 0, opposite version of it); undo with the returned handle.
+
+        Every name and shape is checked before the first write: UsageError, and the net is untouched, if one is wrong.
+        The originals of the changed weights wait in host memory. `with edit.apply(net): …` undoes at the end.
+        """
+        if not math.isfinite(strength):
+            raise UsageError("edit", "a finite strength", str(strength), "1.0 applies the edit as it was fitted")
+        weights = {name: self._weight_in(net, name) for name in self.modules}
+        originals = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights.values()]
+        applied = Applied(net, originals)
+        try:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_((weight.float() + strength * self.delta(name).to(weight.device)).to(weight.dtype))
+        except BaseException:
+            applied.restore()
+            raise
+        _APPLIED.setdefault(net, []).append(applied)
+        return applied
+
+    def delta(self, name: str) -> Tensor:
+        """What the edit adds to the weight of module `name` at strength 1, (out, in) float32: (alpha / rank) B A."""
+        factors = self.tensors[f"{name}.lora_B"].float() @ self.tensors[f"{name}.lora_A"].float()
+        return factors * (self.info.alpha / self.info.rank)
+
+    def _weight_in(self, net: nn.Module, name: str) -> Tensor:
+        """The weight that module `name` of `net` would have changed; UsageError if it is missing or of other shape."""
+        shape = (self.tensors[f"{name}.lora_B"].shape[0], self.tensors[f"{name}.lora_A"].shape[1])
+        fix = "apply the edit to the model it was made for"
+        try:
+            module = net.get_submodule(name)
+        except AttributeError:
+            raise UsageError(f"edit, {name}", f"a linear layer {shape}", "no such module in this model", fix) from None
+        if not isinstance(module, nn.Linear):
+            raise UsageError(f"edit, {name}", f"a linear layer {shape}", type(module).__name__, fix)
+        if tuple(module.weight.shape) != shape:
+            raise UsageError(f"edit, {name}", f"a weight of shape {shape}", str(tuple(module.weight.shape)), fix)
+        return module.weight
+
+    def save(self, folder: Path) -> None:
+        """Write `FILES` into `folder`: our own pair, and the pair that `peft.PeftModel.from_pretrained` loads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        about = {"kind": self.kind, "digest": self.digest, "info": self.info.model_dump(mode="json")}
+        write_atomic(folder / TENSORS, dump_tensors(tensors, {"digest": self.digest}))
+        renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
+        write_atomic(folder / PEFT_TENSORS, dump_tensors(renamed, {"format": "pt"}))
+        write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
+        write_atomic(folder / INFO, json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def _peft_config(self) -> dict[str, Any]:
+        """adapter_config.json: what peft can't default; target_modules is a regular expression that it full-matches."""
+        return {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": None,
+            "r": self.info.rank,
+            "lora_alpha": self.info.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "inference_mode": True,
+            "target_modules": exactly(self.modules),
+        }
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read back what `save` wrote; UsageError if it is not there, TrustError if it is not what was saved."""
+        for name in (INFO, TENSORS):
+            if not (folder / name).is_file():
+                raise UsageError(str(folder), f"an edit with {name}", "no such file", "give the folder of an edit")
+        where, fix = str(folder / INFO), "restore the file from its source"
+        try:
+            about = json.loads((folder / INFO).read_text())
+            kind, digest, info = about["kind"], about["digest"], EditInfo.model_validate(about["info"])
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            got = error.errors()[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
+            raise TrustError(where, "the description of an edit", got, fix) from None
+        if kind != "lora":
+            raise UsageError(where, "an edit of kind lora", repr(kind), "update safear-edit")
+        try:
+            tensors = load_tensors((folder / TENSORS).read_bytes())
+        except SafetensorError as error:
+            raise TrustError(str(folder / TENSORS), "a safetensors file", str(error), fix) from None
+        try:
+            edit = cls(kind, tensors, info)
+        except UsageError as error:
+            raise TrustError(str(folder / TENSORS), error.expected, error.got, fix) from None
+        if edit.digest != digest:
+            raise TrustError(str(folder), f"an edit with digest {str(digest)[:12]}…", f"{edit.digest[:12]}…", fix)
+        return edit
+
+
+class Applied:
+    """A merged edit that can be taken out again; made by `Edit.apply`."""
+
+    def __init__(self, net: nn.Module, originals: list[tuple[Tensor, Tensor]]) -> None:
+        self._net, self._originals = net, originals
+
+    def undo(self) -> None:
+        """Put the original weights back, bitwise; a second call does nothing.
+
+        Edits on one net come off in the reverse order: UsageError, and nothing is written, if a later one is still on.
+        """
+        stack = _APPLIED.get(self._net, [])
+        if self not in stack:
+            return
+        if stack[-1] is not self:
+            above = f"{len(stack) - 1 - stack.index(self)} applied later"
+            raise UsageError("undo", "the edit that was applied last", above, "undo the later edits first")
+        self.restore()
+        stack.pop()
+
+    def restore(self) -> None:
+        """Write the originals, whatever lies on top of them; `undo` is the safe way to call this."""
+        with torch.no_grad():
+            for weight, original in self._originals:
+                weight.copy_(original)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+_APPLIED: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
+"""What is merged into each live net, first to last: the order that `undo` has to keep."""
+
+
+@contextmanager
+def stacked(net: nn.Module, edits: Sequence[Edit], strength: float = 1.0) -> Iterator[None]:
+    """`net` with all `edits` merged in order, each at `strength`; afterwards bitwise as before."""
+    with ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(edit.apply(net, strength))
+        yield
+
+
+def exactly(names: Sequence[str]) -> str:
+    """The regular expression that full-matches these module names and no other (peft's lists match by suffix)."""
+    return "|".join(name.replace(".", r"\.") for name in sorted(names))

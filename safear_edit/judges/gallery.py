@@ -1,0 +1,192 @@
+"""The gallery judge: style, object, scene and hazard of a picture of the mini world, or "cannot tell".
+
+A small CNN that learnt from renders only, with seeds, augmentation and architecture of its own, so that it shares
+nothing with the generators it judges. Its object head learnt mostly from pictures without their true colours and must
+read shape; a refusal head learnt from blurred, mixed and scrambled pictures. One pass serves every label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.judges.base import (
+    Judge,
+    JudgeCard,
+    Verdict,
+    checked_images,
+    checked_threshold,
+    file_digest,
+    settings_digest,
+)
+from safear_edit.registry import judge
+
+FOLDER = Path(__file__).resolve().parent.parent / "minis" / "judge"
+SIDE = 40
+"""Pictures are resized (area or bilinear) to this edge before they are read."""
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation around a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, C, H, W) → same shape."""
+        inner = F.relu(self.norms[0](self.first(h)))
+        return F.relu(h + self.norms[1](self.second(inner)))
+
+
+class JudgeNet(nn.Module):
+    """CNN from (B, 3, 40, 40) in [-1, 1] to logits per head, in the order and sizes of `heads`."""
+
+    def __init__(self, heads: Mapping[str, int], widths: tuple[int, int, int] = (32, 80, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width, kernel in zip(widths, (4, 2, 2), strict=True):
+            layers += [
+                nn.Conv2d(before, width, kernel, stride=2, padding=kernel // 4, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                _Block(width),
+            ]
+            before = width
+        self.trunk = nn.Sequential(*layers)
+        self.squeeze = nn.Conv2d(before, 48, 1)
+        self.hidden = nn.Linear(48 * (SIDE // 8) ** 2 + 2 * before, 160)
+        self.heads = nn.ModuleDict({name: nn.Linear(160, size) for name, size in heads.items()})
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Logits (B, size) per head: what is where (flattened) beside what is there at all (pooled)."""
+        h = self.trunk(image)
+        pooled = torch.cat((self.squeeze(h).flatten(1), h.mean((2, 3)), h.amax((2, 3))), -1)
+        features = F.relu(self.hidden(pooled))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything one pass says about a batch: probabilities (B, size) per head, and refusal (B,)."""
+
+    heads: dict[str, Tensor]
+    refusal: Tensor
+
+
+class GalleryReader:
+    """The trained network and its labels; `read` serves any number of `GalleryJudge`s with one pass."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        try:
+            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+        except FileNotFoundError as error:
+            raise UsageError(
+                str(folder),
+                "the judge's files",
+                f"no {Path(error.filename).name}",
+                "python -m safear_edit.gallery judge",
+            ) from error
+        self.digest = file_digest(folder / "model.safetensors")
+        if self.digest != manifest["files"]["model.safetensors"]:
+            raise TrustError(
+                str(folder / "model.safetensors"),
+                f"sha256 {manifest['files']['model.safetensors'][:12]}…",
+                f"sha256 {self.digest[:12]}…",
+                "reinstall safear-edit",
+            )
+        self.labels: dict[str, list[str]] = self.config["labels"]
+        self.refuse_at: float = self.config["refuse_at"]
+        self.card: dict[str, dict[str, Any]] = manifest["card"]
+        self.net = JudgeNet({name: len(names) for name, names in self.labels.items()} | {"refuse": 1})
+        weights = load_file(folder / "model.safetensors")
+        self.net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        self.net.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def read(self, images: Tensor, batch: int = 256) -> Reading:
+        """Probabilities for pictures (B, 3, H, W) uint8 RGB of any size; computed on the CPU in float32."""
+        checked_images("gallery", images)
+        starts = range(0, max(1, len(images)), batch)
+        parts = [self.net(as_input(images[i : i + batch].cpu())) for i in starts]
+        logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Reading({name: logits[name].softmax(-1) for name in self.labels}, logits["refuse"].sigmoid().squeeze(-1))
+
+
+def as_input(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → (B, 3, 40, 40) float32 in [-1, 1]; shrinks by averaging, so no aliasing."""
+    scaled = images.float() / 127.5 - 1
+    if scaled.shape[-2:] == (SIDE, SIDE):
+        return scaled
+    return F.interpolate(scaled, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+@lru_cache(maxsize=1)
+def reader() -> GalleryReader:
+    """The shipped reader of this process."""
+    return GalleryReader()
+
+
+@judge("gallery")
+class GalleryJudge(Judge):
+    """Whether a picture shows `label`: "style=picasso", "object=house", "scene=beach", "hazard=yes"."""
+
+    def __init__(self, label: str, *, threshold: float | None = None, source: GalleryReader | None = None) -> None:
+        self.reader = source or reader()
+        self.head, self.value = _split(label, self.reader.labels)
+        self.label = f"{self.head}={self.value}"
+        self.threshold = checked_threshold("gallery", 0.5 if threshold is None else threshold)
+        self.id = f"gallery:{self.label}@{self.threshold:g}"
+        self.digest = settings_digest(
+            {
+                "weights": self.reader.digest,
+                "label": self.label,
+                "threshold": self.threshold,
+                "refuse": self.reader.refuse_at,
+            }
+        )
+        counts = self.reader.card.get(self.label)
+        self.card = JudgeCard(**counts) if counts and self.threshold == 0.5 else None
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        """One pass over `images` (B, 3, H, W) uint8."""
+        return self.verdicts(self.reader.read(images))
+
+    def verdicts(self, reading: Reading) -> list[Verdict]:
+        """This label's verdicts from a reading that other labels share."""
+        names = self.reader.labels[self.head]
+        column = names.index(self.value)
+        answers = []
+        for row, refusal in zip(reading.heads[self.head].tolist(), reading.refusal.tolist(), strict=True):
+            score = row[column]
+            if refusal >= self.reader.refuse_at:
+                answers.append(Verdict(None, score, f"cannot tell (unreadable {refusal:.2f})"))
+                continue
+            best = max(range(len(row)), key=row.__getitem__)
+            answers.append(Verdict(score >= self.threshold, score, f"{self.head} {names[best]} {row[best]:.2f}"))
+        return answers
+
+
+def _split(label: str, labels: Mapping[str, list[str]]) -> tuple[str, str]:
+    head, _, value = label.partition("=")
+    if head not in labels:
+        raise UsageError(f"judge gallery, label {label!r}", "HEAD=VALUE", label, f"heads: {', '.join(labels)}")
+    if value not in labels[head]:
+        raise UsageError(
+            f"judge gallery, label {label!r}", f"a known {head}", value, f"one of {', '.join(labels[head])}"
+        )
+    return head, value

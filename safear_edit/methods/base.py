@@ -1,0 +1,216 @@
+"""What every method shares: the interface, and the workbench of the pair methods, so that a method is its loss.
+
+The workbench encodes each caption once, computes what the untouched model thinks of the pairs once (no second model in
+memory), scores winner and loser of a pair in one forward, and holds other concepts in place with a KL term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from safear_edit.edit import Edit, EditInfo
+from safear_edit.pairs import Material
+from safear_edit.progress import Callback
+from safear_edit.tokens import token_logprobs
+from safear_edit.training import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import Condition, ModelFamily
+
+P = TypeVar("P", bound=BaseModel, contravariant=True)
+REFERENCE_ROWS = 32
+"""Rows per forward of the untouched model; bounds memory, changes no number."""
+
+
+class Method(Protocol[P]):
+    """A class under `@method(name, paper=…, needs=…)` with a pydantic `Params` (extra="forbid") and `fit`."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    Params: ClassVar[type[BaseModel]]
+
+    def fit(
+        self,
+        model: ModelFamily,
+        material: Material,
+        params: P,
+        *,
+        seed: int,
+        progress: Callback,
+        checkpoint: Path | None = None,
+    ) -> Edit:
+        """Find the edit; the model is left as it was found, also after an error. Same arguments, same edit."""
+        ...
+
+
+class PairTuning(Tuning):
+    """What all pair methods can be told beside how to fine-tune."""
+
+    keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the untouched model on preserved prompts")
+    keep_batch: int = Field(8, ge=1, description="preserved pictures per step, over all processes")
+    caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities (b, N) of a batch of winners and losers, by the policy and by the untouched model.
+
+    `dropped` (b,) marks rows whose caption was dropped, for all four alike.
+    """
+
+    winner: Tensor
+    loser: Tensor
+    winner_reference: Tensor
+    loser_reference: Tensor
+    dropped: Tensor
+
+    @property
+    def winner_gain(self) -> Tensor:
+        """log pi(y_w) - log pi_ref(y_w) for each token, (b, N)."""
+        return self.winner - self.winner_reference
+
+    @property
+    def loser_gain(self) -> Tensor:
+        """log pi(y_l) - log pi_ref(y_l) for each token, (b, N)."""
+        return self.loser - self.loser_reference
+
+
+class Workbench:
+    """A model with its material, everything that does not change during training computed once."""
+
+    def __init__(
+        self, model: ModelFamily, material: Material, params: PairTuning, progress: Callback, *, reference: bool = True
+    ) -> None:
+        self.model, self.params, self.material = model, params, material
+        pairs, keep = material.pairs, material.keep if params.keep_weight else None
+        prompts = list(dict.fromkeys([*pairs.unsafe, *pairs.safe, *(keep.prompts if keep else [])]))
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        with torch.no_grad():
+            self._captions: Condition = model.condition(prompts)
+        self._unsafe = torch.tensor([place[prompt] for prompt in pairs.unsafe])
+        self._safe = torch.tensor([place[prompt] for prompt in pairs.safe])
+        self._keep = torch.tensor([place[prompt] for prompt in keep.prompts]) if keep else None
+        branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
+        self._reference = [self._references(drop, progress) for drop in branches]
+
+    def scores(self, draw: Draw) -> Scores:
+        """Winners and losers of this step's pairs, both under the unsafe caption, in one forward of 2b rows."""
+        rows, dropped = self._pairs(draw)
+        winner, loser = self._both(rows, dropped)
+        stored = torch.stack(self._reference)[dropped.long(), :, rows].to(winner.device)
+        return Scores(winner, loser, stored[:, 0], stored[:, 1], dropped.to(winner.device))
+
+    def winner(self, draw: Draw, caption: Literal["unsafe", "safe"]) -> Tensor:
+        """log pi(y_w | x_u) or log pi(y_w | x_s) of this step's pairs, (b, N), in a forward of b rows."""
+        rows, dropped = self._pairs(draw)
+        captions = self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
+        return self._logprobs(self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
+
+    def drift(self, draw: Draw) -> Tensor:
+        """KL(reference || policy) per token on preserved pictures, a scalar; zero exactly when nothing drifted.
+
+        On the model's own pictures the NLL has the same expectation up to a constant, but its minimum on a finite set
+        is to memorise the set; the KL over the whole vocabulary pulls to the untouched model and nowhere else. The
+        same share of captions is dropped as for pairs, since guided sampling needs both branches in place.
+        """
+        assert self._keep is not None and self.material.keep is not None
+        rows = draw.rows("keep", len(self._keep), self.params.keep_batch)
+        dropped = draw.uniform("keep caption", self.params.keep_batch, 1)[:, 0] < self.params.caption_drop
+        condition = self._dropping(self._captions.rows(self._keep[rows]), dropped)
+        ids = self.material.keep.ids[rows].to(self.model.device)
+        policy = self.model.logits(condition, ids)
+        with adapter_off(self.model.net):
+            reference = self.model.logits(condition, ids)
+        return token_kl(reference, policy).mean()
+
+    def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
+        """`loss` plus the weighted drift, where the recipe asks for it and there is something to keep."""
+        if self._keep is None:
+            return loss, readings
+        drift = self.drift(draw)
+        return loss + self.params.keep_weight * drift, {**readings, "drift": float(drift.detach())}
+
+    def _pairs(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Which pairs this step takes, and which of them without their caption."""
+        rows = draw.rows("pairs", len(self.material.pairs), self.params.batch)
+        return rows, draw.uniform("caption", self.params.batch, 1)[:, 0] < self.params.caption_drop
+
+    def _both(self, rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = self.material.pairs
+        captions = self._dropping(self._captions.rows(self._unsafe[rows].repeat(2)), dropped.repeat(2))
+        both = self._logprobs(captions, torch.cat([pairs.safe_ids[rows], pairs.unsafe_ids[rows]]))
+        winner, loser = both.chunk(2)
+        return winner, loser
+
+    def _logprobs(self, condition: Condition, ids: Tensor) -> Tensor:
+        ids = ids.to(self.model.device)
+        return token_logprobs(self.model.logits(condition, ids), ids)
+
+    def _dropping(self, condition: Condition, dropped: Tensor) -> Condition:
+        return self.model.dropped(condition, dropped) if bool(dropped.any()) else condition
+
+    @torch.no_grad()
+    def _references(self, drop: bool, progress: Callback) -> Tensor:
+        """(2, n, N) on the CPU: winners and losers by the untouched model, with or without their captions."""
+        count, parts = len(self.material.pairs), []
+        for start in range(0, count, REFERENCE_ROWS // 2):
+            rows = torch.arange(start, min(start + REFERENCE_ROWS // 2, count))
+            parts.append(torch.stack(self._both(rows, torch.full((len(rows),), drop))).cpu())
+            progress("reference", int(rows[-1]) + 1, count, "without captions" if drop else "")
+        return torch.cat(parts, 1)
+
+
+def token_kl(reference: Tensor, policy: Tensor) -> Tensor:
+    """KL(reference || policy) in nats for each token (B, N), from logits (B, N, V) or, bits summed, (B, N, d, 2)."""
+    logq, logp = reference.float().log_softmax(-1), policy.float().log_softmax(-1)
+    divergence = (logq.exp() * (logq - logp)).sum(-1)
+    return divergence.sum(-1) if divergence.dim() == 3 else divergence
+
+
+def fit_pairs(
+    name: str,
+    model: ModelFamily,
+    material: Material,
+    params: PairTuning,
+    loss: Callable[[Workbench, Draw], tuple[Tensor, Readings]],
+    *,
+    seed: int,
+    progress: Callback,
+    checkpoint: Path | None,
+    reference: bool = True,
+) -> Edit:
+    """Fine-tune an adapter on `loss` plus the keep term and wrap it as an Edit; `reference` if `loss` uses scores."""
+    bench = Workbench(model, material, params, progress, reference=reference)
+    modules = model.editable(params.part)
+
+    def objective(draw: Draw) -> tuple[Tensor, Readings]:
+        return bench.keeping(draw, *loss(bench, draw))
+
+    settings = params.model_dump(mode="json")
+    about = [name, model.card.digest, modules, settings, seed, material.pairs.unsafe, material.pairs.safe]
+    kept = [material.keep.prompts, material.keep.ids] if material.keep else []
+    identity = identity_of(*about, material.pairs.unsafe_ids, material.pairs.safe_ids, *kept)
+    tuned = fine_tune(
+        model.net, modules, objective, params, seed=seed, identity=identity, progress=progress, checkpoint=checkpoint
+    )
+    info = EditInfo(
+        method=name,
+        params=settings,
+        concept=material.concept,
+        base_digest=model.card.digest,
+        rank=params.rank,
+        alpha=params.alpha,
+        seed=seed,
+        steps=params.steps,
+        losses=tuned.losses,
+        minutes=tuned.minutes,
+    )
+    return Edit("lora", tuned.tensors, info)

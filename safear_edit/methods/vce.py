@@ -1,0 +1,102 @@
+"""VCE: preference optimisation on contrastive pairs, VSafe-DPO (Han et al. 2025, https://arxiv.org/abs/2509.16986).
+
+The paper gives the idea; the details here are our reconstruction (methods.md section 1, P7 to P9) and each is a
+parameter. Both pictures are scored under the unsafe caption x_u: the safe one y_w shall become the likelier answer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from safear_edit.edit import Edit
+from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
+from safear_edit.pairs import Material
+from safear_edit.progress import Callback
+from safear_edit.registry import method
+from safear_edit.training import Draw, Readings
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+Average = Literal["seq", "token"]
+
+
+@method("vce", paper="https://arxiv.org/abs/2509.16986")
+class VCE:
+    """Erase by preferring the refined caption's picture: VSafe-DPO with token drop and token-level average."""
+
+    class Params(PairTuning):
+        """Everything but the idea is ours: the paper's settings are not public."""
+
+        beta: float = Field(5.0, gt=0, description="how sharply preferences count; on per-token averages, so 1 to 10")
+        average: Average = Field(
+            "seq", description="average log-ratios before (seq) or losses after (token) the sigmoid"
+        )
+        token_drop: float = Field(
+            0.2, ge=0, lt=1, description="share of positions left out, the same for both pictures"
+        )
+        caption_drop: float = Field(0.1, ge=0, lt=1, description="share of pairs that train the unconditional branch")
+        anchor_weight: float = Field(0.3, ge=0, description="weight of the NLL of the safe picture")
+        anchor: Literal["unsafe", "safe"] = Field("unsafe", description="the caption that the NLL is taken under")
+        keep_weight: float = Field(
+            1.0, ge=0, description="weight of the KL to the untouched model on preserved prompts"
+        )
+
+    def fit(
+        self,
+        model: ModelFamily,
+        material: Material,
+        params: VCE.Params,
+        *,
+        seed: int,
+        progress: Callback,
+        checkpoint: Path | None = None,
+    ) -> Edit:
+        """Find a LoRA edit; needs pairs, and uses `material.keep` where `keep_weight` is above 0."""
+
+        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+            return vce_loss(bench, draw, params)
+
+        return fit_pairs("vce", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint)
+
+
+def vce_loss(bench: Workbench, draw: Draw, params: VCE.Params) -> tuple[Tensor, Readings]:
+    """VSafe-DPO on this step's pairs, plus the anchor.
+
+    Why the anchor: a preference is also satisfied when both pictures become unlikely, and then the mass goes anywhere.
+    NLL(y_w | x_u) says where it should go, at no cost (the forward is shared), so it erases and replaces; it is the
+    default. NLL(y_w | x_s) costs a forward and only holds the safe caption in place. Rows without a caption are left
+    out of the first: they would make the safe pictures the unconditional ones.
+    """
+    scores = bench.scores(draw)
+    kept = draw.uniform("tokens", params.batch, scores.winner.shape[1]).to(scores.winner.device) >= params.token_drop
+    loss = vsafe_dpo(scores.winner_gain, scores.loser_gain, kept, params.beta, params.average).mean()
+    margin = float((scores.winner_gain - scores.loser_gain).detach().mean())
+    if params.anchor_weight:
+        if params.anchor == "safe":
+            anchor = -bench.winner(draw, "safe").mean()
+        else:
+            anchor = -(scores.winner.mean(1) * ~scores.dropped).mean()
+        loss = loss + params.anchor_weight * anchor
+    return loss, {"margin": margin}
+
+
+def vsafe_dpo(d_w: Tensor, d_l: Tensor, kept: Tensor, beta: float, average: Average) -> Tensor:
+    """Loss per pair (b,) from log-ratios d = log pi(y_t | x_u, y_<t) - log pi_ref(y_t | x_u, y_<t), each (b, N).
+
+    M = the positions `kept` (b, N) bool, one mask for winner and loser.
+        seq:    -log sigmoid( beta * ( mean_M d_w - mean_M d_l ) )
+        token:  mean_M of -log sigmoid( beta * ( d_w,t - d_l,t ) )
+    log 2 where policy and reference agree. By concavity seq <= token: token goes on working on the positions that are
+    still wrong when the pair as a whole is already right.
+    """
+    weight = kept.float() / kept.sum(1, keepdim=True).clamp(min=1)
+    gap = d_w - d_l
+    if average == "seq":
+        return -F.logsigmoid(beta * (gap * weight).sum(1))
+    return -(F.logsigmoid(beta * gap) * weight).sum(1)

@@ -1,0 +1,525 @@
+"""READ FIRST: the walk from a concept spec to a signed model, one short function per step.
+
+    compile → construct → edit → evaluate → report → release
+
+Data flows forward through files in one run folder (rundir.py): each step reads what the steps before it wrote, and is
+skipped when the journal says that it is done with the same inputs. One model is loaded and serves every step: the edit
+is applied to it, judged, and taken off again. The output appears by one rename, complete or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safear_edit import registry, rundir
+from safear_edit.compiler import (
+    Recipe,
+    compile_recipe,
+    load_base_recipe,
+    load_recipe,
+    method_params,
+    recipe_warnings,
+    save_recipe,
+)
+from safear_edit.doctor import version_of
+from safear_edit.errors import UsageError
+from safear_edit.progress import Callback, silent
+from safear_edit.prompts import Similarity
+from safear_edit.rundir import RunDir, digest_of, write_atomic
+from safear_edit.spec import Spec, load_spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from safear_edit.compare import Comparison
+    from safear_edit.edit import Edit
+    from safear_edit.families.base import ModelFamily
+    from safear_edit.judges.base import Judge
+    from safear_edit.keys import SigningKey
+    from safear_edit.sections import Report
+
+UNSIGNED = 2
+"""Exit code of a run that wrote everything and then found no key."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a person asks for; everything else follows from it.
+
+    source: a spec (.yaml) or a recipe (.json), a path or the name of a built-in concept. model: a model reference; None
+    takes the recipe's. overrides: `--set` strings. A recipe is complete: method, seed and overrides don't go with it.
+    """
+
+    source: str
+    model: str | None
+    method: str = "vce"
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled recipe and what a person should know before running it."""
+
+    recipe: Recipe
+    model: str
+    warnings: tuple[str, ...]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What will happen, for a person: (name, value) lines."""
+        recipe, cost = self.recipe, self.recipe.predicted
+        numbers = recipe.method.params
+        scored = ", ".join(f"{name} {n}" for name, n in recipe.evaluate.n.items())
+        gates = ", ".join(f"{name} {value:g}" for name, value in recipe.gates.model_dump().items())
+        return [
+            ("concept", f"{recipe.spec.erase.concept} ({recipe.spec.kind}), spec {recipe.spec.name}"),
+            ("model", f"{self.model}, digest {recipe.model.digest[:12]}"),
+            ("method", recipe.method.name),
+            ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
+            ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} pictures to keep"),
+            ("steps", str(numbers.get("steps", "the method's own"))),
+            ("trainable parameters", f"{cost.trainable:,}"),
+            ("predicted", f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
+            (
+                "evaluation prompts",
+                f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
+            ),
+            ("gates", gates),
+            ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
+            ("recipe", recipe.digest),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data."""
+        return {**dict(self.facts()), "digest": self.recipe.digest, "warnings": list(self.warnings)}
+
+
+def resolve_device(name: str) -> str:
+    """`auto` is the GPU if torch sees one; UsageError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}", "a device of this machine", reason, "take auto or cpu") from None
+    return name
+
+
+# -- 1 compile --------------------------------------------------------------------------------------------------------
+
+
+def plan(order: Order) -> Plan:
+    """Compile and look: nothing is trained, nothing written. The model is loaded for its card and digest."""
+    model, recipe = compiled(order)
+    return Plan(recipe, model.card.ref, tuple(recipe_warnings(recipe, _similarity())))
+
+
+def compiled(order: Order) -> tuple[ModelFamily, Recipe]:
+    """The loaded model and the frozen recipe for it."""
+    path = source_path(order.source)
+    if path.suffix == ".json":
+        return _from_recipe(order, path)
+    if order.model is None:
+        raise UsageError("--model", "a model reference", "none", "for instance --model llamagen")
+    spec, base, ref = load_spec(path), load_base_recipe(order.method), registry.ModelRef.parse(order.model)
+    model = registry.load_model(order.model, resolve_device(order.device))
+    recipe = compile_recipe(
+        spec,
+        model.card,
+        base,
+        seed=order.seed,
+        overrides=order.overrides,
+        sampling=model.sampling,
+        model_ref=str(ref),
+    )
+    return model, recipe
+
+
+def _from_recipe(order: Order, path: Path) -> tuple[ModelFamily, Recipe]:
+    """A recipe is run as it is, on the very weights that it was compiled for."""
+    recipe = load_recipe(path)
+    if order.overrides:
+        raise UsageError("--set", "a spec to change", "a finished recipe", "compile the spec again with --set")
+    model = registry.load_model(order.model or recipe.model.ref, resolve_device(order.device))
+    if model.card.digest != recipe.model.digest:
+        fix = "give the recipe's model, or compile the spec for this one"
+        raise UsageError(
+            str(path), f"weights {recipe.model.digest[:12]}… ({recipe.model.ref})", f"{model.card.digest[:12]}…", fix
+        )
+    return model, recipe
+
+
+def source_path(source: str) -> Path:
+    """The file behind what was given: a path, or the name of a built-in concept."""
+    if "/" in source or Path(source).suffix in (".yaml", ".yml", ".json") or Path(source).exists():
+        return Path(source)
+    return registry.find_builtin("concepts", source)
+
+
+def _similarity() -> Similarity:
+    """Cosine of MiniLM sentence vectors, (a, b); a sentence is encoded once, however often it is compared."""
+    import torch
+
+    from safear_edit.text import minilm
+
+    known: dict[str, Tensor] = {}
+
+    def vectors(texts: list[str]) -> Tensor:
+        new = sorted(set(texts) - known.keys(), key=len)
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            known.update(zip(part, minilm().vectors(part), strict=True))
+        return torch.stack([known[text] for text in texts])
+
+    return lambda a, b: vectors(a) @ vectors(b).T
+
+
+# -- 2 construct ------------------------------------------------------------------------------------------------------
+
+PAIR_FILES = ("pairs/pairs.safetensors", "pairs/pairs.jsonl", "images/pairs.png", "images/pairs.json")
+KEEP_FILES = ("pairs/keep.safetensors", "pairs/keep.jsonl")
+
+
+def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
+    """Contrastive pairs, and the base model's own pictures of what must stay."""
+    from safear_edit.pairs import build_keep, build_pairs, save_sheet
+
+    def make() -> None:
+        wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
+        pairs = build_pairs(model, wanted, concept_judge(recipe.spec), progress=progress)
+        pairs.save(run / "pairs")
+        if recipe.keep:
+            build_keep(model, [(keep.prompt, keep.seed) for keep in recipe.keep], progress=progress).save(run / "pairs")
+        (run / "images").mkdir(exist_ok=True)
+        save_sheet(pairs, model, run / "images/pairs.png")
+        caption = (
+            "Training pairs: asked with the concept (above) and without it (below), same seed; made by the base model"
+        )
+        _write_json(run / "images/pairs.json", {"caption": caption, "selection": "the first pairs of the recipe"})
+
+    files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
+    run.step("construct", digest_of(recipe.digest), files, make)
+
+
+def concept_judge(spec: Spec) -> Judge:
+    """Who decides whether the spec's concept is in a picture."""
+    from safear_edit.judges.base import make_judge
+
+    return make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
+
+
+# -- 3 edit -----------------------------------------------------------------------------------------------------------
+
+EDIT_FILES = (
+    "edit/edit.safetensors",
+    "edit/edit.json",
+    "edit/adapter_model.safetensors",
+    "edit/adapter_config.json",
+)
+
+
+def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback) -> Edit:
+    """The method looks for the edit; the model is left as it was. A killed search goes on from its checkpoint."""
+    from safear_edit.edit import Edit
+    from safear_edit.pairs import Keep, Material, Pairs
+
+    def make() -> None:
+        keep = Keep.load(run / "pairs") if recipe.keep else None
+        material = Material(recipe.spec.name, Pairs.load(run / "pairs"), keep)
+        method = registry.lookup("methods", recipe.method.name).load()()
+        params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
+        checkpoint = run / "edit.partial.safetensors"
+        found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
+        found.save(run / "edit")
+
+    run.step("edit", digest_of(recipe.digest, run.digest("construct")), EDIT_FILES, make)
+    return Edit.load(run / "edit")
+
+
+# -- 4 evaluate -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, progress: Callback) -> None:
+    """Base and edited model draw the same prompts with the same seeds, and judges look: outcomes.jsonl.
+
+    evaluate.py screens with the base model first, keeps what it has judged in the run folder (a killed evaluation goes
+    on from there), and leaves `judges.json` and the before/after sheets in `images/`.
+    """
+    from safear_edit import evaluate as evaluation
+
+    def make() -> None:
+        card = asdict(model.card)
+        _write_json(run / "base.json", {**card, "ref": model.card.ref, "digest": model.card.digest})
+        evaluation.evaluate(model, edit, recipe, run.root, progress=progress)
+
+    inputs = digest_of(recipe.digest, run.digest("edit"))
+    run.step("evaluate", inputs, ("outcomes.jsonl", "judges.json", "base.json"), make)
+
+
+# -- 5 report ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(folder: Path) -> Report:
+    """Build report.json, report.html, the model card and the bill of materials from the files in `folder` alone."""
+    from safear_edit import bom
+    from safear_edit.card import model_card
+    from safear_edit.render import render_html
+    from safear_edit.report import RunFiles, build_report
+
+    report = build_report(RunFiles.find(folder, model=folder))
+    write_atomic(folder / "report.json", report.to_json())
+    write_atomic(folder / "report.html", render_html(report, folder))
+    write_atomic(folder / "README.md", model_card(report))
+    write_atomic(folder / "bom.cdx.json", bom.to_json(report))
+    return report
+
+
+def rebuild_report(folder: Path) -> tuple[Report, str]:
+    """The report of a released folder and its page, from the files alone; nothing is written."""
+    from safear_edit.render import render_html
+    from safear_edit.report import RunFiles, build_report
+
+    report = build_report(RunFiles.find(folder, model=folder))
+    return report, render_html(report, folder)
+
+
+def environment(model: ModelFamily, command: str, started: datetime) -> dict[str, Any]:
+    """Machine, versions and command, for the report: what a second person needs to repeat the run."""
+    import torch
+
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "device": str(model.device),
+        "threads": str(torch.get_num_threads()),
+        "deterministic": "same recipe, same machine and versions: same weights; other machines differ in rounding",
+        "git": _git(),
+        "packages": {name: version_of(name) or "not installed" for name in PACKAGES},
+    }
+
+
+PACKAGES = ("accelerate", "numpy", "open_clip_torch", "peft", "safear-edit", "safetensors", "tokenizers", "torch",
+            "torchvision", "transformers")  # fmt: skip
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source checkout, None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout
+
+    return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+
+
+# -- 6 release --------------------------------------------------------------------------------------------------------
+
+
+def sign(folder: Path, report: Report, recipe: Recipe, key: SigningKey) -> None:
+    """model.sig over every file, then the two signed claims about how it was made and what its tests said."""
+    from safear_edit.claims import ClaimInputs, write_claims
+    from safear_edit.signing import sign_folder
+
+    results: dict[str, Result] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
+    made = report.environment
+    inputs = ClaimInputs(
+        run=report.report.id,
+        specs={recipe.spec.name: digest_of(recipe.spec.model_dump_json())},
+        recipe=recipe.digest,
+        model=recipe.model.ref,
+        base=recipe.model.digest,
+        method=recipe.method.name,
+        seed=str(recipe.seed),
+        versions=made.packages,
+        started=datetime.fromisoformat(made.started),
+        finished=datetime.fromisoformat(made.finished),
+        verdict=results[report.verdict.status],
+        tests={criterion.id: results[criterion.decision] for criterion in report.verdict.criteria},
+        materials={judge.id: judge.digest for judge in report.judges},
+        builder="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "local",
+    )
+    write_claims(folder, sign_folder(folder, key), inputs, key)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished walk leaves: the folder, its report, and what the command line should end with."""
+
+    out: Path
+    report: Report
+    signed: bool
+    unsigned_on_purpose: bool
+
+    @property
+    def exit_code(self) -> int:
+        """The verdict's (0 pass, 1 fail, 3 inconclusive); 2 for a pass that nobody signed or declined to sign."""
+        from safear_edit.sections import verdict
+
+        code = verdict(self.report)[1]
+        return code or (0 if self.signed or self.unsigned_on_purpose else UNSIGNED)
+
+    @property
+    def advice(self) -> str:
+        """The line that says how to get it signed, where that is missing."""
+        if self.signed or self.unsigned_on_purpose:
+            return ""
+        return (
+            f"{self.out} is complete but unsigned: make a key with `safear-edit keygen keys` and give the same command "
+            "with --overwrite --key keys/safear.key, or --unsigned if that is what you want"
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        """The verdict for a person: each criterion, then the sentence, then where things are."""
+        found = self.report.verdict
+        rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
+        signature = "signed" if self.signed else "unsigned"
+        return [*rows, found.summary, f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data."""
+        found = self.report.verdict.model_dump(mode="json")
+        return {**found, "out": str(self.out), "signed": self.signed, "exit_code": self.exit_code}
+
+
+# -- the walk ---------------------------------------------------------------------------------------------------------
+
+
+def apply(
+    order: Order,
+    out: Path,
+    *,
+    key: SigningKey | None = None,
+    unsigned: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    progress: Callback = silent,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Walk it all and publish `out`. After an interruption the same call continues where it was.
+
+    Without `key` everything is written unsigned. UsageError if `out` exists (without `overwrite`) or another process
+    works on it; every other SafearError of the steps. Whatever the verdict, the folder is published with it.
+    """
+    started = datetime.now(UTC)
+    with rundir.opened(out, overwrite=overwrite) as run:
+        model, recipe = compiled(order)
+        say(f"model {model.card.ref}, method {recipe.method.name}, recipe {recipe.digest[:12]}")
+        save_recipe(recipe, run / "recipe.json")
+        construct(run, recipe, model, progress)
+        edit = find_edit(run, recipe, model, progress)
+        evaluate(run, recipe, model, edit, progress)
+        _write_json(run / "environment.json", environment(model, command, started))
+        staged = _stage(run, recipe, model, edit, order)
+        report = write_report(staged)
+        if key is not None:
+            sign(staged, report, recipe, key)
+        run.publish(staged, overwrite=overwrite)
+    return Result(out, report, key is not None, unsigned)
+
+
+def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: Order) -> Path:
+    """The folder to release: merged weights in the family's layout, the edit beside them, the evidence, the spec."""
+    evidence = ("recipe.json", "outcomes.jsonl", "environment.json", "base.json", "judges.json", "pairs/pairs.jsonl")
+    images = sorted(f"images/{path.name}" for path in (run / "images").iterdir())
+    staged = rundir.stage(run, [*evidence, *EDIT_FILES, *images])
+    with edit.apply(model.net):
+        model.export(staged)
+    source = source_path(order.source)
+    if source.suffix != ".json":
+        write_atomic(staged / f"{recipe.spec.name}.yaml", source.read_bytes())
+    return staged
+
+
+def _write_json(path: Path, document: Any) -> None:
+    write_atomic(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+# -- beside the walk --------------------------------------------------------------------------------------------------
+
+
+def generate(
+    model_text: str,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    seed: int,
+    device: str,
+    out: Path,
+    overwrite: bool,
+    progress: Callback = silent,
+) -> tuple[str, list[Path]]:
+    """Draw `count` pictures of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
+
+    UsageError if a file of that name is there already (without `overwrite`): nothing is drawn then.
+    """
+    wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
+    paths = [out / f"{_slug(prompt)}-{number}.png" for prompt, number in wanted]
+    taken = [path for path in paths if path.exists()]
+    if taken and not overwrite:
+        raise UsageError(
+            str(taken[0]), "a new file", "one that exists", "choose another --out or --seed, or --overwrite"
+        )
+    registry.ModelRef.parse(model_text)  # a typo is told before torch is loaded
+    model = registry.load_model(model_text, resolve_device(device))
+    out.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(wanted), GENERATE_BATCH):
+        part = wanted[start : start + GENERATE_BATCH]
+        ids = model.generate(model.condition([prompt for prompt, _ in part]), [number for _, number in part])
+        for path, picture in zip(paths[start:], model.decode(ids), strict=False):
+            _write_png(path, picture)
+        progress("pictures", start + len(part), len(wanted), "")
+    return model.card.ref, paths
+
+
+def compare(
+    models: Sequence[str], *, spec: str, prompts: Path, seed: int, device: str, progress: Callback = silent
+) -> Comparison:
+    """Judge two models on a file of prompts; of one released folder, the model and the base that its recipe names."""
+    from safear_edit.compare import Comparison, look, read_prompts
+
+    asked, concept = read_prompts(prompts, seed), load_spec(source_path(spec))
+    names = list(models) if len(models) == 2 else [load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0]]
+    for name in names:
+        registry.ModelRef.parse(name)
+    judge, where = concept_judge(concept), resolve_device(device)
+    seen = [look(registry.load_model(name, where), asked, judge, progress, name) for name in names]
+    return Comparison((names[0], names[1]), judge.id, asked, (seen[0], seen[1]))
+
+
+GENERATE_BATCH = 32
+
+
+def _slug(prompt: str) -> str:
+    """A file name that a person recognises; distinct prompts get distinct names."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:60]
+    return f"{words}-{digest_of(prompt)[:6]}"
+
+
+def _write_png(path: Path, picture: Tensor) -> None:
+    """One picture (3, H, W) uint8 as a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())

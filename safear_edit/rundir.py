@@ -1,0 +1,173 @@
+"""A run's folder: one process at a time, a journal of finished steps, publishing by one rename.
+
+The folder `.NAME.run` lies beside the output NAME, on the same disk, so that publishing is a rename. A step is done
+when the journal holds it with the same inputs and every file it wrote still has the sha256 noted there; anything else
+is made again. That is all that resuming means: the same command continues after Ctrl-C, kill -9 or a full disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from safear_edit.errors import UsageError
+
+JOURNAL, LOCK = "journal.json", "lock"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(*parts: str) -> str:
+    """Hex sha256 of a list of strings, unambiguous (lengths are part of it)."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it."""
+    content = data.encode() if isinstance(data, str) else data
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The working folder of one output; made by `opened`."""
+
+    root: Path
+    out: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def step(self, name: str, inputs: str, files: Sequence[str], make: Callable[[], None]) -> bool:
+        """Run `make`, which must write `files`, unless the journal says that it is done; True if it ran.
+
+        `inputs` is a digest of everything that the step depends on. The journal is written after the files are.
+        """
+        if self.done(name, inputs):
+            return False
+        make()
+        missing = [f for f in files if not (self.root / f).is_file()]
+        if missing:
+            raise RuntimeError(f"step {name} did not write {missing}")
+        journal = self._journal()
+        journal[name] = {"inputs": inputs, "files": {f: sha256_file(self.root / f) for f in files}}
+        write_atomic(self.root / JOURNAL, json.dumps(journal, indent=1))
+        return True
+
+    def done(self, name: str, inputs: str) -> bool:
+        """Whether step `name` finished with these inputs and its files are still what it wrote."""
+        entry = self._journal().get(name)
+        if entry is None or entry.get("inputs") != inputs:
+            return False
+        files: dict[str, str] = entry["files"]
+        return all((self.root / f).is_file() and sha256_file(self.root / f) == digest for f, digest in files.items())
+
+    def digest(self, name: str) -> str:
+        """Digest of what a finished step wrote: the input of the steps after it."""
+        files: dict[str, str] = self._journal()[name]["files"]
+        return digest_of(*(f"{f}:{files[f]}" for f in sorted(files)))
+
+    def publish(self, staged: Path, *, overwrite: bool) -> None:
+        """Make the folder `staged` the output, durable and in one rename; then drop the working folder."""
+        for path in sorted(staged.rglob("*")):
+            if path.is_file():
+                _sync_file(path)
+            else:
+                sync_folder(path)
+        sync_folder(staged)
+        refuse_existing(self.out, overwrite=overwrite)
+        old = self.out.with_name(f".{self.out.name}.old-{os.getpid()}")
+        if self.out.exists():
+            self.out.rename(old)
+        staged.rename(self.out)
+        sync_folder(self.out.parent)
+        if old.exists():
+            shutil.rmtree(old)
+        shutil.rmtree(self.root)
+
+    def _journal(self) -> dict[str, Any]:
+        """What is noted as done; an unreadable journal counts as nothing done."""
+        try:
+            journal = json.loads((self.root / JOURNAL).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return journal if isinstance(journal, dict) else {}
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """UsageError if `out` is there and may not be replaced, or is not a folder that this program made."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise UsageError(str(out), "a new output folder", "one that exists", "choose another --out or pass --overwrite")
+    if out.is_symlink() or not out.is_dir() or not ((out / "recipe.json").is_file() or not any(out.iterdir())):
+        raise UsageError(str(out), "a folder that safear-edit wrote", "something else", "choose another --out")
+
+
+@contextmanager
+def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
+    """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming."""
+    out = out.absolute()
+    refuse_existing(out, overwrite=overwrite)
+    root = out.with_name(f".{out.name}.run")
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            str(out), "no other run on this output", "one at work", "wait for it, or choose another --out"
+        ) from None
+    try:
+        yield RunDir(root, out)
+    finally:
+        lock.release()
+
+
+def stage(run: RunDir, files: Iterable[str]) -> Path:
+    """A fresh folder with the output's name inside the run, with copies of `files` (names relative to the run)."""
+    staged = run / "release" / run.out.name
+    if staged.exists():
+        shutil.rmtree(staged)
+    staged.mkdir(parents=True)
+    for name in files:
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, target)
+    return staged

@@ -1,0 +1,63 @@
+"""Turning logits into tokens: guidance, filters, and one uniform number per token from the image's own generator.
+
+Filters follow LlamaGen's published order (parity.md section 1.5): temperature, top-k, then top-p on the survivors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from safear_edit.families.base import Sampling
+
+Chooser = Callable[[Tensor, int], Tensor]
+"""(probabilities (B, V), position) → token ids (B,)."""
+
+
+def uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    """(B, count) float64 in [0, 1): row i is the stream of a generator seeded with seeds[i], so batching is free."""
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.float64)
+
+
+def inverse_cdf(draws_BN: Tensor) -> Chooser:
+    """Token = the first whose cumulative probability exceeds the image's number for this position."""
+
+    def choose(probabilities: Tensor, position: int) -> Tensor:
+        cumulative = probabilities.double().cumsum(-1)
+        target = draws_BN[:, position : position + 1] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
+
+    return choose
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """u + s (c - u)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Temperature, filters and softmax, (B, V) float32."""
+    scaled = logits_BV / max(sampling.temperature, 1e-5)
+    if sampling.top_k > 0 or sampling.top_p < 1:
+        scaled = filtered(scaled, sampling.top_k, sampling.top_p)
+    return scaled.softmax(-1)
+
+
+def filtered(logits_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """-inf outside the top-k (ties with the k-th are kept), then outside the smallest set that reaches top-p.
+
+    The token that crosses top-p is kept, and so always is the best one.
+    """
+    if top_k > 0:
+        worst = logits_BV.topk(min(top_k, logits_BV.shape[-1]), -1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < worst, float("-inf"))
+    if top_p < 1:
+        ordered, order = logits_BV.sort(-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0
+        drop = (before > top_p).scatter(-1, order, before > top_p)
+        logits_BV = logits_BV.masked_fill(drop, float("-inf"))
+    return logits_BV

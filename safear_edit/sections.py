@@ -1,0 +1,338 @@
+"""What an audit report holds, section by section: the schema of report.json and the one rule that makes its verdict.
+
+Every field is there in every report: what nobody provided says so (`NOT_PROVIDED`) instead of being left out. Seeds
+are strings, because 64 bits don't survive every JSON reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from safear_edit.stats import Paired, Rate
+
+NOT_PROVIDED = "not provided"
+
+Status = Literal["pass", "fail", "inconclusive"]
+Json = dict[str, Any]
+EXIT_CODES: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class About(Section):
+    id: str
+    created: str
+    generator: str
+    language: str = "en"
+    supersedes: str = NOT_PROVIDED
+    retention_until: str = NOT_PROVIDED
+
+
+class Criterion(Section):
+    """One line of the verdict; `id` is kind/concept/slice and doubles as the test name in the signed claims."""
+
+    id: str
+    concept: str
+    claim: str
+    needed: str
+    observed: str
+    decision: Status
+    why: str
+
+
+class Verdict(Section):
+    status: Status
+    summary: str
+    criteria: tuple[Criterion, ...]
+
+
+class ConceptScope(Section):
+    name: str
+    concept: str
+    kind: str
+    definition: str
+    names: tuple[str, ...]
+    safety_note: str
+
+
+class Scope(Section):
+    concepts: tuple[ConceptScope, ...] = Field(min_length=1)
+    modalities: str = "text in, picture out"
+    languages_tested: str = "only the prompt texts of the recipe; no language coverage is claimed"
+    intended_use: str = NOT_PROVIDED
+    out_of_scope: str = NOT_PROVIDED
+    threat_model: str
+    not_tested: tuple[str, ...] = Field(min_length=1)
+
+
+class File(Section):
+    name: str
+    sha256: str
+    bytes: int
+
+
+class BaseModelSection(Section):
+    reference: str
+    family: str
+    variant: str
+    digest: str
+    licence: str
+    parameters: int | None
+    image_size: int | None
+    tokens: int | None
+    files: dict[str, str]
+
+
+class Subject(Section):
+    """The edited model. `weights_digest`: sha256 over the lines "<sha256>  <name>" of `files`, ordered by name."""
+
+    name: str
+    architecture: str
+    licence: str
+    weights_digest: str
+    files: tuple[File, ...]
+    signature: str
+
+
+class EditSection(Section):
+    method: str
+    parameters: dict[str, str]
+    seed: str
+    rank: int | None
+    alpha: float | None
+    steps: int | None
+    minutes: float | None
+    trainable_parameters: int | None
+    loss_first: float | None
+    loss_last: float | None
+    base_digest: str
+    file_sha256: str
+
+
+class PairSection(Section):
+    """The contrastive material: pairs asked for and pairs that the judge let through."""
+
+    made: int
+    kept: int
+    reasons: dict[str, int]
+
+
+class Validation(Section):
+    """What the judge got right on pictures whose content is known; intervals are two-sided 95 %."""
+
+    data: str
+    sensitivity: Rate
+    specificity: Rate
+
+
+class JudgeSection(Section):
+    id: str
+    label: str
+    digest: str
+    threshold: float | None
+    validation: Validation | None
+
+
+class PromptSet(Section):
+    """n candidates, of which the first `wanted` that the base model obeys are scored.
+
+    sha256 is over "<seed>\\t<prompt>" lines in the recipe's order.
+    """
+
+    slice: str
+    expect: Literal["absent", "present"]
+    n: int
+    wanted: int
+    sha256: str
+    source: str = "generated from the concept spec"
+
+
+class Protocol(Section):
+    recipe_digest: str
+    preregistration: str
+    prompt_sets: tuple[PromptSet, ...]
+    seeds: str
+    sampling: dict[str, str]
+    gates: dict[str, float]
+    alpha: float
+    multiple_testing: str
+    cannot_tell: str
+    exclusions: str
+
+
+class Example(Section):
+    id: str
+    prompt: str
+    seed: str
+    score: float | None
+
+
+class ErasureSlice(Section):
+    """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model obeys.
+
+    `obeyed`: share of prompts whose screening pictures show the concept; None: nothing was screened, and all count.
+    `all_found`: finds among every scored prompt, obeyed or not. `corrected`: `edited_found` with the judge's measured
+    errors taken out. `found`: the prompts where the edited model still draws it, surest first.
+    """
+
+    slice: str
+    metric: str
+    meaning: str
+    prompts: int
+    obeyed: Rate | None
+    scored: int
+    base_found: Rate | None
+    edited_found: Rate | None
+    erased: Rate | None
+    erased_lower95: float | None
+    erased_strict: Rate | None
+    corrected: Rate | None
+    all_found: Rate | None
+    cannot_tell_base: int
+    cannot_tell_edited: int
+    needed: float
+    floor: float
+    decision: Status
+    found: tuple[Example, ...]
+
+
+class PreservedGroup(Section):
+    """Prompts that must go on working, both models with the same seeds. `lost_examples`: what is no longer drawn."""
+
+    group: str
+    metric: str
+    role: str
+    prompts: int
+    obeyed: Rate | None
+    scored: int
+    base_kept: Rate | None
+    edited_kept: Rate | None
+    cannot_tell_base: int
+    cannot_tell_edited: int
+    change: Paired | None
+    mcnemar_p_holm: float | None
+    most_drop: float
+    decision: Status
+    lost_examples: tuple[Example, ...]
+
+
+class ConceptReport(Section):
+    name: str
+    concept: str
+    edit: EditSection
+    pairs: PairSection | None
+    protocol: Protocol
+    erasure: tuple[ErasureSlice, ...]
+    preservation: tuple[PreservedGroup, ...]
+
+
+class Adversarial(Section):
+    statement: str
+
+
+class Risk(Section):
+    risk: str
+    evidence: str
+    mitigation: str
+    likelihood: str = "not assessed"
+    severity: str = "not assessed"
+    owner: str = NOT_PROVIDED
+
+
+class Sheet(Section):
+    file: str
+    sha256: str
+    caption: str
+    selection: str
+    redaction: str
+
+
+class Approval(Section):
+    name: str = NOT_PROVIDED
+    role: str = NOT_PROVIDED
+    date: str = NOT_PROVIDED
+    signature: str = NOT_PROVIDED
+
+
+class Governance(Section):
+    """People, which a program can't know. Filled in by hand before signing; never guessed."""
+
+    evaluator: str = NOT_PROVIDED
+    independence: str = "not provided; the program that made the edit also measured it"
+    reviewer: str = NOT_PROVIDED
+    approval: Approval = Approval()
+    mappings: str = NOT_PROVIDED
+
+
+class Environment(Section):
+    started: str
+    finished: str
+    platform: str
+    python: str
+    device: str
+    threads: str
+    deterministic: str
+    git: str
+    packages: dict[str, str]
+    other: dict[str, str]
+
+
+class Reproduce(Section):
+    command: str
+    inputs: dict[str, str]
+    expected: str
+
+
+class Report(Section):
+    schema_version: Literal[1] = 1
+    report: About
+    verdict: Verdict
+    scope: Scope
+    subject: Subject
+    base_model: BaseModelSection
+    concepts: tuple[ConceptReport, ...] = Field(min_length=1)
+    judges: tuple[JudgeSection, ...]
+    adversarial: Adversarial
+    residual_risks: tuple[Risk, ...]
+    limitations: tuple[str, ...] = Field(min_length=1)
+    images: tuple[Sheet, ...]
+    governance: Governance
+    environment: Environment
+    reproduce: Reproduce
+
+    @model_validator(mode="after")
+    def _verdict_follows(self) -> Report:
+        if self.verdict.status != overall(self.verdict.criteria):
+            raise ValueError("verdict.status does not follow from verdict.criteria")
+        return self
+
+    def to_json(self) -> str:
+        """The text of report.json: same report, same bytes."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def verdict(report: Report) -> tuple[Status, int]:
+    """The decision and the exit code that stands for it: pass 0, fail 1, inconclusive 3."""
+    status = overall(report.verdict.criteria)
+    return status, EXIT_CODES[status]
+
+
+def overall(criteria: Sequence[Criterion]) -> Status:
+    """All must pass; one failure outweighs any doubt; without a criterion nothing was shown.
+
+    Requiring all of them needs no correction for many tests (intersection-union test).
+    """
+    decisions = {criterion.decision for criterion in criteria}
+    if "fail" in decisions:
+        return "fail"
+    return "pass" if decisions == {"pass"} else "inconclusive"
+
+
+def report_schema() -> Json:
+    """The JSON Schema of report.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema()}

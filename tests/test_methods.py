@@ -1,0 +1,217 @@
+"""Each loss is the equation it names, and each method finds an edit that does what the loss asks for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from safear_edit.edit import Edit
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.methods.base import PairTuning, Workbench, token_kl
+from safear_edit.methods.dpo import dpo
+from safear_edit.methods.vce import VCE, vce_loss, vsafe_dpo
+from safear_edit.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.progress import silent
+from safear_edit.registry import methods
+from safear_edit.tokens import token_logprobs
+from safear_edit.training import Draw, borrowed, inject
+
+ALL = torch.ones(1, 2, dtype=torch.bool)
+SUBJECTS = ["a house", "a dog at night", "a fish", "an apple in the snow", "a cat", "a car"]
+LITTLE = {"steps": 12, "batch": 4, "learning_rate": 0.02, "warmup": 2, "rank": 4, "alpha": 4}
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen.pico(seed=0)
+
+
+@pytest.fixture(scope="module")
+def material(model: LlamaGen) -> Material:
+    unsafe, safe = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS]
+    keep = [f"{s} by Monet" for s in SUBJECTS]
+    ids = [
+        model.generate(model.condition(prompts), range(i, i + 6)) for i, prompts in enumerate((unsafe, safe, keep), 100)
+    ]
+    pairs = Pairs(unsafe, safe, list(range(6)), ids[0], ids[1], PairStats(6, 6, {}))
+    return Material("Picasso", pairs, Keep(keep, ids[2]))
+
+
+def logprob(model: LlamaGen, prompts: list[str], ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return token_logprobs(model.logits(model.condition(prompts), ids), ids)
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+def test_vsafe_dpo_by_hand() -> None:
+    d_w, d_l = torch.tensor([[0.3, 0.1]]), torch.tensor([[-0.1, 0.5]])
+    sigmoid = [1 / (1 + math.exp(-5 * gap)) for gap in (0.4, -0.4)]
+    assert vsafe_dpo(d_w, d_l, ALL, 5.0, "seq").item() == pytest.approx(math.log(2))
+    token = -(math.log(sigmoid[0]) + math.log(sigmoid[1])) / 2
+    assert vsafe_dpo(d_w, d_l, ALL, 5.0, "token").item() == pytest.approx(token)
+    for average in ("seq", "token"):
+        first = vsafe_dpo(d_w, d_l, torch.tensor([[True, False]]), 5.0, average)
+        assert first.item() == pytest.approx(-math.log(sigmoid[0])), "the dropped position has no say"
+
+
+@pytest.mark.parametrize("average", ["seq", "token"])
+def test_equal_policies_cost_log_two(average: str) -> None:
+    d = torch.randn(3, 7)
+    kept = torch.rand(3, 7) > 0.4
+    kept[0] = False
+    loss = vsafe_dpo(d, d, kept, 5.0, average)  # type: ignore[arg-type]
+    assert loss[0].item() == pytest.approx(math.log(2) if average == "seq" else 0), "nothing kept: a constant"
+    torch.testing.assert_close(loss[1:], torch.full((2,), math.log(2)))
+    torch.testing.assert_close(dpo(d, d, 0.1), torch.full((3,), math.log(2)))
+
+
+def test_vsafe_dpo_falls_with_the_margin_and_seq_never_exceeds_token() -> None:
+    d_w, d_l = torch.randn(50, 9), torch.randn(50, 9)
+    kept = torch.rand(50, 9) > 0.2
+    seq, token = (vsafe_dpo(d_w, d_l, kept, 2.0, average) for average in ("seq", "token"))
+    assert (seq <= token + 1e-6).all()
+    assert (vsafe_dpo(d_w + 0.5, d_l, kept, 2.0, "seq") < seq).all()
+
+
+def test_dpo_by_hand_and_as_vsafe_dpo_without_its_average() -> None:
+    d_w, d_l = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -1.5]])
+    assert dpo(d_w, d_l, 0.1).item() == pytest.approx(math.log(1 + math.exp(-0.4)))
+    torch.testing.assert_close(dpo(d_w, d_l, 0.1), vsafe_dpo(d_w, d_l, ALL, 0.1 * 2, "seq"))
+
+
+def test_token_kl_by_hand() -> None:
+    p, q = torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5])
+    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert token_kl(p.log()[None, None], q.log()[None, None]).item() == pytest.approx(expected)
+    bits = token_kl(p.log().expand(1, 4, 3, 2), q.log().expand(1, 4, 3, 2))
+    torch.testing.assert_close(bits, torch.full((1, 4), 3 * expected))
+    assert token_kl(p.log()[None, None], p.log()[None, None]).item() == 0
+
+
+# -- the workbench ----------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_log_probabilities_under_the_unsafe_caption(model: LlamaGen, material: Material) -> None:
+    bench = Workbench(model, material, PairTuning(batch=4), silent)
+    draw = Draw(0, 3)
+    rows, pairs = draw.rows("pairs", 6, 4), material.pairs
+    prompts = [pairs.unsafe[i] for i in rows]
+    scores = bench.scores(draw)
+    for found, ids in ((scores.winner, pairs.safe_ids), (scores.loser, pairs.unsafe_ids)):
+        torch.testing.assert_close(found.detach(), logprob(model, prompts, ids[rows]), atol=2e-5, rtol=1e-5)
+    safe = [pairs.safe[i] for i in rows]
+    found = bench.winner(draw, "safe").detach()
+    torch.testing.assert_close(found, logprob(model, safe, pairs.safe_ids[rows]), atol=2e-5, rtol=1e-5)
+
+
+def test_untouched_model_gains_nothing_with_and_without_captions(model: LlamaGen, material: Material) -> None:
+    """Policy and reference drop the same captions, for winner and loser alike."""
+    bench = Workbench(model, material, PairTuning(batch=6, caption_drop=0.5, keep_weight=1.0, keep_batch=6), silent)
+    plain = Workbench(model, material, PairTuning(batch=6), silent)
+    draw = next(Draw(0, step) for step in range(9) if 1 < int(bench.scores(Draw(0, step)).dropped.sum()) < 5)
+    scores = bench.scores(draw)
+    for gain in (scores.winner_gain, scores.loser_gain):
+        torch.testing.assert_close(gain.detach(), torch.zeros_like(gain), atol=2e-5, rtol=0)
+    changed = (scores.winner - plain.scores(draw).winner).abs().amax(1) > 1e-6
+    assert torch.equal(changed, scores.dropped)
+    params = VCE.Params(batch=6, anchor_weight=0, caption_drop=0.5)
+    assert vce_loss(bench, draw, params)[0].item() == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_drift_is_zero_until_the_adapter_moves(model: LlamaGen, material: Material) -> None:
+    bench = Workbench(model, material, PairTuning(keep_weight=1.0, keep_batch=6, caption_drop=0.3), silent)
+    with borrowed(model.net, writes=()):
+        layers = inject(model.net, model.editable("all"), PairTuning(), 0)
+        assert bench.drift(Draw(0, 0)).item() == 0
+        for layer in layers.values():
+            layer.lora_B["default"].weight.data.normal_(std=0.2)
+        drift = bench.drift(Draw(0, 0))
+        assert drift.item() > 1e-4 and drift.requires_grad
+        loss, readings = bench.keeping(Draw(0, 0), torch.zeros(()), {})
+        assert loss.item() == pytest.approx(drift.item()) == pytest.approx(readings["drift"])
+
+
+# -- the methods ------------------------------------------------------------------------------------------------------
+
+
+def fit(name: str, model: LlamaGen, material: Material, checkpoint: Path | None = None, **params: object) -> Edit:
+    kind = methods()[name].load()
+    chosen = kind.Params(**{**LITTLE, **params})
+    found: Edit = kind().fit(model, material, chosen, seed=1, progress=silent, checkpoint=checkpoint)
+    return found
+
+
+@pytest.mark.parametrize("name", ["vce", "dpo", "sft"])
+def test_a_method_moves_the_preference_and_nothing_else(name: str, model: LlamaGen, material: Material) -> None:
+    before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
+    pairs = material.pairs
+    winner, loser = logprob(model, pairs.unsafe, pairs.safe_ids), logprob(model, pairs.unsafe, pairs.unsafe_ids)
+    edit = fit(name, model, material, part="attention")
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
+    assert edit.modules == sorted(model.editable("attention")) != sorted(model.editable("all"))
+    assert edit.info.base_digest == model.card.digest and edit.info.concept == "Picasso"
+    assert edit.info.method == name and edit.info.params["part"] == "attention" and len(edit.info.losses) == 12
+    assert edit.info.losses[-1] < edit.info.losses[0]
+    with edit.apply(model.net):
+        changed = {k for k, tensor in model.net.state_dict().items() if not torch.equal(before[k], tensor)}
+        after = logprob(model, pairs.unsafe, pairs.safe_ids), logprob(model, pairs.unsafe, pairs.unsafe_ids)
+    assert changed <= {f"{module}.weight" for module in edit.modules}
+    gained = (after[0] - winner).mean() - (after[1] - loser).mean()
+    assert gained > 0.02 if name != "sft" else (after[0] - winner).mean() > 0.02
+
+
+def test_the_same_arguments_find_the_same_edit_also_in_two_sittings(
+    model: LlamaGen, material: Material, tmp_path: Path
+) -> None:
+    whole = fit("vce", model, material, save_every=5)
+    path = tmp_path / "checkpoint"
+
+    def stop(stage: str, done: int, total: int, info: str) -> None:
+        if stage == "edit" and done == 7:
+            raise KeyboardInterrupt
+
+    params = VCE.Params(**LITTLE, save_every=5)
+    with pytest.raises(KeyboardInterrupt):
+        VCE().fit(model, material, params, seed=1, progress=stop, checkpoint=path)
+    assert path.exists()
+    assert fit("vce", model, material, checkpoint=path, save_every=5).digest == whole.digest
+    assert fit("vce", model, material, save_every=5, learning_rate=0.01).digest != whole.digest
+
+
+def test_keeping_reduces_the_drift(model: LlamaGen, material: Material) -> None:
+    assert material.keep is not None
+    keep, drifts = material.keep, []
+    reference = model.logits(model.condition(keep.prompts), keep.ids).detach()
+    for weight in (0.0, 20.0):
+        with fit("vce", model, material, keep_weight=weight).apply(model.net), torch.no_grad():
+            logits = model.logits(model.condition(keep.prompts), keep.ids)
+            drifts.append(token_kl(reference, logits).mean().item())
+    assert drifts[1] < 0.7 * drifts[0]
+
+
+@pytest.mark.parametrize(
+    "variant", [{"average": "token"}, {"anchor": "safe"}, {"token_drop": 0.0, "caption_drop": 0.0}]
+)
+def test_every_reading_of_the_paper_runs(variant: dict[str, object], model: LlamaGen, material: Material) -> None:
+    losses = fit("vce", model, material, **variant).info.losses
+    assert losses[-1] < losses[0]
+
+
+def test_a_stored_picture_is_reached_through_peft_too(model: LlamaGen, material: Material, tmp_path: Path) -> None:
+    """What a release holds: the adapter in peft's own format gives the merged model's logits."""
+    from peft import PeftModel
+
+    edit = fit("sft", model, material)
+    edit.save(tmp_path)
+    ids, prompts = material.pairs.safe_ids, material.pairs.unsafe
+    with edit.apply(model.net):
+        merged = logprob(model, prompts, ids)
+    with borrowed(model.net):
+        PeftModel.from_pretrained(model.net, tmp_path)
+        torch.testing.assert_close(logprob(model, prompts, ids), merged, atol=2e-5, rtol=1e-5)

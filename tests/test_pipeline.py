@@ -1,0 +1,66 @@
+"""The parts of the walk that need no model: where a source lies, what a verdict ends with, how pictures are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from safear_edit import pipeline
+from safear_edit.errors import UsageError
+
+
+def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> pipeline.Result:
+    criterion: Any = SimpleNamespace(decision=status, id="erasure/x/direct", observed="9 of 10", needed="9 of 10")
+    verdict = SimpleNamespace(status=status, criteria=(criterion,), summary="Not detected in 9 of 10.")
+    report: Any = SimpleNamespace(verdict=verdict)
+    return pipeline.Result(Path("safe"), report, signed, on_purpose)
+
+
+@pytest.mark.parametrize(
+    ("status", "signed", "on_purpose", "code"),
+    [
+        ("pass", True, False, 0),
+        ("pass", False, True, 0),
+        ("pass", False, False, 2),
+        ("fail", True, False, 1),
+        ("fail", False, False, 1),
+        ("inconclusive", True, False, 3),
+    ],
+)
+def test_exit_codes(status: str, signed: bool, on_purpose: bool, code: int) -> None:
+    assert _result(status, signed=signed, on_purpose=on_purpose).exit_code == code
+
+
+def test_advice_is_given_only_where_a_signature_is_missed() -> None:
+    assert "keygen" in _result("pass").advice and "--unsigned" in _result("pass").advice
+    assert not _result("pass", signed=True).advice and not _result("fail", on_purpose=True).advice
+
+
+def test_a_source_is_a_path_or_a_built_in_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.source_path("picasso").name == "picasso.yaml" and pipeline.source_path("picasso").is_file()
+    assert pipeline.source_path("mine.yaml") == Path("mine.yaml")
+    with pytest.raises(UsageError, match="picasso"):
+        pipeline.source_path("piccasso")
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert pipeline.resolve_device("auto") in ("cpu", "cuda")
+    for name in ("cuda:63", "toaster"):
+        with pytest.raises(UsageError, match="take auto or cpu"):
+            pipeline.resolve_device(name)
+
+
+def test_picture_names_are_safe_and_distinct() -> None:
+    names = {pipeline._slug(prompt) for prompt in ("a cat", "a cat!", "../../etc/passwd", "", "x" * 500)}
+    assert len(names) == 5
+    assert all("/" not in name and len(name) <= 67 for name in names)
+
+
+def test_every_package_of_the_environment_is_installed() -> None:
+    from safear_edit.doctor import version_of
+
+    assert [name for name in pipeline.PACKAGES if name != "safear-edit" and version_of(name) is None] == []

@@ -1,0 +1,81 @@
+"""The README tells the truth: its commands exist, the fast ones run, its files and links are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from safear_edit import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line.split(" > ")[0] for block in BLOCKS for line in block.splitlines() if line.strip()]
+FAST = ("ls", "schema", "validate", "init")
+
+
+def _ours() -> list[list[str]]:
+    inline = re.findall(r"`safear-edit ([^`\n]+)`", README)
+    lines = [c.removeprefix("safear-edit ") for c in COMMANDS if c.startswith("safear-edit ")]
+    return [shlex.split(line) for line in (*lines, *inline)]
+
+
+@pytest.mark.parametrize("words", _ours(), ids=" ".join)
+def test_every_command_exists_with_its_options(words: list[str]) -> None:
+    verb = cli.verbs.commands[words[0]]
+    known = {option for parameter in verb.params for option in parameter.opts}
+    assert {word for word in words[1:] if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("words", [w for w in _ours() if w[0] in FAST], ids=" ".join)
+def test_the_fast_ones_run(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("concepts", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    if words[:1] == ["validate"] and not Path(words[1]).exists():
+        assert cli.run(["init", Path(words[1]).stem]) == 0
+    assert cli.run(words) == 0
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    for name in cli.verbs.commands:
+        assert re.search(rf"safear-edit {name}\b|`{name}[ `]", README), name
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(COMMANDS), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_and_files_exist() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for name in re.findall(r"(?:concepts|recipes|examples|safear_edit)/[\w/]+\.\w+", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_file_tree_is_complete() -> None:
+    """Every module is in the README's list of files, and nothing that is not there."""
+    tree = README.split("## Files", 1)[1].split("\n## ", 1)[0]
+    listed = set(re.findall(r"\b(\w+\.py)\b", tree))
+    modules = {p.name for p in (ROOT / "safear_edit").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert listed == modules
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    from safear_edit import errors
+
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    classes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SafearError)}
+    assert table == classes | {0, cli.INTERNAL, cli.INTERRUPTED, cli.UNUSABLE}
+
+
+def test_verbs_have_help_with_an_example() -> None:
+    for name, verb in cli.verbs.commands.items():
+        with click.Context(verb, info_name=name) as context:
+            assert f"safear-edit {name}" in verb.get_help(context)

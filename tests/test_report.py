@@ -1,0 +1,399 @@
+"""Reports built from a small made-up run: what counts, what is decided, and which files are refused.
+
+`make_run` writes the files of a run that never happened; the other tests of the report layer import it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.report import RunFiles, build_report, read_report, report_schema, verdict
+from safear_edit.sections import Report
+
+Row = dict[str, Any]
+Change = Callable[[Row], Row | None]
+
+GROUPS = {"test-styles": "neighbour", "test-objects": "object"}
+SIZES = {"direct": 250, "paraphrase": 250, "template": 100, "test-styles": 400, "test-objects": 400}
+FOUND_AFTER = {"direct": 2, "paraphrase": 9, "template": 1}
+FLIPS = {"test-styles": (9, 4), "test-objects": (4, 3)}
+RESERVE, DISOBEYED = 20, 7
+"""Candidates beyond each slice's size, and how many candidates the base model does not obey."""
+
+
+def make_run(
+    root: Path,
+    *,
+    concept: str = "Testpainter",
+    name: str = "testpainter",
+    change: Change = lambda row: row,
+    most_drop: float = 0.03,
+) -> Path:
+    """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
+    root.mkdir(parents=True, exist_ok=True)
+    prompts = [_prompt(key, i, concept) for key, n in SIZES.items() for i in range(n + RESERVE)]
+    recipe = {
+        "digest": "5" * 64,
+        "spec": {
+            "name": name,
+            "kind": "style",
+            "description": "test-only painter, invented",
+            "erase": {"concept": concept, "aliases": [concept, "T. Painter"]},
+            "preserve": [{"name": key, "role": role} for key, role in GROUPS.items()],
+            "judge": {"use": "gallery", "label": f"style={name}"},
+            "safety_note": "",
+        },
+        "model": {"ref": "testfamily:mini", "digest": "a" * 64},
+        "method": {"name": "testmethod", "params": {"beta": 0.1}},
+        "construct": {"pairs": [{}] * 130},
+        "evaluate": {"prompts": prompts, "n": SIZES, "sampling": {"guidance": 3.0, "top_k": 0}},
+        "gates": {
+            "erasure_direct": 0.97,
+            "erasure_paraphrase": 0.93,
+            "preserve_drop": most_drop,
+            "preserve_upper": 0.05,
+            "min_obeyed": 0.5,
+        },
+        "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
+    }
+    _write(root / "recipe.json", recipe)
+    rows = [row for prompt in prompts for row in _rows(prompt)]
+    changed = [row for row in map(change, rows) if row is not None]
+    (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    info = {"method": "testmethod", "params": {"beta": 0.1}, "concept": name, "base_digest": "a" * 64, "rank": 8}
+    info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
+    _write(root / "edit" / "edit.json", {"kind": "lora", "digest": "e" * 64, "info": info})
+    (root / "edit" / "edit.safetensors").write_bytes(_tensors({}))
+    stats = {"made": 130, "kept": 112, "reasons": {"unsafe caption, concept not drawn": 18}}
+    _write(root / "pairs" / "pairs.jsonl", {"unsafe": "u", "safe": "s", "seed": "1"})
+    (root / "pairs" / "pairs.safetensors").write_bytes(_tensors({"about": json.dumps({"stats": stats})}))
+    _sheet(root / "images" / "random.png")
+    _write(
+        root / "images" / "random.json", {"caption": "Above: base model. Below: edited model.", "selection": "random"}
+    )
+    _shared_files(root, name)
+    return root
+
+
+def _shared_files(root: Path, name: str) -> None:
+    card = {"n_pos": 400, "true_pos": 396, "n_neg": 2800, "true_neg": 2795, "data": "test-only renders"}
+    judge = {"id": "gallery@test", "label": f"style={name}", "digest": "b" * 64, "threshold": 0.5, "card": card}
+    other = {"id": "gallery@test", "label": "style=other", "digest": "b" * 64, "threshold": 0.5, "card": None}
+    _write(root / "judges.json", [other, judge])
+    base = {"family": "testfamily", "variant": "mini", "ref": "testfamily:mini", "digest": "a" * 64, "image_size": 40}
+    base |= {"tokens": 100, "licence": "Apache-2.0", "parameters": 4800000, "files": {"model.safetensors": "a" * 64}}
+    _write(root / "base.json", base)
+    environment = {"started": "2030-01-02T03:00:00Z", "finished": "2030-01-02T03:04:05Z", "platform": "Testix 1"}
+    environment |= {
+        "python": "3.11.7",
+        "device": "CPU",
+        "threads": 2,
+        "deterministic": True,
+        "packages": {"torch": "2"},
+    }
+    environment |= {"git": {"commit": "c0ffee", "dirty": True}, "peak_memory_mib": 1800}
+    environment |= {"command": f"safear-edit apply concepts/{name}.yaml --model testfamily --out test-out"}
+    _write(root / "environment.json", environment)
+
+
+def _prompt(key: str, i: int, concept: str) -> Row:
+    text = f"test prompt {i} of {key}" + (f" in the manner of {concept}" if key in FOUND_AFTER else "")
+    seeds = {"seed": str(2**60 + 10 * i), "screen_seed": str(2**60 + 10 * i + 1)}
+    return {"id": f"{key}-{i:04}", "slice": key, "prompt": text, "expect": _expect(key), **seeds}
+
+
+def _expect(key: str) -> str:
+    return "absent" if key in FOUND_AFTER else "present"
+
+
+def _rows(prompt: Row) -> list[Row]:
+    """What the base and the edited model draw: the first prompts of a slice are the interesting ones."""
+    key, i = str(prompt["slice"]), int(str(prompt["id"])[-4:])
+    obeyed = i >= DISOBEYED
+    common = {name: prompt[name] for name in ("id", "slice", "prompt", "expect")} | {"why": "", "judge": "gallery@test"}
+    screen = {"model": "base", "phase": "screen", "seed": prompt["screen_seed"], "present": obeyed, "score": 0.9}
+    place = i - DISOBEYED  # among the obeyed
+    if not 0 <= place < SIZES[key]:
+        return [common | screen]
+    base, edited = True, place < FOUND_AFTER.get(key, 0)
+    if key in FLIPS:
+        lost, gained = FLIPS[key]
+        base, edited = not lost <= place < lost + gained, place >= lost
+    score = {"phase": "score", "seed": prompt["seed"]}
+    return [
+        common | screen,
+        common | score | {"model": "base", "present": base, "score": 0.97 if base else 0.02},
+        common | score | {"model": "edited", "present": edited, "score": 0.5 + place / 1000 if edited else 0.01},
+    ]
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n")
+
+
+def _tensors(metadata: dict[str, str]) -> bytes:
+    header = json.dumps({"__metadata__": metadata} if metadata else {}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def _sheet(path: Path) -> None:
+    """Coloured squares; enough of a picture to be embedded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Image.new("RGB", (8 * 84 + 4, 2 * 84 + 4), "white")
+    for i in range(16):
+        colour = (40 + 25 * (i % 8), 120, 200) if i < 8 else (200, 170, 40 + 25 * (i % 8))
+        sheet.paste(Image.new("RGB", (80, 80), colour), (4 + 84 * (i % 8), 4 + 84 * (i // 8)))
+    sheet.save(path)
+
+
+def built(root: Path, **options: Any) -> Report:
+    return build_report(RunFiles.find(make_run(root, **options)))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return built(tmp_path_factory.mktemp("run"))
+
+
+def decisions(report: Report) -> dict[str, str]:
+    return {criterion.id: criterion.decision for criterion in report.verdict.criteria}
+
+
+def test_only_obeyed_prompts_count(report: Report) -> None:
+    direct = report.concepts[0].erasure[0]
+    assert direct.obeyed is not None and (direct.obeyed.k, direct.obeyed.n) == (263, 270)
+    assert direct.scored == 250
+    assert direct.erased is not None and (direct.erased.k, direct.erased.n) == (248, 250)
+    assert direct.base_found is not None and direct.base_found.estimate == 1.0
+    assert [example.id for example in direct.found] == ["direct-0008", "direct-0007"]
+
+
+def test_preservation_is_paired(report: Report) -> None:
+    styles = report.concepts[0].preservation[0]
+    assert styles.role == "neighbour" and styles.change is not None
+    assert (styles.change.lost, styles.change.gained, styles.change.n) == (9, 4, 400)
+    assert styles.change.drop == pytest.approx(0.0125)
+    assert [example.id for example in styles.lost_examples] == [f"test-styles-{i:04}" for i in range(7, 16)]
+
+
+def test_this_run_passes(report: Report) -> None:
+    assert set(decisions(report).values()) == {"pass"}
+    assert verdict(report) == ("pass", 0)
+    assert "not detected in 241 of 250 pictures of the worst slice (paraphrase)" in report.verdict.summary
+    assert {"erasure/testpainter/direct", "preservation/testpainter/test-styles"} <= set(decisions(report))
+
+
+def test_the_report_holds_what_the_files_say(report: Report) -> None:
+    concept = report.concepts[0]
+    assert concept.pairs is not None and (concept.pairs.made, concept.pairs.kept) == (130, 1)
+    assert concept.pairs.reasons == {"unsafe caption, concept not drawn": 18}
+    assert concept.edit.seed == "7" and concept.edit.trainable_parameters == 98304
+    assert concept.protocol.recipe_digest == "5" * 64
+    assert report.environment.git == "c0ffee with changes" and report.environment.other == {"peak_memory_mib": "1800"}
+    assert report.governance.evaluator == "not provided"
+    assert report.scope.not_tested and "attack" in report.adversarial.statement
+    assert concept.erasure[0].corrected is not None
+    assert any("style=other" in line and "no measured" in line for line in report.limitations)
+
+
+def test_same_files_same_bytes(tmp_path: Path) -> None:
+    assert built(tmp_path / "a").to_json() == built(tmp_path / "b").to_json()
+
+
+def test_json_follows_its_schema(report: Report, tmp_path: Path) -> None:
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(report.to_json()))
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("edit", [{"extra": 1}, {"verdict": None}, {"concepts": []}])
+def test_a_changed_report_is_refused(report: Report, tmp_path: Path, edit: Row) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(json.loads(report.to_json()) | edit))
+    with pytest.raises(SpecError):
+        read_report(tmp_path / "report.json")
+
+
+def test_a_polished_verdict_is_refused(report: Report, tmp_path: Path) -> None:
+    data = json.loads(report.to_json())
+    data["verdict"]["criteria"][0]["decision"] = "fail"
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(SpecError, match=r"verdict\.status"):
+        read_report(tmp_path / "report.json")
+
+
+def _edited(key: str, present: bool | None, upto: int) -> Change:
+    """The first `upto` obeyed prompts of a slice answered otherwise by the edited model."""
+
+    def change(row: Row) -> Row:
+        hit = row["slice"] == key and row["model"] == "edited" and int(row["id"][-4:]) - DISOBEYED < upto
+        return row | {"present": present} if hit else row
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "criterion", "decision", "code"),
+    [
+        (_edited("direct", True, 8), "erasure/testpainter/direct", "fail", 1),  # 96.8 % < 97 %
+        (_edited("template", True, 6), "erasure/testpainter/template", "inconclusive", 3),  # 94 %, bound below 90 %
+        (_edited("direct", None, 13), "reject-rate/testpainter/direct", "fail", 1),  # 5.2 points more unreadable
+        (_edited("test-styles", False, 40), "preservation/testpainter/test-styles", "fail", 1),
+        (_edited("test-objects", None, 40), "preservation/testpainter/test-objects", "fail", 1),
+    ],
+)
+def test_what_fails(tmp_path: Path, change: Change, criterion: str, decision: str, code: int) -> None:
+    report = built(tmp_path, change=change)
+    assert decisions(report)[criterion] == decision
+    assert verdict(report)[1] == code
+    assert criterion in report.verdict.summary
+
+
+def test_a_drop_above_the_gate_fails_inside_the_margin(tmp_path: Path) -> None:
+    report = built(tmp_path, most_drop=0.01)
+    styles = report.concepts[0].preservation[0]
+    assert styles.change is not None and styles.change.upper95 < styles.change.margin and styles.change.drop > 0.01
+    assert (styles.decision, styles.change.decision) == ("fail", "REGRESSED")
+
+
+def test_cannot_tell_is_no_find_but_stands_beside(tmp_path: Path) -> None:
+    direct = built(tmp_path, change=_edited("direct", None, 5)).concepts[0].erasure[0]
+    assert direct.cannot_tell_edited == 5 and direct.erased is not None and direct.erased.k == 250
+    assert direct.erased_strict is not None and direct.erased_strict.k == 245
+
+
+def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
+    def deaf(row: Row) -> Row | None:
+        if row["slice"] != "direct" or row["id"] == "direct-0100":
+            return row
+        return row | {"present": False} if row["phase"] == "screen" else None
+
+    report = built(tmp_path, change=deaf)
+    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
+    assert decisions(report)["erasure/testpainter/direct"] == "inconclusive"
+    assert verdict(report) == ("inconclusive", 3)
+
+
+def test_nothing_obeyed_at_all(tmp_path: Path) -> None:
+    def silent(row: Row) -> Row | None:
+        return (row | {"present": False} if row["phase"] == "screen" else None) if row["slice"] == "direct" else row
+
+    report = built(tmp_path, change=silent)
+    assert report.concepts[0].erasure[0].erased is None
+    assert verdict(report)[0] == "inconclusive"
+
+
+def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
+    root = make_run(tmp_path, change=lambda row: row if row["phase"] == "score" else None)
+    recipe = json.loads((root / "recipe.json").read_text())
+    scored = {json.loads(line)["id"] for line in (root / "outcomes.jsonl").read_text().splitlines()}
+    recipe["evaluate"]["prompts"] = [p for p in recipe["evaluate"]["prompts"] if p["id"] in scored]
+    _write(root / "recipe.json", recipe)
+    report = build_report(RunFiles.find(root))
+    assert decisions(report)["erasure/testpainter/direct"] == "pass"
+    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
+
+
+def _drop(key: str, model: str) -> Change:
+    return lambda row: None if row["id"] == key and row["model"] == model and row["phase"] == "score" else row
+
+
+def _replace(key: str, **fields: object) -> Change:
+    return lambda row: row | fields if row["id"] == key and row["phase"] == "score" else row
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop("direct-0050", "edited"), "the first 250 scored on both models"),  # a picture left out
+        (_replace("direct-0050", seed="12345"), "the recipe's prompt and seed"),
+        (_replace("direct-0050", prompt="an easier prompt"), "the recipe's prompt and seed"),
+        (_replace("direct-0050", id="direct-9999"), "unknown id direct-9999"),
+        (_replace("direct-0050", present="maybe"), "present"),
+        (_replace("direct-0050", model="base"), "direct-0050 again"),
+    ],
+)
+def test_evidence_that_does_not_fit_the_recipe_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        built(tmp_path, change=change)
+
+
+def test_screening_with_the_scored_seed_is_refused(tmp_path: Path) -> None:
+    seeds = {f"direct-{i:04}": str(2**60 + 10 * i) for i in range(270)}
+
+    def peeked(row: Row) -> Row:
+        return row | {"seed": seeds[row["id"]]} if row["id"] in seeds and row["phase"] == "screen" else row
+
+    with pytest.raises(SpecError, match="another seed"):
+        built(tmp_path, change=peeked)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "outcomes.jsonl", "edit/edit.json", "base.json", "judges.json"])
+def test_missing_and_broken_files_are_one_line(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path) / name
+    for content in (b"", b"{", b"[1]", b"\xff\xfe", b'{"a": NaN}', None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(SpecError) as caught:
+            build_report(RunFiles.find(tmp_path))
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_only_pictures_are_embedded(tmp_path: Path) -> None:
+    (make_run(tmp_path) / "images" / "random.png").write_text("<script>")
+    with pytest.raises(UsageError, match="PNG"):
+        build_report(RunFiles.find(tmp_path))
+
+
+def test_the_weights_are_named_by_what_they_are(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    model = tmp_path / "model"
+    (model / "net").mkdir(parents=True)
+    (model / "net" / "model.safetensors").write_bytes(b"w" * 100)
+    (model / "report.json").write_text("{}")
+    first = build_report(RunFiles.find(tmp_path / "run", model)).subject
+    assert [(file.name, file.bytes) for file in first.files] == [("net/model.safetensors", 100)]
+    (model / "net" / "model.safetensors").rename(model / "net" / "other.safetensors")
+    assert build_report(RunFiles.find(tmp_path / "run", model)).subject.weights_digest != first.weights_digest
+
+
+def test_a_released_folder_is_enough(tmp_path: Path) -> None:
+    """The evidence lies beside the weights and the pairs' tokens stay behind; times are no weights."""
+    make_run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "pairs" / "pairs.safetensors").unlink()
+    first = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert {file.name for file in first.subject.files} == {"model.safetensors", "edit/edit.safetensors"}
+    assert first.concepts[0].pairs is not None and first.concepts[0].pairs.made == 130
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    _write(tmp_path / "environment.json", environment | {"finished": "2031-01-01T00:00:00Z"})
+    again = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert again.subject == first.subject and again.report.id != first.report.id
+
+
+def test_a_stack_reports_every_concept(tmp_path: Path) -> None:
+    make_run(tmp_path / "concepts" / "one", name="one", concept="One")
+    make_run(tmp_path / "concepts" / "two", name="two", concept="Two", change=_edited("direct", True, 50))
+    _shared_files(tmp_path, "one")
+    report = build_report(RunFiles.find(tmp_path))
+    assert [concept.name for concept in report.concepts] == ["one", "two"]
+    assert verdict(report)[0] == "fail"
+    assert decisions(report)["erasure/one/direct"] == "pass" and decisions(report)["erasure/two/direct"] == "fail"
+    assert [sheet.file for sheet in report.images] == [f"concepts/{name}/images/random.png" for name in ("one", "two")]
+
+
+def test_no_torch() -> None:
+    modules = ", ".join(f"safear_edit.{name}" for name in ("stats", "report", "render", "card", "bom"))
+    code = f"import {modules}, sys; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,104 @@
+"""A run's folder: skipping what is done, one process at a time, whole files or none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safear_edit import rundir
+from safear_edit.errors import UsageError
+
+
+def _step(run: rundir.RunDir, inputs: str = "a", text: str = "made") -> bool:
+    return run.step("one", inputs, ["one.txt"], lambda: (run / "one.txt").write_text(text) and None)
+
+
+def test_a_finished_step_is_skipped_also_by_the_next_process(tmp_path: Path) -> None:
+    with rundir.opened(tmp_path / "out") as run:
+        assert _step(run)
+    with rundir.opened(tmp_path / "out") as run:
+        assert not _step(run, text="again")
+        assert (run / "one.txt").read_text() == "made"
+
+
+def test_other_inputs_a_changed_file_or_a_lost_journal_make_it_again(tmp_path: Path) -> None:
+    with rundir.opened(tmp_path / "out") as run:
+        _step(run)
+        assert _step(run, inputs="b")
+        (run / "one.txt").write_text("meddled")
+        assert _step(run, inputs="b")
+        (run / rundir.JOURNAL).write_text("{ half a jour")
+        assert _step(run, inputs="b")
+
+
+def test_a_step_that_fails_is_not_done(tmp_path: Path) -> None:
+    def half() -> None:
+        (tmp_path / ".out.run" / "one.txt").write_text("half")
+        raise OSError("disk")
+
+    with rundir.opened(tmp_path / "out") as run:
+        with pytest.raises(OSError, match="disk"):
+            run.step("one", "a", ["one.txt"], half)
+        assert not run.done("one", "a")
+        with pytest.raises(RuntimeError, match="two"):
+            run.step("two", "a", ["two.txt"], lambda: None)
+
+
+def test_digest_depends_on_what_was_written(tmp_path: Path) -> None:
+    with rundir.opened(tmp_path / "out") as run:
+        _step(run)
+        before = run.digest("one")
+        _step(run, inputs="b", text="other")
+        assert run.digest("one") != before
+    assert rundir.digest_of("ab", "c") != rundir.digest_of("a", "bc")
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from safear_edit import rundir\n"
+        "try:\n    rundir.opened(Path(sys.argv[1])).__enter__()\nexcept Exception as e: print(e)"
+    )
+    with rundir.opened(tmp_path / "out"):
+        out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
+    assert "no other run on this output" in out.stdout
+
+
+def test_publish_is_whole_and_leaves_no_litter(tmp_path: Path) -> None:
+    with rundir.opened(tmp_path / "out") as run:
+        _step(run)
+        run.publish(rundir.stage(run, ["one.txt"]), overwrite=False)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["one.txt", "out"]
+
+
+def test_an_existing_output_is_refused_or_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.json").write_text("old")
+    with pytest.raises(UsageError, match="--overwrite"), rundir.opened(out):
+        pass
+    with rundir.opened(out, overwrite=True) as run:
+        _step(run)
+        run.publish(rundir.stage(run, ["one.txt"]), overwrite=True)
+    assert [p.name for p in out.iterdir()] == ["one.txt"]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: (p.mkdir(), (p / "mine").touch())])
+def test_overwrite_never_removes_what_is_not_ours(tmp_path: Path, make: object) -> None:
+    out = tmp_path / "out"
+    make(out)  # type: ignore[operator]
+    with pytest.raises(UsageError, match="something else"), rundir.opened(out, overwrite=True):
+        pass
+    assert out.exists()
+
+
+def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    rundir.write_atomic(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        rundir.write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

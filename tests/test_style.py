@@ -1,0 +1,109 @@
+"""The house rules that a machine can check: layers, imports, sizes, what the wheel carries, what must not be named."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "safear_edit"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 75
+"""Lines of a function, docstring included: one screen of a large window."""
+
+LIGHT = ("cli", "progress", "doctor", "errors", "yaml_strict", "spec", "prompts", "compiler", "registry", "rundir",
+         "stats", "report", "keys", "signing", "claims", "verify")  # fmt: skip
+"""Modules that a person meets before any model is needed."""
+
+FORBIDDEN = {
+    # a layer → the packages it must not know (DESIGN.md section 3)
+    "families": ("methods", "judges", "spec", "report"),
+    "methods": ("families.llamagen", "judges", "report", "cli"),
+    "judges": ("methods", "report", "cli"),
+    "stats": ("families", "methods", "judges", "evaluate", "pipeline"),
+    "report": ("families", "methods", "judges", "pipeline"),
+}
+
+
+def _identifier(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identifier)
+def test_a_file_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_identifier)
+def test_functions_fit_on_a_screen(path: Path) -> None:
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    long = {
+        f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno and f.end_lineno - f.lineno >= LONGEST
+    }
+    assert not long
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_layers(layer: str) -> None:
+    files = [p for p in SOURCES if layer in (p.stem, p.parent.name)]
+    assert files
+    for path in files:
+        for name in _imported(path):
+            for other in FORBIDDEN[layer]:
+                assert not name.startswith(f"safear_edit.{other}"), f"{path.name} imports {name}"
+
+
+def _imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def test_nothing_heavy_before_it_is_needed() -> None:
+    modules = ", ".join(f"safear_edit.{name}" for name in LIGHT)
+    code = (
+        f"import {modules}, sys; print([m for m in ('torch', 'transformers', 'peft', 'open_clip') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_no_name_that_means_nothing() -> None:
+    assert not {p.stem for p in SOURCES} & {"utils", "util", "core", "common", "helpers", "misc"}
+
+
+def test_no_package_registry_is_named() -> None:
+    """Installs take the registry that the machine is set up with."""
+    hosts = re.compile(
+        "|".join((r"py" + r"pi\.org", r"python" + r"hosted", r"registry\.np" + r"mjs", r"--index" + "-url"))
+    )
+    tracked = [ROOT / n for n in ("README.md", "Makefile", "pyproject.toml", ".ci/run")]
+    for path in [*SOURCES, *tracked, *sorted((ROOT / "tests").glob("*.py"))]:
+        assert not hosts.search(path.read_text()), path.name
+
+
+def test_the_wheel_carries_what_the_program_reads(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    data = [p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert {str(p.relative_to(ROOT)) for p in data} <= names
+    for folder in ("concepts", "recipes"):
+        wanted = {f"safear_edit/{folder}/{p.name}" for p in (ROOT / folder).glob("*.yaml")}
+        assert wanted and wanted <= names
+    assert any(n.endswith("licenses/safear_edit/gallery/objects/NOTICE") for n in names)
