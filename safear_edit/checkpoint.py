@@ -54,11 +54,10 @@ def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     _refuse_no_file(path)
-    head = _head(path)
     if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path, head)
+        return _read_safetensors(path, path)
     if path.suffix.lower() in PICKLES:
-        return _read_pickle(path, head, allow_pickle)
+        return _read_pickle(path, allow_pickle)
     expected = f".safetensors, .index.json or {', '.join(sorted(PICKLES))}"
     raise UsageError(str(path), f"a weight file ({expected})", f"suffix {path.suffix!r}", "check the path")
 
@@ -74,9 +73,8 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     for name, tensor in tensors.items():
         data = tensor.detach().cpu().contiguous()
         if not _finite(data):
-            raise UsageError(
-                f"{path} {name}", "finite weights", "NaN or Inf", "lower the learning rate or the strength"
-            )
+            fix = "lower the learning rate or the strength"
+            raise UsageError(f"{path} {name}", "finite weights", "NaN or Inf", fix)
         storage = data.untyped_storage()
         if storage.data_ptr() in seen or storage.nbytes() != data.nbytes:
             data = data.clone()
@@ -124,23 +122,24 @@ def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ign
 # -- safetensors -----------------------------------------------------------------------------------------------------
 
 
-def _read_safetensors(path: Path, head: bytes) -> dict[str, Tensor]:
-    _refuse_header(path, head)
+def _read_safetensors(path: Path, shown: Path) -> dict[str, Tensor]:
+    """Tensors of `path`; `shown` is the file that the user named, for errors."""
+    _refuse_header(path, str(shown))
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TrustError(str(path), "a sound safetensors file", str(error)[:200], AGAIN) from None
+        raise TrustError(str(shown), "a sound safetensors file", str(error)[:200], AGAIN) from None
     except (KeyError, AttributeError) as error:  # a dtype of the format that this torch doesn't have
-        raise TrustError(str(path), "dtypes that torch knows", str(error)[:200], CONVERT) from None
+        raise TrustError(str(shown), "dtypes that torch knows", str(error)[:200], CONVERT) from None
     for name, tensor in tensors.items():
         if not _finite(tensor):
-            raise TrustError(f"{path} {name[:LONGEST_NAME]}", "finite weights", "NaN or Inf", AGAIN)
+            raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
     return tensors
 
 
-def _refuse_header(path: Path, head: bytes) -> None:
+def _refuse_header(path: Path, where: str) -> None:
     """TrustError unless the header is whole and names at least one tensor, each once, and the file is that long."""
-    size, where = path.stat().st_size, str(path)
+    size, head = path.stat().st_size, _head(path)
     length = int.from_bytes(head[:8], "little")
     if (kind := _sniff(head, size)) is not None:
         raise TrustError(where, "a safetensors file", kind, AGAIN)
@@ -194,7 +193,7 @@ def _finite(tensor: Tensor) -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     narrow = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has no isfinite of its own
-    pieces = tensor.reshape(-1).split(_CHUNK)
+    pieces = torch.split(tensor.reshape(-1), _CHUNK)
     return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
 
 
@@ -225,20 +224,20 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 # -- pickles ---------------------------------------------------------------------------------------------------------
 
 
-def _read_pickle(path: Path, head: bytes, allowed: bool) -> dict[str, Tensor]:
+def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
     if not allowed:
         fix = f"{CONVERT}, or pass --allow-pickle"
         raise TrustError(str(path), "safetensors", "a pickle format, which can hide a program", fix)
     if torch_version() < SAFE_TORCH:
         raise TrustError(str(path), "torch 2.10 or later to open pickles", torch.__version__, "upgrade torch")
-    if not head.startswith(b"PK\x03\x04"):
+    if not (head := _head(path)).startswith(b"PK\x03\x04"):
         kind = _sniff(head, path.stat().st_size) or "other bytes"
         raise TrustError(str(path), "a zip file as torch.save writes it", kind, CONVERT)
     _refuse_zip(path)
     with tempfile.TemporaryDirectory(prefix="safear-edit-") as folder:
         converted = Path(folder) / "weights.safetensors"
         _convert_apart(path, converted)
-        return _read_safetensors(converted, _head(converted))
+        return _read_safetensors(converted, path)
 
 
 def torch_version() -> tuple[int, int]:
@@ -273,7 +272,11 @@ def _convert_apart(path: Path, converted: Path) -> None:
     code = "import sys; from pathlib import Path; from safear_edit.checkpoint import _convert; "
     code += "_convert(Path(sys.argv[1]), Path(sys.argv[2]))"
     size = path.stat().st_size
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
+    }
     command = [sys.executable, "-c", code, str(path.absolute()), str(converted)]
     try:
         done = subprocess.run(
@@ -293,7 +296,7 @@ def _convert(path: Path, converted: Path) -> None:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         save_file(_plain_tensors(loaded, size), converted)
-    except _Refused as error:
+    except _RefusedError as error:
         sys.exit(_say(str(error)))
     except MemoryError:
         sys.exit(_say("more than the file can hold"))
@@ -301,29 +304,31 @@ def _convert(path: Path, converted: Path) -> None:
         sys.exit(_say(f"more than tensors, or a broken file ({type(error).__name__})"))
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """What a loaded checkpoint holds besides plain weights."""
 
 
 def _plain_tensors(loaded: object, size: int) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint; _Refused for anything but str → ordinary tensors with storage behind them."""
+    """The state dict inside a checkpoint; _RefusedError for anything but str → tensors with storage."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise _Refused(f"{type(loaded).__name__} instead of a state dict")
+        raise _RefusedError(f"{type(loaded).__name__} instead of a state dict")
     total = 0
     for name, tensor in loaded.items():
         if not isinstance(name, str):
-            raise _Refused(f"the key {name!r}, which is no text")
+            raise _RefusedError(f"the key {name!r}, which is no text")
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise _Refused(f"{name[:80]!r}, which is {type(tensor).__name__}, no plain tensor")
+            raise _RefusedError(f"{name[:80]!r}, which is {type(tensor).__name__}, no plain tensor")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise _Refused(f"{name[:80]!r} with {tensor.numel()} elements on {tensor.untyped_storage().nbytes()} bytes")
+            raise _RefusedError(
+                f"{name[:80]!r} with {tensor.numel()} elements on {tensor.untyped_storage().nbytes()} bytes"
+            )
         total += tensor.nbytes
     if total > 2 * size:  # tied weights are counted twice, and seldom are many
-        raise _Refused(f"{total} bytes of tensors in a file of {size}")
+        raise _RefusedError(f"{total} bytes of tensors in a file of {size}")
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in loaded.items()}
 
 
@@ -369,13 +374,21 @@ def _sniff(head: bytes, size: int) -> str | None:
     """What a file that should hold weights is instead, for the mishaps that are common; None if nothing stands out."""
     if not size:
         return "an empty file"
+    if head[8:9] == b"{" and not any(head[4:8]):
+        return None  # the length of a safetensors header may look like anything in its first bytes
     text = head.lstrip().lower()
     signs: Sequence[tuple[bool, str]] = (
         (head.startswith(b"version https://git-lfs"), "a Git LFS pointer (run `git lfs pull`)"),
         (text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<")), "a web page (an error saved as a file?)"),
         (text.startswith((b"{", b"[")), "a JSON text (an error saved as a file?)"),
         (head.startswith(b"PK\x03\x04"), "a zip file (a .pt checkpoint under a false name?)"),
-        (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and head[8:9] != b"{", "a pickle under a false name"),
+        (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05", "a pickle under a false name"),
         (size < 10, f"{size} bytes: it is cut short"),
     )
     return next((kind for found, kind in signs if found), None)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(name[:LONGEST_NAME] for name in names[:SHOWN]) + more

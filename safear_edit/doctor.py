@@ -109,7 +109,7 @@ def _licence(package: str) -> str:
         line.strip("# \n") for f in texts for line in Path(str(f.locate())).read_text(errors="replace").splitlines()
     ]
     stated = next((line for line in lines if line), "none stated")
-    return f"{stated} (its metadata says {metadata.metadata(package).get('License', 'nothing')})"
+    return f"{stated} (its metadata says {metadata.metadata(package).json.get('license', 'nothing')})"
 
 
 def disk() -> Finding:

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from securesystemslib.signer import CryptoSigner, Signer, SSlibKey  # type: ignore[attr-defined]
 
 from safear_edit.errors import UsageError
 from safear_edit.rundir import sync_folder, write_atomic
@@ -140,7 +140,7 @@ def find_signer(key: str | Path | None, environ: Mapping[str, str]) -> SigningKe
     """
     password = environ.get(PASSWORD_VARIABLE) or None
     if key is not None:
-        if str(key).partition(":")[0] in KEY_SCHEMES:
+        if str(key).startswith(tuple(f"{scheme}:" for scheme in KEY_SCHEMES)):
             return _remote(str(key), environ.get(PUBLIC_VARIABLE), password)
         return _from_pem(_read_private(Path(key)), str(key), password)
     text = environ.get(KEY_VARIABLE, "").strip()

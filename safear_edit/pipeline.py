@@ -338,9 +338,10 @@ def _git() -> dict[str, Any] | None:
 def sign(folder: Path, report: Report, recipe: Recipe, key: SigningKey) -> None:
     """model.sig over every file, then the two signed claims about how it was made and what its tests said."""
     from safear_edit.claims import ClaimInputs, write_claims
+    from safear_edit.claims import Result as Outcome
     from safear_edit.signing import sign_folder
 
-    results: dict[str, Result] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
+    results: dict[str, Outcome] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
     made = report.environment
     inputs = ClaimInputs(
         run=report.report.id,

@@ -36,18 +36,22 @@ class Prompt:
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
+class _Plain(dict[int, str]):
+    """Code point -> what stands for it when prompts are compared; filled as characters turn up."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        self[code] = "" if category == "Cf" else " " if category[0] in "PZC" else chr(code)
+        return self[code]
+
+
+_PLAIN = _Plain()
+
+
 def normalise(text: str) -> str:
     """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    kept = (_plain(character) for character in folded)
-    return " ".join("".join(kept).split())
-
-
-def _plain(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf":
-        return ""
-    return " " if category[0] in "PZC" else character
+    return " ".join(folded.translate(_PLAIN).split())
 
 
 def fill(template: str, **words: str) -> str:

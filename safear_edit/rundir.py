@@ -21,7 +21,9 @@ from filelock import FileLock, Timeout
 
 from safear_edit.errors import UsageError
 
-JOURNAL, LOCK = "journal.json", "lock"
+JOURNAL, LOCK, REPLACED = "journal.json", "lock", "replaced"
+LEAST_FREE = 100 << 20
+"""Bytes that must be free before a run starts; one on the embedded mini writes about 40 MiB."""
 
 
 def sha256_file(path: Path) -> str:
@@ -107,14 +109,23 @@ class RunDir:
                 sync_folder(path)
         sync_folder(staged)
         refuse_existing(self.out, overwrite=overwrite)
-        old = self.out.with_name(f".{self.out.name}.old-{os.getpid()}")
         if self.out.exists():
-            self.out.rename(old)
-        staged.rename(self.out)
+            self.out.rename(self.root / REPLACED)
+        try:
+            staged.rename(self.out)
+        except BaseException:
+            self.recover()
+            raise
         sync_folder(self.out.parent)
-        if old.exists():
-            shutil.rmtree(old)
         shutil.rmtree(self.root)
+
+    def recover(self) -> None:
+        """Undo or finish a replacement that was cut after its first rename: an output that was there is there again."""
+        old = self.root / REPLACED
+        if old.exists() and not self.out.exists():
+            old.rename(self.out)
+        elif old.exists():
+            shutil.rmtree(old)
 
     def _journal(self) -> dict[str, Any]:
         """What is noted as done; an unreadable journal counts as nothing done."""
@@ -140,9 +151,20 @@ def refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise UsageError(str(out), "a folder that safear-edit wrote", "something else", "choose another --out")
 
 
+def require_space(folder: Path, needed: int) -> None:
+    """UsageError unless `needed` bytes are free on the disk of `folder`: told before hours of work, not after."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        got = f"{free >> 20} MiB free"
+        raise UsageError(str(folder), f"{needed >> 20} MiB on its disk", got, "free some, or choose another --out")
+
+
 @contextmanager
 def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
-    """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming."""
+    """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming.
+
+    UsageError if `out` exists (without `overwrite`), if another process works on it, or if the disk is nearly full.
+    """
     out = out.absolute()
     refuse_existing(out, overwrite=overwrite)
     root = out.with_name(f".{out.name}.run")
@@ -155,7 +177,11 @@ def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
             str(out), "no other run on this output", "one at work", "wait for it, or choose another --out"
         ) from None
     try:
-        yield RunDir(root, out)
+        run = RunDir(root, out)
+        run.recover()
+        refuse_existing(out, overwrite=overwrite)
+        require_space(root, LEAST_FREE)
+        yield run
     finally:
         lock.release()
 

@@ -33,6 +33,14 @@ def inverse_cdf(draws_BN: Tensor) -> Chooser:
     return choose
 
 
+def multinomial(generator: torch.Generator) -> Chooser:
+    """Upstream's drawing: one torch.multinomial over the whole batch per position, for replaying its seeded runs.
+
+    A row then depends on the batch that it is in; `inverse_cdf` is what the program itself samples with.
+    """
+    return lambda probabilities, _: torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
 def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """u + s (c - u)."""
     return unconditional + scale * (conditional - unconditional)

@@ -64,7 +64,8 @@ def sign_folder(folder: Path, key: SigningKey, *, replace: bool = False) -> Sign
 
 def hashing_config() -> model_signing.hashing.Config:
     """How the folder is read, for signing and verifying alike; `files` and sha256 are what round-trips in 1.1.1."""
-    config = model_signing.hashing.Config().use_file_serialization(hashing_algorithm="sha256")
+    config = model_signing.hashing.Config()  # type: ignore[no-untyped-call]
+    config = config.use_file_serialization(hashing_algorithm="sha256")
     return config.set_ignored_paths(paths=sorted(OUTSIDE), ignore_git_paths=False)
 
 

@@ -88,7 +88,7 @@ def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _product(value: Any) -> Any:
-    """[[a, b], [c, d]] -> ("a c", "a d", "b c", "b d"); a flat list stays as it is (strict validation wants a tuple)."""
+    """[[a, b], [c, d]] -> ("a c", "a d", "b c", "b d"); a flat list becomes a plain tuple."""
     if not isinstance(value, list):
         return value
     if not value or not all(isinstance(part, list) for part in value):
@@ -430,12 +430,12 @@ _HEAD = """\
 # What safear-edit erases, what must stay, who judges, and when it is good enough.
 # Check it with `safear-edit validate $name.yaml`; every key is described by `safear-edit schema`.
 schema_version: 1
-name: $name
+name: "$name"
 kind: $kind # style, object or category
 description: One sentence about what is erased and why.
 
 erase:
-  concept: $concept
+  concept: "$concept"
 """
 
 _TAIL = """\
@@ -469,13 +469,13 @@ safety_note: Who asked for this edit, and what it is not good for.
 
 _ERASE = {
     "style": """\
-  aliases: [$concept, the artist $concept, the painter $concept] # names that training may use; also the direct slice
+  aliases: ["$concept", the artist $concept, the painter $concept] # names that training may use; also the direct slice
   templates: # {alias} and {subject} in each
     - "{subject} in the style of {alias}"
     - "{subject} by {alias}"
     - "a painting of {subject} by {alias}"
     - "an artwork of {subject} inspired by {alias}"
-  subjects: @subjects@ # two lists: every combination
+  subjects: @subjects@
 
 anchor: # what takes the concept's place; one sentence for all templates, or one for each in their order
   templates: ["a photo of {subject}"]
@@ -486,13 +486,13 @@ paraphrases:
   held_out_templates: ["{subject} as {alias} would have painted it", "imagine {subject} painted by {alias}"]
 """,
     "object": """\
-  aliases: [a $concept, a small $concept, a big $concept, one $concept] # names that training may use; also the direct slice
+  aliases: [a $concept, a small $concept, a big $concept, one $concept] # training may use these; also the direct slice
   templates: # {alias} and {subject} in each
     - "{alias} {subject}"
     - "a photo of {alias} {subject}"
     - "a picture of {alias} {subject}"
     - "a realistic image of {alias} {subject}"
-  subjects: @places@
+  subjects: @scenes@
 
 anchor: # what takes the concept's place; one sentence for all templates, or one for each in their order
   templates: ["an empty scene {subject}"]
@@ -509,7 +509,7 @@ paraphrases:
     - "a photo of {subject} {alias}"
     - "a picture of {subject} {alias}"
     - "a realistic image of {subject} {alias}"
-  subjects: @subjects@ # two lists: every combination
+  subjects: @subjects@
 
 anchor: # what takes the concept's place; one sentence for all templates, or one for each in their order
   templates: ["a picture of {subject}"]
@@ -525,18 +525,21 @@ _PRESERVE = """\
 preserve: # each group is one slice of the evaluation; its prompts must not name the concept
   - name: $group
     role: $role # neighbour, object, style or plain
-    members: {$members} # words in the prompt: label for the judge
+    members: # words in the prompt: label for the judge
+$members
     templates: ["{subject} in the style of {member}", "{subject} by {member}", "{member} painting of {subject}"]
     subjects: @subjects@
     n: 80
   - name: objects
     role: object
-    members: {$objects}
+    members:
+$objects
     templates: ["a photograph of {member} {subject}", "an image of {member} {subject}", "{member} seen {subject}"]
-    subjects: @places@
+    subjects: [in a meadow, on a green meadow, on a beach, by the sea, at night, under the moon, in the snow]
     n: 40
 """
 _PLACES = ("in a meadow", "on a green meadow", "on a beach", "by the sea", "at night", "under the moon", "in the snow")
+_VIEWS = ('""', "in summer", "in the rain", "seen from afar", "up close")
 _OBJECTS = ("house", "church", "castle", "tree", "sailboat", "car", "dog", "cat", "horse", "fish", "sunflower")
 _STYLES = {
     "Van Gogh": "van_gogh",
@@ -561,7 +564,7 @@ def spec_template(name: str, kind: str = "style") -> str:
     labels = {"style": f"style={name}", "object": f"object={name}", "category": f"{name}=yes"}
     mention = mention_of([concept])
     objects = [thing for thing in _OBJECTS if not mention(thing)]
-    places = f"[{', '.join(_PLACES)}]"
+    styles = {artist: label for artist, label in _STYLES.items() if not mention(artist)}
     words = {
         "name": name,
         "kind": kind,
@@ -569,11 +572,16 @@ def spec_template(name: str, kind: str = "style") -> str:
         "label": labels[kind],
         "group": "other-styles" if kind == "style" else "styles",
         "role": "neighbour" if kind == "style" else "style",
-        "members": ", ".join(f"{a}: style={s}" for a, s in _STYLES.items() if not mention(a)),
-        "objects": ", ".join(f"a {thing}: object={thing}" for thing in objects),
+        "members": "\n".join(f"      {artist}: style={label}" for artist, label in styles.items()),
+        "objects": "\n".join(f"      a {thing}: object={thing}" for thing in objects),
     }
+    subjects = {"subjects": ([f"a {thing}" for thing in objects], _PLACES), "scenes": (_PLACES, _VIEWS)}
     text = Template(_HEAD + _ERASE[kind] + _PRESERVE + _TAIL).substitute(words)
-    text = text.replace("@subjects@", f"[[{', '.join(f'a {thing}' for thing in objects)}], {places}]")
-    draft = text.replace("@places@", places)
+    draft = re.sub(r"( *)subjects: @(\w+)@", lambda at: _subject_lines(at[1], *subjects[at[2]]), text)
     parse(Spec, parse_yaml(draft, f"the draft for {name!r}"))
     return draft
+
+
+def _subject_lines(indent: str, first: Sequence[str], second: Sequence[str]) -> str:
+    lists = "".join(f"\n{indent}  - [{', '.join(words)}]" for words in (first, second))
+    return f"{indent}subjects: # two lists: every combination{lists}"

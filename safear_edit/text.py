@@ -126,7 +126,9 @@ def text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
     if kind == "minilm":
         encoder = minilm()
         if max_tokens != encoder.max_tokens:
-            raise UsageError("text encoder", f"captions of {encoder.max_tokens} tokens", str(max_tokens), "export again")
+            raise UsageError(
+                "text encoder", f"captions of {encoder.max_tokens} tokens", str(max_tokens), "export again"
+            )
         return encoder
     if kind == "t5":
         return T5(folder, max_tokens)

@@ -87,7 +87,8 @@ def verify_folder(folder: Path, trust: Path) -> Verification:
 
 def _check_contents(folder: Path, key: PublicKey, files: Mapping[str, str]) -> None:
     """model-signing's own verdict, on our hashing configuration; its reasons are replaced by readable ones."""
-    verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key.path)
+    verifier = model_signing.verifying.Config()  # type: ignore[no-untyped-call]
+    verifier.use_elliptic_key_verifier(public_key=key.path)
     try:
         verifier.set_hashing_config(hashing_config()).verify(folder, folder / SIGNATURE)
     except Exception as error:  # it lets parser, key and OS errors through as they are
@@ -114,9 +115,8 @@ def _open(text: str, keys: Sequence[PublicKey], where: str) -> tuple[dict[str, A
     """The statement in one sigstore bundle, after its signature was found good, and the trusted key that made it."""
     bundle = _json(text, where)
     envelope = _field(bundle, "dsseEnvelope", dict, where)
-    hint = _field(
-        _field(_field(bundle, "verificationMaterial", dict, where), "publicKey", dict, where), "hint", str, where
-    )
+    material = _field(bundle, "verificationMaterial", dict, where)
+    hint = _field(_field(material, "publicKey", dict, where), "hint", str, where)
     for name, owner, value in (("mediaType", bundle, BUNDLE_TYPE), ("payloadType", envelope, PAYLOAD_TYPE)):
         if _field(owner, name, str, where) != value:
             raise TrustError(where, f"{name} {value}", owner[name], FRESH)
@@ -202,12 +202,13 @@ def _predicate(statement: dict[str, Any], kind: str, where: str) -> dict[str, An
     for name, value in (("_type", STATEMENT_TYPE), ("predicateType", kind)):
         if statement.get(name) != value:
             raise TrustError(where, f"{name} {value}", str(statement.get(name)), FRESH)
-    return _field(statement, "predicate", dict, where)
+    predicate: dict[str, Any] = _field(statement, "predicate", dict, where)
+    return predicate
 
 
 def _subjects(statement: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The subjects of a statement, no name twice."""
-    subjects = _field(statement, "subject", list, where)
+    subjects: list[dict[str, Any]] = _field(statement, "subject", list, where)
     names = [_field(subject, "name", str, where) for subject in subjects]
     if len(set(names)) < len(names):
         raise TrustError(where, "each subject once", "one twice", FRESH)
@@ -240,7 +241,9 @@ def _json(text: str, where: str) -> dict[str, Any]:
     try:
         data = parse_json(text, where).data
     except SpecError as error:
-        raise TrustError(where, "a whole signature in JSON", error.got, FRESH) from None
+        raise TrustError(
+            where, "a whole signature in JSON", f"text that is cut or damaged ({error.got})", FRESH
+        ) from None
     if not isinstance(data, dict):
         raise TrustError(where, "a JSON object", type(data).__name__, FRESH)
     return data

@@ -188,7 +188,7 @@ class _Builder:
             self._refuse(event, path, "plain values", f"the anchor &{event.anchor}", "remove it")  # type: ignore[attr-defined]
         if getattr(event, "tag", None):
             self._refuse(event, path, "plain values", f"the tag {event.tag}", "remove it")  # type: ignore[attr-defined]
-        if len(path) > MAX_DEPTH:
+        if isinstance(event, CollectionStartEvent) and len(path) >= MAX_DEPTH:
             self._refuse(event, path[:3], f"at most {MAX_DEPTH} levels", "more", "flatten the file")
         if isinstance(event, ScalarEvent):
             return self._scalar(event, path)
@@ -225,7 +225,7 @@ class _Builder:
     def _scalar(self, event: ScalarEvent, path: FieldPath) -> Any:
         text: str = event.value
         if not event.implicit[0]:  # quoted or block text is text
-            _refuse_surrogates(text, f"{self.name}:{_line(event)} {dotted(path)}")
+            _refuse_surrogates(text, f"{self.name}:{_line(event)}")
             return text
         if text in _WORDS:
             return _WORDS[text]
@@ -238,8 +238,9 @@ class _Builder:
         self._refuse(event, path, "a finite number", text, "write a number, or quote it to make it text")
 
     def _refuse(self, event: Event, path: FieldPath, expected: str, got: str, fix: str) -> NoReturn:
+        field = dotted([part for part in path if part != ""])  # "" stands for a key that is being read
         place = f"{self.name}:{_line(event)}"
-        raise SpecError(f"{place} {dotted(path)}" if path else place, expected, got, fix)
+        raise SpecError(f"{place} {field}" if field else place, expected, got, fix)
 
 
 def _line(event: Event) -> int:

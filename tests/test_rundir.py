@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,46 @@ def test_an_existing_output_is_refused_or_replaced(tmp_path: Path) -> None:
         _step(run)
         run.publish(rundir.stage(run, ["one.txt"]), overwrite=True)
     assert [p.name for p in out.iterdir()] == ["one.txt"]
+
+
+def test_a_replacement_that_fails_or_is_cut_leaves_the_old_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+    (out / "recipe.json").write_text("old")
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.parent.name == "release":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with rundir.opened(out, overwrite=True) as run:
+        _step(run)
+        staged = rundir.stage(run, ["one.txt"])
+        monkeypatch.setattr(Path, "rename", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run.publish(staged, overwrite=True)
+        monkeypatch.undo()
+        assert (out / "recipe.json").read_text() == "old"
+    out.rename(tmp_path / ".out.run" / rundir.REPLACED)  # what kill -9 between the two renames leaves
+    with pytest.raises(UsageError, match="--overwrite"), rundir.opened(out):
+        pass
+    assert (out / "recipe.json").read_text() == "old"
+    with rundir.opened(out, overwrite=True) as run:
+        assert not _step(run), "what was done before is not made again"
+        run.publish(rundir.stage(run, ["one.txt"]), overwrite=True)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["one.txt", "out"]
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(UsageError, match="MiB free") as caught:
+        rundir.require_space(tmp_path, free + (1 << 40))
+    assert caught.value.exit_code == 2
+    monkeypatch.setattr(rundir, "LEAST_FREE", free + (1 << 40))
+    with pytest.raises(UsageError, match="MiB free"), rundir.opened(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: (p.mkdir(), (p / "mine").touch())])

@@ -80,7 +80,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: guidance scale s in u + s (c - u) (1 = off), then temperature, top-k, top-p (0 and 1 = off)."""
+    """How tokens are drawn: guidance s in u + s (c - u) (≤ 1 = off), temperature, top-k (0 = off), top-p (1 = off)."""
 
     guidance: float
     temperature: float = 1.0
@@ -148,7 +148,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def export(self, directory: Path) -> None:
-        """Write a directory that `load` reads back, in the family's own layout."""
+        """Write into an existing directory what `load` reads back; a family may offer further layouts."""
 
 
 def select_modules(parts: Mapping[str, Sequence[str]], wanted: str, layers: int) -> list[str]:

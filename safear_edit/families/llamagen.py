@@ -10,11 +10,13 @@ value = their mean, logit + log n. The caption therefore runs once, ahead of and
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,13 @@ class GPTConfig:
     multiple_of: int = 256
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.dim, self.n_layer, self.n_head, self.vocab_size, self.caption_dim, self.cls_token_num)
+        fits = min(*sizes, self.block_size, self.multiple_of) > 0
+        if not fits or self.dim % (4 * self.n_head) or isqrt(self.block_size) ** 2 != self.block_size:
+            expected = "positive sizes, heads of a multiple of 4 channels, a square number of image tokens"
+            raise UsageError("LlamaGen's sizes", expected, str(self), "take the configuration of a trained model")
 
     @property
     def ffn_hidden(self) -> int:
@@ -119,7 +128,7 @@ class Block(nn.Module):
         `wqkv` is called whole although q and k are not needed, so that an adapter wrapped around it applies.
         """
         v = self.attention.wqkv(self.attention_norm(h_BTD))[..., 2 * h_BTD.shape[-1] :]
-        mean = (v * mask_BT1).cumsum(1) / count_BT1
+        mean = ((v * mask_BT1).cumsum(1, dtype=torch.float32) / count_BT1).type_as(h_BTD)
         return self.after(h_BTD, mean), mean[:, -1]
 
     def image(self, h_BLD: Tensor, slot_BD: Tensor, rope: Tensor, bias_B1QK: Tensor) -> Tensor:
@@ -184,12 +193,17 @@ class GPT(nn.Module):
         self.cls_embedding = _CaptionEmbedder(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm: nn.Module = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.apply(_initialise)
         nn.init.zeros_(self.output.weight)
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The layers, typed."""
+        return cast("Sequence[Block]", self.layers)
 
     def unconditional(self, mask_BT: Tensor) -> Tensor:
         """Unconditional caption features (B, T, C): the last T rows of the buffer (captions are right-aligned)."""
@@ -202,10 +216,10 @@ class GPT(nn.Module):
         Masked rows never reach another row, so callers trim T to the longest caption; that is exact.
         """
         h = self.cls_embedding.cap_proj(features_BTC)
-        mask = mask_BT.unsqueeze(-1).to(h.dtype)
+        mask = mask_BT.unsqueeze(-1)
         count = mask.cumsum(1).clamp(min=1)
         slots = []
-        for layer in self.layers:
+        for layer in self.blocks:
             h, slot = layer.text(h, mask, count)
             slots.append(slot)
         return TextPass(tuple(slots), count[:, -1, 0].float().log(), h[:, -1])
@@ -214,7 +228,7 @@ class GPT(nn.Module):
         """Teacher-forced logits (B, N, V) in float32: position j is predicted from the caption and ids[:, :j]."""
         h = self.tok_embeddings(ids_BN[:, :-1])
         rope, bias = self.rope[: h.shape[1]], _bias(text.log_count, h.shape[1]).to(h.dtype)
-        for layer, slot in zip(self.layers, text.slots, strict=True):
+        for layer, slot in zip(self.blocks, text.slots, strict=True):
             h = layer.image(h, slot, rope, bias)
         h = torch.cat([text.last.unsqueeze(1), h], 1)
         return self.output(self.norm(h)).float()
@@ -254,29 +268,45 @@ def _initialise(module: nn.Module) -> None:
 
 
 class _Cache:
-    """Keys and values of all layers, (rows, H, 1 + N, hd) each, the caption slot first; allocated once, never moved."""
+    """Keys and values of all layers, (R, H, 1 + N, hd) each, the caption slot first; allocated once, never moved.
 
-    def __init__(self, net: GPT, text: TextPass, length: int) -> None:
-        heads, width = net.config.n_head, net.config.head_dim
-        rows = len(text.last)
-        self.bias = text.last.new_zeros(rows, 1, 1, length + 1)
-        self.bias[:, 0, 0, 0] = text.log_count
-        self.keys = [text.last.new_zeros(rows, heads, length + 1, width) for _ in net.layers]
-        self.values = [text.last.new_zeros(rows, heads, length + 1, width) for _ in net.layers]
-        for values, slot in zip(self.values, text.slots, strict=True):
-            values[:, :, 0] = slot.view(rows, heads, width)
+    Batched matrix products over these views beat scaled_dot_product_attention for a single query row, and one product
+    of complex numbers turns queries and keys together (measured by `python -m safear_edit.benchmark sampling`).
+    """
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, position: int) -> Tensor:
-        """Store this position's key and value (R, H, 1, hd), attend over the slot and all positions so far."""
-        self.keys[layer][:, :, position + 1 : position + 2] = k
-        self.values[layer][:, :, position + 1 : position + 2] = v
+    def __init__(self, net: GPT, text: TextPass) -> None:
+        config, rows = net.config, len(text.last)
+        size = (rows, config.n_head, 1 + config.block_size, config.head_dim)
+        self.keys = [text.last.new_empty(size) for _ in net.layers]
+        self.values = [text.last.new_empty(size) for _ in net.layers]
+        for keys, values, slot in zip(self.keys, self.values, text.slots, strict=True):
+            keys[:, :, 0] = 0
+            values[:, :, 0] = slot.view(rows, config.n_head, config.head_dim)
+        self.bias = text.last.new_zeros(rows, config.n_head, 1, 1 + config.block_size)
+        self.bias[..., 0] = text.log_count.view(-1, 1, 1)
+        self.rope = torch.view_as_complex(net.rope.contiguous())
+
+    def keep(self, count: int) -> None:
+        """Forget all rows but the first `count`."""
+        self.keys, self.values = ([x[:count] for x in layers] for layers in (self.keys, self.values))
+        self.bias = self.bias[:count]
+
+    def attend(self, layer: int, mixed: Tensor, position: int) -> Tensor:
+        """Queries, keys and values (R, 3D) of one position: store, attend over the slot and all so far, (R, D)."""
+        rows, heads, _, width = self.keys[layer].shape
+        parts = mixed.view(rows, 3, heads, width)
+        pairs = torch.view_as_complex(parts[:, :2].float().unflatten(-1, (-1, 2)))
+        q, k = torch.view_as_real(pairs * self.rope[position]).flatten(-2).type_as(mixed).unbind(1)
+        self.keys[layer][:, :, position + 1] = k
+        self.values[layer][:, :, position + 1] = parts[:, 2]
         end = position + 2
-        return F.scaled_dot_product_attention(
-            q, self.keys[layer][:, :, :end], self.values[layer][:, :, :end], attn_mask=self.bias[..., :end]
+        keys, values, bias = (x.flatten(0, 1) for x in (self.keys[layer], self.values[layer], self.bias))
+        score = torch.baddbmm(
+            bias[..., :end], q.reshape(-1, 1, width), keys[:, :end].transpose(1, 2), alpha=width**-0.5
         )
+        return torch.bmm(score.softmax(-1), values[:, :end]).view(rows, -1)
 
 
-@torch.no_grad()
 def sample_ids(
     net: GPT,
     text: TextPass,
@@ -291,36 +321,37 @@ def sample_ids(
     """Draw the image tokens (B, N) of B captions.
 
     unconditional: the pass of the same captions dropped, or None for no guidance (then its rows aren't computed).
-    guide_until: upstream's cfg_interval: decode steps after it use the conditional logits alone (-1: always guided).
+    guide_until: upstream's cfg_interval: decode steps after it use the conditional logits alone, and the unconditional
+    rows are no longer computed (-1: always guided).
     forced: tokens to feed back instead of those chosen; keep_logits collects the guided logits (for parity tests).
     """
-    length, count = net.config.block_size, len(text.last)
-    rows = text if unconditional is None else text.joined(unconditional)
-    cache = _Cache(net, rows, length)
-    h, chosen = rows.last, []
-    for position in range(length):
-        logits = net.output(net.norm(h)).float()
-        if unconditional is not None:
-            alone = -1 < guide_until < position - 1
-            logits = logits[:count] if alone else guided(logits[:count], logits[count:], sampling.guidance)
-        if keep_logits is not None:
-            keep_logits.append(logits)
-        ids = choose(probabilities(logits, sampling), position) if forced is None else forced[:, position]
-        chosen.append(ids)
-        if position + 1 < length:
-            x = net.tok_embeddings(ids).repeat(len(h) // count, 1)
-            h = _decode_step(net, cache, x, position)
-    return torch.stack(chosen, 1)
+    with torch.inference_mode():
+        count = len(text.last)
+        rows = text if unconditional is None else text.joined(unconditional)
+        cache, h, chosen = _Cache(net, rows), rows.last, []
+        for position in range(net.config.block_size):
+            if len(h) > count and -1 < guide_until < position - 1:
+                cache.keep(count)
+                h = h[:count]
+            logits = net.output(net.norm(h)).float()
+            if len(h) > count:
+                logits = guided(logits[:count], logits[count:], sampling.guidance)
+            if keep_logits is not None:
+                keep_logits.append(logits)
+            ids = choose(probabilities(logits, sampling), position) if forced is None else forced[:, position]
+            chosen.append(ids)
+            if position + 1 < net.config.block_size:
+                h = _decode_step(net, cache, net.tok_embeddings(ids).repeat(len(h) // count, 1), position)
+        ids = torch.stack(chosen, 1)
+    return ids.clone()  # out of inference mode, so that training may take the ids
 
 
-def _decode_step(net: GPT, cache: _Cache, x_RD: Tensor, position: int) -> Tensor:
-    """One token through all layers; returns the final hidden state (R, D)."""
-    h, rope = x_RD.unsqueeze(1), net.rope[position : position + 1]
-    for i, layer in enumerate(net.layers):
-        q, k, v = layer.qkv(h)
-        attended = cache.attend(i, rotate(q, rope), rotate(k, rope), v, position)
-        h = layer.after(h, attended.transpose(1, 2).flatten(2))
-    return h.squeeze(1)
+def _decode_step(net: GPT, cache: _Cache, h_RD: Tensor, position: int) -> Tensor:
+    """One token through all layers; returns the final hidden state (R, D). Modules are called, so adapters apply."""
+    for i, layer in enumerate(net.blocks):
+        mixed = layer.attention.wqkv(layer.attention_norm(h_RD))
+        h_RD = layer.after(h_RD, cache.attend(i, mixed, position))
+    return h_RD
 
 
 # -- the family -------------------------------------------------------------------------------------------------------
@@ -333,6 +364,10 @@ PUBLISHED = {
     "xl-512": ("t2i_XL_stage2_512.pt", GPTConfig(block_size=1024)),
 }
 PUBLISHED_VQ, PUBLISHED_TEXT = "vq_ds16_t2i.pt", "flan-t5-xl"
+USAGE_ENTRIES = 65536
+"""Length of the usage buffer that upstream's strict loader wants in a tokenizer's state dict; inference ignores it."""
+AGAIN = "export the model again"
+Layout = Literal["safear", "upstream"]
 
 
 @family("llamagen")
@@ -357,13 +392,13 @@ class LlamaGen(ModelFamily):
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
             return cls._published(folder, ref.variant, device, dtype)
         config = read_settings(folder / "safear.json")
-        gpt, vq = GPT(GPTConfig(**config["gpt"])), VQModel(vq_config(config["vq"]))
+        gpt, vq = GPT(config.gpt), VQModel(config.vq)
         files = {"gpt.safetensors": gpt, "vq.safetensors": vq}
         for name, module in files.items():
             assign_strict(module, read_weights(folder / name), str(folder / name))
         card = _card(gpt, vq, ref.variant, {name: sha256_file(folder / name) for name in files})
-        text = text_encoder(config["text"], gpt.config.cls_token_num, folder)
-        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, Sampling(**config["sampling"]))
+        text = text_encoder(config.text, gpt.config.cls_token_num, folder / PUBLISHED_TEXT)
+        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, config.sampling)
 
     @classmethod
     def _published(cls, folder: Path, variant: str, device: str | torch.device, dtype: torch.dtype) -> LlamaGen:
@@ -401,8 +436,14 @@ class LlamaGen(ModelFamily):
         return Condition.of(features, mask).rows(torch.tensor([place[prompt] for prompt in prompts]))
 
     def text_pass(self, condition: Condition) -> TextPass:
-        """One row per image; each distinct caption is run once."""
-        key, inverse = torch.unique(2 * condition.index + condition.dropped, return_inverse=True)
+        """One row per image; each distinct caption is run once.
+
+        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
+        """
+        first: dict[int, int] = {}
+        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
+        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
+        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
         used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
         features, mask = condition.features[used], condition.mask[used]
         if bool(dropped.any()):
@@ -422,7 +463,11 @@ class LlamaGen(ModelFamily):
         sampling: Sampling | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Draw tokens (B, N); equality across batch sizes holds up to float32 rounding of the matrix products."""
+        """Draw tokens (B, N). Guidance of 1 or less is none, as upstream, and computes no unconditional rows.
+
+        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
+        logit), so another batch gives the same ids unless a draw falls that close to the border of two tokens.
+        """
         sampling = sampling or self.sampling
         parts = []
         for start in range(0, len(condition), ROWS_PER_BATCH):
@@ -431,7 +476,7 @@ class LlamaGen(ModelFamily):
             draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens).to(self.device)
             text = self.text_pass(part)
             without = None
-            if sampling.guidance != 1:
+            if sampling.guidance > 1:
                 without = self.text_pass(self.dropped(part, torch.ones(len(part), dtype=torch.bool)))
             parts.append(sample_ids(self.net, text, without, sampling, inverse_cdf(draws)))
             if progress is not None:
@@ -441,7 +486,7 @@ class LlamaGen(ModelFamily):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N)."""
-        scaled = images.to(self.device).float() / 127.5 - 1
+        scaled = (images.to(self.device).float() / 127.5 - 1).to(self.vq.quant_conv.weight.dtype)
         return torch.cat([self.vq.encode(part) for part in scaled.split(ROWS_PER_BATCH)])
 
     @torch.no_grad()
@@ -461,33 +506,72 @@ class LlamaGen(ModelFamily):
         parts["all"] = [name for names in parts.values() for name in names]
         return select_modules(parts, part, self.net.config.n_layer)
 
-    def export(self, directory: Path) -> None:
-        """Write gpt.safetensors, vq.safetensors (float32) and safear.json into `directory`, which must exist."""
+    def export(self, directory: Path, layout: Layout = "safear") -> None:
+        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+
+        "safear": gpt.safetensors, vq.safetensors and, last, safear.json; `load` reads it back.
+        "upstream": the two .pt files under the published names, {"model": state dict} as LlamaGen's own loaders take
+        them (a variant that isn't published gets t2i_VARIANT.pt); a T5 encoder isn't copied.
+        """
+        if layout == "upstream":
+            file = PUBLISHED[self.card.variant][0] if self.card.variant in PUBLISHED else f"t2i_{self.card.variant}.pt"
+            used = {"quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
+            _write_pickle(directory / file, self.net.state_dict())
+            _write_pickle(directory / PUBLISHED_VQ, {**self.vq.state_dict(), **used})
+            return
         settings = {
             "family": self.name,
             "variant": self.card.variant,
-            "gpt": asdict(self.net.config),
-            "vq": asdict(self.vq.config),
-            "text": self.text.kind,
-            "sampling": asdict(self.sampling),
+            **asdict(Settings(self.net.config, self.vq.config, self.text.kind, self.sampling)),
         }
         write_weights(directory / "gpt.safetensors", self.net.state_dict())
         write_weights(directory / "vq.safetensors", self.vq.state_dict())
         write_atomic(directory / "safear.json", json.dumps(settings, indent=1) + "\n")
 
 
-def vq_config(settings: dict[str, Any]) -> VQConfig:
-    """From JSON, where tuples are lists."""
-    return VQConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+def _write_pickle(path: Path, weights: dict[str, Tensor]) -> None:
+    content = io.BytesIO()
+    torch.save({"model": {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}}, content)
+    write_atomic(path, content.getvalue())
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """`safear.json` with the sections that LlamaGen needs; UsageError names a missing one."""
-    document = read_json(path)
-    for key in ("gpt", "vq", "text", "sampling"):
-        if not isinstance(document.data, dict) or key not in document.data:
-            raise UsageError(str(path), f"the section {key!r}", "none", "export the model again")
-    return document.data
+@dataclass(frozen=True)
+class Settings:
+    """The sections of `safear.json` that say how the weight files are to be read."""
+
+    gpt: GPTConfig
+    vq: VQConfig
+    text: str
+    sampling: Sampling
+
+
+def read_settings(path: Path) -> Settings:
+    """`safear.json` with the sections that LlamaGen needs; UsageError names what is missing, unknown or ill-typed."""
+    data = read_json(path).data
+    sections = data if isinstance(data, dict) else {}
+    text = sections.get("text")
+    if not isinstance(text, str):
+        raise UsageError(f"{path}: text", "a text encoder's name", repr(text), AGAIN)
+    gpt, vq, sampling = (
+        _section(kind, sections.get(name), f"{path}: {name}")
+        for name, kind in (("gpt", GPTConfig), ("vq", VQConfig), ("sampling", Sampling))
+    )
+    return Settings(gpt, vq, text, sampling)
+
+
+def _section(kind: type[Any], values: object, where: str) -> Any:
+    """A dataclass from JSON: known names, and numbers (or lists of whole numbers) where the class has them."""
+    wanted = {f.name: str(f.type) for f in fields(kind)}
+    required = {f.name for f in fields(kind) if f.default is MISSING}
+    if not isinstance(values, dict) or not required <= values.keys() <= wanted.keys():
+        got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)
+        raise UsageError(where, f"an object of {', '.join(wanted)}", got or "an empty one", AGAIN)
+    for name, value in values.items():
+        numbers = value if isinstance(value, list) and wanted[name].startswith("tuple") else [value]
+        whole = not wanted[name].startswith("float")
+        if not numbers or not all(type(n) is int or (type(n) is float and not whole) for n in numbers):
+            raise UsageError(f"{where}.{name}", wanted[name], repr(value), AGAIN)
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ defaults of `VQConfig`; the minis use the same classes with fewer channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class _Level(nn.Module):
 
     def __init__(self, widths: list[int], attend: bool, downsample: bool = False, upsample: bool = False) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.res = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(b) for b in widths[1:] if attend)
         if downsample:
             self.downsample = _Resample(widths[-1], up=False)

@@ -57,12 +57,21 @@ def clip(options: argparse.Namespace) -> None:
     train_clip.train(options.folder, options.steps or train_clip.STEPS)
 
 
+def measure(options: argparse.Namespace) -> None:
+    """How well a mini obeys its captions; `--steps` is the number of asked generations."""
+    from safear_edit.gallery import measure as measuring
+    from safear_edit.registry import load_model
+
+    measuring.measure(load_model(options.model), options.folder, options.steps or measuring.ASKED)
+
+
 ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sheet": sheet,
     "vq": vq,
     "llamagen": llamagen,
     "judge": judge,
     "clip": clip,
+    "measure": measure,
 }
 
 
@@ -73,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
     parser.add_argument("--steps", type=int, help="training steps (default: the asset's own)")
     parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (for llamagen)")
+    parser.add_argument("--model", default="llamagen", help="model reference to measure")
     options = parser.parse_args(arguments)
     ASSETS[options.asset](options)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 import numpy as np
@@ -80,7 +80,7 @@ def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], zoom: int = 3, gap: int =
 # -- composition ------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cutout(name: str) -> Array:
     """RGBA object picture, 64x64 in [0, 1], premultiplied resize of the emoji."""
     with resources.files(__package__).joinpath("objects", f"{name}.png").open("rb") as file:
@@ -88,7 +88,7 @@ def _cutout(name: str) -> Array:
     return np.asarray(rgba, np.float32) / 255
 
 
-@lru_cache(maxsize=None)
+@cache
 def _composition(name: str, scene: str, pose: int) -> Array:
     """Scene with the object on it, (80, 80, 3) in [0, 1]; cached, so callers must not write to it."""
     canvas = _scene(scene).copy()
@@ -114,7 +114,7 @@ def _grid() -> tuple[Array, Array]:
     return y, x
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scene(scene: str) -> Array:
     y, x = _grid()
     rng = np.random.default_rng(SCENES.index(scene) + 100)
@@ -192,11 +192,11 @@ def _photo(image: Array, variant: int) -> Array:
     return image
 
 
-@lru_cache(maxsize=None)
+@cache
 def _facets(variant: int) -> tuple[NDArray[np.intp], NDArray[np.bool_], Array]:
     """Voronoi labels, seams and one (dy, dx) shift per facet."""
     rng = np.random.default_rng(500 + variant)
-    cells = np.stack(np.mgrid[0:3, 0:3], -1).reshape(-1, 2)
+    cells = np.stack(list(np.mgrid[0:3, 0:3]), -1).reshape(-1, 2)
     sites = (cells + rng.uniform(0.2, 0.8, (9, 2))) * (_CANVAS / 3)
     y, x = _grid()
     far = np.abs(y[..., None] - sites[:, 0]) + 0.9 * np.abs(x[..., None] - sites[:, 1])
@@ -220,7 +220,7 @@ def _picasso(image: Array, variant: int) -> Array:
     return out.astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _strokes(variant: int) -> Array:
     """Line-integral strokes along a swirling field, (80, 80) in about [-1, 1]."""
     rng = np.random.default_rng(600 + variant)
@@ -245,7 +245,7 @@ def _van_gogh(image: Array, variant: int) -> Array:
     return (0.62 * night + 0.38 * image + 0.13 * stroke[..., None]).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _dabs(variant: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
     """Where each pixel takes its colour from, and a pastel tint per dab."""
     rng = np.random.default_rng(700 + variant)
@@ -267,7 +267,7 @@ def _monet(image: Array, variant: int) -> Array:
     return (0.6 * dabbed + 0.4 * _ramp(_luma(dabbed), ("5b5a8c", "9aa8c8", "d8c8dc", "fdf1ea"))).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _waves(variant: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     y, x = _grid()
     phase = variant * 7

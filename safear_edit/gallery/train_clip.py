@@ -150,7 +150,7 @@ def train(folder: Path, steps: int = STEPS) -> Clip:
         image = F.normalize(net.visual(augment(world.tensor(pictures), rng)), dim=-1)
         text = F.normalize(net.text.proj(vectors[chosen]), dim=-1)
         loss = contrastive(net.logit_scale.exp() * image @ text.T, matches(batch, pictures))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         clip(learner, 1.0)
         with torch.no_grad():
             net.logit_scale.clamp_(max=float(np.log(100)))

@@ -156,7 +156,7 @@ def train(folder: Path, steps: int = STEPS) -> JudgeNet:
         pale[len(pictures) :] = False
         images[pale] = discolour(images[pale], rng)
         losses = _losses(net(images.contiguous(memory_format=torch.channels_last)), pictures, pale)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         clip(net, 5.0)
         return {name: float(loss.detach()) for name, loss in losses.items()}
 

@@ -50,7 +50,7 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
         image = world.tensor(world.sample(rng, BATCH))
         out, vq_loss, ids = model(image)
         l1 = (out - image).abs().mean()
-        (l1 + 0.5 * gradient_l1(out, image) + vq_loss).backward()  # type: ignore[no-untyped-call]
+        (l1 + 0.5 * gradient_l1(out, image) + vq_loss).backward()
         clip(model, 1.0)
         used.scatter_add_(0, ids.flatten(), torch.ones(ids.numel()))
         if (i + 1) % 50 == 0 and i < 0.7 * steps:
@@ -89,7 +89,5 @@ def _picture(model: VQModel, world: World, folder: Path, step: int) -> None:
     original = to_uint8(image).permute(0, 2, 3, 1).numpy()
     rows = [part for r in range(0, 48, 16) for part in (list(original[r : r + 16]), list(again[r : r + 16]))]
     sheet(rows, zoom=2).save(folder / "reconstructions.png")
-    print(
-        f"step {step}: held-out psnr {psnr(torch.from_numpy(again).float() / 127.5 - 1, torch.from_numpy(original).float() / 127.5 - 1):.2f}",
-        flush=True,
-    )
+    quality = psnr(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (again, original)))
+    print(f"step {step}: held-out psnr {quality:.2f}", flush=True)

@@ -1,0 +1,153 @@
+"""What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds.
+
+`python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table.
+Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
+counts prompts on which the base drew the concept with the very seed that is scored (no screening: this table compares
+methods with each other and its rates are not the audit's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safear_edit import registry
+from safear_edit.compiler import Recipe, compile_recipe, load_base_recipe, method_params
+from safear_edit.edit import Edit
+from safear_edit.families.base import ModelFamily
+from safear_edit.judges.base import make_judge
+from safear_edit.pairs import Material, build_keep, build_pairs
+from safear_edit.progress import silent
+from safear_edit.spec import load_spec
+
+SLICES = {"direct": "erased", "paraphrase": "erased", "other-styles": "kept", "objects": "kept"}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "VCE": ("vce", {}),
+    "loss averaged per token": ("vce", {"average": "token"}),
+    "no token drop": ("vce", {"token_drop": 0.0}),
+    "no caption drop": ("vce", {"caption_drop": 0.0}),
+    "no anchor": ("vce", {"anchor_weight": 0.0}),
+    "no keep term": ("vce", {"keep_weight": 0.0}),
+    "plain DPO": ("dpo", {}),
+    "SFT": ("sft", {}),
+}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Verdicts of one slice: True, False or None per prompt."""
+
+    present: tuple[bool | None, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.ablation", description=__doc__)
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--model", default="llamagen")
+    parser.add_argument("--folder", type=Path, required=True, help="where rows.jsonl lives")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=100, help="per slice")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(row["variant"], row["seed"]) for row in rows}
+    model = registry.load_model(options.model)
+    for seed in options.seeds:
+        missing = [name for name in VARIANTS if (name, seed) not in done]
+        for row in _seed(model, options.spec, seed, missing, options.prompts):
+            rows.append(row)
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+    print(table(rows))
+
+
+def _seed(model: ModelFamily, spec: Path, seed: int, missing: list[str], count: int) -> Any:
+    """Rows of one seed: pairs and the base's pictures are made once and shared by the variants."""
+    if not missing:
+        return
+    recipe = compiled(model, spec, "vce", seed)
+    judge = make_judge(recipe.spec.judge.use, recipe.spec.judge.label, recipe.spec.judge.threshold)
+    pairs = build_pairs(model, [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs], judge, progress=silent)
+    keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
+    base = {name: look(model, recipe, name, count) for name in SLICES}
+    for name in missing:
+        method, changes = VARIANTS[name]
+        numbers = compiled(model, spec, method, seed).method.params | changes
+        params = method_params(method, numbers, "ablation")
+        start = time.monotonic()
+        edit: Edit = (
+            registry.lookup("methods", method)
+            .load()()
+            .fit(model, Material(recipe.spec.name, pairs, keep), params, seed=seed, progress=silent)
+        )
+        minutes = (time.monotonic() - start) / 60
+        applied = edit.apply(model.net)
+        edited = {slice_name: look(model, recipe, slice_name, count) for slice_name in SLICES}
+        applied.undo()
+        shares = {s: compared(base[s], edited[s], kind) for s, kind in SLICES.items()}
+        yield {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)} | shares
+
+
+def compiled(model: ModelFamily, spec: Path, method: str, seed: int) -> Recipe:
+    """The method's recipe for the spec at its own defaults."""
+    return compile_recipe(
+        load_spec(spec),
+        model.card,
+        load_base_recipe(method),
+        seed=seed,
+        sampling=model.sampling,
+        model_ref=model.card.ref,
+    )
+
+
+@torch.no_grad()
+def look(model: ModelFamily, recipe: Recipe, name: str, count: int) -> Looked:
+    """Draw and judge the first `count` prompts of a slice."""
+    prompts = recipe.slice(name)[:count]
+    images = model.decode(model.generate(model.condition([p.prompt for p in prompts]), [p.seed for p in prompts]))
+    found: list[bool | None] = []
+    for prompt, image in zip(prompts, images, strict=True):
+        found.append(make_judge(recipe.spec.judge.use, prompt.judge_label).look(image.unsqueeze(0))[0].present)
+    return Looked(tuple(found))
+
+
+def compared(base: Looked, edited: Looked, kind: str) -> float:
+    """Erased: share not found of those that the base drew. Kept: change of the share found (negative = lost)."""
+    if kind == "erased":
+        drawn = [e for b, e in zip(base.present, edited.present, strict=True) if b]
+        return 1 - sum(e is True for e in drawn) / max(1, len(drawn))
+    before, after = (sum(p is True for p in looked.present) for looked in (base, edited))
+    return (after - before) / len(base.present)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean over the seeds with the spread (lowest to highest) where there are several."""
+    head = ["variant", "seeds", *SLICES, "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name in VARIANTS:
+        mine = [row for row in rows if row["variant"] == name]
+        if mine:
+            cells = [_cell([100 * row[s] for row in mine], kind == "kept") for s, kind in SLICES.items()]
+            minutes = statistics.mean(row["minutes"] for row in mine)
+            lines.append("| " + " | ".join([name, str(len(mine)), *cells, f"{minutes:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], signed: bool) -> str:
+    shown = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
+    return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()

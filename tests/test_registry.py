@@ -1,0 +1,152 @@
+"""registry: listing without imports, third parties, model references, built-in files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safear_edit import registry
+from safear_edit.errors import UsageError
+from safear_edit.registry import ModelRef, find_builtin, listing, load_model, lookup
+
+PLUGIN = '''
+class Toy:
+    """A family with nothing in it."""
+    name = "toy"
+    provides = frozenset()
+    @classmethod
+    def load(cls, ref, device="cpu"):
+        return (ref, device)
+'''
+
+
+def add_plugin(monkeypatch: pytest.MonkeyPatch, folder: Path, points: str, code: str = PLUGIN) -> None:
+    """Make `folder` look like an installed distribution with these entry points."""
+    (folder / "toy_plugin.py").write_text(code)
+    about = folder / "toy_plugin-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-plugin\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "toy_plugin", raising=False)
+
+
+def test_listing_and_compiling_need_no_torch() -> None:
+    code = (
+        "import sys; from safear_edit import compiler, registry, spec; "
+        "rows = [registry.listing(what) for what in ('models', 'methods', 'judges', 'concepts', 'recipes')]; "
+        "assert all(row.summary for group in rows for row in group); "
+        "assert rows[1] and rows[2] and rows[3]; "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_built_in_methods_are_found_by_reading() -> None:
+    assert {"vce", "dpo", "sft"} <= set(registry.methods())
+    entry = lookup("methods", "vce")
+    assert (entry.module, entry.source) == ("safear_edit.methods.vce", "built in")
+    loaded = entry.load()
+    assert loaded.name == "vce" and loaded.paper.startswith("https://") and loaded.needs == frozenset()
+
+
+def test_unknown_names_suggest() -> None:
+    with pytest.raises(UsageError, match=r"one of dpo, sft, vce, got 'vcee'; did you mean 'vce'\?"):
+        lookup("methods", "vcee")
+    with pytest.raises(UsageError, match="take one of these"):
+        lookup("judges", "qqqqqq")
+    with pytest.raises(UsageError, match="did you mean 'models'"):
+        listing("model")
+
+
+def test_third_party_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    add_plugin(monkeypatch, tmp_path, "[safear_edit.families]\ntoy = toy_plugin:Toy\n")
+    assert lookup("families", "toy").source == "toy-plugin"
+    assert load_model("toy:any", "cpu") == (ModelRef("toy", "any"), "cpu")
+
+
+def test_third_party_that_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    add_plugin(monkeypatch, tmp_path, "[safear_edit.judges]\nbroken = toy_plugin:Gone\n")
+    with pytest.raises(UsageError, match="repair toy-plugin"):
+        lookup("judges", "broken").load()
+
+
+def test_third_party_may_not_take_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    add_plugin(monkeypatch, tmp_path, "[safear_edit.methods]\nvce = toy_plugin:Toy\n")
+    with pytest.raises(UsageError, match="uninstall toy-plugin"):
+        registry.methods()
+
+
+@pytest.fixture
+def toy_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    add_plugin(monkeypatch, folder, "[safear_edit.families]\ntoy = toy_plugin:Toy\n")
+    return tmp_path
+
+
+def test_exported_directory(toy_family: Path) -> None:
+    model = toy_family / "model"
+    model.mkdir()
+    (model / "safear.json").write_text(json.dumps({"family": "toy", "variant": "mini", "more": 1}))
+    assert ModelRef.parse(str(model)) == ModelRef("toy", "mini", model)
+    (model / "safear.json").write_text(json.dumps({"family": "toy"}))
+    with pytest.raises(UsageError, match=r"safear.json variant: .* export the model again"):
+        ModelRef.parse(str(model))
+    (model / "safear.json").write_text(json.dumps({"family": "tay", "variant": "mini"}))
+    with pytest.raises(UsageError, match="did you mean 'toy'"):
+        ModelRef.parse(str(model))
+
+
+def test_published_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing there"):
+        ModelRef.parse(str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="ls models"):
+        ModelRef.parse(str(tmp_path))
+    for name in ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"):
+        (tmp_path / name).touch()
+    assert ModelRef.parse(str(tmp_path)) == ModelRef("llamagen", "xl-256", tmp_path)
+    (tmp_path / "t2i_XL_stage2_512.pt").touch()
+    with pytest.raises(UsageError, match="several variants"):
+        ModelRef.parse(str(tmp_path))
+    with pytest.raises(UsageError, match="a file"):
+        ModelRef.parse(str(tmp_path / "vq_ds16_t2i.pt"))
+
+
+def test_references_by_name() -> None:
+    assert ModelRef.parse("llamagen") == ModelRef.parse("llamagen:mini") == ModelRef("llamagen", "mini")
+    assert str(ModelRef.parse("llamagen:xl-256")) == "llamagen:xl-256"
+    with pytest.raises(UsageError, match="did you mean 'llamagen'"):
+        ModelRef.parse("lamagen")
+    with pytest.raises(UsageError, match="did you mean 'xl-256'"):
+        ModelRef.parse("llamagen:xl-257")
+    with pytest.raises(UsageError, match="after the colon"):
+        ModelRef.parse("llamagen:")
+    with pytest.raises(UsageError, match=r"put t2i_XL_stage1_256\.pt and vq_ds16_t2i\.pt into one folder"):
+        load_model("llamagen:xl-256")
+
+
+def test_built_in_files() -> None:
+    assert find_builtin("concepts", "picasso") == find_builtin("concepts", "picasso.yaml")
+    with pytest.raises(UsageError, match="did you mean 'picasso'"):
+        find_builtin("concepts", "picaso")
+    with pytest.raises(UsageError):
+        find_builtin("recipes", "../concepts/picasso")
+    assert {row.name for row in listing("recipes")} == {"vce", "dpo", "sft"}
+
+
+def test_built_in_files_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a wheel they lie inside the package; a stranger's `concepts` folder beside it is not ours."""
+    package = tmp_path / "site-packages" / "safear_edit"
+    (package / "concepts").mkdir(parents=True)
+    (package / "concepts" / "inside.yaml").touch()
+    (package.parent / "recipes").mkdir()
+    (package.parent / "recipes" / "strange.yaml").touch()
+    monkeypatch.setattr(registry, "PACKAGE", package)
+    assert find_builtin("concepts", "inside") == package / "concepts" / "inside.yaml"
+    with pytest.raises(UsageError, match="none installed"):
+        find_builtin("recipes", "strange")
