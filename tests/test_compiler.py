@@ -73,7 +73,7 @@ def test_the_same_input_gives_the_same_bytes(picasso: Recipe) -> None:
 def test_everything_is_resolved(picasso: Recipe) -> None:
     assert picasso.method.params["beta"] == 5.0 and picasso.method.params["save_every"] > 0
     assert picasso.evaluate.sampling is not None and picasso.evaluate.sampling.guidance == 3.0
-    assert len(picasso.construct.pairs) == 256 and len(picasso.keep) == 128
+    assert len(picasso.construct.pairs) == 160 and len(picasso.keep) == 192
     assert picasso.gates.erasure_direct == 0.97
     assert picasso.predicted.trainable > 100_000 and 0 < picasso.predicted.minutes < 60
 

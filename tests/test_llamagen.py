@@ -1,0 +1,269 @@
+"""LlamaGen against numbers recorded from the public upstream code (tests/goldens/llamagen), and the family contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from safear_edit.errors import SafearError, UsageError
+from safear_edit.families.base import Condition, Sampling
+from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen, TextPass, left_padded, sample_ids
+from safear_edit.families.vq import VQConfig, VQModel
+from safear_edit.registry import ModelRef
+from safear_edit.sampling import filtered
+from safear_edit.tokens import token_logprobs
+
+GOLDENS = Path(__file__).parent / "goldens" / "llamagen"
+TEACHER = load_file(GOLDENS / "gpt_t2i_cls8.teacher.safetensors")
+RUNS = load_file(GOLDENS / "gpt_t2i_cls8.generate.safetensors")
+MASK = TEACHER["caption_mask"].bool()
+
+
+@pytest.fixture(scope="module")
+def net() -> GPT:
+    model = GPT(GPTConfig(dim=64, n_layer=2, n_head=4, vocab_size=128, caption_dim=32, cls_token_num=8, block_size=16))
+    model.load_state_dict(load_file(GOLDENS / "gpt_t2i_cls8.weights.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vq() -> VQModel:
+    settings = json.loads((GOLDENS / "vq_tiny.config.json").read_text())
+    mult = tuple(settings["encoder_ch_mult"])
+    model = VQModel(VQConfig(settings["codebook_size"], 8, 32, mult, mult, settings["z_channels"], 2))
+    weights = load_file(GOLDENS / "vq_tiny.weights.safetensors")
+    del weights["quantize.codebook_used"]
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pico() -> LlamaGen:
+    return LlamaGen.pico()
+
+
+def close(found: Tensor, recorded: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(found, recorded, rtol=0, atol=tolerance)
+
+
+# -- teacher forcing --------------------------------------------------------------------------------------------------
+
+
+def test_logits_with_captions_without_and_without_a_mask(net: GPT) -> None:
+    with torch.no_grad():
+        close(net(net.text_pass(TEACHER["caption"], MASK), TEACHER["ids"]), TEACHER["train_logits"], 2e-5)
+        dropped = net.text_pass(net.unconditional(MASK), MASK)
+        close(net(dropped, TEACHER["ids"]), TEACHER["train_logits_uncond"], 2e-5)
+        everything = net.text_pass(TEACHER["caption"], torch.ones_like(MASK))
+        close(net(everything, TEACHER["ids"]), TEACHER["train_logits_maskNone"], 2e-5)
+
+
+def test_captions_are_left_padded_and_projected(net: GPT) -> None:
+    features, mask = left_padded(TEACHER["t5_right_padded"], TEACHER["t5_mask_right"].bool(), 8)
+    assert torch.equal(mask, MASK)
+    close(features, TEACHER["caption"], 0)
+    with torch.no_grad():
+        close(net.cls_embedding.cap_proj(TEACHER["caption"]), TEACHER["cap_proj_out"], 2e-5)
+        row = torch.tensor([True, False, False])
+        mixed = torch.where(row[:, None, None], net.unconditional(MASK), TEACHER["caption"])
+        close(net.cls_embedding.cap_proj(mixed), TEACHER["cap_proj_forced_drop"], 2e-5)
+
+
+def test_rope_and_token_logprobs(net: GPT) -> None:
+    close(net.rope, TEACHER["freqs_cis"][8:], 1e-6)
+    assert not TEACHER["freqs_cis"][:8].any()  # the published table is zero at text positions: the fact we build on
+    close(token_logprobs(TEACHER["train_logits"], TEACHER["ids"]), TEACHER["train_token_logp"], 2e-5)
+
+
+def test_trimming_masked_columns_is_exact(net: GPT) -> None:
+    with torch.no_grad():
+        whole = net(net.text_pass(TEACHER["caption"][:1], MASK[:1]), TEACHER["ids"][:1])
+        trimmed = net(net.text_pass(TEACHER["caption"][:1, 3:], MASK[:1, 3:]), TEACHER["ids"][:1])
+    assert not MASK[0, :3].any()
+    close(trimmed, whole, 1e-6)
+
+
+def test_loss_and_its_gradient() -> None:
+    model = GPT(GPTConfig(dim=64, n_layer=2, n_head=4, vocab_size=128, caption_dim=32, cls_token_num=8, block_size=16))
+    model.load_state_dict(load_file(GOLDENS / "gpt_t2i_cls8.weights.safetensors"))
+    logits = model(model.text_pass(TEACHER["caption"], MASK), TEACHER["ids"])
+    each = F.cross_entropy(logits.flatten(0, 1), TEACHER["ids"].flatten(), reduction="none")
+    close(each.mean().reshape(1), TEACHER["train_loss_plain"], 1e-5)
+    valid = TEACHER["train_valid"].float().repeat_interleave(16)
+    loss = (each * valid).sum() / valid.sum().clamp(min=1)
+    close(loss.reshape(1), TEACHER["train_loss_valid"], 1e-5)
+    loss.backward()
+    recorded = load_file(GOLDENS / "gpt_t2i_cls8.grads.safetensors")
+    seen = 0
+    for name, parameter in model.named_parameters():
+        if name in recorded:
+            assert parameter.grad is not None
+            found = parameter.grad.flatten()
+            if found.numel() > 4096:
+                found = found[:: found.numel() // 2048][:2048]
+            error = (found - recorded[name].flatten()).norm() / recorded[name].norm().clamp(min=1e-12)
+            assert error < 1e-5, name
+            seen += 1
+    assert seen >= 18
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_filters() -> None:
+    close(filtered(TEACHER["filter_in"], 10, 0.7), TEACHER["filter_k10_p0.7"], 0)
+    close(filtered(TEACHER["filter_in"], 0, 0.5), TEACHER["filter_k0_p0.5"], 0)
+
+
+def passes(net: GPT, mask: Tensor, guided: bool) -> tuple[TextPass, TextPass | None]:
+    with torch.no_grad():
+        unconditional = net.text_pass(net.unconditional(mask), mask) if guided else None
+        return net.text_pass(TEACHER["caption"], mask), unconditional
+
+
+@pytest.mark.parametrize(
+    ("run", "guidance", "interval", "masked"),
+    [
+        ("greedy_cfg1", 1.0, -1, True),
+        ("greedy_cfg7.5", 7.5, -1, True),
+        ("greedy_cfg7.5_interval5", 7.5, 5, True),
+        ("greedy_cfg7.5_nomask", 7.5, -1, False),
+    ],
+)
+def test_greedy_runs(net: GPT, run: str, guidance: float, interval: int, masked: bool) -> None:
+    text, without = passes(net, MASK if masked else torch.ones_like(MASK), guidance != 1)
+    kept: list[Tensor] = []
+    ids = sample_ids(
+        net,
+        text,
+        without,
+        Sampling(guidance, top_k=1),
+        lambda p, _: p.argmax(-1),
+        guide_until=interval,
+        keep_logits=kept,
+    )
+    assert torch.equal(ids, RUNS[f"{run}.tokens"])
+    close(torch.stack(kept, 1), RUNS[f"{run}.logits"], 2e-4)
+
+
+@pytest.mark.parametrize(("run", "guidance"), [("forced_cfg1", 1.0), ("forced_cfg7.5", 7.5)])
+def test_forced_runs(net: GPT, run: str, guidance: float) -> None:
+    text, without = passes(net, MASK, guidance != 1)
+    kept: list[Tensor] = []
+    tokens = RUNS[f"{run}.tokens"]
+    sample_ids(net, text, without, Sampling(guidance), lambda p, _: p.argmax(-1), forced=tokens, keep_logits=kept)
+    close(torch.stack(kept, 1), RUNS[f"{run}.logits"], 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("run", "seed", "sampling"),
+    [
+        ("sample_seed1234_cfg2_k20_p0.9_t0.8", 1234, Sampling(2.0, 0.8, 20, 0.9)),
+        ("sample_seed1234_cfg7.5_k0", 1234, Sampling(7.5)),
+        ("sample_seed7_cfg7.5_k1000", 7, Sampling(7.5, top_k=1000)),
+    ],
+)
+def test_seeded_runs_replay_upstreams_multinomial(net: GPT, run: str, seed: int, sampling: Sampling) -> None:
+    text, without = passes(net, MASK, True)
+    torch.manual_seed(seed)
+    ids = sample_ids(net, text, without, sampling, lambda p, _: torch.multinomial(p, 1).squeeze(1))
+    assert torch.equal(ids, RUNS[f"{run}.tokens"])
+
+
+# -- tokenizer --------------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer(vq: VQModel) -> None:
+    io = load_file(GOLDENS / "vq_tiny.io.safetensors")
+    with torch.no_grad():
+        close(vq.encoder(io["image"]), io["encoder_out"], 2e-4)
+        close(vq.latent(io["image"]), io["pre_quant"], 2e-4)
+        assert torch.equal(vq.encode(io["image"]), io["indices"])
+        close(vq.embed(io["ids"], 8), io["codebook_entry"], 1e-6)
+        close(vq.decode(io["ids"]), io["decode_code"], 2e-4)
+        image, loss, ids = vq(io["image"])
+    close(image, io["reconstruction"], 2e-4)
+    close(loss.reshape(1), io["train_vq_loss"] + io["train_commit_loss"], 1e-5)
+    assert torch.equal(ids, io["indices"])
+
+
+# -- the family -------------------------------------------------------------------------------------------------------
+
+PROMPTS = ["a house by Picasso", "a dog", "a cat in the snow, in the style of Claude Monet", "a dog"]
+
+
+def test_greedy_generation_is_the_argmax_of_the_logits_everywhere(pico: LlamaGen) -> None:
+    condition = pico.condition(PROMPTS)
+    ids = pico.generate(condition, range(4), Sampling(1.0, top_k=1))
+    with torch.no_grad():
+        assert torch.equal(pico.logits(condition, ids).argmax(-1), ids)
+
+
+def test_an_image_depends_on_its_prompt_and_seed_only(pico: LlamaGen) -> None:
+    condition = pico.condition(PROMPTS)
+    together = pico.generate(condition, [5, 6, 7, 8])
+    for row in range(4):
+        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
+    assert not torch.equal(together[1], together[3])  # same prompt, other seed
+
+
+def test_dropped_rows_take_the_unconditional_caption(pico: LlamaGen) -> None:
+    condition = pico.condition(PROMPTS)
+    ids = pico.generate(condition, range(4))
+    rows = torch.tensor([True, False, False, False])
+    with torch.no_grad():
+        mixed, plain = pico.logits(pico.dropped(condition, rows), ids), pico.logits(condition, ids)
+        mask = condition.mask[condition.index]
+        text = pico.net.text_pass(pico.net.unconditional(mask), mask)
+        close(mixed[:1], pico.net(text, ids)[:1], 1e-5)
+    assert not torch.allclose(mixed[0], plain[0])
+    close(mixed[1:], plain[1:], 1e-5)
+
+
+def test_saved_and_loaded_it_draws_the_same(pico: LlamaGen, tmp_path: Path) -> None:
+    pico.export(tmp_path)
+    again = LlamaGen.load(ModelRef("llamagen", "pico", tmp_path))
+    condition = pico.condition(PROMPTS)
+    ids = pico.generate(condition, range(4))
+    assert torch.equal(again.generate(again.condition(PROMPTS), range(4)), ids)
+    images = pico.decode(ids)
+    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.uint8
+    assert torch.equal(again.decode(ids), images) and again.encode(images).shape == ids.shape
+
+
+def test_editable_parts_are_linear_layers(pico: LlamaGen) -> None:
+    linear = {name for name, module in pico.net.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(pico.editable("all")) == linear - {"output"}
+    assert set(pico.editable("layers[0:1]")) == {n for n in linear if n.startswith("layers.0.")}
+    with pytest.raises(UsageError, match="attention"):
+        pico.editable("attn")
+
+
+def test_damaged_folders_are_refused(pico: LlamaGen, tmp_path: Path) -> None:
+    pico.export(tmp_path)
+    weights = tmp_path / "gpt.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SafearError) as caught:
+        LlamaGen.load(ModelRef("llamagen", "pico", tmp_path))
+    assert caught.value.exit_code in (2, 4) and "\n" not in str(caught.value)
+
+
+def test_the_mini_is_shipped_and_draws() -> None:
+    mini = LlamaGen.load(ModelRef("llamagen", "mini"))
+    ids = mini.generate(mini.condition(["a house on a beach"]), [1])
+    assert mini.decode(ids).shape == (1, 3, 40, 40)
+    assert sum(p.stat().st_size for p in (Path(__file__).parents[1] / "safear_edit/minis/llamagen").iterdir()) < 25e6
+
+
+def test_condition_rows_repeat_and_reorder() -> None:
+    condition = Condition.of(torch.arange(6.0).view(3, 2, 1), torch.ones(3, 2, dtype=torch.bool))
+    chosen = condition.rows(torch.tensor([2, 2, 0]))
+    assert chosen.index.tolist() == [2, 2, 0] and len(chosen) == 3
