@@ -177,12 +177,15 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
     assert all(torch.equal(before[k], v) for k, v in model.net.state_dict().items())
     assert not (tmp_path / "outcomes.jsonl").exists() and not (tmp_path / "images").exists()
     (cut,) = (tmp_path / BATCHES).iterdir()
-    (cut / "screen-base-00000.safetensors").write_bytes(b"half a file")
+    screen, base = cut / "screen-base-00000.safetensors", cut / "score-base-00000.safetensors"
+    shutil.copy(screen, base)  # a batch of other pictures
+    screen.write_bytes(b"half a file")
+    redrawn = min(BATCH, len(rows_of(run, "screen", "base"))) + min(BATCH, len(rows_of(run, "score", "base")))
     second = Counter(model)
     second.draw = first.draw
     monkeypatch.setattr(model, "generate", second)
     evaluate(model, edit, recipe, tmp_path, batch=BATCH)
-    assert second.count == total - first.count + BATCH, "only what was missing or damaged is drawn"
+    assert second.count == total - first.count + redrawn, "only what is missing, damaged or wrong is drawn"
     for name in ("outcomes.jsonl", "judges.json", "images/before_after.png", "images/slice-direct.json"):
         if (run / name).exists():
             assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
@@ -192,14 +195,14 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
 def test_batches_of_another_edit_are_not_taken(
     model: ModelFamily, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kept = []
     for strength in (0.05, 0.0):
-        counter = Counter(model, most=BATCH)
         with monkeypatch.context() as patch:
-            patch.setattr(model, "generate", counter)
+            patch.setattr(model, "generate", Counter(model, most=BATCH))
             with pytest.raises(KeyboardInterrupt):
                 evaluate(model, made_edit(model, strength), recipe, tmp_path, batch=BATCH)
-        assert counter.count == BATCH, "the first batch is drawn again"
-        assert len(list((tmp_path / BATCHES).iterdir())) == 1
+        kept += [path.name for path in (tmp_path / BATCHES).iterdir()]
+    assert len(set(kept)) == len(kept) == 2, "one folder per edit, and the former one is gone"
 
 
 class Blind(Judge):
