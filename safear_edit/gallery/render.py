@@ -85,7 +85,7 @@ def _cutout(name: str) -> Array:
     """RGBA object picture, 64x64 in [0, 1], premultiplied resize of the emoji."""
     with resources.files(__package__).joinpath("objects", f"{name}.png").open("rb") as file:
         rgba = Image.open(file).convert("RGBA")
-    return np.asarray(rgba, np.float32) / 255
+    return (np.asarray(rgba) / 255).astype(np.float32)
 
 
 @cache
@@ -106,7 +106,7 @@ def _composition(name: str, scene: str, pose: int) -> Array:
 
 
 def _rgb(code: str) -> Array:
-    return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32) / 255
+    return (np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)]) / 255).astype(np.float32)
 
 
 def _grid() -> tuple[Array, Array]:
