@@ -31,6 +31,7 @@ from safear_edit.spec import load_spec
 SIZES = {"evaluate.n.direct": 6, "evaluate.n.paraphrase": 3, "evaluate.n.template": 3}
 GROUPS = {"other-styles": 4, "objects": 4, "plain": 2}
 BATCH = 16
+STRENGTH = 0.02
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def run(model: ModelFamily, recipe: Recipe, tmp_path_factory: pytest.TempPathFac
     """The folder of one whole evaluation with an edit that changes much."""
     folder = tmp_path_factory.mktemp("run")
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    evaluate(model, made_edit(model, 0.05), recipe, folder, batch=BATCH)
+    evaluate(model, made_edit(model, STRENGTH), recipe, folder, batch=BATCH)
     after = model.net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the base is left as it was"
     return folder
@@ -134,7 +135,7 @@ def test_the_report_takes_the_rows(model: ModelFamily, run: Path, recipe: Recipe
     folder = tmp_path / "release"
     shutil.copytree(run, folder)
     save_recipe(recipe, folder / "recipe.json")
-    made_edit(model, 0.05).save(folder / "edit")
+    made_edit(model, STRENGTH).save(folder / "edit")
     base = {**asdict(model.card), "ref": model.card.ref, "digest": model.card.digest}
     (folder / "base.json").write_text(json.dumps(base))
     (folder / "environment.json").write_text("{}")
@@ -169,7 +170,7 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
     model: ModelFamily, run: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total = len((run / "outcomes.jsonl").read_text().splitlines())
-    edit, before = made_edit(model, 0.05), {k: v.clone() for k, v in model.net.state_dict().items()}
+    edit, before = made_edit(model, STRENGTH), {k: v.clone() for k, v in model.net.state_dict().items()}
     first = Counter(model, most=total - BATCH)  # the last pass, with the edit on, is under way
     monkeypatch.setattr(model, "generate", first)
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +197,7 @@ def test_batches_of_another_edit_are_not_taken(
     model: ModelFamily, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    for strength in (0.05, 0.0):
+    for strength in (STRENGTH, 0.0):
         with monkeypatch.context() as patch:
             patch.setattr(model, "generate", Counter(model, most=BATCH))
             with pytest.raises(KeyboardInterrupt):
@@ -271,7 +272,7 @@ def test_a_categorys_pictures_are_pixelated_and_stale_sheets_go(
     (tmp_path / "images").mkdir()
     for name in ("slice-of-a-former-spec.png", "pairs.png"):
         (tmp_path / "images" / name).write_bytes(b"")
-    evaluate(model, made_edit(model, 0.05), recipe.model_copy(update={"spec": spec}), tmp_path, batch=BATCH)
+    evaluate(model, made_edit(model, STRENGTH), recipe.model_copy(update={"spec": spec}), tmp_path, batch=BATCH)
     names = {path.name for path in (tmp_path / "images").iterdir()}
     assert "pairs.png" in names and "slice-of-a-former-spec.png" not in names
     for path in sorted((tmp_path / "images").glob("slice-*.png")):
