@@ -86,7 +86,7 @@ def test_trimming_masked_columns_is_exact(net: GPT) -> None:
         whole = net(net.text_pass(TEACHER["caption"][:1], MASK[:1]), TEACHER["ids"][:1])
         trimmed = net(net.text_pass(TEACHER["caption"][:1, 3:], MASK[:1, 3:]), TEACHER["ids"][:1])
     assert not MASK[0, :3].any()
-    close(trimmed, whole, 1e-6)
+    close(trimmed, whole, 1e-5)
 
 
 def test_loss_and_its_gradient() -> None:

@@ -199,8 +199,15 @@ def test_keeping_reduces_the_drift(model: LlamaGen, material: Material) -> None:
     "variant", [{"average": "token"}, {"anchor": "safe"}, {"token_drop": 0.0, "caption_drop": 0.0}]
 )
 def test_every_reading_of_the_paper_runs(variant: dict[str, object], model: LlamaGen, material: Material) -> None:
-    losses = fit("vce", model, material, **variant).info.losses
-    assert losses[-1] < losses[0]
+    pairs = material.pairs
+
+    def preference() -> float:
+        safe, unsafe = (logprob(model, pairs.unsafe, ids) for ids in (pairs.safe_ids, pairs.unsafe_ids))
+        return float((safe - unsafe).mean())
+
+    before = preference()
+    with fit("vce", model, material, **variant).apply(model.net):
+        assert preference() > before + 0.1
 
 
 def test_a_stored_picture_is_reached_through_peft_too(model: LlamaGen, material: Material, tmp_path: Path) -> None:
