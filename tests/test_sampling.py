@@ -15,7 +15,7 @@ def test_a_stream_belongs_to_its_seed() -> None:
     assert torch.equal(together[1], uniforms([2**63 - 1], 50)[0])
     assert torch.equal(together[:, :20], uniforms([3, 2**63 - 1, 3], 20))  # a longer image begins as a shorter one
     assert uniforms([], 50).shape == (0, 50)
-    assert 0 <= float(together.min()) and float(together.max()) < 1
+    assert float(together.min()) >= 0 and float(together.max()) < 1
 
 
 def test_the_inverse_cdf_takes_the_token_whose_interval_holds_the_draw() -> None:

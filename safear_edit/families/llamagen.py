@@ -413,11 +413,18 @@ class LlamaGen(ModelFamily):
 
     @classmethod
     def pico(cls, seed: int = 0) -> LlamaGen:
-        """16x16 pixels, 16 tokens, two layers, MiniLM captions; the output layer is random, not zero."""
+        """16x16 pixels, 16 tokens, two layers, MiniLM captions, weights large enough that every input matters.
+
+        With the training's own initialisation (output layer zero, the rest small) a picture would be one token over
+        and over, and tests on it couldn't tell a position from the next.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             gpt = GPT(GPTConfig(64, 2, 4, 64, MINILM_WIDTH, 32, 16))
-            nn.init.normal_(gpt.output.weight, std=0.3)
+            for parameter in gpt.parameters():
+                if parameter.dim() > 1:
+                    nn.init.normal_(parameter, std=0.15)
+            nn.init.normal_(gpt.tok_embeddings.weight)
             vq = VQModel(VQConfig(64, 8, GROUPS, (1, 1, 1), (1, 1, 1), GROUPS, 1))
         digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in gpt.parameters())).hexdigest()}
         card = _card(gpt, vq, "pico", digest)
@@ -556,6 +563,8 @@ def read_settings(path: Path) -> Settings:
         _section(kind, sections.get(name), f"{path}: {name}")
         for name, kind in (("gpt", GPTConfig), ("vq", VQConfig), ("sampling", Sampling))
     )
+    if gpt.vocab_size != vq.codebook_size:
+        raise UsageError(f"{path}: gpt.vocab_size", f"{vq.codebook_size}, as in vq", str(gpt.vocab_size), AGAIN)
     return Settings(gpt, vq, text, sampling)
 
 
@@ -567,9 +576,13 @@ def _section(kind: type[Any], values: object, where: str) -> Any:
         got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)
         raise UsageError(where, f"an object of {', '.join(wanted)}", got or "an empty one", AGAIN)
     for name, value in values.items():
-        numbers = value if isinstance(value, list) and wanted[name].startswith("tuple") else [value]
-        whole = not wanted[name].startswith("float")
-        if not numbers or not all(type(n) is int or (type(n) is float and not whole) for n in numbers):
+        many, whole = wanted[name].startswith("tuple"), not wanted[name].startswith("float")
+        numbers = value if isinstance(value, list) else [value]
+        if (
+            isinstance(value, list) != many
+            or not numbers
+            or not all(type(n) is int or (type(n) is float and not whole) for n in numbers)
+        ):
             raise UsageError(f"{where}.{name}", wanted[name], repr(value), AGAIN)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from safear_edit.errors import UsageError
+
 GROUPS = 32
 """Channel groups of every GroupNorm; all channel counts must be multiples of it."""
 
@@ -30,6 +32,13 @@ class VQConfig:
     z_channels: int = 256
     num_res_blocks: int = 2
     commit_loss_beta: float = 0.25
+
+    def __post_init__(self) -> None:
+        mult = (*self.encoder_ch_mult, *self.decoder_ch_mult)
+        sizes = (self.codebook_size, self.codebook_embed_dim, self.ch, self.z_channels, self.num_res_blocks, *mult)
+        if min(sizes) < 1 or self.ch % GROUPS or len(self.encoder_ch_mult) != len(self.decoder_ch_mult):
+            expected = f"positive sizes, channels in multiples of {GROUPS}, as many decoder as encoder levels"
+            raise UsageError("the tokenizer's sizes", expected, str(self), "take the configuration of a trained model")
 
     @property
     def patch(self) -> int:
