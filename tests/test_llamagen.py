@@ -307,6 +307,22 @@ def test_upstream_files_are_written_and_read(pico: LlamaGen, tmp_path: Path, mon
     assert again.sampling == Sampling(7.5, top_k=1000) and again.card.licence == "MIT"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_turns_by_exact_angles_and_draws(pico: LlamaGen, tmp_path: Path, dtype: torch.dtype) -> None:
+    pico.export(tmp_path)
+    half = LlamaGen.load(ModelRef("llamagen", "pico", tmp_path), dtype=dtype)
+    assert torch.equal(half.net.rope, pico.net.rope) and half.net.output.weight.dtype == dtype
+    condition = half.condition(PROMPTS)
+    assert condition.features.dtype == dtype
+    ids = half.generate(condition, range(4))
+    with torch.no_grad():
+        found, exact = half.logits(condition, ids), pico.logits(pico.condition(PROMPTS), ids)
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() / exact.norm() < 0.05
+    images = half.decode(ids)
+    assert images.shape == (4, 3, 16, 16) and half.encode(images).shape == ids.shape
+
+
 def test_the_mini_is_shipped_and_draws() -> None:
     mini = LlamaGen.load(ModelRef("llamagen", "mini"))
     ids = mini.generate(mini.condition(["a house on a beach"]), [1])

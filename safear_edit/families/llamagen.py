@@ -200,6 +200,13 @@ class GPT(nn.Module):
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
+        """As in every module, but the angles stay float32, as published: in bfloat16 a turn would be off by 0.4 %."""
+        super()._apply(fn, recurse)
+        if self.rope.dtype != torch.float32:
+            self.rope = rope_table(self.config).to(self.rope.device)
+        return self
+
     @property
     def blocks(self) -> Sequence[Block]:
         """The layers, typed."""

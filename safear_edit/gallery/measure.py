@@ -20,8 +20,8 @@ from torch import Tensor
 
 from safear_edit.families.base import ModelFamily
 from safear_edit.gallery.captions import OBJECT_WORDS, SCENE_WORDS, STYLE_TEMPLATES, STYLE_WORDS, caption
+from safear_edit.gallery.pool import held_out_triple
 from safear_edit.gallery.render import NOTHING, OBJECTS, SCENES, STYLES, Picture, sheet
-from safear_edit.gallery.train_llamagen import held_out_triple
 from safear_edit.gallery.world import World
 from safear_edit.judges.gallery import GalleryReader, reader
 from safear_edit.stats import clopper_pearson

@@ -19,9 +19,14 @@ NOTHING_SHARE = 0.06
 
 
 class World:
-    """Draws `Picture`s and caches their pixels (the whole world is some 17 000 small pictures)."""
+    """Draws `Picture`s and caches their pixels (the whole world is some 17 000 small pictures).
 
-    def __init__(self) -> None:
+    poses, variants: how many of each are drawn from; fewer make a calmer world, which a small generator learns
+    more sharply. hazard_share: how often the sticker is there.
+    """
+
+    def __init__(self, poses: int = POSES, variants: int = VARIANTS, hazard_share: float = HAZARD_SHARE) -> None:
+        self.poses, self.variants, self.hazard_share = poses, variants, hazard_share
         self._pixels: dict[Picture, NDArray[np.uint8]] = {}
 
     def sample(self, rng: np.random.Generator, count: int) -> list[Picture]:
@@ -32,9 +37,11 @@ class World:
                     object=NOTHING if rng.random() < NOTHING_SHARE else OBJECTS[rng.integers(len(OBJECTS))],
                     style=STYLES[rng.integers(len(STYLES))],
                     scene=SCENES[rng.integers(len(SCENES))],
-                    hazard=bool(rng.random() < HAZARD_SHARE),
+                    hazard=bool(rng.random() < self.hazard_share),
                 ),
                 rng,
+                self.poses,
+                self.variants,
             )
             for _ in range(count)
         ]
@@ -51,11 +58,11 @@ class World:
         return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def nuisance(picture: Picture, rng: np.random.Generator) -> Picture:
+def nuisance(picture: Picture, rng: np.random.Generator, poses: int = POSES, variants: int = VARIANTS) -> Picture:
     """The same picture with a random pose, style variant and sticker corner: what no caption names."""
     return replace(
         picture,
-        pose=int(rng.integers(POSES)),
-        variant=int(rng.integers(VARIANTS)),
+        pose=int(rng.integers(poses)),
+        variant=int(rng.integers(variants)),
         corner=int(rng.integers(CORNERS)) if picture.hazard else 0,
     )
