@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, Field
@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
 
 P = TypeVar("P", bound=BaseModel, contravariant=True)
+Picture = Literal["unsafe", "safe"]
+Caption = Literal["unsafe", "safe", "none"]
 REFERENCE_ROWS = 32
 """Rows per forward of the untouched model; bounds memory, changes no number."""
+REFERENCE_BYTES = 2**28
+"""Logits of the untouched model for all pairs are kept up to this size (a mini's are), and computed anew above."""
+
+
+class NextScale(Protocol):
+    """What a family that provides "scales" can do beyond `ModelFamily`."""
+
+    def logits(self, condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
+        """As `ModelFamily.logits`, for the tokens of the first scales alone: nothing after them is computed."""
+        ...
 
 
 class Method(Protocol[P]):
@@ -99,6 +111,7 @@ class Workbench:
         self._safe = torch.tensor([place[prompt] for prompt in pairs.safe])
         self._keep = torch.tensor([place[prompt] for prompt in keep.prompts]) if keep else None
         branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
+        self._tables: dict[tuple[Caption, Picture, int | None], dict[int, Tensor]] = {}
         self._reference = [self._references(drop, progress) for drop in branches]
 
     def scores(self, draw: Draw) -> Scores:
@@ -113,6 +126,43 @@ class Workbench:
         rows, dropped = self._pairs(draw)
         captions = self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
         return self._logprobs(self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
+
+    def picture(self, draw: Draw, which: Picture) -> Tensor:
+        """Tokens of this step's unsafe or safe pictures, (b, N) or (b, N, d)."""
+        rows, _ = self._pairs(draw)
+        pairs = self.material.pairs
+        return (pairs.unsafe_ids if which == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+
+    def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+        """Teacher-forced logits of this step's pictures under a caption of their pair, or under none (dropped).
+
+        `first_scales` runs a next-scale model on its first scales only. `caption_drop` is not applied: a loss on
+        logits names the branch that it trains.
+        """
+        return self._logits(self._pairs(draw)[0], caption, picture, first_scales)
+
+    def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+        """`logits` of the untouched model, without gradients; computed once for each pair where memory allows."""
+        rows, choices = self._pairs(draw)[0], self.material.pairs.safe_ids.numel() * self.model.card.choices
+        with adapter_off(self.model.net):
+            if choices * torch.float32.itemsize > REFERENCE_BYTES:
+                return self._logits(rows, caption, picture, first_scales)
+            table = self._tables.setdefault((caption, picture, first_scales), {})
+            new = [row for row in dict.fromkeys(rows.tolist()) if row not in table]
+            if new:
+                found = self._logits(torch.tensor(new), caption, picture, first_scales)
+                table.update(zip(new, found, strict=True))
+        return torch.stack([table[row] for row in rows.tolist()])
+
+    def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
+        condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])
+        if caption == "none":
+            condition = self.model.dropped(condition, torch.ones(len(rows), dtype=torch.bool))
+        pairs = self.material.pairs
+        ids = (pairs.unsafe_ids if picture == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+        if first_scales is None:
+            return self.model.logits(condition, ids)
+        return cast("NextScale", self.model).logits(condition, ids, first_scales=first_scales)
 
     def drift(self, draw: Draw) -> Tensor:
         """KL(reference || policy) per token on preserved pictures, a scalar; zero exactly when nothing drifted.

@@ -1,0 +1,66 @@
+"""VARE: match the neutral caption's predictions on the frozen model's own picture of it, and the naive baseline that
+the paper compares it with (the S-VARE paper, https://arxiv.org/abs/2509.22400).
+
+In a next-scale model, a student that follows another picture than its teacher collects errors over the scales. VARE
+feeds both the same auxiliary visual tokens r^ori: the tokens that the frozen model drew for the neutral caption c.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from safear_edit.edit import Edit
+from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
+from safear_edit.pairs import Material
+from safear_edit.progress import Callback
+from safear_edit.registry import method
+from safear_edit.training import Draw, Readings
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+
+@method("vare", paper="https://arxiv.org/abs/2509.22400")
+class VARE:
+    """Mean squared error between what the unsafe caption predicts and what the neutral one did, on shared tokens."""
+
+    class Params(PairTuning):
+        prefix: Literal["shared", "own"] = Field(
+            "shared", description="shared: both see the neutral picture (VARE); own: each its own (the naive baseline)"
+        )
+
+    def fit(
+        self,
+        model: ModelFamily,
+        material: Material,
+        params: VARE.Params,
+        *,
+        seed: int,
+        progress: Callback,
+        checkpoint: Path | None = None,
+    ) -> Edit:
+        """Find a LoRA edit.
+
+        shared: || p_th*(r_i | r^ori_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2
+        own:    || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the untouched model. The
+                paper lets the student draw r anew at each step; pictures drawn once are what a recipe can hold.
+        """
+
+        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+            policy = bench.logits(draw, "unsafe", "safe" if params.prefix == "shared" else "unsafe")
+            return probability_mse(policy, bench.reference(draw, "safe", "safe")).mean(), {}
+
+        return fit_pairs(
+            "vare", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint, reference=False
+        )
+
+
+def probability_mse(policy: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of two predictions for each token (b, N), from logits (b, N, V), or of bits (b, N, d, 2) their
+    mean. Sums over choices: twice the square of the difference for a bit."""
+    squares = (policy.softmax(-1) - target.softmax(-1)).square().sum(-1)
+    return squares.mean(-1) if squares.dim() == 3 else squares
