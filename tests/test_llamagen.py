@@ -158,7 +158,7 @@ def test_forced_runs(net: GPT, run: str, guidance: float) -> None:
     text, without = passes(net, MASK, guidance != 1)
     kept: list[Tensor] = []
     tokens = RUNS[f"{run}.tokens"]
-    sample_ids(net, text, without, Sampling(guidance), lambda p, _: p.argmax(-1), forced=tokens, keep_logits=kept)
+    sample_ids(net, text, without, Sampling(guidance), lambda p, _: p.argmax(-1), prefix=tokens, keep_logits=kept)
     close(torch.stack(kept, 1), RUNS[f"{run}.logits"], 2e-4)
 
 
@@ -305,6 +305,15 @@ def test_upstream_files_are_written_and_read(pico: LlamaGen, tmp_path: Path, mon
     for own, read in ((pico.net, again.net), (pico.vq, again.vq)):
         assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in read.state_dict().items())
     assert again.sampling == Sampling(7.5, top_k=1000) and again.card.licence == "MIT"
+
+
+def test_a_picture_continued_from_its_own_prefix_is_the_same(pico: LlamaGen) -> None:
+    condition, other = pico.condition(PROMPTS), pico.condition(list(reversed(PROMPTS)))
+    ids = pico.generate(condition, range(4))
+    for length in (0, 5, 16):
+        assert torch.equal(pico.generate(condition, range(4), prefix=ids[:, :length]), ids)
+    switched = pico.generate(other, range(4), prefix=ids[:, :5])
+    assert torch.equal(switched[:, :5], ids[:, :5]) and not torch.equal(switched, ids)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -14,6 +14,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.base import PairTuning, Workbench, token_kl
 from safear_edit.methods.dpo import dpo
 from safear_edit.methods.esd import turned_away
+from safear_edit.methods.sace import entropy_hinge, part
 from safear_edit.methods.svare import SVARE, filtered_cross_entropy, svare_loss
 from safear_edit.methods.vare import probability_mse
 from safear_edit.methods.vce import VCE, vce_loss, vsafe_dpo
@@ -118,6 +119,16 @@ def test_probability_mse_and_turned_away_by_hand() -> None:
     torch.testing.assert_close(probability_mse(p.expand(1, 3, 4, 2), q.expand(1, 3, 4, 2)), torch.full((1, 3), 0.32))
     assert turned_away(torch.tensor(1.0), torch.tensor(3.0), 0.0) == 1
     assert turned_away(torch.tensor(1.0), torch.tensor(3.0), 2.0) == -3
+
+
+def test_scales_and_entropy_hinge_by_hand() -> None:
+    logits = torch.arange(14.0)[None, :, None, None].expand(1, 14, 3, 2)
+    assert part(logits, (1, 4, 9), 0)[0, :, 0, 0].tolist() == [0]
+    assert part(logits, (1, 4, 9), 1)[0, :, 0, 0].tolist() == [1, 2, 3, 4]
+    assert part(logits, (1, 4, 9), 2).shape == (1, 9, 3, 2)
+    flat, sharp = torch.zeros(2, 1, 3, 2), torch.tensor([30.0, 0.0]).expand(2, 1, 3, 2)
+    assert entropy_hinge(flat, 0.4).item() == pytest.approx(math.log(2) - 0.4)
+    assert entropy_hinge(sharp, 0.4).item() == 0
 
 
 # -- the workbench ----------------------------------------------------------------------------------------------------

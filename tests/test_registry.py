@@ -55,7 +55,7 @@ def test_built_in_methods_are_found_by_reading() -> None:
 
 
 def test_unknown_names_suggest() -> None:
-    with pytest.raises(UsageError, match=r"one of dpo, sft, vce, got 'vcee'; did you mean 'vce'\?"):
+    with pytest.raises(UsageError, match=r"one of .*vce, got 'vcee'; did you mean 'vce'\?"):
         lookup("methods", "vcee")
     with pytest.raises(UsageError, match="take one of these"):
         lookup("judges", "qqqqqq")
@@ -136,7 +136,7 @@ def test_built_in_files() -> None:
         find_builtin("concepts", "picaso")
     with pytest.raises(UsageError):
         find_builtin("recipes", "../concepts/picasso")
-    assert {row.name for row in listing("recipes")} == {"vce", "dpo", "sft"}
+    assert {row.name for row in listing("recipes")} >= {"vce", "dpo", "sft"}
 
 
 def test_built_in_files_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

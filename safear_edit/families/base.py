@@ -131,8 +131,13 @@ class ModelFamily(ABC):
         seeds: Sequence[int],
         sampling: Sampling | None = None,
         progress: Callable[[int], None] | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
-        """Draw one image's tokens per row, (B, N); row i depends on its prompt and seeds[i] only."""
+        """Draw one image's tokens per row, (B, N); row i depends on its prompt and seeds[i] only.
+
+        `prefix` (B, P) are the first P tokens, given instead of drawn; those after them are drawn from the same
+        numbers as without, so an image continued from its own prefix comes out the same.
+        """
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

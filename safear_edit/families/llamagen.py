@@ -322,7 +322,7 @@ def sample_ids(
     choose: Chooser,
     *,
     guide_until: int = -1,
-    forced: Tensor | None = None,
+    prefix: Tensor | None = None,
     keep_logits: list[Tensor] | None = None,
 ) -> Tensor:
     """Draw the image tokens (B, N) of B captions.
@@ -330,7 +330,8 @@ def sample_ids(
     unconditional: the pass of the same captions dropped, or None for no guidance (then its rows aren't computed).
     guide_until: upstream's cfg_interval: decode steps after it use the conditional logits alone, and the unconditional
     rows are no longer computed (-1: always guided).
-    forced: tokens to feed back instead of those chosen; keep_logits collects the guided logits (for parity tests).
+    prefix: tokens (B, P) of the first P positions, not to be chosen. keep_logits collects the guided logits (for parity
+    tests).
     """
     with torch.inference_mode():
         count = len(text.last)
@@ -345,7 +346,10 @@ def sample_ids(
                 logits = guided(logits[:count], logits[count:], sampling.guidance)
             if keep_logits is not None:
                 keep_logits.append(logits)
-            ids = choose(probabilities(logits, sampling), position) if forced is None else forced[:, position]
+            if prefix is not None and position < prefix.shape[1]:
+                ids = prefix[:, position]
+            else:
+                ids = choose(probabilities(logits, sampling), position)
             chosen.append(ids)
             if position + 1 < net.config.block_size:
                 h = _decode_step(net, cache, net.tok_embeddings(ids).repeat(len(h) // count, 1), position)
@@ -476,6 +480,7 @@ class LlamaGen(ModelFamily):
         seeds: Sequence[int],
         sampling: Sampling | None = None,
         progress: Callable[[int], None] | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Draw tokens (B, N). Guidance of 1 or less is none, as upstream, and computes no unconditional rows.
 
@@ -492,7 +497,8 @@ class LlamaGen(ModelFamily):
             without = None
             if sampling.guidance > 1:
                 without = self.text_pass(self.dropped(part, torch.ones(len(part), dtype=torch.bool)))
-            parts.append(sample_ids(self.net, text, without, sampling, inverse_cdf(draws)))
+            given = None if prefix is None else prefix[rows].to(self.device)
+            parts.append(sample_ids(self.net, text, without, sampling, inverse_cdf(draws), prefix=given))
             if progress is not None:
                 progress(int(rows[-1]) + 1)
         return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, dtype=torch.int64)

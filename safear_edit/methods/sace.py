@@ -1,0 +1,115 @@
+"""SACE: erase at the first scale, where a next-scale model commits to what it draws (https://arxiv.org/abs/2606.15819,
+methods.md section 3): match the neutral caption's logits there, keep them sharp, and hold the scales after it.
+
+A step runs the first scales only: erasing at scale 0 alone is a forward of one token per picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from safear_edit.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
+from safear_edit.pairs import Material
+from safear_edit.progress import Callback
+from safear_edit.registry import method
+from safear_edit.training import Draw, Readings
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+
+@method("sace", paper="https://arxiv.org/abs/2606.15819", needs=frozenset({"scales"}))
+class SACE:
+    """Erase at the scale that locks the concept in: logit matching, entropy hinge, restorative preservation."""
+
+    class Params(PairTuning):
+        """The paper gives scales and weights; eta, rank, learning rate, steps and batch are not in it."""
+
+        erase_scales: tuple[int, ...] = Field((0,), min_length=1, description="scales that are edited (paper: [0])")
+        eta: float = Field(1.0, gt=0, description="1 matches the neutral logits, more goes beyond them")
+        target: Literal["frozen", "student"] = Field(
+            "frozen", description="whose logits make the target; equation 4 prints the student's, figure 1 the teacher"
+        )
+        entropy_weight: float = Field(0.05, ge=0, description="weight of the entropy hinge (paper: 0.05)")
+        entropy_max: float = Field(0.4, ge=0, description="nats per bit from which it acts (paper: 0.4; most: 0.69)")
+        preserve_scales: tuple[int, ...] = Field((1, 2, 3), description="scales held on the neutral caption")
+        preserve_weight: float = Field(2.0, ge=0, description="weight of the preservation loss (paper: 2)")
+
+    def fit(
+        self,
+        model: ModelFamily,
+        material: Material,
+        params: SACE.Params,
+        *,
+        seed: int,
+        progress: Callback,
+        checkpoint: Path | None = None,
+    ) -> Edit:
+        """Find a LoRA edit; UsageError if the model has fewer scales than the recipe names."""
+        most = max((*params.erase_scales, *params.preserve_scales))
+        if min((*params.erase_scales, *params.preserve_scales)) < 0 or most >= len(model.card.scales):
+            fix = "name scales that it has in erase_scales and preserve_scales"
+            raise UsageError("sace", f"scales 0 to {len(model.card.scales) - 1} of this model", str(most), fix)
+
+        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+            return sace_loss(bench, draw, params, model.card.scales)
+
+        return fit_pairs(
+            "sace", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint, reference=False
+        )
+
+
+def sace_loss(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequence[int]) -> tuple[Tensor, Readings]:
+    """L_ER + weight L_pre (equations 3 to 7), with R^gt the tokens that the frozen model drew for the neutral caption.
+
+    L_ER = mean over the erased scales k of  E || z_th*(R_k | R_<k, c*) - t_k ||^2  +  weight max(0, H_k - H_max)
+    t_k = (1 - eta) z(R_k | R_<k, c*) + eta z(R_k | R_<k, c), without gradient
+    L_pre = mean over the preserved scales of  E || z_th*(R_k | R_<k, c) - z_th(R_k | R_<k, c) ||^2
+
+    Means run over pictures, tokens, bits and classes; H is per bit: H_max is then 0.4 of at most ln 2.
+    """
+    first = max(params.erase_scales) + 1
+    student = bench.logits(draw, "unsafe", "safe", first_scales=first)
+    if params.target == "frozen":
+        there = bench.reference(draw, "unsafe", "safe", first_scales=first)
+        here = bench.reference(draw, "safe", "safe", first_scales=first)
+    else:
+        there, here = student.detach(), bench.logits(draw, "safe", "safe", first_scales=first).detach()
+    target = (1 - params.eta) * there + params.eta * here
+    erased = [part(student, scales, k) for k in params.erase_scales]
+    matched = [(z - part(target, scales, k)).square().mean() for z, k in zip(erased, params.erase_scales, strict=True)]
+    hinges = [entropy_hinge(z, params.entropy_max) for z in erased]
+    count = len(erased)
+    match, hinge = sum(matched[1:], matched[0]) / count, sum(hinges[1:], hinges[0]) / count
+    loss, readings = match + params.entropy_weight * hinge, {"match": float(match.detach())}
+    if params.preserve_scales and params.preserve_weight:
+        held = _held(bench, draw, params, scales)
+        loss, readings["preserve"] = loss + params.preserve_weight * held, float(held.detach())
+    return loss, readings
+
+
+def _held(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequence[int]) -> Tensor:
+    first = max(params.preserve_scales) + 1
+    student = bench.logits(draw, "safe", "safe", first_scales=first)
+    teacher = bench.reference(draw, "safe", "safe", first_scales=first)
+    drifts = [(part(student, scales, k) - part(teacher, scales, k)).square().mean() for k in params.preserve_scales]
+    return sum(drifts[1:], drifts[0]) / len(drifts)
+
+
+def part(logits: Tensor, scales: Sequence[int], scale: int) -> Tensor:
+    """The logits of one scale's tokens, (b, n_k, d, 2), from those of all tokens so far; scales are token counts."""
+    start = sum(scales[:scale])
+    return logits[:, start : start + scales[scale]]
+
+
+def entropy_hinge(logits: Tensor, most: float) -> Tensor:
+    """max(0, H - most) with H the mean entropy per bit in nats of logits (…, 2); stops a target that flattens."""
+    logp = logits.log_softmax(-1)
+    return (-(logp.exp() * logp).sum(-1).mean() - most).clamp(min=0)
