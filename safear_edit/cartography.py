@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from safear_edit.errors import UsageError
-from safear_edit.rundir import write_atomic
+from safear_edit.rundir import opened, stage, write_atomic
 from safear_edit.stats import clopper_pearson
 from safear_edit.tokens import token_logprobs
 from safear_edit.training import borrowed
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge
     from safear_edit.pairs import Pairs
+    from safear_edit.pipeline import Order
     from safear_edit.progress import Callback
 
 BATCH = 32
@@ -187,6 +188,27 @@ def layer_modules(model: ModelFamily) -> list[list[str]]:
             layers.append(model.editable(f"layers[{len(layers)}:{len(layers) + 1}]"))
         except UsageError:
             return layers
+
+
+def map_concept(order: Order, out: Path, *, count: int, overwrite: bool, progress: Callback) -> ConceptMap:
+    """Compile the order, draw the first `count` of its training pairs, measure, and publish the folder `out`.
+
+    Training prompts only: what the evaluation asks is not looked at.
+    """
+    from safear_edit.compiler import save_recipe
+    from safear_edit.pairs import build_pairs
+    from safear_edit.pipeline import compiled, concept_judge
+
+    with opened(out, overwrite=overwrite) as run:
+        model, recipe = compiled(order)
+        wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[:count]]
+        judge = concept_judge(recipe.spec)
+        pairs = build_pairs(model, wanted, judge, progress=progress, fewest=2)
+        found = measure(model, recipe.spec.erase.concept, pairs, judge, progress)
+        save(found, run.root)
+        save_recipe(recipe, run / "recipe.json")
+        run.publish(stage(run, ("map.json", "map.png", "recipe.json")), overwrite=overwrite)
+    return found
 
 
 def save(found: ConceptMap, folder: Path) -> None:

@@ -269,6 +269,54 @@ def plan(
     return 0
 
 
+@verbs.command("map")
+@click.argument("source", metavar="SPEC|RECIPE")
+@click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
+@click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
+@click.option("--pairs", type=click.IntRange(min=2), default=48, show_default=True, help="Contrastive pairs to draw.")
+@shared("seed", "device", "overwrite", "json", "quiet")
+def map_(
+    source: str,
+    model: str | None,
+    out: Path,
+    pairs: int,
+    seed: int,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Measure where the model keeps a concept: at which scale or row it is locked in, and in which layers.
+
+    \b
+    safear-edit map concepts/picasso.yaml --model llamagen --out picasso-map
+    """
+    from safear_edit.cartography import map_concept
+    from safear_edit.pipeline import Order
+    from safear_edit.rundir import refuse_existing
+
+    refuse_existing(out, overwrite=overwrite)
+    with _progress(as_json=as_json, quiet=quiet) as progress:
+        order = Order(source, model, seed=seed, device=device)
+        found = map_concept(order, out, count=pairs, overwrite=overwrite, progress=progress)
+    if as_json:
+        print(found.to_json(), end="")
+        return 0
+    rows = [
+        [
+            group.name,
+            str(group.tokens),
+            f"{group.evidence:.2f} ± {group.standard_error:.2f}",
+            f"{group.switched} of {group.of}",
+        ]
+        for group in found.groups
+    ]
+    _table(["drawn with the concept up to", "tokens", "evidence (nats)", "concept found"], rows)
+    _table(["layer", "share of sensitivity"], [[name, f"{share:.3f}"] for name, share in found.depth])
+    print(f"{found.advice()}\n{out / 'map.png'}")
+    return 0
+
+
 @verbs.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(["style", "object", "category"]), default="style", show_default=True)

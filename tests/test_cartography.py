@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit import cartography
+from safear_edit import cartography, cli
 from safear_edit.cartography import ConceptMap, Group, evidence, layer_modules, switching, token_groups
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
@@ -74,6 +74,17 @@ def test_measure_leaves_the_model_alone_and_adds_up(model: LlamaGen, pairs: Pair
     written = json.loads((tmp_path / "map.json").read_text())
     assert written["locked_in"] == found.locked_in and written["advice"] == found.advice()
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_verb_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the real mini, two pairs of the built-in concept."""
+    out = tmp_path / "map"
+    words = ["map", "picasso", "--model", "llamagen", "--out", str(out), "--pairs", "4", "--json"]
+    assert cli.run(words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "map.json").read_text()) and 2 <= printed["pairs"] <= 4
+    assert {path.name for path in out.iterdir()} == {"map.json", "map.png", "recipe.json"}
+    assert cli.run(words) == 2 and "must not exist" not in capsys.readouterr().out
 
 
 def test_locked_in_is_the_first_half_way_group() -> None:
