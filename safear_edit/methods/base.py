@@ -6,8 +6,9 @@ memory), scores winner and loser of a pair in one forward, and holds other conce
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
 
@@ -30,7 +31,7 @@ Caption = Literal["unsafe", "safe", "none"]
 REFERENCE_ROWS = 32
 """Rows per forward of the untouched model; bounds memory, changes no number."""
 REFERENCE_BYTES = 2**28
-"""Logits of the untouched model for all pairs are kept up to this size (a mini's are), and computed anew above."""
+"""Logits of the untouched model are kept up to this size (a mini's all fit) and computed anew beyond it."""
 
 
 class NextScale(Protocol):
@@ -111,7 +112,8 @@ class Workbench:
         self._safe = torch.tensor([place[prompt] for prompt in pairs.safe])
         self._keep = torch.tensor([place[prompt] for prompt in keep.prompts]) if keep else None
         branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
-        self._tables: dict[tuple[Caption, Picture, int | None], dict[int, Tensor]] = {}
+        self._tables: dict[Hashable, dict[int, Tensor] | None] = {}
+        self._stored_bytes = 0
         self._reference = [self._references(drop, progress) for drop in branches]
 
     def scores(self, draw: Draw) -> Scores:
@@ -143,16 +145,9 @@ class Workbench:
 
     def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
         """`logits` of the untouched model, without gradients; computed once for each pair where memory allows."""
-        rows, choices = self._pairs(draw)[0], self.material.pairs.safe_ids.numel() * self.model.card.choices
-        with adapter_off(self.model.net):
-            if choices * torch.float32.itemsize > REFERENCE_BYTES:
-                return self._logits(rows, caption, picture, first_scales)
-            table = self._tables.setdefault((caption, picture, first_scales), {})
-            new = [row for row in dict.fromkeys(rows.tolist()) if row not in table]
-            if new:
-                found = self._logits(torch.tensor(new), caption, picture, first_scales)
-                table.update(zip(new, found, strict=True))
-        return torch.stack([table[row] for row in rows.tolist()])
+        rows = self._pairs(draw)[0]
+        name = (caption, picture, first_scales)
+        return self._stored(name, rows, len(self.material.pairs), lambda new: self._logits(new, *name))
 
     def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
         condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])
@@ -174,12 +169,40 @@ class Workbench:
         assert self._keep is not None and self.material.keep is not None
         rows = draw.rows("keep", len(self._keep), self.params.keep_batch)
         dropped = draw.uniform("keep caption", self.params.keep_batch, 1)[:, 0] < self.params.caption_drop
-        condition = self._dropping(self._captions.rows(self._keep[rows]), dropped)
-        ids = self.material.keep.ids[rows].to(self.model.device)
-        policy = self.model.logits(condition, ids)
-        with adapter_off(self.model.net):
-            reference = self.model.logits(condition, ids)
+        policy = self._kept_logits(rows, dropped)
+        reference = torch.empty_like(policy)
+        for drop in (False, True):
+            if bool((dropped == drop).any()):
+                stored = self._stored(("keep", drop), rows[dropped == drop], len(self._keep), partial(self._kept, drop))
+                reference[(dropped == drop).to(reference.device)] = stored
         return token_kl(reference, policy).mean()
+
+    def _kept(self, drop: bool, rows: Tensor) -> Tensor:
+        return self._kept_logits(rows, torch.full((len(rows),), drop))
+
+    def _kept_logits(self, rows: Tensor, dropped: Tensor) -> Tensor:
+        assert self._keep is not None and self.material.keep is not None
+        condition = self._dropping(self._captions.rows(self._keep[rows]), dropped)
+        return self.model.logits(condition, self.material.keep.ids[rows].to(self.model.device))
+
+    def _stored(self, name: Hashable, rows: Tensor, count: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """`compute(rows)` by the untouched model, of `count` rows in all: each once, while memory allows.
+
+        Rows are computed in fixed blocks, so that a resumed run rounds as the whole one.
+        """
+        with adapter_off(self.model.net):
+            if name not in self._tables:
+                size = compute(rows[:1]).numel() * 4 * count
+                fits = self._stored_bytes + size <= REFERENCE_BYTES
+                self._stored_bytes += size * fits
+                self._tables[name] = {} if fits else None
+            table = self._tables[name]
+            if table is None:
+                return compute(rows)
+            for block in sorted({row // REFERENCE_ROWS for row in rows.tolist()} - table.keys()):
+                first = block * REFERENCE_ROWS
+                table[block] = compute(torch.arange(first, min(first + REFERENCE_ROWS, count))).clone()
+        return torch.stack([table[row // REFERENCE_ROWS][row % REFERENCE_ROWS] for row in rows.tolist()])
 
     def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
         """`loss` plus the weighted drift, where the recipe asks for it and there is something to keep."""
