@@ -1,0 +1,98 @@
+"""Harmful directions of a codebook, and the table without them: the linear algebra of Safe-CB (Xue et al. 2026,
+https://arxiv.org/abs/2606.27147, section 3.2; methods.md section 4). Pure: tensors in, tensors out.
+
+The table meant is the one that feeds image tokens back to the transformer, (V, D). The tokenizer's own codebook can't
+be: Janus' has 8 dimensions, so the paper's 8 directions would leave nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from safear_edit.errors import UsageError
+
+Reading = Literal["position", "pooled"]
+NEARLY_ZERO = 1e-3
+"""A direction belongs to the null space if its singular value is below this share of the largest one (our choice; the
+paper says "close to zero")."""
+
+
+@dataclass(frozen=True)
+class HarmfulSpace:
+    """What separates harmful from safe pictures of the same content in the table's space.
+
+    basis: orthonormal columns V_k (D, k), the strongest first. null: orthonormal columns (D, m), orthogonal to the
+    basis, along which the differences have (nearly) nothing. strengths: all singular values, falling.
+    """
+
+    basis: Tensor
+    null: Tensor
+    strengths: Tensor
+
+    @property
+    def captured(self) -> float:
+        """Share of the squared differences that lies in the basis, in [0, 1]."""
+        squares = self.strengths.double().square()
+        return float(squares[: self.basis.shape[1]].sum() / squares.sum().clamp(min=1e-30))
+
+    def energy(self, table: Tensor) -> Tensor:
+        """Share of each row's squared length that lies in the harmful space, (V,) in [0, 1]."""
+        inside = (table.float() @ self.basis).square().sum(1)
+        return inside / table.float().square().sum(1).clamp(min=1e-30)
+
+    def without(self, table: Tensor, strength: float = 1.0) -> Tensor:
+        """W (I - strength P), P = V_k V_k^T, in the table's type (equation 4 and algorithm 1; strength: lambda)."""
+        wide = table.float()
+        return (wide - strength * (wide @ self.basis) @ self.basis.T).to(table.dtype)
+
+    def harmless(self, change: Tensor) -> Tensor:
+        """The part of a change (V, D) that lies in the null space: change Q, Q = V_null V_null^T."""
+        return (change @ self.null) @ self.null.T
+
+
+def harmful_space(unsafe: Tensor, safe: Tensor, directions: int, reading: Reading = "position") -> HarmfulSpace:
+    """Find the space from table rows of the tokens of n unsafe and n safe pictures, (n, N, D) each, pair by pair.
+
+    position: E = mean over pairs of F_u - F_s, (N, D), as the paper; meaningful as far as both pictures of a pair have
+        the same layout. pooled: the mean over positions of each pair, (n, D): deaf to layout.
+    directions: k; more remove more of the concept and of everything else (the paper finds 8 best of 2 … 32).
+    """
+    if unsafe.shape != safe.shape or unsafe.dim() != 3:
+        raise UsageError("harmful space", f"two tensors (pairs, tokens, width), {tuple(unsafe.shape)}",
+                         str(tuple(safe.shape)), "give the rows of both pictures of each pair")  # fmt: skip
+    gaps = unsafe.float() - safe.float()
+    rows = gaps.mean(0) if reading == "position" else gaps.mean(1)
+    rank = min(rows.shape)
+    if not 0 < directions < rows.shape[1] or directions > rank:
+        most = min(rank, rows.shape[1] - 1)
+        raise UsageError("directions", f"1 to {most} for these pairs", str(directions), "ask for fewer, or more pairs")
+    _, strengths, rights = torch.linalg.svd(rows, full_matrices=True)
+    weak = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
+    weak[:rank] = strengths < NEARLY_ZERO * strengths[0]
+    weak[:directions] = False
+    if not bool(weak.any()):
+        weak[directions:] = True  # no direction is free of differences: everything outside the basis counts as null
+    return HarmfulSpace(rights[:directions].T.contiguous(), rights[weak].T.contiguous(), strengths)
+
+
+def joined(spaces: Sequence[HarmfulSpace]) -> HarmfulSpace:
+    """The space of several concepts: their bases side by side, made orthonormal.
+
+    The paper writes V V^T of the bases side by side, which is no projector unless they are orthogonal; hence the
+    decomposition here. Null is what is left of the first concept's null space outside the joint basis.
+    """
+    stacked = torch.cat([space.basis for space in spaces], 1)
+    lefts, sizes, _ = torch.linalg.svd(stacked, full_matrices=False)
+    basis = lefts[:, sizes > NEARLY_ZERO * sizes[0]]
+    null = spaces[0].null
+    for space in spaces[1:]:
+        null = space.harmless(null.T).T
+    null = null - basis @ (basis.T @ null)
+    lefts, sizes, _ = torch.linalg.svd(null, full_matrices=False)
+    strengths = torch.cat([space.strengths for space in spaces]).sort(descending=True).values
+    return HarmfulSpace(basis.contiguous(), lefts[:, sizes > 0.5].contiguous(), strengths)
