@@ -1,7 +1,8 @@
 """Make the embedded assets from nothing: `python -m safear_edit.gallery ASSET --folder F [--steps N]`.
 
 Every training is resumable (the same command continues it) and prints its progress; `sheet` shows the world itself.
-Order: vq, llamagen (reads vq's folder), judge, clip; then `measure` tells how good the result is.
+Order: vq, llamagen (reads vq's folder); bsq, infinity (reads bsq's); judge, clip; then `measure` tells how good a
+mini is.
 """
 
 from __future__ import annotations
@@ -43,6 +44,21 @@ def llamagen(options: argparse.Namespace) -> None:
     train_llamagen.train(options.folder, tokenizer, options.steps or train_llamagen.STEPS)
 
 
+def bsq(options: argparse.Namespace) -> None:
+    """The multi-scale BSQ tokenizer of infinity:mini."""
+    from safear_edit.gallery import train_bsq
+
+    train_bsq.train(options.folder, options.steps or train_bsq.STEPS)
+
+
+def infinity(options: argparse.Namespace) -> None:
+    """infinity:mini's transformer; `--bsq` is the folder of a finished tokenizer."""
+    from safear_edit.gallery import train_bsq, train_infinity
+
+    tokenizer = train_bsq.train(options.bsq)
+    train_infinity.train(options.folder, tokenizer, options.steps or train_infinity.STEPS)
+
+
 def judge(options: argparse.Namespace) -> None:
     """The gallery judge: style, object, scene, hazard, or "cannot tell"."""
     from safear_edit.gallery import train_judge
@@ -69,6 +85,8 @@ ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sheet": sheet,
     "vq": vq,
     "llamagen": llamagen,
+    "bsq": bsq,
+    "infinity": infinity,
     "judge": judge,
     "clip": clip,
     "measure": measure,
@@ -82,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
     parser.add_argument("--steps", type=int, help="training steps (default: the asset's own)")
     parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (for llamagen)")
+    parser.add_argument("--bsq", type=Path, default=Path("runs/bsq"), help="folder of the tokenizer (for infinity)")
     parser.add_argument("--model", default="llamagen", help="model reference to measure")
     options = parser.parse_args(arguments)
     ASSETS[options.asset](options)

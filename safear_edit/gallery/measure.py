@@ -45,7 +45,7 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
     folder.mkdir(parents=True, exist_ok=True)
     rng, judge = np.random.default_rng(MEASURE_SEED), reader()
     asked = [p for p in World().sample(rng, count + 60) if p.object != NOTHING][:count]
-    painted = [p for p in asked if p.style != "photo"][:UNSEEN]
+    painted = [p for p in asked if p.style != "photo" and not p.hazard][:UNSEEN]
     sets = {
         "asked": (asked, [caption(p, rng) for p in asked]),
         "unseen alias": (painted, [_worded(p, rng, alias=True) for p in painted]),

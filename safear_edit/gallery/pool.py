@@ -37,7 +37,11 @@ def held_out_triple(picture: Picture) -> bool:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures as tokens, captions as states: ids (n, N) int64; states (n, T, C) fp16, right-padded; lengths (n,)."""
+    """Pictures as tokens, captions as states: ids (n, N) int64; states (n, T, C) fp16, right-padded; lengths (n,).
+
+    `ids` is whatever the tokenizer's `encode` gave: a bitwise model keeps latents (n, d, h, w), because its training
+    quantises them anew with other flips each time.
+    """
 
     ids: Tensor
     states: Tensor
@@ -55,7 +59,7 @@ class Pool:
 
 @torch.no_grad()
 def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZE) -> Pool:
-    """Draw captioned pictures, tokenise them with `encode` ((B, 3, S, S) -> (B, N)); kept in `folder/pool.safetensors`.
+    """Draw captioned pictures, tokenise them with `encode` ((B, 3, S, S) -> (B, …)); kept in `folder/pool.safetensors`.
 
     Pictures and captions depend on the world's seed alone: every family's pool shows the same ones.
     """
@@ -79,7 +83,7 @@ def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZ
 
 
 def _encode_pictures(encode: Callable[[Tensor], Tensor], world: World, pictures: list[Picture]) -> Tensor:
-    """(n, N) int64; each distinct picture is encoded once."""
+    """What `encode` gives, (n, …); each distinct picture is encoded once."""
     distinct = list(dict.fromkeys(pictures))
     place = {picture: i for i, picture in enumerate(distinct)}
     ids = torch.cat([encode(world.tensor(distinct[i : i + 256])) for i in range(0, len(distinct), 256)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,14 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
             "codes": float((used > 0).sum()),
         }
 
-    run(folder, model, [optimizer], step, steps, average=average, on_save=lambda i: _picture(model, world, folder, i))
+    def show(done: int) -> None:
+        model.eval()
+        save_reconstructions(lambda image: model.decode(model.encode(image)), world, folder, done)
+        model.train()
+
+    run(folder, model, [optimizer], step, steps, average=average, on_save=show)
     model.load_state_dict(average.state)
-    _picture(model, world, folder, steps)
+    show(steps)
     return model.eval()
 
 
@@ -79,15 +85,11 @@ def _restart_dead_codes(model: VQModel, image: Tensor, used: Tensor) -> None:
 
 
 @torch.no_grad()
-def _picture(model: VQModel, world: World, folder: Path, step: int) -> None:
-    """Originals above reconstructions, for a person to look at."""
-    pictures = world.sample(np.random.default_rng((WORLD_SEED, 2)), 48)
-    image = world.tensor(pictures)
-    model.eval()
-    again = to_uint8(model.decode(model.encode(image))).permute(0, 2, 3, 1).numpy()
-    model.train()
-    original = to_uint8(image).permute(0, 2, 3, 1).numpy()
-    rows = [part for r in range(0, 48, 16) for part in (list(original[r : r + 16]), list(again[r : r + 16]))]
+def save_reconstructions(again: Callable[[Tensor], Tensor], world: World, folder: Path, step: int) -> None:
+    """Originals above what a tokenizer makes of them ([-1, 1] to [-1, 1]), for a person to look at; prints the PSNR."""
+    image = world.tensor(world.sample(np.random.default_rng((WORLD_SEED, 2)), 48))
+    original, made = (to_uint8(x).permute(0, 2, 3, 1).numpy() for x in (image, again(image)))
+    rows = [part for r in range(0, 48, 16) for part in (list(original[r : r + 16]), list(made[r : r + 16]))]
     sheet(rows, zoom=2).save(folder / "reconstructions.png")
-    quality = psnr(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (again, original)))
+    quality = psnr(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (made, original)))
     print(f"step {step}: held-out psnr {quality:.2f}", flush=True)

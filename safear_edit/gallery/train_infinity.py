@@ -1,0 +1,93 @@
+"""Train infinity:mini's transformer from nothing on captioned gallery pictures (latents from the gallery BSQ).
+
+As published: bitwise self-correction, coarse tokens weighted up, captions dropped for guidance. As in train_llamagen,
+layers' matrices are trained with Muon, everything else with AdamW; an exponential moving average is exported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safear_edit.families.base import ModelCard, Sampling
+from safear_edit.families.bsq import BSQ, SelfCorrection, quantise
+from safear_edit.families.infinity import Infinity, InfinityConfig, Transformer, bit_loss
+from safear_edit.gallery.loop import Average, Report, clip, run
+from safear_edit.gallery.muon import Muon
+from safear_edit.gallery.pool import LENGTH, build_pool
+from safear_edit.gallery.render import SIDE
+from safear_edit.gallery.train_bsq import CONFIG as TOKENIZER
+from safear_edit.gallery.train_bsq import SCHEDULE
+from safear_edit.gallery.world import WORLD_SEED
+from safear_edit.text import MINILM_WIDTH, text_encoder
+
+CONFIG = InfinityConfig(
+    depth=6,
+    width=192,
+    heads=6,
+    chunks=2,
+    ffn_hidden=768,
+    bits=TOKENIZER.bits,
+    caption_dim=MINILM_WIDTH,
+    pool_heads=6,
+    text_maxlen=LENGTH,
+    levels=len(SCHEDULE.grids),
+)
+BATCH, STEPS = 48, 6000
+MUON_RATE, ADAM_RATE = 4e-3, 3e-3
+CAPTION_DROP = 0.1
+FLIPS = 0.3
+"""Largest share of flipped bits per scale: the published strength (parity.md 2.7)."""
+SAMPLING = Sampling(guidance=2.0, temperature=0.5)
+
+
+def train(folder: Path, bsq: BSQ, steps: int = STEPS) -> Transformer:
+    """Train (or continue) in `folder`; exports the averaged weights to `folder/export` at every save."""
+    pool = build_pool(lambda image: bsq.encoder(image).half(), folder)
+    torch.manual_seed(0)
+    model = Transformer(CONFIG)
+    average = Average(model, 0.999)
+    matrices = [p for n, p in model.named_parameters() if n.startswith("block") and p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, MUON_RATE, weight_decay=0.01),
+        torch.optim.AdamW([p for p in model.parameters() if id(p) not in chosen], ADAM_RATE, betas=(0.9, 0.95)),
+    ]
+
+    @torch.compile(dynamic=True)
+    def loss_of(features: Tensor, mask: Tensor, inputs: Tensor, bits: Tensor) -> Tensor:
+        return bit_loss(model(model.text_pass(features, mask), inputs, SCHEDULE), bits, SCHEDULE)
+
+    def step(i: int) -> Report:
+        generator = torch.Generator().manual_seed(WORLD_SEED + i)
+        latents, features, mask = pool.batch(torch.randint(len(pool.ids), (BATCH,), generator=generator))
+        dropped = torch.rand(BATCH, generator=generator) < CAPTION_DROP
+        features = torch.where(dropped[:, None, None], model.unconditional(mask), features)
+        flips = SelfCorrection(FLIPS, np.random.RandomState((WORLD_SEED + i) % 2**32), generator, len(SCHEDULE.grids))
+        found = quantise(latents.float(), SCHEDULE, flips)
+        loss = loss_of(features, mask, found.inputs, found.bits)
+        loss.backward()
+        return {"loss": loss.item(), "norm": clip(model, 1.0)}
+
+    def exported(done: int) -> None:
+        export(folder / "export", average.state, bsq)
+
+    run(folder, model, optimizers, step, steps, average=average, on_save=exported)
+    model.load_state_dict(average.state)
+    return model.eval()
+
+
+def export(folder: Path, state: dict[str, Tensor], bsq: BSQ) -> None:
+    """Write the mini's layout in half precision, as `Infinity.load` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    net, tokenizer = Transformer(CONFIG), BSQ(TOKENIZER)
+    net.load_state_dict(state)
+    tokenizer.load_state_dict(bsq.state_dict())
+    scales = SCHEDULE.tokens
+    parameters = sum(p.numel() for module in (net, tokenizer) for p in module.parameters())
+    card = ModelCard("infinity", "mini", SIDE, SCHEDULE.total, 2, scales, parameters, "Apache-2.0")
+    mini = Infinity(net.half(), tokenizer.half(), SCHEDULE, text_encoder("minilm", LENGTH, folder), card, SAMPLING)
+    mini.export(folder)
