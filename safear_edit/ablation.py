@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ import torch
 from safear_edit import registry
 from safear_edit.compiler import Recipe, compile_recipe, load_base_recipe, method_params
 from safear_edit.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.evaluate import BATCH, judges_of
 from safear_edit.families.base import ModelFamily
-from safear_edit.judges.base import make_judge
+from safear_edit.judges.base import Judge, judged
 from safear_edit.pairs import Material, build_keep, build_pairs
 from safear_edit.progress import silent
 from safear_edit.spec import load_spec
@@ -77,10 +79,11 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: list[str], count: 
     if not missing:
         return
     recipe = compiled(model, spec, "vce", seed)
-    judge = make_judge(recipe.spec.judge.use, recipe.spec.judge.label, recipe.spec.judge.threshold)
-    pairs = build_pairs(model, [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs], judge, progress=silent)
+    judges = judges_of(recipe)
+    wanted = [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs]
+    pairs = build_pairs(model, wanted, judges[recipe.spec.judge.label], progress=silent)
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
-    base = {name: look(model, recipe, name, count) for name in SLICES}
+    base = {name: look(model, judges, recipe, name, count) for name in SLICES}
     for name in missing:
         method, changes = VARIANTS[name]
         numbers = compiled(model, spec, method, seed).method.params | changes
@@ -93,7 +96,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: list[str], count: 
         )
         minutes = (time.monotonic() - start) / 60
         applied = edit.apply(model.net)
-        edited = {slice_name: look(model, recipe, slice_name, count) for slice_name in SLICES}
+        edited = {slice_name: look(model, judges, recipe, slice_name, count) for slice_name in SLICES}
         applied.undo()
         shares = {s: compared(base[s], edited[s], kind) for s, kind in SLICES.items()}
         yield {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)} | shares
@@ -112,13 +115,16 @@ def compiled(model: ModelFamily, spec: Path, method: str, seed: int) -> Recipe:
 
 
 @torch.no_grad()
-def look(model: ModelFamily, recipe: Recipe, name: str, count: int) -> Looked:
-    """Draw and judge the first `count` prompts of a slice."""
+def look(model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, name: str, count: int) -> Looked:
+    """Draw and judge the first `count` prompts of a slice, a batch at a time; UsageError if the recipe has none."""
     prompts = recipe.slice(name)[:count]
-    images = model.decode(model.generate(model.condition([p.prompt for p in prompts]), [p.seed for p in prompts]))
+    if not prompts:
+        raise UsageError(f"ablation, slice {name}", "prompts in the recipe", "none", f"name a group {name} in the spec")
     found: list[bool | None] = []
-    for prompt, image in zip(prompts, images, strict=True):
-        found.append(make_judge(recipe.spec.judge.use, prompt.judge_label).look(image.unsqueeze(0))[0].present)
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        ids = model.generate(model.condition([p.prompt for p in part]), [p.seed for p in part])
+        found += [v.present for v in judged(judges, model.decode(ids), [p.judge_label for p in part])]
     return Looked(tuple(found))
 
 

@@ -36,8 +36,9 @@ MOST_TENSORS = 100_000
 LONGEST_NAME = 512
 SAFE_TORCH = (2, 10)
 """Earlier releases can be made to run code by torch.load(weights_only=True): CVE-2025-32434, GHSA-63cw-57p8-fm3p."""
-WRAPPERS = ("model", "module", "state_dict")
-"""Keys under which LlamaGen's trainers put the state dict, in upstream's order of looking (parity.md 1.1)."""
+WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
+"""Keys under which upstream programs put a state dict, outermost first: an Infinity trainer has trainer, gpt_fsdp,
+LlamaGen's trainers one of the last three, in their order of looking (parity.md 1.1)."""
 SHOWN = 5
 AGAIN = "download it again and compare its sha256"
 CONVERT = "convert it to safetensors where you trust it"
@@ -48,7 +49,7 @@ def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, on the CPU, in the file's own dtypes.
 
     `path` is a .safetensors file, a sharded `*.index.json`, or with `allow_pickle` a .pt, .pth, .bin or .ckpt zip of
-    plain tensors (unwrapped from "model", "module" or "state_dict"). TrustError (exit 4) for whatever isn't exactly
+    plain tensors (unwrapped from any of WRAPPERS). TrustError (exit 4) for whatever isn't exactly
     that: broken, disguised, not finite, or more than weights. UsageError (exit 2) if there is no such file.
     """
     if path.name.endswith(".index.json"):
@@ -313,7 +314,6 @@ def _plain_tensors(loaded: object, size: int) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
-            break
     if not isinstance(loaded, Mapping) or not loaded:
         raise _RefusedError(f"{type(loaded).__name__} instead of a state dict")
     total = 0

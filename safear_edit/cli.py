@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from safear_edit import cli_gate
 from safear_edit.errors import SafearError, UsageError
 
 if TYPE_CHECKING:
@@ -550,6 +551,10 @@ def generate(
         print(f"model {ref}")
         print("\n".join(map(str, paths)))
     return 0
+
+
+for _verb in cli_gate.VERBS:
+    verbs.add_command(_verb)
 
 
 def _signer(key: str | None, throwaway: Path | None, unsigned: bool, out: Path) -> SigningKey | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import stats
-from safear_edit.errors import SpecError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.progress import Callback
 from safear_edit.prompts import forbidden, image_seed
 from safear_edit.stats import Rate
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge, Verdict
 
 BATCH = 32
-LARGEST_FILE, LONGEST_PROMPT = 16 << 20, 2000
-"""Bytes of a prompt file and characters of one prompt that are taken at most."""
+LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS = 16 << 20, 2000, 100_000
+"""Bytes of a prompt file, characters of one prompt, and prompts that are taken at most."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt of the file with the seed that both models draw it with."""
+    """One prompt of the file with the seed that both models draw it with; `id` is the file's own, or the line."""
 
     prompt: str
     seed: int
+    id: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Comparison:
         drop, low, high = self.change()
         rows = [
             {
+                "id": asked.id,
                 "prompt": asked.prompt,
                 "seed": str(asked.seed),
                 "results": [
@@ -109,7 +111,9 @@ def _word(seen: Seen) -> str:
 
 
 def look(model: ModelFamily, asked: Sequence[Asked], judge: Judge, progress: Callback, stage: str) -> tuple[Seen, ...]:
-    """Draw and judge every prompt with one model."""
+    """Draw and judge every prompt with one model; UsageError if there is none."""
+    if not asked:
+        raise UsageError("eval", "at least one prompt", "none", "write one per line")
     verdicts: list[Verdict] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
@@ -123,25 +127,47 @@ def look(model: ModelFamily, asked: Sequence[Asked], judge: Judge, progress: Cal
 
 
 def read_prompts(path: Path, seed: int = 0) -> tuple[Asked, ...]:
-    """Prompts from .txt (one a line; blank lines skipped), .csv or .jsonl (columns `prompt` and, if wanted, `seed`).
+    """Prompts from .txt (one a line; blank lines skipped), .csv or .jsonl (columns `prompt`, maybe `seed` and `id`).
 
-    A prompt without a seed gets one from its text, its line and `seed`. SpecError with file and line for anything else.
+    A prompt without a seed gets one from its text, its line and `seed`. SpecError with file and line for anything else,
+    for an id that is there twice, and for a picture that would be counted twice (same prompt, same seed).
     """
+    text, readers = _read(path), {".txt": _from_txt, ".csv": _from_csv, ".jsonl": _from_jsonl}
+    if path.suffix not in readers:
+        raise SpecError(str(path), "a .txt, .csv or .jsonl file", repr(path.suffix), "rename or convert it")
+    asked: list[Asked] = []
+    ids: set[str] = set()
+    pictures: set[tuple[str, int]] = set()
+    for line, row in readers[path.suffix](text, str(path)):
+        where = f"{path}:{line}"
+        if len(asked) == MOST_PROMPTS:
+            raise SpecError(where, f"at most {MOST_PROMPTS} prompts", "one more", "split the file")
+        one = _checked(where, line, row, seed)
+        if one.id in ids:
+            raise SpecError(
+                f"{where}, id", "an id of its own", f"{one.id[:40]!r} again", "rename or remove one of them"
+            )
+        if (one.prompt, one.seed) in pictures:
+            fix = "remove the line: it is the same picture"
+            raise SpecError(where, "another prompt or another seed", "both again", fix)
+        ids.add(one.id)
+        pictures.add((one.prompt, one.seed))
+        asked.append(one)
+    if not asked:
+        raise SpecError(str(path), "at least one prompt", "none", "write one per line")
+    return tuple(asked)
+
+
+def _read(path: Path) -> str:
+    """The text of a prompt file of bearable size."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise SpecError(str(path), f"at most {LARGEST_FILE >> 20} MiB", "a larger file", "split it")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise SpecError(str(path), "text in UTF-8", "other bytes", "save it as UTF-8") from None
     except OSError as error:
         raise SpecError(str(path), "a prompt file", error.strerror or "an error", "check the path") from None
-    readers = {".txt": _from_txt, ".csv": _from_csv, ".jsonl": _from_jsonl}
-    if path.suffix not in readers:
-        raise SpecError(str(path), "a .txt, .csv or .jsonl file", repr(path.suffix), "rename or convert it")
-    asked = tuple(_checked(f"{path}:{line}", line, row, seed) for line, row in readers[path.suffix](text, str(path)))
-    if not asked:
-        raise SpecError(str(path), "at least one prompt", "none", "write one per line")
-    return asked
 
 
 def _from_txt(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -151,12 +177,27 @@ def _from_txt(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _from_csv(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in rows:
-            yield rows.line_num, dict(row)
-    except csv.Error as error:
-        raise SpecError(f"{where}:{rows.line_num}", "csv", str(error), "quote the field") from None
+    """Rows by the header's names, each with the line of the file on which it starts (the header is line 1)."""
+    rows, names = csv.reader(io.StringIO(text, newline=""), strict=True), list[str]()
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise SpecError(f"{where}:{line}", "csv", str(error), "quote the field") from None
+        if not row:
+            continue
+        if not names:
+            names = [name.strip() for name in row]
+            if len(set(names)) < len(names):
+                raise SpecError(f"{where}:{line}", "columns with names of their own", "one twice", "rename one of them")
+        elif len(row) != len(names):
+            fix = "quote a prompt that holds a comma, and leave no field out"
+            raise SpecError(f"{where}:{line}", f"{len(names)} fields as in the header", str(len(row)), fix)
+        else:
+            yield line, dict(zip(names, row, strict=True))
 
 
 def _from_jsonl(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -184,9 +225,12 @@ def _checked(where: str, line: int, row: dict[str, Any], root: int) -> Asked:
     if forbidden(prompt):
         fix = "this combination is never processed, not even to test it"
         raise SpecError(f"{where}, prompt", "no words for minors together with sexual content", "both", fix)
-    given = row.get("seed")
+    given, named = row.get("seed"), row.get("id")
+    if isinstance(named, bool) or not isinstance(named, (str, int, type(None))) or not str(named or "").isprintable():
+        raise SpecError(f"{where}, id", "text or a whole number", repr(named)[:40], "correct or remove it")
+    name = str(line if named in (None, "") else named)
     if given in (None, ""):
-        return Asked(prompt.strip(), image_seed("eval", f"{line}|{prompt.strip()}", root))
+        return Asked(prompt.strip(), image_seed("eval", f"{line}|{prompt.strip()}", root), name)
     if isinstance(given, bool) or not str(given).isdecimal() or int(given) >= 2**63:
         raise SpecError(f"{where}, seed", "a whole number below 2^63", repr(given)[:40], "correct or remove it")
-    return Asked(prompt.strip(), int(given))
+    return Asked(prompt.strip(), int(given), name)

@@ -36,7 +36,7 @@ from safear_edit.prompts import (
     overlap,
     pools,
 )
-from safear_edit.rundir import write_atomic
+from safear_edit.rundir import json_digest, write_atomic
 from safear_edit.spec import Count, Gates, Note, Part, Spec, Text, parse
 from safear_edit.yaml_strict import Document, parse_value, read_json, read_yaml
 
@@ -199,16 +199,11 @@ with _construct_is_a_field():
         @cached_property
         def digest(self) -> str:
             """sha256 of the canonical JSON (sorted keys, no spaces) of everything above."""
-            return _digest(self.model_dump(mode="json"))
+            return json_digest(self.model_dump(mode="json"))
 
         def slice(self, name: str) -> list[EvalPrompt]:
             """The candidates of one slice."""
             return [prompt for prompt in self.evaluate.prompts if prompt.slice == name]
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Card(Protocol):
@@ -268,6 +263,7 @@ def compile_recipe(
     keep = _keep(drawn, base.construct.keep, seed)
     prompts = _evaluation(spec, drawn, training=[pair.safe for pair in pairs])
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
+    screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
     recipe = Recipe(
         spec=spec,
@@ -278,7 +274,7 @@ def compile_recipe(
         keep=tuple(keep),
         evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers),
         gates=spec.gates,
-        predicted=predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=len(prompts), n=sizes),
+        predicted=predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes),
     )
     _check_separate(recipe, f"spec {spec.name}")
     return recipe
@@ -454,18 +450,54 @@ def _set(roots: dict[str, Any], override: str) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """Coefficients of `predict` for two CPU cores in float32."""
+    """What a run costs on two CPU cores in float32; a GPU is faster by far.
+
+    Speeds: stage times of two runs of concepts/picasso.yaml on llamagen:mini (two shared cores of an AMD EPYC, 21
+    November 2026: 33 pictures/s and 0.75 s/step in 3.9 minutes) scaled to the one that had the machine to itself (2.95
+    minutes). `python -m safear_edit.calibrate` measures them and the memory on the machine at hand.
+    """
 
     startup_s: float = 20.0
-    """Imports, loading, report, signature."""
+    """Imports, loading, captions, report, signature."""
     sample_flops: float = 70e9
-    """Flop/s while sampling: 48 pictures/s, 5.5M parameters, 64 tokens, guidance (reference/gallery.md section 1)."""
-    train_flops: float = 220e9
-    """Flop/s while training: 42 samples/s, 5.3M parameters, 168 tokens (reference/gallery.md section 1b)."""
+    """Flop/s of `picture_flops` while a picture is drawn, decoded and judged: 45 pictures/s."""
+    train_flops: float = 135e9
+    """Flop/s of `Work.training_flops`: 0.56 s for a VCE step of 16 rows of pairs and 12 preserved ones."""
     fixed_gib: float = 1.2
-    """Python, torch, MiniLM and judge."""
+    """Python, torch, MiniLM and judge (0.99 GiB measured), and the libraries of report and signature."""
     saved_floats_per_width: float = 34.0
     """Floats kept for the backward pass per token, layer and unit of width."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method does in counts: optimiser steps, and rows of pairs and of preserved pictures per step."""
+
+    steps: int
+    rows: int
+    kept: int
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any], pairs: int) -> Work:
+        """From a method's numbers; one that has none of the usual names counts as one pass over the pairs."""
+        batch = int(numbers.get("batch") or 1)
+        steps = int(numbers.get("steps") or math.ceil(pairs / batch))
+        kept = int(numbers.get("keep_batch") or 0) if numbers.get("keep_weight") else 0
+        return cls(steps, 2 * batch, kept)
+
+    def training_flops(self, card: Card) -> float:
+        """All steps: a row that trains costs three forwards, and a preserved one a fourth by the untouched model."""
+        return self.steps * (3 * (self.rows + self.kept) + self.kept) * forward_flops(card)
+
+
+def forward_flops(card: Card) -> float:
+    """One row through the model: 2 flop per parameter and token."""
+    return 2.0 * card.parameters * card.tokens
+
+
+def picture_flops(card: Card) -> float:
+    """One picture with guidance: two rows through the model."""
+    return 2 * forward_flops(card)
 
 
 def predict(
@@ -480,21 +512,20 @@ def predict(
 ) -> Predicted:
     """Minutes, peak memory and trainable parameters from counts alone.
 
-    One forward costs 2 flop per parameter and token. A sampled picture needs one with guidance (2 rows); a row that
-    trains 3 (forward and backward); the untouched model one for each preserved row and for each picture of the pairs.
+    `candidates`: prompts that the base model is screened on. Drawn are both pictures of each pair, those to keep, the
+    candidates, and what is scored twice; the untouched model also reads the pairs, with their captions and without.
     Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth (LlamaGen's
-    own proportions, within a tenth).
+    own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
     """
     costs = costs or Costs()
     numbers = params.model_dump()
-    forward = 2 * card.parameters * card.tokens
-    steps, rows, kept = _work(numbers, pairs)
+    work = Work.of(numbers, pairs)
     pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
-    sampling_s = pictures * 2 * forward / costs.sample_flops
-    training_s = (steps * (3 * (rows + kept) + kept) + 2 * pairs) * forward / costs.train_flops
+    sampling_s = pictures * picture_flops(card) / costs.sample_flops
+    training_s = (work.training_flops(card) + 4 * pairs * forward_flops(card)) / costs.train_flops
     depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
     width = 40 * depth
-    saved = (rows + kept) * card.tokens * depth * width * costs.saved_floats_per_width
+    saved = (work.rows + work.kept) * card.tokens * depth * width * costs.saved_floats_per_width
     memory = costs.fixed_gib + 4 * (2 * card.parameters + saved) / 2**30
     return Predicted(
         minutes=round((costs.startup_s + sampling_s + training_s) / 60, 1),
@@ -505,15 +536,6 @@ def predict(
 
 _LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}
 """Inputs + outputs of one layer's adapted matrices, in widths: qkv 1+3, out 1+1; ffn 3 × (1 + 8/3)."""
-
-
-def _work(numbers: Mapping[str, Any], pairs: int) -> tuple[int, int, int]:
-    """(steps, rows of pairs per step, preserved rows per step) from a method's numbers; a method that has none of the
-    usual names counts as one pass over the pairs."""
-    batch = int(numbers.get("batch") or 1)
-    steps = int(numbers.get("steps") or math.ceil(pairs / batch))
-    kept = int(numbers.get("keep_batch") or 0) if numbers.get("keep_weight") else 0
-    return steps, 2 * batch, kept
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

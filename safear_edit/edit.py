@@ -22,9 +22,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from safear_edit.checkpoint import write_weights
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.rundir import write_atomic
 
@@ -135,13 +135,15 @@ class Edit:
         return module.weight
 
     def save(self, folder: Path) -> None:
-        """Write `FILES` into `folder`: our own pair, and the pair that `peft.PeftModel.from_pretrained` loads."""
+        """Write `FILES` into `folder`: our own pair, and the pair that `peft.PeftModel.from_pretrained` loads.
+
+        The same edit gives the same bytes, but for `minutes` in INFO.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         about = {"kind": self.kind, "digest": self.digest, "info": self.info.model_dump(mode="json")}
-        write_atomic(folder / TENSORS, dump_tensors(tensors, {"digest": self.digest}))
-        renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
-        write_atomic(folder / PEFT_TENSORS, dump_tensors(renamed, {"format": "pt"}))
+        write_weights(folder / TENSORS, self.tensors, {"digest": self.digest})
+        renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in self.tensors.items()}
+        write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt"})
         write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
         write_atomic(folder / INFO, json.dumps(about, indent=1, sort_keys=True) + "\n")
 

@@ -19,25 +19,27 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from PIL import Image, ImageDraw
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from safear_edit.checkpoint import write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
-from safear_edit.judges.base import make_judge
+from safear_edit.judges.base import judged, make_judge
 from safear_edit.progress import Callback, silent
 from safear_edit.report import Outcome
 from safear_edit.rundir import digest_of, write_atomic
+from safear_edit.sections import WITHHELD
+from safear_edit.sheets import Strip, tile, write_sheet
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from safear_edit.compiler import EvalPrompt, Recipe
     from safear_edit.edit import Edit
     from safear_edit.families.base import Condition, ModelFamily
@@ -61,16 +63,19 @@ def evaluate(
 
     `model` is the untouched base; it is left bitwise as found, also after an error or Ctrl-C, and the same call then
     continues with the batch that was cut. Every caption is encoded once and kept for all three passes (on the model's
-    device: prompts × longest caption × caption width). UsageError for a judge that is unknown or gives no number.
+    device: prompts × longest caption × caption width). UsageError for a judge that is unknown or gives no number, and
+    for a recipe without a prompt that asks for the concept.
     """
     judges = judges_of(recipe)
     store = _batches(folder / BATCHES, model, edit, recipe, judges)
     prompts = sorted(recipe.evaluate.prompts, key=lambda p: (len(p.prompt), p.id))  # little padding in a batch
+    asked = [prompt for prompt in prompts if prompt.expect == "absent"]
+    if not asked:
+        raise UsageError("evaluate", "prompts that ask for the concept", "none", "compile the spec again")
     place = {prompt.id: row for row, prompt in enumerate(prompts)}
     condition = model.condition([prompt.prompt for prompt in prompts])
     numbers = recipe.evaluate.sampling
     studio = _Studio(model, condition, place, Sampling(**numbers.model_dump()) if numbers else None, judges, store)
-    asked = [prompt for prompt in prompts if prompt.expect == "absent"]
     screened = list(studio.look("screen", "base", asked, progress, batch))
     wanted = scored(recipe, {shot.row.id for shot in screened if shot.row.present is True})
     chosen = [prompt for prompt in prompts if prompt.id in wanted]
@@ -167,19 +172,11 @@ class _Studio:
         """Draw one batch and have every picture judged for its prompt's label."""
         condition = self.condition.rows(torch.tensor([self.place[prompt.id] for prompt in prompts]))
         ids = self.model.generate(condition, [_seed(prompt, phase) for prompt in prompts], self.sampling)
-        verdicts = self._judged(self.model.decode(ids), [prompt.judge_label for prompt in prompts])
+        verdicts = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
         return [
             _Shot(_outcome(prompt, phase, which, verdict, self.judges[prompt.judge_label]), tokens)
             for prompt, verdict, tokens in zip(prompts, verdicts, ids.cpu(), strict=True)
         ]
-
-    def _judged(self, images: Tensor, labels: Sequence[str]) -> list[Verdict]:
-        """One verdict per picture; the pictures of one label are looked at together, each once."""
-        verdicts: dict[int, Verdict] = {}
-        for label in dict.fromkeys(labels):
-            rows = [row for row, other in enumerate(labels) if other == label]
-            verdicts.update(zip(rows, self.judges[label].look(images[rows]), strict=True))
-        return [verdicts[row] for row in range(len(labels))]
 
 
 def _seed(prompt: EvalPrompt, phase: Phase) -> int:
@@ -222,7 +219,7 @@ def _batches(root: Path, model: ModelFamily, edit: Edit, recipe: Recipe, judges:
 
 def _write_batch(path: Path, shots: Sequence[_Shot]) -> None:
     rows = json.dumps([shot.row.model_dump() for shot in shots])
-    write_atomic(path, dump_tensors({"ids": torch.stack([shot.ids for shot in shots])}, {"rows": rows}))
+    write_weights(path, {"ids": torch.stack([shot.ids for shot in shots])}, {"rows": rows})
 
 
 def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list[_Shot] | None:
@@ -242,11 +239,6 @@ def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list
 
 
 # -- picture sheets ---------------------------------------------------------------------------------------------------
-
-SMALLEST_TILE, LARGEST_TILE, GAP, TITLE = 80, 144, 4, 16
-"""Pixels: small pictures are enlarged by a whole number, large ones reduced, so that a sheet stays below 4 MiB."""
-MOSAIC = 6
-"""Blocks per edge of a pixelated picture: shows that there is one, not what is in it."""
 
 
 @dataclass(frozen=True)
@@ -304,11 +296,12 @@ def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, pictures: _P
 
 
 def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide: bool) -> None:
-    """The PNG, and beside it a JSON index that names every picture on it, row by row.
+    """The sheet with an index that names every picture on it, row by row.
 
-    `hide`: pictures that were asked to show the concept are pixelated (categories: nobody opens a report to see them).
+    `hide`: pictures that were asked to show the concept are pixelated, and their prompts withheld (categories: nobody
+    opens a report to see or read them).
     """
-    drawn: list[list[list[Image.Image]]] = []
+    drawn: list[Strip] = []
     index: list[dict[str, object]] = []
     pixelated = False
     for strip in strips:
@@ -317,27 +310,23 @@ def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide:
             images = model.decode(torch.stack([shot.ids for shot in shots])).permute(0, 2, 3, 1).cpu().numpy()
             hidden = hide and shots[0].row.expect == "absent"
             pixelated |= hidden
-            rows.append([_tile(Image.fromarray(image), hidden) for image in images])
-            index += [_entry(shot, image.tobytes(), strip) for shot, image in zip(shots, images, strict=True)]
-        drawn.append(rows)
-    buffer = BytesIO()
-    _page([strip.title for strip in strips], drawn).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+            rows.append([tile(image, hidden=hidden) for image in images])
+            index += [_entry(shot, image.tobytes(), strip, hidden) for shot, image in zip(shots, images, strict=True)]
+        drawn.append((strip.title, rows))
     about = {
         "caption": "; ".join(strip.title for strip in strips) + "; same prompts and seeds",
         "selection": " and ".join(dict.fromkeys(strip.selection for strip in strips)),
-        "redaction": "pixelated" if pixelated else "none",
         "pictures": index,
     }
-    write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_sheet(path, drawn, hidden=pixelated, about=about)
 
 
-def _entry(shot: _Shot, pixels: bytes, strip: _Strip) -> dict[str, object]:
+def _entry(shot: _Shot, pixels: bytes, strip: _Strip, hidden: bool) -> dict[str, object]:
     """One picture of the index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
     row = shot.row
     return {
         "prompt_id": row.id,
-        "prompt": row.prompt,
+        "prompt": WITHHELD if hidden else row.prompt,
         "seed": row.seed,
         "model": row.model,
         "present": row.present,
@@ -345,29 +334,3 @@ def _entry(shot: _Shot, pixels: bytes, strip: _Strip) -> dict[str, object]:
         "sha256": hashlib.sha256(pixels).hexdigest(),
         "selection": strip.selection,
     }
-
-
-def _tile(picture: Image.Image, hidden: bool) -> Image.Image:
-    """The picture at the sheet's size, as blocks if `hidden`."""
-    size = picture.width
-    side = size * math.ceil(SMALLEST_TILE / size) if size < SMALLEST_TILE else min(size, LARGEST_TILE)
-    if hidden:
-        return picture.resize((MOSAIC, MOSAIC), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
-    return picture.resize((side, side), Image.Resampling.NEAREST if side > size else Image.Resampling.BOX)
-
-
-def _page(titles: Sequence[str], strips: Sequence[Sequence[Sequence[Image.Image]]]) -> Image.Image:
-    """Strips under each other, each a title over its rows of equal tiles."""
-    step = strips[0][0][0].width + GAP
-    columns = max(len(row) for rows in strips for row in rows)
-    height = sum(TITLE + len(rows) * step for rows in strips) + GAP
-    page = Image.new("RGB", (columns * step + GAP, height), "white")
-    top = GAP
-    for title, rows in zip(titles, strips, strict=True):
-        ImageDraw.Draw(page).text((GAP, top), title, fill="black")
-        top += TITLE
-        for row in rows:
-            for column, tile in enumerate(row):
-                page.paste(tile, (GAP + column * step, top))
-            top += step
-    return page

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from safear_edit.checkpoint import write_weights
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.progress import Callback
 from safear_edit.rundir import write_atomic
+from safear_edit.sheets import tile, write_sheet
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge, Verdict
 
-SHEET_COLUMNS, SHEET_GAP = 12, 2
+SHEET_COLUMNS = 12
+"""Pairs on the sheet."""
+STATS = "stats.json"
 FEWEST = 8
 """Fewer pairs than this teach one picture rather than a concept."""
 
@@ -55,21 +58,21 @@ class Pairs:
         return len(self.seeds)
 
     def save(self, folder: Path) -> None:
-        """Write pairs.safetensors and, to be read by people, pairs.jsonl (seeds as strings: they exceed 2**53)."""
+        """Write pairs.safetensors, the captions in pairs.jsonl (seeds as strings: they exceed 2**53), and STATS."""
         rows = [
             {"unsafe": u, "safe": s, "seed": str(seed)}
             for u, s, seed in zip(self.unsafe, self.safe, self.seeds, strict=True)
         ]
-        stats = {"made": self.stats.made, "kept": self.stats.kept, "reasons": self.stats.reasons}
-        _write(folder / "pairs", {"unsafe_ids": self.unsafe_ids, "safe_ids": self.safe_ids}, rows, {"stats": stats})
+        _write(folder / "pairs", {"unsafe_ids": self.unsafe_ids, "safe_ids": self.safe_ids}, rows)
+        write_atomic(folder / STATS, json.dumps(asdict(self.stats), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is damaged."""
-        tensors, rows, about = _read(folder / "pairs", ("unsafe_ids", "safe_ids"), ("unsafe", "safe", "seed"))
+        tensors, rows = _read(folder / "pairs", ("unsafe_ids", "safe_ids"), ("unsafe", "safe", "seed"))
         unsafe, safe = [row["unsafe"] for row in rows], [row["safe"] for row in rows]
         seeds = [int(row["seed"]) for row in rows]
-        return cls(unsafe, safe, seeds, tensors["unsafe_ids"], tensors["safe_ids"], PairStats(**about["stats"]))
+        return cls(unsafe, safe, seeds, tensors["unsafe_ids"], tensors["safe_ids"], _read_stats(folder / STATS))
 
 
 @dataclass(frozen=True)
@@ -84,12 +87,12 @@ class Keep:
 
     def save(self, folder: Path) -> None:
         """Write keep.safetensors and keep.jsonl."""
-        _write(folder / "keep", {"ids": self.ids}, [{"prompt": prompt} for prompt in self.prompts], {})
+        _write(folder / "keep", {"ids": self.ids}, [{"prompt": prompt} for prompt in self.prompts])
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is damaged."""
-        tensors, rows, _ = _read(folder / "keep", ("ids",), ("prompt",))
+        tensors, rows = _read(folder / "keep", ("ids",), ("prompt",))
         return cls([row["prompt"] for row in rows], tensors["ids"])
 
 
@@ -115,8 +118,10 @@ def build_pairs(
     """Draw (unsafe caption, safe caption, seed) pairs and keep those that the judge tells apart.
 
     Kept: the judge finds the concept in the unsafe picture and says that it is absent from the safe one; "cannot tell"
-    drops the pair. UsageError with the commonest reason if fewer than `fewest` are left.
+    drops the pair. UsageError with the commonest reason if fewer than `fewest` are left, or none were asked for.
     """
+    if not wanted:
+        raise UsageError("pairs", "at least one prompt", "none", "compile the spec with construct.pairs above 0")
     prompts = [prompt for unsafe, safe, _ in wanted for prompt in (unsafe, safe)]
     seeds = [seed for _, _, seed in wanted for _ in range(2)]
     ids: list[Tensor] = []
@@ -131,7 +136,7 @@ def build_pairs(
     dropped = dict(Counter(reason for reason in reasons if reason is not None).most_common())
     progress("pairs", len(wanted), len(wanted), f"kept {len(kept)}")
     if len(kept) < fewest:
-        why = "; ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none asked for"
+        why = "; ".join(f"{count} {reason}" for reason, count in dropped.items())
         fix = "ask for more pairs, or choose prompts that this model obeys"
         raise UsageError("pairs", f"at least {fewest} usable of {len(wanted)}", f"{len(kept)} ({why})", fix)
     both = torch.cat(ids)
@@ -148,13 +153,13 @@ def build_pairs(
 @torch.no_grad()
 def build_keep(model: ModelFamily, wanted: Sequence[tuple[str, int]], *, progress: Callback, batch: int = 64) -> Keep:
     """Draw the model's own picture of each (prompt, seed) that must not change; no judge: what it draws is right."""
+    if not wanted:
+        raise UsageError("keep", "at least one prompt", "none", "leave keep out instead")
     ids = []
     for start in range(0, len(wanted), batch):
         part = wanted[start : start + batch]
         ids.append(_draw(model, [prompt for prompt, _ in part], [seed for _, seed in part]))
         progress("keep", start + len(part), len(wanted), "")
-    if not ids:
-        raise UsageError("keep", "at least one prompt", "none", "leave keep out instead")
     return Keep([prompt for prompt, _ in wanted], torch.cat(ids))
 
 
@@ -176,37 +181,32 @@ def _why_dropped(unsafe: Verdict, safe: Verdict) -> str | None:
 
 
 @torch.no_grad()
-def save_sheet(pairs: Pairs, model: ModelFamily, path: Path) -> None:
-    """A PNG of the first 12 pairs, unsafe above safe, for a person to look at."""
-    from io import BytesIO
+def save_sheet(pairs: Pairs, model: ModelFamily, path: Path, *, hide: bool) -> None:
+    """A PNG of the first SHEET_COLUMNS pairs, unsafe above safe, for a person to look at, and a JSON that says so.
 
-    from PIL import Image
-
-    rows = [model.decode(ids[:SHEET_COLUMNS]).cpu() for ids in (pairs.unsafe_ids, pairs.safe_ids)]
-    count, channels, height, width = rows[0].shape
-    sheet = torch.full((2 * (height + SHEET_GAP), count * (width + SHEET_GAP), channels), 255, dtype=torch.uint8)
-    for r, pictures in enumerate(rows):
-        for c, picture in enumerate(pictures):
-            top, left = r * (height + SHEET_GAP), c * (width + SHEET_GAP)
-            sheet[top : top + height, left : left + width] = picture.permute(1, 2, 0)
-    png = BytesIO()
-    Image.fromarray(sheet.numpy()).save(png, "PNG")
-    write_atomic(path, png.getvalue())
+    `hide`: the unsafe row is pixelated, as on every sheet of a category. The safe row shows pictures that nobody asked
+    the concept of and in which the judge says that it is absent.
+    """
+    rows = []
+    for ids, hidden in ((pairs.unsafe_ids, hide), (pairs.safe_ids, False)):
+        images = model.decode(ids[:SHEET_COLUMNS]).permute(0, 2, 3, 1).cpu().numpy()
+        rows.append([tile(image, hidden=hidden) for image in images])
+    words = "Training pairs: asked with the concept (above) and without it (below), same seed; made by the base model"
+    title = f"the first {len(rows[0])} of {len(pairs)} pairs: with the concept above, without it below"
+    about = {"caption": words, "selection": "the first pairs of the recipe"}
+    write_sheet(path, [(title, rows)], hidden=hide, about=about)
 
 
 # -- files: NAME.safetensors for tokens, NAME.jsonl for words ---------------------------------------------------------
 
 
-def _write(path: Path, tensors: dict[str, Tensor], rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path.with_suffix(".safetensors"), dump_tensors(contiguous, {"about": json.dumps(about)}))
+    write_weights(path.with_suffix(".safetensors"), tensors)
     write_atomic(path.with_suffix(".jsonl"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _read(
-    path: Path, names: Sequence[str], keys: Sequence[str]
-) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+def _read(path: Path, names: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     words, tokens = path.with_suffix(".jsonl"), path.with_suffix(".safetensors")
     for file in (words, tokens):
         if not file.is_file():
@@ -215,13 +215,21 @@ def _read(
     try:
         with safe_open(tokens, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in names}
-            about: dict[str, Any] = json.loads((opened.metadata() or {})["about"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except SafetensorError as error:
         raise TrustError(str(tokens), f"tensors {', '.join(names)}", str(error), "construct again") from None
     for name, tensor in tensors.items():
         if len(tensor) != len(rows):
             raise TrustError(str(tokens), f"{len(rows)} rows in {name}", str(len(tensor)), "construct again")
-    return tensors, rows, about
+    return tensors, rows
+
+
+def _read_stats(path: Path) -> PairStats:
+    try:
+        return PairStats(**json.loads(path.read_text()))
+    except OSError:
+        raise UsageError(str(path), "a file of the construct step", "nothing there", "construct again") from None
+    except (ValueError, TypeError) as error:
+        raise TrustError(str(path), "made, kept and reasons", str(error), "construct again") from None
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -191,8 +191,11 @@ def _similarity() -> Similarity:
 
 # -- 2 construct ------------------------------------------------------------------------------------------------------
 
-PAIR_FILES = ("pairs/pairs.safetensors", "pairs/pairs.jsonl", "images/pairs.png", "images/pairs.json")
+PAIR_FILES = ("pairs/pairs.safetensors", "pairs/pairs.jsonl", "pairs/stats.json", "images/pairs.png",
+              "images/pairs.json")  # fmt: skip
 KEEP_FILES = ("pairs/keep.safetensors", "pairs/keep.jsonl")
+NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
+"""Training material that the recipe makes again; the captions of the pairs and why others were dropped are released."""
 
 
 def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
@@ -206,11 +209,7 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
         if recipe.keep:
             build_keep(model, [(keep.prompt, keep.seed) for keep in recipe.keep], progress=progress).save(run / "pairs")
         (run / "images").mkdir(exist_ok=True)
-        save_sheet(pairs, model, run / "images/pairs.png")
-        caption = (
-            "Training pairs: asked with the concept (above) and without it (below), same seed; made by the base model"
-        )
-        _write_json(run / "images/pairs.json", {"caption": caption, "selection": "the first pairs of the recipe"})
+        save_sheet(pairs, model, run / "images/pairs.png", hide=recipe.spec.kind == "category")
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
     run.step("construct", digest_of(recipe.digest), files, make)
@@ -253,6 +252,9 @@ def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------
 
+EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "base.json", "images/before_after.*", "images/slice-*.png",
+                    "images/slice-*.json")  # fmt: skip
+
 
 def evaluate(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, progress: Callback) -> None:
     """Base and edited model draw the same prompts with the same seeds, and judges look: outcomes.jsonl.
@@ -268,7 +270,7 @@ def evaluate(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, progre
         evaluation.evaluate(model, edit, recipe, run.root, progress=progress)
 
     inputs = digest_of(recipe.digest, run.digest("edit"))
-    run.step("evaluate", inputs, ("outcomes.jsonl", "judges.json", "base.json"), make)
+    run.step("evaluate", inputs, EVALUATION_FILES, make)
 
 
 # -- 5 report ---------------------------------------------------------------------------------------------------------
@@ -441,9 +443,9 @@ def apply(
 
 def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: Order) -> Path:
     """The folder to release: merged weights in the family's layout, the edit beside them, the evidence, the spec."""
-    evidence = ("recipe.json", "outcomes.jsonl", "environment.json", "base.json", "judges.json", "pairs/pairs.jsonl")
-    images = sorted(f"images/{path.name}" for path in (run / "images").iterdir())
-    staged = rundir.stage(run, [*evidence, *EDIT_FILES, *images])
+    made = [name for step in ("construct", "edit", "evaluate") for name in run.files(step)]
+    evidence = [name for name in made if name not in NOT_RELEASED]
+    staged = rundir.stage(run, ["recipe.json", "environment.json", *evidence])
     with edit.apply(model.net):
         model.export(staged)
     source = source_path(order.source)
@@ -472,8 +474,10 @@ def generate(
 ) -> tuple[str, list[Path]]:
     """Draw `count` pictures of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
 
-    UsageError if a file of that name is there already (without `overwrite`): nothing is drawn then.
+    UsageError if there is no prompt, or a file of that name already (without `overwrite`): nothing is drawn then.
     """
+    if not prompts or count < 1:
+        raise UsageError("generate", "at least one prompt and one picture", "none", "say what to draw")
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = [out / f"{_slug(prompt)}-{number}.png" for prompt, number in wanted]
     taken = [path for path in paths if path.exists()]

@@ -183,6 +183,31 @@ class Variant:
 
 
 VARIANTS: dict[str, dict[str, Variant]] = {
+    "infinity": {
+        "mini": Variant("the mini world's Infinity, shipped with this package"),
+        "125m": Variant(
+            "published 125M, 256 px (with infinity_vae_d16.pth or _d32.pth, as its tokens have bits)",
+            ("infinity_125M_256x256.pth",),
+        ),
+        "2b": Variant("published 2B, 1024 px", ("infinity_2b_reg.pth", "infinity_vae_d32reg.pth")),
+        "8b": Variant(
+            "published 8B, 1024 px",
+            ("infinity_8b_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
+        ),
+        "8b-512": Variant(
+            "published 8B, 512 px",
+            ("infinity_8b_512x512_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
+        ),
+    },
+    "janus": {
+        "mini": Variant("the mini world's Janus, shipped with this package"),
+        "pro-1b": Variant(
+            "published 1B, 384 px: draws, answers", ("config.json", "tokenizer.json", "model.safetensors")
+        ),
+        "pro-7b": Variant(
+            "published 7B, 384 px: draws, answers", ("config.json", "tokenizer.json", "model.safetensors.index.json")
+        ),
+    },
     "llamagen": {
         "mini": Variant("the mini world's LlamaGen, shipped with this package"),
         "xl-256": Variant("published 775M text-to-image, 256 px", ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")),
@@ -190,6 +215,16 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     },
 }
 """Variants with a name (parity.md section 1); families that aren't here take any variant and check it themselves."""
+
+
+MODEL_TYPES = {"janus": "janus", "multi_modality": "janus"}
+"""model_type in a published folder's config.json → family; such a folder's own name is the variant."""
+
+
+def _model_type(folder: Path) -> str:
+    file = folder / "config.json"
+    data = read_json(file).data if file.is_file() else None
+    return str(data.get("model_type")) if isinstance(data, Mapping) else ""
 
 
 @dataclass(frozen=True)
@@ -231,6 +266,8 @@ class ModelRef:
             raise UsageError(text, "a model directory", got, "give the folder that holds the weights")
         if (path / "safear.json").exists():
             return cls._exported(path)
+        if (known := MODEL_TYPES.get(_model_type(path))) is not None:
+            return cls(known, path.resolve().name, path)
         layouts = [
             (name, variant)
             for name, variants in VARIANTS.items()

@@ -37,6 +37,12 @@ def digest_of(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def json_digest(data: Any) -> str:
+    """Hex sha256 of canonical JSON: sorted keys, no spaces, UTF-8."""
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees the old content or the new, never half of it."""
     content = data.encode() if isinstance(data, str) else data
@@ -74,18 +80,26 @@ class RunDir:
     def step(self, name: str, inputs: str, files: Sequence[str], make: Callable[[], None]) -> bool:
         """Run `make`, which must write `files`, unless the journal says that it is done; True if it ran.
 
-        `inputs` is a digest of everything that the step depends on. The journal is written after the files are.
+        `inputs` is a digest of everything that the step depends on. A name in `files` may be a pattern
+        ("images/slice-*.png"): at least one file must match it, and each that does is noted. The journal is written
+        after the files are.
         """
         if self.done(name, inputs):
             return False
         make()
-        missing = [f for f in files if not (self.root / f).is_file()]
+        written = {pattern: sorted(path for path in self.root.glob(pattern) if path.is_file()) for pattern in files}
+        missing = [pattern for pattern, paths in written.items() if not paths]
         if missing:
             raise RuntimeError(f"step {name} did not write {missing}")
+        noted = {path.relative_to(self.root).as_posix(): path for paths in written.values() for path in paths}
         journal = self._journal()
-        journal[name] = {"inputs": inputs, "files": {f: sha256_file(self.root / f) for f in files}}
+        journal[name] = {"inputs": inputs, "files": {file: sha256_file(path) for file, path in noted.items()}}
         write_atomic(self.root / JOURNAL, json.dumps(journal, indent=1))
         return True
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """What the finished step `name` wrote, relative to the run, sorted."""
+        return tuple(sorted(self._journal()[name]["files"]))
 
     def done(self, name: str, inputs: str) -> bool:
         """Whether step `name` finished with these inputs and its files are still what it wrote."""

@@ -1,6 +1,6 @@
 """What an audit report holds, section by section: the schema of report.json and the one rule that makes its verdict.
 
-Every field is there in every report: what nobody provided says so (`NOT_PROVIDED`) instead of being left out. Seeds
+Every field is there in every report: what nobody stated says so (`NOT_STATED`) instead of being left out. Seeds
 are strings, because 64 bits don't survive every JSON reader.
 """
 
@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from safear_edit.stats import Paired, Rate
 
-NOT_PROVIDED = "not provided"
+NOT_STATED = "not stated"
+WITHHELD = "withheld; recipe.json has it under this id"
+"""In place of a prompt that asks for a category: a reader needs to know that it is there, not its words."""
 
 Status = Literal["pass", "fail", "inconclusive"]
 Json = dict[str, Any]
@@ -29,8 +31,8 @@ class About(Section):
     created: str
     generator: str
     language: str = "en"
-    supersedes: str = NOT_PROVIDED
-    retention_until: str = NOT_PROVIDED
+    supersedes: str = NOT_STATED
+    retention_until: str = NOT_STATED
 
 
 class Criterion(Section):
@@ -64,8 +66,8 @@ class Scope(Section):
     concepts: tuple[ConceptScope, ...] = Field(min_length=1)
     modalities: str = "text in, picture out"
     languages_tested: str = "only the prompt texts of the recipe; no language coverage is claimed"
-    intended_use: str = NOT_PROVIDED
-    out_of_scope: str = NOT_PROVIDED
+    intended_use: str = NOT_STATED
+    out_of_scope: str = NOT_STATED
     threat_model: str
     not_tested: tuple[str, ...] = Field(min_length=1)
 
@@ -163,6 +165,7 @@ class Protocol(Section):
     multiple_testing: str
     cannot_tell: str
     exclusions: str
+    redaction: str
 
 
 class Example(Section):
@@ -202,7 +205,11 @@ class ErasureSlice(Section):
 
 
 class PreservedGroup(Section):
-    """Prompts that must go on working, both models with the same seeds. `lost_examples`: what is no longer drawn."""
+    """Prompts that must go on working, both models with the same seeds. `lost_examples`: what is no longer drawn.
+
+    `prompts_to_decide`: of an undecided group, how many prompts would decide it either way with 80 % chance if the
+    shares lost and gained were truly those observed; None where it is decided, or nothing was scored.
+    """
 
     group: str
     metric: str
@@ -218,6 +225,7 @@ class PreservedGroup(Section):
     mcnemar_p_holm: float | None
     most_drop: float
     decision: Status
+    prompts_to_decide: int | None
     lost_examples: tuple[Example, ...]
 
 
@@ -241,7 +249,7 @@ class Risk(Section):
     mitigation: str
     likelihood: str = "not assessed"
     severity: str = "not assessed"
-    owner: str = NOT_PROVIDED
+    owner: str = NOT_STATED
 
 
 class Sheet(Section):
@@ -253,20 +261,24 @@ class Sheet(Section):
 
 
 class Approval(Section):
-    name: str = NOT_PROVIDED
-    role: str = NOT_PROVIDED
-    date: str = NOT_PROVIDED
-    signature: str = NOT_PROVIDED
+    name: str = NOT_STATED
+    role: str = NOT_STATED
+    date: str = NOT_STATED
+    signature: str = NOT_STATED
 
 
 class Governance(Section):
-    """People, which a program can't know. Filled in by hand before signing; never guessed."""
+    """People and rules, which a program can't know: what the specs say under `governance`, never guessed.
 
-    evaluator: str = NOT_PROVIDED
-    independence: str = "not provided; the program that made the edit also measured it"
-    reviewer: str = NOT_PROVIDED
+    A date and a signature of approval can't be written before the result is there: they stay with whoever approves.
+    """
+
+    responsible: str = NOT_STATED
+    evaluator: str = NOT_STATED
+    independence: str = f"{NOT_STATED}; the program that made the edit also measured it"
+    reviewer: str = NOT_STATED
     approval: Approval = Approval()
-    mappings: str = NOT_PROVIDED
+    mappings: str = NOT_STATED
 
 
 class Environment(Section):

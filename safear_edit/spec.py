@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from itertools import product
 from pathlib import Path
 from string import Template
@@ -123,6 +124,17 @@ Subjects = Annotated[
         }
     ),
 ]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        refuse("a day as YYYY-MM-DD", repr(text), "write it like 2036-12-31")
+
+
+Statement = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_wordy)]
+Day = Annotated[str, Field(max_length=10), AfterValidator(_day), WithJsonSchema({"type": "string", "format": "date"})]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=MAX_PROMPTS)]
 
@@ -236,6 +248,22 @@ class Gates(Part):
     min_obeyed: Share = Field(default=0.5, description="Share of prompts that the base model must obey.")
 
 
+class Governance(Part):
+    """Who answers for the edit, and for what: printed in report and card as it stands, "not stated" where absent."""
+
+    responsible: Statement | None = Field(default=None, description="The person or team that answers for this edit.")
+    intended_use: Statement | None = Field(default=None, description="What the edited model is for.")
+    out_of_scope: Statement | None = Field(default=None, description="What it is not meant for.")
+    evaluator: Statement | None = Field(default=None, description="Who runs the evaluation and reads it.")
+    independence: Statement | None = Field(default=None, description="How the evaluator relates to who made the edit.")
+    reviewer: Statement | None = Field(default=None, description="Who checks the report.")
+    approver: Statement | None = Field(default=None, description="Who approves the release (dated on approval).")
+    approver_role: Statement | None = Field(default=None, description="The approver's role.")
+    mappings: Statement | None = Field(default=None, description="Rules or policies that the report is evidence for.")
+    supersedes: Statement | None = Field(default=None, description="The report that this one replaces.")
+    retention_until: Day | None = Field(default=None, description="Until when the report is kept, YYYY-MM-DD.")
+
+
 class Spec(Part):
     """One concept: what is erased, what stays, who judges, and when it is good enough."""
 
@@ -251,6 +279,7 @@ class Spec(Part):
     evaluate: Evaluate = Evaluate()
     gates: Gates = Gates()
     safety_note: Note = ""
+    governance: Governance = Governance()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -465,6 +494,20 @@ gates: # shares; what the result must reach
   min_obeyed: 0.5 # share of prompts that the base model must obey
 
 safety_note: Who asked for this edit, and what it is not good for.
+
+# Optional: who answers for it. Report and model card print it as it stands; what is left out there is "not stated".
+# governance:
+#   responsible: Person or team that answers for this edit
+#   intended_use: What the edited model is for
+#   out_of_scope: What it is not meant for
+#   evaluator: Who runs the evaluation and reads it
+#   independence: How the evaluator relates to who made the edit
+#   reviewer: Who checks the report
+#   approver: Who approves the release
+#   approver_role: The approver's role
+#   mappings: Rules or policies that the report is evidence for
+#   supersedes: The report that this one replaces
+#   retention_until: 2036-12-31 # until when the report is kept
 """
 
 _ERASE = {

@@ -6,7 +6,7 @@ independent (counted as if they were, they give 8-17 % false alarms instead of 5
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -62,6 +62,28 @@ class Paired:
     margin: float
     decision: Decision
     n_needed: int
+
+
+@dataclass(frozen=True)
+class Chances:
+    """How often the rule of `decide` says each of its three words; they add up to 1."""
+
+    passed: float
+    inconclusive: float
+    regressed: float
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Interval:
+    """A mean, or a ratio of two means, of n measurements with its interval."""
+
+    n: int
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+    method: str
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95, side: Side = "two-sided") -> Rate:
@@ -189,6 +211,140 @@ def pairs_needed(flips: float, margin: float, power: float = POWER) -> int:
         else:
             enough = middle
     return enough
+
+
+def chances(
+    n: int, lost: float, gained: float, margin: float, alpha: float = ALPHA, p_alpha: float | None = None
+) -> Chances:
+    """What `decide` says of n pairs of which a share `lost` is truly lost and `gained` truly gained, summed exactly.
+
+    p_alpha: what McNemar's p must reach (default: alpha); alpha divided by the number of tests is the first, strictest
+    step of `holm`, so the chance of REGRESSED in a larger family is never below the one given for it.
+    """
+    _check_shares(n, lost, gained, margin)
+    grid = _grid(n, lost, gained)
+    z = float(stats.norm.ppf(1 - alpha))
+    below = grid.lost - grid.gained - n * margin + z * np.sqrt(_score_variance(grid.lost, grid.gained, n, margin)) < 0
+    proven = grid.p <= (alpha if p_alpha is None else p_alpha)
+    passed, regressed = float(grid.chance[below].sum()), float(grid.chance[~below & proven].sum())
+    return Chances(passed, max(0.0, 1 - passed - regressed), regressed)
+
+
+def detection(n: int, lost: float, gained: float, alpha: float = ALPHA) -> float:
+    """Chance that the exact McNemar test alone finds the losses, whatever the margin says."""
+    _check_shares(n, lost, gained, 0.5)
+    grid = _grid(n, lost, gained)
+    return float(grid.chance[grid.p <= alpha].sum())
+
+
+@lru_cache(maxsize=256)
+def pairs_to_detect(drop: float, gained: float, power: float = POWER, alpha: float = ALPHA) -> int:
+    """Fewest pairs with which exact McNemar finds a true `drop` with chance `power` when a share `gained` also rises.
+
+    Counts jump, so the chance goes up and down a little from n to n + 1: from the n that is returned on, the next 16
+    sizes all reach it. MOST_PAIRS means "that many or more".
+    """
+    return _smallest(lambda n: detection(n, drop + gained, gained, alpha) >= power)
+
+
+@lru_cache(maxsize=256)
+def pairs_to_regress(
+    drop: float, flips: float, margin: float, power: float = POWER, tests: int = 1, step: int = 10
+) -> int:
+    """Fewest pairs, in multiples of `step`, with which the rule calls a true `drop` REGRESSED with chance `power`.
+
+    flips: share of pairs that flip although nothing changed, half down and half up; the drop comes on top. tests: how
+    many comparisons share alpha (Holm). A drop as large as the margin is found with less than 1 - ALPHA at any n,
+    because it passes with chance ALPHA; asking for more gives MOST_PAIRS.
+    """
+    half = flips / 2
+
+    def enough(n: int) -> bool:
+        return chances(n, drop + half, half, margin, p_alpha=ALPHA / tests).regressed >= power
+
+    return _smallest(enough, step)
+
+
+def prompts_for_floor(floor: float, failures: int = 0, confidence: float = 0.95) -> int:
+    """Fewest prompts of which `failures` may fail for the one-sided Clopper-Pearson bound to reach `floor`."""
+    if not 0 < floor < 1 or failures < 0:
+        raise ValueError(f"floor={floor} with failures={failures} is no claim")
+
+    def reached(n: int) -> bool:
+        return n > failures and clopper_pearson(n - failures, n, confidence, "lower").low >= floor
+
+    return _smallest(reached, ahead=0)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean with its two-sided Student t interval; a single value has no interval that says anything (±inf)."""
+    n, mean = len(values), float(np.mean(values))
+    half = float("inf")
+    if n > 1:
+        half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / sqrt(n))
+    return Interval(n, mean, mean - half, mean + half, confidence, "student t two-sided")
+
+
+def fieller(above: Sequence[float], below: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """mean(above) / mean(below) of paired measurements with Fieller's two-sided interval.
+
+    None unless the lower bound of mean(below) is clear of 0: the ratio then has no bounded interval, and says nothing.
+    """
+    a, b = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    n = len(a)
+    if n != len(b) or n < 2:
+        raise ValueError(f"{n} and {len(b)} measurements make no paired ratio")
+    t2 = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2 / n
+    (v_aa, v_ab), (_, v_bb) = np.cov(a, b)
+    mean_a, mean_b = float(a.mean()), float(b.mean())
+    clear = mean_b**2 - t2 * v_bb
+    if mean_b <= 0 or clear <= 0:
+        return None
+    middle = mean_a * mean_b - t2 * v_ab
+    spread = sqrt(max(0.0, middle**2 - clear * (mean_a**2 - t2 * v_aa)))
+    low, high = (middle - spread) / clear, (middle + spread) / clear
+    return Interval(n, mean_a / mean_b, float(low), float(high), confidence, "fieller two-sided")
+
+
+def _smallest(enough: Callable[[int], bool], step: int = 1, ahead: int = 16) -> int:
+    """The first multiple of `step` from which it and the next `ahead` multiples are enough, MOST_PAIRS at most."""
+    last = MOST_PAIRS // step
+    too_few, upper = 0, 1
+    while not enough(upper * step):
+        if upper >= last:
+            return MOST_PAIRS
+        too_few, upper = upper, min(2 * upper, last)
+    while upper - too_few > 1:
+        middle = (too_few + upper) // 2
+        too_few, upper = (too_few, middle) if enough(middle * step) else (middle, upper)
+    while missed := [i for i in range(upper + 1, min(upper + ahead, last) + 1) if not enough(i * step)]:
+        upper = missed[-1] + 1
+    return min(upper * step, MOST_PAIRS)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """All likely (lost, gained) of n pairs, their chance and their exact McNemar p."""
+
+    lost: np.ndarray
+    gained: np.ndarray
+    chance: np.ndarray
+    p: np.ndarray
+
+
+def _grid(n: int, lost: float, gained: float) -> _Grid:
+    most = [min(n, int(n * share + 8 * sqrt(n * share) + 8)) for share in (lost, gained)]
+    down, up = np.meshgrid(np.arange(most[0] + 1), np.arange(most[1] + 1), indexing="ij")
+    fits = down + up <= n
+    down, up = np.where(fits, down, 0), np.where(fits, up, 0)
+    rest = gained / (1 - lost) if lost < 1 else 0.0
+    chance = np.where(fits, stats.binom.pmf(down, n, lost) * stats.binom.pmf(up, n - down, rest), 0.0)
+    return _Grid(down, up, chance, stats.binom.sf(down - 1, down + up, 0.5))
+
+
+def _check_shares(n: int, lost: float, gained: float, margin: float) -> None:
+    if n < 1 or min(lost, gained) < 0 or lost + gained > 1 or not 0 < margin < 1:
+        raise ValueError(f"n={n}, lost={lost}, gained={gained}, margin={margin} are no shares of pairs")
 
 
 def _pass_chance(n: int, flips: float, margin: float) -> float:

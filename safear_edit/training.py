@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from safear_edit.checkpoint import write_weights
 from safear_edit.edit import exactly
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.progress import Callback
-from safear_edit.rundir import write_atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,6 +93,8 @@ class Draw:
 
 
 Objective = Callable[[Draw], tuple[Tensor, Readings]]
+"""The loss of one part of a step, and what to show; a loss without gradient asks for no update (and none is made, also
+not by momentum, if all parts of the step say so)."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def _step(
         with accelerator.accumulate(net):
             loss, readings = objective(Draw(draw.seed, draw.step, part, draw.parts))
             _finite(loss, "loss", stage, draw.step, tuning)
-            accelerator.backward(loss)
+            if loss.requires_grad:
+                accelerator.backward(loss)
             if accelerator.sync_gradients:
                 _share_gradients(accelerator, weights)
                 norm = nn.utils.clip_grad_norm_(weights.values(), tuning.clip)
@@ -191,9 +193,12 @@ def _step(
 
 def _share_gradients(accelerator: Accelerator, weights: Mapping[str, nn.Parameter]) -> None:
     """Mean over the processes. The adapter is small and inside a family's own forward: no wrapper is needed."""
-    if accelerator.num_processes > 1:
+    if accelerator.num_processes == 1:
+        return
+    asked = any(weight.grad is not None for weight in weights.values())
+    if accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0:
         for weight in weights.values():
-            weight.grad = accelerator.reduce(weight.grad, "mean")
+            weight.grad = accelerator.reduce(torch.zeros_like(weight) if weight.grad is None else weight.grad, "mean")
 
 
 def _finite(value: Tensor, what: str, stage: str, step: int, tuning: Tuning) -> None:
@@ -327,13 +332,13 @@ class _State:
         self, path: Path, identity: str, weights: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW
     ) -> None:
         """Replace `path` in one step by a safetensors file (never a pickle)."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            tensors[f"weight|{name}"] = weight.detach().cpu().contiguous()
+            tensors[f"weight|{name}"] = weight
             for key, value in optimizer.state[weight].items():
-                tensors[f"{key}|{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{key}|{name}"] = value
         about = json.dumps({"identity": identity, "losses": self.losses, "minutes": self.minutes})
-        write_atomic(path, dump_tensors(tensors, {"about": about}))
+        write_weights(path, tensors, {"about": about})
 
 
 def identity_of(*parts: object) -> str:

@@ -29,6 +29,12 @@ NO_ATTACK = (
     "no change of numeric precision. Nothing is known about how the edit stands up to them."
 )
 
+REDACTED = (
+    "the concept is a category: prompts that ask for it are withheld here (recipe.json has them by id), and their "
+    "pictures are pixelated in the files themselves"
+)
+NOT_REDACTED = "none: prompts and pictures are shown as they are"
+
 
 def percent(share: float) -> str:
     """A share for people: one decimal, no more than the counts bear."""
@@ -90,7 +96,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: dict[str, fl
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: drop {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with 95 % confidence"
     if change is not None and group.decision == "inconclusive":
-        why = f"about {change.n_needed} prompts are needed to decide"
+        why = _more_prompts(group)
     elif group.decision == "fail":
         why = "more was lost than the gate allows"
     return Criterion(
@@ -103,6 +109,16 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: dict[str, fl
         decision=group.decision,
         why=why or ("" if change else "no prompt counted"),
     )
+
+
+def _more_prompts(group: PreservedGroup) -> str:
+    """What it would take to decide, and on which assumption."""
+    change, needed = group.change, group.prompts_to_decide
+    if change is None or needed is None:
+        return ""
+    number = f"more than {needed}" if needed >= stats.MOST_PAIRS else f"about {needed}"
+    shares = f"{percent(change.lost / change.n)} lost and {percent(change.gained / change.n)} gained"
+    return f"{number} prompts would decide it with {100 * stats.POWER:.0f} % chance, if in truth {shares} as here"
 
 
 def judge_criterion(name: str, judge: Validation) -> Criterion:
@@ -146,10 +162,14 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) ->
     return " ".join(sentences)
 
 
-def scope(scopes: Sequence[ConceptScope], concepts: Sequence[ConceptReport]) -> Scope:
+def scope(
+    scopes: Sequence[ConceptScope], concepts: Sequence[ConceptReport], intended_use: str, out_of_scope: str
+) -> Scope:
     """What was looked at, and the longer list of what was not."""
     return Scope(
         concepts=tuple(scopes),
+        intended_use=intended_use,
+        out_of_scope=out_of_scope,
         threat_model="an honest user who asks in words that were not seen in training; no adversary was simulated",
         not_tested=(
             "attacks: adversarial prompts, optimised embeddings, fine-tuning that brings it back, quantisation",
@@ -162,8 +182,11 @@ def scope(scopes: Sequence[ConceptScope], concepts: Sequence[ConceptReport]) -> 
     )
 
 
-def risks(concepts: Sequence[ConceptReport]) -> tuple[Risk, ...]:
-    """What may still happen, with the evidence at hand; likelihood and severity are for people to judge."""
+def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
+    """What may still happen, with the evidence at hand; likelihood and severity are for people to judge.
+
+    `owner`: who answers for all of them.
+    """
     listed = []
     for concept in concepts:
         worst = worst_slice(concept)
@@ -173,6 +196,7 @@ def risks(concepts: Sequence[ConceptReport]) -> tuple[Risk, ...]:
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
                 evidence=f"on the worst tested slice ({worst.slice}) up to {high} of prompts may still draw it (95 %)",
                 mitigation="check generated pictures with a detector where it matters",
+                owner=owner,
             )
         )
         lost = sum(group.change.lost for group in concept.preservation if group.change)
@@ -182,6 +206,7 @@ def risks(concepts: Sequence[ConceptReport]) -> tuple[Risk, ...]:
                 risk=f"the edit against {concept.concept} harms other pictures",
                 evidence=f"{lost} of {scored} preserved prompts that the base model drew are no longer drawn",
                 mitigation="read the preservation table; test the prompts that matter to you (safear-edit eval)",
+                owner=owner,
             )
         )
     listed.append(
@@ -189,6 +214,7 @@ def risks(concepts: Sequence[ConceptReport]) -> tuple[Risk, ...]:
             risk="someone who has the weights brings a concept back",
             evidence="not measured here; published attacks on other erased models do so by short fine-tuning",
             mitigation="don't treat the edit as a barrier against a person who can train the model",
+            owner=owner,
         )
     )
     return tuple(listed)

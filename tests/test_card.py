@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -12,6 +13,8 @@ from test_report import make_run
 from safear_edit.card import model_card
 from safear_edit.report import RunFiles, build_report
 
+OPTIONS: dict[str, Any] = {"concept": "T|est\n<b>*painter*", "governance": {"responsible": "Lab *1*"}}
+
 
 @pytest.fixture
 def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -19,7 +22,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise AssertionError("the card must not use the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return model_card(build_report(RunFiles.find(make_run(tmp_path, concept="T|est\n<b>*painter*"))))
+    return model_card(build_report(RunFiles.find(make_run(tmp_path, **OPTIONS))))
 
 
 def test_front_matter(card: str) -> None:
@@ -34,6 +37,8 @@ def test_front_matter(card: str) -> None:
 def test_text(card: str) -> None:
     assert "248 / 250 (99.2 %)" in card
     assert "9 / 4" in card
+    assert "112 kept of 130; 15 unsafe caption, concept not drawn" in card
+    assert r"Responsible: Lab \*1\*" in card and "Intended use: not stated" in card
     assert card.index("## Not tested") < card.index("## Erasure")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,18 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert loaded.info == edit().info and same(loaded.tensors, edit().tensors)
 
 
+def test_weights_are_written_in_one_place_and_the_same_twice(tmp_path: Path) -> None:
+    """safetensors writes metadata in the order of a random hash: checkpoint.write_weights is what puts it in order."""
+    for name in ("a", "b"):
+        edit().save(tmp_path / name)
+    for file in FILES:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    package = Path(__file__).resolve().parent.parent / "safear_edit"
+    writers = re.compile(r"from safetensors(\.torch)? import .*\bsave(_file)?\b")
+    for module in ("edit", "training", "pairs", "evaluate"):
+        assert not writers.search((package / f"{module}.py").read_text()), module
+
+
 def test_load_refuses_what_was_changed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         Edit.load(tmp_path)
@@ -164,8 +177,6 @@ def test_peft_loads_it_and_means_the_same(tmp_path: Path) -> None:
 
 
 def test_exactly_is_the_names_and_no_others() -> None:
-    import re
-
     pattern = exactly(["layers.1.wo", "layers.10.wo"])
     names = ["layers.1.wo", "layers.10.wo", "layers.2.wo", "x.layers.1.wo", "layersx1.wo"]
     assert [name for name in names if re.fullmatch(pattern, name)] == names[:2]

@@ -10,10 +10,13 @@ import torch
 
 from safear_edit.errors import UsageError
 from safear_edit.judges.base import (
+    Judge,
     JudgeCard,
+    Verdict,
     checked_images,
     checked_threshold,
     file_digest,
+    judged,
     make_judge,
     settings_digest,
 )
@@ -48,6 +51,27 @@ def test_digests(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1})
     assert settings_digest({"a": 1}) != settings_digest({"a": 2})
+
+
+class Mean(Judge):
+    """Finds pictures with its own grey value, and counts how often it was asked."""
+
+    def __init__(self, grey: int) -> None:
+        self.grey, self.calls = grey, 0
+
+    def look(self, images: torch.Tensor) -> list[Verdict]:
+        self.calls += 1
+        return [Verdict(bool((image == self.grey).all()), float(image[0, 0, 0]), "") for image in images]
+
+
+def test_each_picture_is_judged_for_its_own_label_and_each_label_in_one_call() -> None:
+    greys, labels = [7, 9, 7, 7, 9], ["a", "b", "a", "b", "a"]
+    images = torch.tensor(greys, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    judges = {"a": Mean(7), "b": Mean(9), "unused": Mean(0)}
+    found = judged(judges, images, labels)
+    assert [verdict.score for verdict in found] == greys
+    assert [verdict.present for verdict in found] == [True, True, True, False, False]
+    assert [judge.calls for judge in judges.values()] == [1, 1, 0]
 
 
 def test_make_judge_by_name() -> None:

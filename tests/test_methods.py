@@ -13,6 +13,7 @@ from safear_edit.edit import Edit
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.base import PairTuning, Workbench, token_kl
 from safear_edit.methods.dpo import dpo
+from safear_edit.methods.ear import EAR, ear_loss
 from safear_edit.methods.esd import turned_away
 from safear_edit.methods.sace import entropy_hinge, part
 from safear_edit.methods.svare import SVARE, filtered_cross_entropy, svare_loss
@@ -210,6 +211,23 @@ def test_svare_as_released_takes_turns_on_the_same_pairs(model: LlamaGen, materi
     assert preserve.item() > 1e-3, "the guided teacher is not the plain student"
 
 
+def test_ear_by_hand_window_by_window(model: LlamaGen, material: Material) -> None:
+    params = EAR.Params(batch=2, window=6, threshold=0.0, eta=1.5)
+    bench, pairs = Workbench(model, material, params, silent, reference=False), material.pairs
+    rows = Draw(0, 2).rows("pairs", 6, 2)
+    unsafe, safe = (model.condition([prompts[i] for i in rows]) for prompts in (pairs.unsafe, pairs.safe))
+    with borrowed(model.net, writes=()):
+        inject(model.net, model.editable("all"), params, 0)
+        with torch.no_grad():
+            concept, neutral = (model.hidden(condition, pairs.safe_ids[rows]) for condition in (unsafe, safe))
+        gaps = (concept - neutral).square().mean(-1).mul((1 + 1.5) ** 2).mean(0)
+        for step, (start, end) in enumerate(((0, 6), (6, 12), (12, 16)), 6):
+            loss, _ = ear_loss(bench, Draw(0, step), params, 16)
+            assert loss.item() == pytest.approx(gaps[start:end].sum().item(), rel=1e-3) and loss.requires_grad
+        quiet, readings = ear_loss(bench, Draw(0, 6), EAR.Params(batch=2, window=6, threshold=1e6), 16)
+        assert not quiet.requires_grad and readings == {"updated": 0.0}
+
+
 # -- the methods ------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +238,7 @@ def fit(name: str, model: LlamaGen, material: Material, checkpoint: Path | None 
     return found
 
 
-@pytest.mark.parametrize("name", ["vce", "dpo", "sft", "vare", "svare", "esd", "obliviate"])
+@pytest.mark.parametrize("name", ["vce", "dpo", "sft", "vare", "svare", "esd", "obliviate", "ear"])
 def test_a_method_moves_the_preference_and_nothing_else(name: str, model: LlamaGen, material: Material) -> None:
     before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
     pairs = material.pairs
@@ -255,6 +273,11 @@ def test_the_same_arguments_find_the_same_edit_also_in_two_sittings(
     assert path.exists()
     assert fit("vce", model, material, checkpoint=path, save_every=5).digest == whole.digest
     assert fit("vce", model, material, save_every=5, learning_rate=0.01).digest != whole.digest
+
+
+def test_ear_makes_no_update_below_its_threshold(model: LlamaGen, material: Material) -> None:
+    edit = fit("ear", model, material, window=6, threshold=1e9)
+    assert all(not tensor.any() for name, tensor in edit.tensors.items() if name.endswith("lora_B"))
 
 
 def test_keeping_reduces_the_drift(model: LlamaGen, material: Material) -> None:

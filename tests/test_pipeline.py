@@ -10,6 +10,7 @@ import pytest
 
 from safear_edit import pipeline
 from safear_edit.errors import UsageError
+from safear_edit.families.base import ModelCard
 
 
 def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> pipeline.Result:
@@ -52,6 +53,46 @@ def test_a_device_that_is_not_there() -> None:
     for name in ("cuda:63", "toaster"):
         with pytest.raises(UsageError, match="take auto or cpu"):
             pipeline.resolve_device(name)
+
+
+def test_nothing_to_draw_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for prompts, count in (((), 1), (("a cat",), 0)):
+        with pytest.raises(UsageError, match="at least one prompt"):
+            pipeline.generate(
+                "llamagen", prompts, count=count, seed=0, device="cpu", out=tmp_path / "new", overwrite=False
+            )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluate step answers for its sheets as for its rows."""
+    from safear_edit import evaluate as evaluation
+    from safear_edit import rundir
+
+    calls: list[Path] = []
+
+    def drawn(model: Any, edit: Any, recipe: Any, folder: Path, *, progress: Any) -> None:
+        calls.append(folder)
+        (folder / "images").mkdir(exist_ok=True)
+        for name in ("outcomes.jsonl", "judges.json", *(f"images/{s}" for s in SHEETS)):
+            (folder / name).write_text(name)
+
+    monkeypatch.setattr(evaluation, "evaluate", drawn)
+    recipe: Any = SimpleNamespace(digest="0" * 64)
+    model: Any = SimpleNamespace(card=ModelCard("f", "v", 40, 100, 512, (100,), 1, "MIT"))
+    with rundir.opened(tmp_path / "out") as run:
+        run.step("edit", "", ["edit.txt"], lambda: (run / "edit.txt").write_text("x") and None)
+        for lost in ("", "images/slice-direct.png", "images/before_after.json"):
+            if lost:
+                (run / lost).unlink()
+            pipeline.evaluate(run, recipe, model, recipe, lambda *_: None)
+            pipeline.evaluate(run, recipe, model, recipe, lambda *_: None)
+            assert not lost or (run / lost).exists()
+        assert set(run.files("evaluate")) >= {f"images/{name}" for name in SHEETS}
+    assert len(calls) == 3
+
+
+SHEETS = ("before_after.png", "before_after.json", "slice-direct.png", "slice-direct.json")
 
 
 def test_picture_names_are_safe_and_distinct() -> None:

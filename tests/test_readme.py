@@ -27,6 +27,8 @@ def _ours() -> list[list[str]]:
 @pytest.mark.parametrize("words", _ours(), ids=" ".join)
 def test_every_command_exists_with_its_options(words: list[str]) -> None:
     verb = cli.verbs.commands[words[0]]
+    if isinstance(verb, click.Group):
+        verb = verb.commands[words[1]]
     known = {option for parameter in verb.params for option in parameter.opts}
     assert {word for word in words[1:] if word.startswith("--")} <= known
 

@@ -82,6 +82,22 @@ def test_the_chart_and_the_pictures_are_inside(page: str) -> None:
     assert page.count('src="data:image/png;base64,') == 1
 
 
+def test_people_and_dropped_pairs_are_on_the_page(page: str, tmp_path: Path) -> None:
+    assert "112 kept of 130; 15 unsafe caption, concept not drawn; 3 the judge cannot tell" in page
+    assert '<tr><th>Responsible</th><td><span class="empty">not stated</span></td></tr>' in page
+    root = make_run(tmp_path, governance={"responsible": f"Lab {HOSTILE}", "intended_use": "tests only"})
+    stated = render_html(build_report(RunFiles.find(root)), root)
+    assert "<td>Lab &lt;script&gt;" in stated and "<th>Intended use</th><td>tests only</td>" in stated
+
+
+def test_no_prompt_of_a_category_is_on_the_page(page: str, tmp_path: Path) -> None:
+    asked = re.compile(r"test prompt \d+ of (direct|paraphrase|template)")
+    assert asked.search(page)
+    root = make_run(tmp_path, kind="category")
+    hidden = render_html(build_report(RunFiles.find(root)), root)
+    assert not asked.search(hidden) and "withheld; recipe.json has it" in hidden and "direct-0008" in hidden
+
+
 def test_a_decision_is_words_and_not_colour_alone(page: str) -> None:
     assert "✓ met" in page and "✓ All criteria met" in page
 

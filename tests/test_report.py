@@ -18,9 +18,10 @@ import jsonschema
 import pytest
 from PIL import Image
 
+from safear_edit import stats
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.report import RunFiles, build_report, read_report, report_schema, verdict
-from safear_edit.sections import Report
+from safear_edit.sections import WITHHELD, Report
 
 Row = dict[str, Any]
 Change = Callable[[Row], Row | None]
@@ -29,6 +30,7 @@ GROUPS = {"test-styles": "neighbour", "test-objects": "object"}
 SIZES = {"direct": 250, "paraphrase": 250, "template": 100, "test-styles": 400, "test-objects": 400}
 FOUND_AFTER = {"direct": 2, "paraphrase": 9, "template": 1}
 FLIPS = {"test-styles": (9, 4), "test-objects": (4, 3)}
+DROPPED = {"unsafe caption, concept not drawn": 15, "the judge cannot tell": 3}
 RESERVE, DISOBEYED = 20, 7
 """Candidates beyond each slice's size, and how many candidates the base model does not obey."""
 
@@ -40,6 +42,8 @@ def make_run(
     name: str = "testpainter",
     change: Change = lambda row: row,
     most_drop: float = 0.03,
+    kind: str = "style",
+    governance: dict[str, str] | None = None,
 ) -> Path:
     """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
     root.mkdir(parents=True, exist_ok=True)
@@ -48,12 +52,13 @@ def make_run(
         "digest": "5" * 64,
         "spec": {
             "name": name,
-            "kind": "style",
+            "kind": kind,
             "description": "test-only painter, invented",
             "erase": {"concept": concept, "aliases": [concept, "T. Painter"]},
             "preserve": [{"name": key, "role": role} for key, role in GROUPS.items()],
             "judge": {"use": "gallery", "label": f"style={name}"},
             "safety_note": "",
+            "governance": governance or {},
         },
         "model": {"ref": "testfamily:mini", "digest": "a" * 64},
         "method": {"name": "testmethod", "params": {"beta": 0.1}},
@@ -76,9 +81,9 @@ def make_run(
     info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
     _write(root / "edit" / "edit.json", {"kind": "lora", "digest": "e" * 64, "info": info})
     (root / "edit" / "edit.safetensors").write_bytes(_tensors({}))
-    stats = {"made": 130, "kept": 112, "reasons": {"unsafe caption, concept not drawn": 18}}
-    _write(root / "pairs" / "pairs.jsonl", {"unsafe": "u", "safe": "s", "seed": "1"})
-    (root / "pairs" / "pairs.safetensors").write_bytes(_tensors({"about": json.dumps({"stats": stats})}))
+    _write(root / "pairs" / "stats.json", {"made": 130, "kept": 112, "reasons": DROPPED})
+    (root / "pairs" / "pairs.safetensors").write_bytes(_tensors({}))
+    (root / "pairs" / "pairs.jsonl").write_text(112 * '{"unsafe": "u", "safe": "s", "seed": "1"}\n')
     _sheet(root / "images" / "random.png")
     _write(
         root / "images" / "random.json", {"caption": "Above: base model. Below: edited model.", "selection": "random"}
@@ -198,15 +203,88 @@ def test_this_run_passes(report: Report) -> None:
 
 def test_the_report_holds_what_the_files_say(report: Report) -> None:
     concept = report.concepts[0]
-    assert concept.pairs is not None and (concept.pairs.made, concept.pairs.kept) == (130, 1)
-    assert concept.pairs.reasons == {"unsafe caption, concept not drawn": 18}
+    assert concept.pairs is not None and (concept.pairs.made, concept.pairs.kept) == (130, 112)
+    assert concept.pairs.reasons == DROPPED
     assert concept.edit.seed == "7" and concept.edit.trainable_parameters == 98304
     assert concept.protocol.recipe_digest == "5" * 64
     assert report.environment.git == "c0ffee with changes" and report.environment.other == {"peak_memory_mib": "1800"}
-    assert report.governance.evaluator == "not provided"
+    assert report.governance.evaluator == report.scope.intended_use == "not stated"
     assert report.scope.not_tested and "attack" in report.adversarial.statement
     assert concept.erasure[0].corrected is not None
     assert any("style=other" in line and "no measured" in line for line in report.limitations)
+
+
+def test_pairs_must_add_up(tmp_path: Path) -> None:
+    stats = make_run(tmp_path) / "pairs" / "stats.json"
+    for wrong in ({"made": 131}, {"kept": 111}, {"reasons": {"the judge cannot tell": 17}}, {"reasons": None}):
+        _write(stats, {"made": 130, "kept": 112, "reasons": DROPPED} | wrong)
+        with pytest.raises(SpecError, match=r"stats\.json"):
+            build_report(RunFiles.find(tmp_path))
+
+
+def test_governance_is_what_the_spec_says(tmp_path: Path) -> None:
+    said = {"responsible": "Test Lab", "intended_use": "tests only", "approver": "A. Tester", "approver_role": "head"}
+    report = built(tmp_path, governance={**said, "retention_until": "2036-12-31", "out_of_scope": ""})
+    people = report.governance
+    assert (people.responsible, people.approval.name, people.approval.role) == ("Test Lab", "A. Tester", "head")
+    assert people.approval.date == people.reviewer == report.scope.out_of_scope == "not stated"
+    assert people.independence.startswith("not stated; the program")
+    assert (report.scope.intended_use, report.report.retention_until) == ("tests only", "2036-12-31")
+    assert {risk.owner for risk in report.residual_risks} == {"Test Lab"}
+
+
+def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> None:
+    """27 lost and 16 gained of 400: at the observed drop it takes far more than if nothing were lost."""
+    report = built(tmp_path, change=_flipped("test-styles", 27, 16))
+    group = report.concepts[0].preservation[0]
+    assert group.decision == "inconclusive" and group.change is not None
+    needed = group.prompts_to_decide
+    assert needed is not None and needed > 400 and needed > group.change.n_needed
+
+    def decided(n: int) -> float:
+        return 1 - stats.chances(n, 27 / 400, 16 / 400, 0.05, p_alpha=stats.ALPHA / 2).inconclusive
+
+    assert decided(needed) >= 0.8 > decided(needed - 40)
+    why = next(c.why for c in report.verdict.criteria if c.id.endswith("test-styles"))
+    assert f"about {needed} prompts" in why and "6.8 % lost and 4.0 % gained" in why
+    assert all(g.prompts_to_decide is None for g in report.concepts[0].preservation if g.decision != "inconclusive")
+
+
+def _flipped(key: str, lost: int, gained: int) -> Change:
+    """The first `lost` obeyed prompts of a group are lost, the next `gained` gained, the others kept."""
+
+    def change(row: Row) -> Row:
+        place = int(row["id"][-4:]) - DISOBEYED
+        if row["slice"] != key or row["phase"] != "score":
+            return row
+        return row | {"present": place >= lost if row["model"] == "edited" else not lost <= place < lost + gained}
+
+    return change
+
+
+def test_prompts_of_a_category_are_withheld(tmp_path: Path) -> None:
+    report = built(tmp_path, kind="category")
+    concept = report.concepts[0]
+    assert {example.prompt for part in concept.erasure for example in part.found} == {WITHHELD}
+    assert concept.erasure[0].found[0].id == "direct-0008" and concept.erasure[0].found[0].seed
+    assert "in the manner of" not in report.to_json()
+    assert concept.preservation[0].lost_examples[0].prompt.startswith("test prompt"), "harmless prompts are shown"
+    assert "pixelated" in concept.protocol.redaction
+
+
+@pytest.mark.parametrize("redaction", ["none", None])
+@pytest.mark.parametrize("name", ["random", "pairs"])
+def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name: str, redaction: str | None) -> None:
+    images = make_run(tmp_path, kind="category") / "images"
+    words: Row = {"caption": "x", "selection": "random", "pictures": [{"prompt_id": "direct-0008"}]}
+    if name == "pairs":
+        _sheet(images / "pairs.png")
+        words.pop("pictures")
+    _write(images / f"{name}.json", words | ({"redaction": redaction} if redaction else {}))
+    with pytest.raises(SpecError, match=rf"{name}\.png: expected a pixelated sheet"):
+        build_report(RunFiles.find(tmp_path))
+    _write(images / f"{name}.json", words | {"redaction": "pixelated"})
+    assert "pixelated" in {sheet.redaction for sheet in build_report(RunFiles.find(tmp_path)).images}
 
 
 def test_same_files_same_bytes(tmp_path: Path) -> None:
@@ -369,28 +447,41 @@ def test_the_weights_are_named_by_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_released_folder_is_enough(tmp_path: Path) -> None:
-    """The evidence lies beside the weights and the pairs' tokens stay behind; times are no weights."""
+    """The evidence lies beside the weights and the pairs' tokens stayed behind; times are no weights."""
     make_run(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "pairs" / "pairs.safetensors").unlink()
     first = build_report(RunFiles.find(tmp_path, tmp_path))
     assert {file.name for file in first.subject.files} == {"model.safetensors", "edit/edit.safetensors"}
-    assert first.concepts[0].pairs is not None and first.concepts[0].pairs.made == 130
+    assert first.concepts[0].pairs is not None and first.concepts[0].pairs.reasons == DROPPED
     environment = json.loads((tmp_path / "environment.json").read_text())
     _write(tmp_path / "environment.json", environment | {"finished": "2031-01-01T00:00:00Z"})
     again = build_report(RunFiles.find(tmp_path, tmp_path))
     assert again.subject == first.subject and again.report.id != first.report.id
 
 
-def test_a_stack_reports_every_concept(tmp_path: Path) -> None:
-    make_run(tmp_path / "concepts" / "one", name="one", concept="One")
+def test_a_stack_reports_every_concept_in_the_recipes_order(tmp_path: Path) -> None:
+    make_run(tmp_path / "concepts" / "one", name="one", concept="One", governance={"responsible": "Lab"})
     make_run(tmp_path / "concepts" / "two", name="two", concept="Two", change=_edited("direct", True, 50))
     _shared_files(tmp_path, "one")
+    _write(tmp_path / "stack.json", {"concepts": ["two", "one"]})
     report = build_report(RunFiles.find(tmp_path))
-    assert [concept.name for concept in report.concepts] == ["one", "two"]
-    assert verdict(report)[0] == "fail"
+    assert [concept.name for concept in report.concepts] == ["two", "one"]
+    assert [concept.name for concept in report.scope.concepts] == ["two", "one"]
+    assert verdict(report)[0] == "fail" and "stack.json" in report.reproduce.inputs
     assert decisions(report)["erasure/one/direct"] == "pass" and decisions(report)["erasure/two/direct"] == "fail"
-    assert [sheet.file for sheet in report.images] == [f"concepts/{name}/images/random.png" for name in ("one", "two")]
+    assert [sheet.file for sheet in report.images] == [f"concepts/{name}/images/random.png" for name in ("two", "one")]
+    assert report.governance.responsible == "two: not stated; one: Lab"
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two", "two"], ["one", "three"], None])
+def test_a_stack_whose_order_is_not_known_is_refused(tmp_path: Path, names: list[str] | None) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "concepts" / name, name=name)
+    if names is not None:
+        _write(tmp_path / "stack.json", {"concepts": names})
+    with pytest.raises(SpecError, match=r"stack\.json"):
+        RunFiles.find(tmp_path)
 
 
 def test_no_torch() -> None:

@@ -58,6 +58,26 @@ def test_digest_depends_on_what_was_written(tmp_path: Path) -> None:
     assert rundir.digest_of("ab", "c") != rundir.digest_of("a", "bc")
 
 
+def test_files_of_a_pattern_are_noted_and_a_lost_one_is_made_again(tmp_path: Path) -> None:
+    def make() -> None:
+        for name in ("one.txt", "sheet-a.png", "sheet-b.png"):
+            (run / name).write_text(name)
+
+    with rundir.opened(tmp_path / "out") as run:
+        patterns = ["one.txt", "sheet-*.png"]
+        assert run.step("draw", "a", patterns, make) and not run.step("draw", "a", patterns, make)
+        assert run.files("draw") == ("one.txt", "sheet-a.png", "sheet-b.png")
+        (run / "sheet-b.png").unlink()
+        assert run.step("draw", "a", patterns, make) and (run / "sheet-b.png").exists()
+        with pytest.raises(RuntimeError, match=r"none-\*"):
+            run.step("other", "a", ["none-*"], make)
+
+
+def test_canonical_json_has_one_digest() -> None:
+    assert rundir.json_digest({"a": 1, "ä": [1.5]}) == rundir.json_digest({"ä": [1.5], "a": 1})
+    assert rundir.json_digest({"a": 1}) != rundir.json_digest({"a": "1"})
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from safear_edit import rundir\n"

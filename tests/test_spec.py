@@ -64,6 +64,16 @@ def test_drafts_validate_and_say_what_to_do(kind: str) -> None:
         jsonschema.validate(yaml.safe_load(text), spec_schema())
 
 
+def test_the_governance_block_of_a_draft_only_waits_to_be_uncommented() -> None:
+    head, comment, block = DRAFT.partition("# governance:")
+    filled = head + "governance:" + block.replace("\n#   ", "\n  ")
+    spec = parse(Spec, parse_yaml(filled, "draft"))
+    assert comment and None not in spec.governance.model_dump().values()
+    assert spec.governance.retention_until == "2036-12-31"
+    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+    assert set(parse(Spec, parse_yaml(DRAFT, "draft")).governance.model_dump().values()) == {None}
+
+
 @pytest.mark.parametrize("name", ["", "Picasso", "a b", "../x", "ä"])
 def test_draft_names(name: str) -> None:
     with pytest.raises(UsageError, match="lower-case"):
@@ -130,6 +140,20 @@ BAD = {
     "n fraction": (replaced("direct: 100", "direct: 10.5"), "evaluate.n.direct"),
     "n text": (replaced("direct: 100", 'direct: "10"'), "evaluate.n.direct"),
     "gate above 1": (replaced("erasure_direct: 0.97", "erasure_direct: 97"), "gates.erasure_direct"),
+    "governance key": (
+        replaced("# governance:", "governance: {responsable: Lab}\n# "),
+        "did you mean 'responsible'?",
+    ),
+    "governance text": (replaced("# governance:", "governance: {reviewer: 5}\n# "), "governance.reviewer"),
+    "governance nothing said": (replaced("# governance:", "governance: {reviewer: ''}\n# "), "governance.reviewer"),
+    "governance lines": (
+        replaced("# governance:", 'governance: {reviewer: "a\\nb"}\n# '),
+        "governance.reviewer: expected printable text on one line",
+    ),
+    "governance day": (
+        replaced("# governance:", "governance: {retention_until: 2036-02-30}\n# "),
+        "governance.retention_until: expected a day as YYYY-MM-DD",
+    ),
     "name": (replaced('name: "rembrandt"', 'name: "../rembrandt"'), "name"),
     "a list": (lambda text: "- a\n", "keys and values"),
     "too many": (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from math import comb, log, sqrt
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import t as student
 
 from safear_edit import stats
 
@@ -123,3 +125,86 @@ def test_impossible_counts(counts: tuple[int, int, int]) -> None:
         stats.paired(*counts, margin=0.05)
     with pytest.raises(ValueError, match="no count"):
         stats.clopper_pearson(6, 5)
+
+
+@pytest.mark.parametrize(
+    ("drop", "gained", "power", "n"),
+    [(0.10, 0.0, 0.8, 66), (0.10, 0.0, 0.9, 78), (0.10, 0.01, 0.8, 81), (0.10, 0.02, 0.9, 120), (0.05, 0.0, 0.8, 134),
+     (0.05, 0.01, 0.8, 189)],
+)  # fmt: skip
+def test_pairs_to_detect(drop: float, gained: float, power: float, n: int) -> None:
+    """The published table for exact McNemar."""
+    assert stats.pairs_to_detect(drop, gained, power) == n
+
+
+@pytest.mark.parametrize(("failures", "sizes"), [(0, (29, 59, 149)), (3, (76, 153, 386))])
+def test_prompts_for_floor(failures: int, sizes: tuple[int, ...]) -> None:
+    assert tuple(stats.prompts_for_floor(floor, failures) for floor in (0.9, 0.95, 0.98)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("n", "drop", "words"),
+    [(250, 0.0, (1.00, 0.00, 0.00)), (250, 0.03, (0.34, 0.08, 0.58)), (250, 0.05, (0.04, 0.05, 0.91)),
+     (100, 0.05, (0.03, 0.52, 0.44))],
+)  # fmt: skip
+def test_chances_of_the_rule(n: int, drop: float, words: tuple[float, float, float]) -> None:
+    """Published operating characteristic at margin 5 points, gains 1 % (whole per cent)."""
+    found = stats.chances(n, drop + 0.01, 0.01, 0.05)
+    assert (found.passed, found.inconclusive, found.regressed) == pytest.approx(words, abs=0.011)
+
+
+def test_chances_by_simulation() -> None:
+    rng = np.random.default_rng(5)
+    draws = rng.multinomial(60, [0.12, 0.05, 0.83], 400)
+    said = [stats.decide(stats.tango_upper(a, b, 60), stats.mcnemar_p(a, b), 0.1, 0.05) for a, b, _ in draws]
+    found = stats.chances(60, 0.12, 0.05, 0.1)
+    assert said.count("PASS") / 400 == pytest.approx(found.passed, abs=0.06)
+    assert said.count("REGRESSED") / 400 == pytest.approx(found.regressed, abs=0.06)
+
+
+def test_pairs_to_regress_is_enough_and_no_more() -> None:
+    n = stats.pairs_to_regress(0.2, 0.02, 0.2, 0.9, tests=4)
+    assert n % 10 == 0
+    assert stats.chances(n, 0.21, 0.01, 0.2, p_alpha=0.0125).regressed >= 0.9
+    assert stats.chances(n - 10, 0.21, 0.01, 0.2, p_alpha=0.0125).regressed < 0.9
+
+
+def test_more_power_than_there_is_needs_more_than_anyone_has() -> None:
+    """A drop of exactly the margin passes with 5 % at any n."""
+    assert stats.pairs_to_regress(0.5, 0.0, 0.5, 0.99, step=5000) == stats.MOST_PAIRS
+
+
+def test_mean_interval() -> None:
+    found = stats.mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = float(student.ppf(0.975, 3)) * sqrt(5 / 3) / 2
+    assert (found.low, found.high) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
+    assert stats.mean_interval([1.0]).high == float("inf")
+
+
+def test_fieller_solves_its_own_equation() -> None:
+    """At both ends r, the mean of above - r·below is exactly as far from 0 as the t test allows."""
+    rng = np.random.default_rng(1)
+    below = rng.normal(10, 2, 40)
+    above = 0.3 * below + rng.normal(0, 1, 40)
+    found = stats.fieller(above.tolist(), below.tolist())
+    assert found is not None and found.low < found.estimate < found.high
+    for r in (found.low, found.high):
+        rest = above - r * below
+        distance = abs(rest.mean()) / (rest.std(ddof=1) / sqrt(40))
+        assert distance == pytest.approx(float(student.ppf(0.975, 39)), rel=1e-6)
+
+
+def test_fieller_refuses_a_denominator_near_zero_and_knows_equality() -> None:
+    assert stats.fieller([1.0, 2.0, 3.0], [-1.0, 0.0, 1.5]) is None
+    assert stats.fieller([1.0, 2.0, 3.0], [-9.0, -10.0, -11.0]) is None
+    same = stats.fieller([9.0, 10.0, 12.0], [9.0, 10.0, 12.0])
+    assert same is not None and (same.low, same.estimate, same.high) == pytest.approx((1, 1, 1))
+
+
+def test_shares_that_are_none() -> None:
+    with pytest.raises(ValueError, match="no shares"):
+        stats.chances(10, 0.7, 0.5, 0.05)
+    with pytest.raises(ValueError, match="no claim"):
+        stats.prompts_for_floor(1.0)
+    with pytest.raises(ValueError, match="no paired ratio"):
+        stats.fieller([1.0], [1.0])

@@ -78,7 +78,8 @@ def test_everything_is_there_and_nothing_else(signed: Path) -> None:
     names = {path.name for path in (signed / "safe").iterdir()}
     weights = {name for name in names if name.endswith(".safetensors")}
     assert weights and names - weights == RELEASED
-    assert not list(signed.glob(".safe*"))
+    assert {path.name for path in (signed / "safe" / "pairs").iterdir()} == {"pairs.jsonl", "stats.json"}
+    assert not list(signed.glob(".safe*")) and not list((signed / "safe").rglob(".*"))
     assert (signed / "safe" / "picasso.yaml").read_bytes() == SPEC.read_bytes()
 
 
@@ -89,6 +90,9 @@ def test_the_report_is_valid_and_counts_every_prompt(signed: Path) -> None:
     jsonschema.validate(report, report_schema())
     slices = {part["slice"]: part["prompts"] for part in report["concepts"][0]["erasure"]}
     assert slices.keys() == {"direct", "paraphrase", "template"}
+    pairs = report["concepts"][0]["pairs"]
+    assert pairs["made"] == 24 == pairs["kept"] + sum(pairs["reasons"].values())
+    assert {"images/pairs.png", "images/before_after.png"} < {sheet["file"] for sheet in report["images"]}
     rows = [json.loads(line) for line in (signed / "safe/outcomes.jsonl").read_text().splitlines()]
     assert {row["model"] for row in rows} == {"base", "edited"}
 

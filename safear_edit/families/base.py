@@ -124,6 +124,10 @@ class ModelFamily(ABC):
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits, ids.shape + (choices,), float32, differentiable, without guidance."""
 
+    def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Last hidden states (B, N, D) after the final norm, differentiable: row j is what predicts token j."""
+        raise UsageError(f"family {self.name}", "one that shows its hidden states", "none", "choose another method")
+
     @abstractmethod
     def generate(
         self,

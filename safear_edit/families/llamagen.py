@@ -202,7 +202,7 @@ class GPT(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
         """As in every module, but the angles stay float32, as published: in bfloat16 a turn would be off by 0.4 %."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.rope.dtype != torch.float32:
             self.rope = rope_table(self.config).to(self.rope.device)
         return self
@@ -233,12 +233,15 @@ class GPT(nn.Module):
 
     def forward(self, text: TextPass, ids_BN: Tensor) -> Tensor:
         """Teacher-forced logits (B, N, V) in float32: position j is predicted from the caption and ids[:, :j]."""
+        return self.output(self.hidden(text, ids_BN)).float()
+
+    def hidden(self, text: TextPass, ids_BN: Tensor) -> Tensor:
+        """Final hidden states (B, N, D), normed, of the positions that predict each token."""
         h = self.tok_embeddings(ids_BN[:, :-1])
         rope, bias = self.rope[: h.shape[1]], _bias(text.log_count, h.shape[1]).to(h.dtype)
         for layer, slot in zip(self.blocks, text.slots, strict=True):
             h = layer.image(h, slot, rope, bias)
-        h = torch.cat([text.last.unsqueeze(1), h], 1)
-        return self.output(self.norm(h)).float()
+        return self.norm(torch.cat([text.last.unsqueeze(1), h], 1))
 
 
 def _bias(log_count_B: Tensor, length: int) -> Tensor:
@@ -472,6 +475,10 @@ class LlamaGen(ModelFamily):
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, N, V), float32."""
         return self.net(self.text_pass(condition), ids)
+
+    def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Last hidden states (B, N, D); `ids` may be the first tokens of images only."""
+        return self.net.hidden(self.text_pass(condition), ids)
 
     @torch.no_grad()
     def generate(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from safear_edit.gallery.captions import caption, style_only
 from safear_edit.gallery.render import STYLES, Picture
-from safear_edit.gallery.world import WORLD_SEED, World
+from safear_edit.gallery.world import CALM_POSES, CALM_VARIANTS, WORLD_SEED, World
 from safear_edit.text import MINILM_WIDTH, minilm
 
 SIZE = 40_000
@@ -66,7 +66,7 @@ def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZ
     path = folder / "pool.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        world = World(poses=4, variants=2, hazard_share=HAZARD_SHARE)
+        world = World(CALM_POSES, CALM_VARIANTS, HAZARD_SHARE)
         rng = np.random.default_rng((WORLD_SEED, 3))
         pictures = [p for p in world.sample(rng, size * 9 // 8) if not held_out_triple(p)][:size]
         captions = [

@@ -32,7 +32,7 @@ CONFIG = InfinityConfig(
     ffn_hidden=768,
     bits=TOKENIZER.bits,
     caption_dim=MINILM_WIDTH,
-    pool_heads=6,
+    pool_heads=3,
     text_maxlen=LENGTH,
     levels=len(SCHEDULE.grids),
 )

@@ -16,6 +16,8 @@ WORLD_SEED = 20261121
 """Root of every training draw; judges use another one (`judges` must not share the models' pictures)."""
 HAZARD_SHARE = 0.12
 NOTHING_SHARE = 0.06
+CALM_POSES, CALM_VARIANTS = 4, 2
+"""The part of the world that the generators see; tokenizers and judges see all of it."""
 
 
 class World:

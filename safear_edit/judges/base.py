@@ -7,16 +7,14 @@ judge is right on pictures whose truth is known.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import UsageError
+from safear_edit.rundir import json_digest, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +87,18 @@ def make_judge(use: str, label: str, threshold: float | None = None, **options: 
     return made
 
 
+def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -> list[Verdict]:
+    """One verdict for each picture of (B, 3, H, W) uint8, about its own label.
+
+    The pictures of one label are looked at together, each once: one pass of a detector per label, not per picture.
+    """
+    verdicts: dict[int, Verdict] = {}
+    for label in dict.fromkeys(labels):
+        rows = [row for row, other in enumerate(labels) if other == label]
+        verdicts.update(zip(rows, judges[label].look(images[rows]), strict=True))
+    return [verdicts[row] for row in range(len(labels))]
+
+
 def checked_threshold(judge: str, threshold: float) -> float:
     """`threshold` if it lies in (0, 1], UsageError otherwise."""
     if not 0 < threshold <= 1:
@@ -110,12 +120,7 @@ def checked_images(judge: str, images: Tensor) -> Tensor:
     return images
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """sha256 of `settings` as sorted JSON."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+file_digest = sha256_file
+"""sha256 of a weight file, under the name that judges know it by."""
+settings_digest = json_digest
+"""sha256 of a judge's settings."""

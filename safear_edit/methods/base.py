@@ -149,12 +149,33 @@ class Workbench:
         name = (caption, picture, first_scales)
         return self._stored(name, rows, len(self.material.pairs), lambda new: self._logits(new, *name))
 
-    def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
+    def hidden(self, draw: Draw, caption: Caption, picture: Picture, tokens: int) -> Tensor:
+        """Last hidden states (b, tokens, D) of the first `tokens` positions of this step's pictures."""
+        return self._hidden(self._pairs(draw)[0], caption, picture, tokens)
+
+    def hidden_reference(self, draw: Draw, caption: Caption, picture: Picture) -> Tensor:
+        """`hidden` of the untouched model at all positions, without gradients."""
+        tokens = self.material.pairs.safe_ids.shape[1]
+        return self._stored(
+            ("hidden", caption, picture),
+            self._pairs(draw)[0],
+            len(self.material.pairs),
+            lambda rows: self._hidden(rows, caption, picture, tokens),
+        )
+
+    def _hidden(self, rows: Tensor, caption: Caption, picture: Picture, tokens: int) -> Tensor:
+        condition, ids = self._view(rows, caption, picture)
+        return self.model.hidden(condition, ids[:, :tokens])
+
+    def _view(self, rows: Tensor, caption: Caption, picture: Picture) -> tuple[Condition, Tensor]:
         condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])
         if caption == "none":
             condition = self.model.dropped(condition, torch.ones(len(rows), dtype=torch.bool))
         pairs = self.material.pairs
-        ids = (pairs.unsafe_ids if picture == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+        return condition, (pairs.unsafe_ids if picture == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+
+    def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
+        condition, ids = self._view(rows, caption, picture)
         if first_scales is None:
             return self.model.logits(condition, ids)
         return cast("NextScale", self.model).logits(condition, ids, first_scales=first_scales)

@@ -1,0 +1,943 @@
+"""Infinity: a transformer that draws a picture scale by scale, bit by bit (parity.md section 2).
+
+Source of the semantics: https://github.com/FoundationVision/Infinity (infinity/models/{infinity,basic}.py).
+Parameter names are the published state-dict keys. Tokens of one scale are drawn together and see each other and all
+coarser scales; every block reads the caption through cross attention, whose keys and values are computed once per
+distinct caption (`TextPass`) and shared by its pictures, by all scales, and by their unguided twins.
+
+Letters in tensor names: B pictures, U captions, T caption tokens, L tokens of the scales at hand, N of all scales,
+D bits of a token, C width, H heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from math import log
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from safear_edit.checkpoint import assign_strict, read_weights, write_weights
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.bsq import (
+    BSQ,
+    IGNORED,
+    BSQConfig,
+    CodeSum,
+    cell_bits,
+    published_names,
+    teacher_inputs,
+    to_uint8,
+)
+from safear_edit.families.llamagen import left_padded
+from safear_edit.families.schedules import Schedule
+from safear_edit.registry import ModelRef, family
+from safear_edit.rundir import sha256_file, write_atomic
+from safear_edit.sampling import guided, uniforms
+from safear_edit.text import MINILM_WIDTH, T5, TextEncoder, text_encoder
+from safear_edit.yaml_strict import read_json
+
+EPS = 1e-6
+LARGEST_SCALE = log(100)
+"""Bound of the learned log temperature of self-attention."""
+ROPE_BASE = 10000.0
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys, values (B, H, L, d) → what the queries see (B, H, L, d): over which tokens is the caller's matter."""
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class InfinityConfig:
+    """Sizes of an Infinity transformer; the defaults are the published 2B. `bits` are those of a token."""
+
+    depth: int = 32
+    width: int = 2048
+    heads: int = 16
+    chunks: int = 8
+    ffn_hidden: int = 8192
+    bits: int = 32
+    caption_dim: int = 2048
+    pool_heads: int = 16
+    text_maxlen: int = 512
+    levels: int = 15
+
+    def __post_init__(self) -> None:
+        fits = min(asdict(self).values()) > 0
+        if not fits or self.width % (4 * self.heads) or self.width % self.pool_heads or self.depth % self.chunks:
+            expected = "positive sizes, heads of a multiple of 4 channels, whole pooling heads, chunks of equal depth"
+            raise UsageError("Infinity's sizes", expected, str(self), "take the configuration of a trained model")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor], where: str) -> InfinityConfig:
+        """The sizes that a state dict was made with; UsageError if it isn't an Infinity transformer's."""
+        blocks = [name.removesuffix("ada_gss") for name in weights if name.endswith(".ada_gss")]
+        chunks = {name.split(".")[1] for name in blocks if name.startswith("block_chunks.")}
+        try:
+            first = blocks[0] if blocks else "blocks.0."
+            text_maxlen, caption_dim = weights["cfg_uncond"].shape
+            return cls(
+                depth=len(blocks),
+                width=weights["pos_start"].shape[-1],
+                heads=weights[f"{first}sa.scale_mul_1H11"].shape[1],
+                chunks=len(chunks) or 1,
+                ffn_hidden=len(weights[f"{first}ffn.fc1.weight"]),
+                bits=weights["word_embed.weight"].shape[1],
+                caption_dim=caption_dim,
+                pool_heads=weights["text_proj_for_sos.ca.mat_q"].shape[1],
+                text_maxlen=text_maxlen,
+                levels=len(weights["lvl_embed.weight"]),
+            )
+        except (KeyError, ValueError, IndexError) as error:
+            expected = f"an Infinity transformer with {error.args[0]}"
+            raise UsageError(where, expected, "none", "take the checkpoint of an Infinity model") from None
+
+
+# -- the transformer --------------------------------------------------------------------------------------------------
+
+
+class _MLP(nn.Module):
+    """Two layers with tanh-approximated GELU between."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.ffn_hidden)
+        self.fc2 = nn.Linear(config.ffn_hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention: unit queries and keys, a learned temperature per head (at most 100), RoPE on both."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.zero_k_bias: Tensor
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.heads, 1, 1), log(4)))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, rope_Lp: Tensor, attend: Attend) -> Tensor:
+        bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
+        heads = self.scale_mul_1H11.shape[1]
+        q, k, v = (self.mat_qkv(x_BLC) + bias).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        temperature = self.scale_mul_1H11.clamp(max=LARGEST_SCALE).exp()
+        q, k = F.normalize(q, dim=-1) * temperature, F.normalize(k, dim=-1)
+        seen = attend(rotated(q, rope_Lp), rotated(k, rope_Lp), v)
+        return self.proj(seen.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Every token reads the caption; keys and values come from outside, since scales and pictures share them."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.mat_q = nn.Linear(width, width)
+        self.mat_kv = nn.Linear(width, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.zero_k_bias: Tensor
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def keys_values(self, text_UTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the captions, each (U, H, T, d)."""
+        mixed = self.mat_kv(text_UTC) + torch.cat([self.zero_k_bias, self.v_bias])
+        k, v = mixed.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x_BLC: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        q = self.mat_q(x_BLC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        return self.proj(seen.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, scaled, shifted and gated by the caption; cross attention between, plain."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.width))
+        self.sa = SelfAttention(config)
+        self.ca = CrossAttention(config)
+        self.ca_norm = nn.LayerNorm(config.width, EPS)
+        self.ffn = _MLP(config)
+
+    def forward(self, x_BLC: Tensor, text: TextPass, layer: int, rope_Lp: Tensor, attend: Attend) -> Tensor:
+        """`text` holds one row per picture; `layer` is this block's place in it."""
+        parts = (self.ada_gss + text.modulation.unsqueeze(1)).unbind(2)
+        gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = parts
+        x = torch.addcmul(x_BLC, self.sa(modulated(x_BLC, scale_1, shift_1), rope_Lp, attend), gate_1)
+        x = x + self.ca(self.ca_norm(x), text.keys[layer], text.values[layer], text.bias)
+        return torch.addcmul(x, self.ffn(modulated(x, scale_2, shift_2)), gate_2)
+
+
+class _Pool(nn.Module):
+    """Attention of one learned query per head over a caption: the start token and the condition of all modulation."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.pool_heads
+        self.mat_q = nn.Parameter(torch.randn(1, heads, width // heads) * (width // heads) ** -0.5)
+        self.mat_kv = nn.Linear(config.caption_dim, 2 * width, bias=False)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.zero_k_bias: Tensor
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, text_UTC: Tensor, bias: Tensor | None) -> Tensor:
+        heads = self.mat_q.shape[1]
+        mixed = self.mat_kv(text_UTC) + torch.cat([self.zero_k_bias, self.v_bias])
+        k, v = mixed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+        q = self.mat_q.transpose(0, 1).expand(len(text_UTC), -1, -1, -1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(1))
+
+
+class _TextPool(nn.Module):
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.ca = _Pool(config)
+
+
+class _HeadNorm(nn.Module):
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+
+
+class _Chunk(nn.Module):
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
+
+
+@dataclass(frozen=True)
+class TextPass:
+    """All that pictures need of their captions, one row per caption or, after `rows`, per picture.
+
+    start (U, C): first token; modulation (U, 6, C) and head (U, 2, C): scales and shifts of the blocks and the head;
+    keys, values: per layer (U, H, T, d); bias (U, 1, 1, T): -inf at padding, None if there is none.
+    """
+
+    start: Tensor
+    modulation: Tensor
+    head: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    bias: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def rows(self, index: Tensor) -> TextPass:
+        """The captions `index`, any order, repeats allowed; no copy if that is all of them in order."""
+        if torch.equal(index.cpu(), torch.arange(len(self))):
+            return self
+        return self._each(lambda x: x.index_select(0, index))
+
+    def first(self, count: int) -> TextPass:
+        """The first `count` rows, as views."""
+        return self._each(lambda x: x[:count])
+
+    def _each(self, take: Callable[[Tensor], Tensor]) -> TextPass:
+        keys, values = (tuple(take(x) for x in layers) for layers in (self.keys, self.values))
+        bias = None if self.bias is None else take(self.bias)
+        return TextPass(take(self.start), take(self.modulation), take(self.head), keys, values, bias)
+
+
+class Transformer(nn.Module):
+    """The network. Initialised as a plain pre-norm transformer: gates 1, no modulation, head 0."""
+
+    def __init__(self, config: InfinityConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.cfg_uncond = nn.Parameter(torch.randn(config.text_maxlen, config.caption_dim) * config.caption_dim**-0.5)
+        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        self.text_norm = nn.RMSNorm(config.caption_dim, EPS)
+        self.text_proj_for_sos = _TextPool(config)
+        hidden = nn.Linear(config.caption_dim, width)
+        self.text_proj_for_ca = nn.Sequential(hidden, nn.GELU(approximate="tanh"), nn.Linear(width, width))
+        self.lvl_embed = nn.Embedding(config.levels, width)
+        self.word_embed = nn.Linear(config.bits, width)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        blocks = [Block(config) for _ in range(config.depth)]
+        if config.chunks > 1:
+            size = config.depth // config.chunks
+            self.block_chunks = nn.ModuleList(_Chunk(blocks[i : i + size]) for i in range(0, config.depth, size))
+        else:
+            self.blocks = nn.ModuleList(blocks)
+        self.head_nm = _HeadNorm(config)
+        self.head = nn.Linear(width, 2 * config.bits)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if name.endswith((".sa.proj", ".ca.proj", ".fc2")):
+                nn.init.normal_(cast("nn.Linear", module).weight, std=0.02 * (2 * self.config.depth) ** -0.5)
+        for linear in (self.shared_ada_lin[1], self.head_nm.ada_lin[1], self.head):
+            nn.init.zeros_(cast("nn.Linear", linear).weight)
+        for block in self.layers:
+            nn.init.ones_(block.ada_gss[:, :, :2].detach())
+
+    @property
+    def layers(self) -> list[Block]:
+        """All blocks, first to last."""
+        if self.config.chunks == 1:
+            return list(cast("Sequence[Block]", self.blocks))
+        chunks = cast("Sequence[_Chunk]", self.block_chunks)
+        return [block for chunk in chunks for block in cast("Sequence[Block]", chunk.module)]
+
+    def layer_name(self, layer: int) -> str:
+        """The module name of a block."""
+        size = self.config.depth // self.config.chunks
+        return f"blocks.{layer}" if self.config.chunks == 1 else f"block_chunks.{layer // size}.module.{layer % size}"
+
+    def unconditional(self, mask_UT: Tensor) -> Tensor:
+        """Unconditional features (U, T, caption_dim): a caption of n tokens becomes the first n rows of cfg_uncond."""
+        return self.cfg_uncond[(mask_UT.cumsum(1) - 1).clamp(min=0)]
+
+    def text_pass(self, features_UTC: Tensor, mask_UT: Tensor) -> TextPass:
+        """What pictures need of these captions; positions outside the mask are never seen, wherever they lie."""
+        bias = None
+        if not bool(mask_UT.all()):
+            hidden = torch.zeros(mask_UT.shape, dtype=features_UTC.dtype, device=mask_UT.device)
+            bias = hidden.masked_fill(~mask_UT, float("-inf"))[:, None, None]
+        text = self.text_norm(features_UTC)
+        start = self.text_proj_for_sos.ca(text, bias)
+        projected = self.text_proj_for_ca(text)
+        keys, values = zip(*(block.ca.keys_values(projected) for block in self.layers), strict=True)
+        modulation = self.shared_ada_lin(start).unflatten(-1, (6, -1))
+        return TextPass(start, modulation, self.head_nm.ada_lin(start).unflatten(-1, (2, -1)), keys, values, bias)
+
+    def first_token(self, text: TextPass) -> Tensor:
+        """What scale 0 reads, (B, 1, C)."""
+        return text.start.unsqueeze(1) + self.pos_start + self.lvl_embed.weight[0]
+
+    def embed(self, inputs_BLD: Tensor, levels: int | Tensor) -> Tensor:
+        """What the scales after it read: projected code sums plus the level embedding, (B, L, C)."""
+        return self.word_embed(inputs_BLD.to(self.word_embed.weight.dtype)) + self.lvl_embed.weight[levels]
+
+    def run(self, x_BLC: Tensor, text: TextPass, rope_Lp: Tensor, attend: Callable[[int], Attend]) -> Tensor:
+        """All blocks; `attend(layer)` is how tokens of that layer see each other."""
+        for layer, block in enumerate(self.layers):
+            x_BLC = block(x_BLC, text, layer, rope_Lp, attend(layer))
+        return x_BLC
+
+    def bit_logits(self, x_BLC: Tensor, text: TextPass) -> Tensor:
+        """States after the last block to logits (B, L, D, 2) in float32; the last axis is bit 0, bit 1."""
+        return self.head(self.normed(x_BLC, text)).float().unflatten(-1, (-1, 2))
+
+    def normed(self, x_BLC: Tensor, text: TextPass) -> Tensor:
+        """States after the last block as the head reads them."""
+        scale, shift = text.head.unsqueeze(1).unbind(2)
+        return modulated(x_BLC, scale, shift)
+
+    def states(self, text: TextPass, inputs_BND: Tensor, schedule: Schedule, first_scales: int | None) -> Tensor:
+        """States (B, L, C) after the last block, teacher-forced; arguments as for `forward`."""
+        spans = schedule.spans[:first_scales]
+        length = spans[-1][1]
+        levels = torch.tensor([scale for scale, (start, end) in enumerate(spans) for _ in range(start, end)])
+        rest = self.embed(inputs_BND[:, : length - 1], levels[1:].to(inputs_BND.device))
+        x = torch.cat([self.first_token(text), rest], 1)
+        rope = rope_table(schedule, self.config.head_dim)[:length].to(x.device)
+        return self.run(x, text, rope, lambda _: blockwise(spans))
+
+    def forward(
+        self, text: TextPass, inputs_BND: Tensor, schedule: Schedule, first_scales: int | None = None
+    ) -> Tensor:
+        """Teacher-forced logits (B, L, D, 2), float32, of all scales or of the first few; `text` has a row per picture.
+
+        inputs (B, at least L - 1, D) are `bsq.teacher_inputs` of the bits, or those that self-correction made.
+        """
+        return self.bit_logits(self.states(text, inputs_BND, schedule, first_scales), text)
+
+
+def modulated(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """LayerNorm without weights, times (1 + scale), plus shift."""
+    return torch.addcmul(shift_B1C, F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=EPS), 1 + scale_B1C)
+
+
+def blockwise(spans: Sequence[tuple[int, int]]) -> Attend:
+    """Tokens of a scale see their own and all coarser scales. Scale by scale, so that no (L, L) mask is ever made."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = [
+            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0)
+            for start, end in spans
+        ]
+        return torch.cat(parts, 2)
+
+    return attend
+
+
+@lru_cache(maxsize=32)
+def rope_table(schedule: Schedule, head_dim: int) -> Tensor:
+    """cos + i sin of all positions, complex64 (N, head_dim / 2): the first half of the pairs turns with the row.
+
+    Positions of every scale are stretched to the schedule's `rope` grid and rounded, half to even, in float32.
+    """
+    with torch.inference_mode(False):  # the table outlives the call that happens to make it
+        return _rope_table(schedule, head_dim)
+
+
+def _rope_table(schedule: Schedule, head_dim: int) -> Tensor:
+    half = head_dim // 2
+    frequencies = ROPE_BASE ** (-torch.arange(0, half, 2).float() / half)
+    tables = []
+    for height, width in schedule.grids:
+        rows = (torch.arange(height) * (schedule.rope[0] / height)).round()
+        columns = (torch.arange(width) * (schedule.rope[1] / width)).round()
+        vertical, horizontal = torch.outer(rows, frequencies), torch.outer(columns, frequencies)
+        both = [vertical[:, None].expand(-1, width, -1), horizontal[None].expand(height, -1, -1)]
+        tables.append(torch.cat(both, -1).flatten(0, 1))
+    angles = torch.cat(tables)
+    return torch.complex(angles.cos(), angles.sin())
+
+
+def rotated(x_BHLd: Tensor, rope_Lp: Tensor) -> Tensor:
+    """Rotate adjacent pairs of channels, in float32, back to x's dtype."""
+    pairs = torch.view_as_complex(x_BHLd.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rope_Lp).flatten(-2).type_as(x_BHLd)
+
+
+def bit_loss(logits_BLD2: Tensor, bits_BLD: Tensor, schedule: Schedule, reweight: bool = True) -> Tensor:
+    """Training loss, a scalar: cross-entropy per bit, mean over bits, weighted mean over tokens, mean over pictures.
+
+    `reweight` gives coarse tokens more say, as the shipped trainings do (`Schedule.token_weights`).
+    """
+    each = F.cross_entropy(logits_BLD2.flatten(0, 2), bits_BLD.flatten(), reduction="none").view(bits_BLD.shape)
+    tokens = each.mean(-1)
+    if not reweight:
+        return tokens.mean()
+    weights = torch.tensor(schedule.token_weights(), device=tokens.device)
+    return (tokens * weights).sum(-1).mean()
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+BitChooser = Callable[[Tensor, int], Tensor]
+"""(chances of a 1-bit (B, L, D), number of the first of these tokens) → bits int64 (B, L, D)."""
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class ScaleSampling(Sampling):
+    """`Sampling` with its own guidance or temperature for each scale; empty: the one number holds for all scales."""
+
+    guidances: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
+
+
+def per_scale(sampling: Sampling, scales: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Guidance and temperature of every scale; UsageError for lists of another length."""
+    found = []
+    for name, single in (("guidances", sampling.guidance), ("temperatures", sampling.temperature)):
+        numbers = getattr(sampling, name, ()) or (single,) * scales
+        if len(numbers) != scales:
+            raise UsageError(name, f"{scales} numbers, one per scale", str(len(numbers)), "give one for each scale")
+        found.append(numbers)
+    return found[0], found[1]
+
+
+def inverse_cdf_bits(draws_BND: Tensor) -> BitChooser:
+    """Bit = whether the picture's number for this bit lies above the chance of a 0."""
+
+    def choose(chances: Tensor, first: int) -> Tensor:
+        return (draws_BND[:, first : first + chances.shape[1]] >= 1 - chances.double()).long()
+
+    return choose
+
+
+def bit_chances(logits_BLD2: Tensor, sampling: Sampling) -> Tensor:
+    """Chance of a 1-bit after the filters, (B, L, D); the temperature is in the logits already.
+
+    Of two choices top_k = 1 keeps the likelier, more changes nothing; top_p drops the other if its share is at most
+    1 - top_p, which is upstream's rule (a tie included, unlike LlamaGen's).
+    """
+    gap = logits_BLD2[..., 1] - logits_BLD2[..., 0]
+    if sampling.top_k == 1:
+        return (gap > 0).float()
+    chances = gap.sigmoid()
+    if sampling.top_p < 1:
+        certain = (-gap.abs()).sigmoid() <= 1 - sampling.top_p
+        chances = torch.where(certain, (gap > 0).float(), chances)
+    return chances
+
+
+class _Cache:
+    """Keys and values of all layers, (R, H, tokens, d) each, allocated once; the last scale's aren't kept."""
+
+    def __init__(self, config: InfinityConfig, schedule: Schedule, like: Tensor) -> None:
+        size = (len(like), config.heads, schedule.spans[-1][0], config.head_dim)
+        self.keys = [like.new_empty(size) for _ in range(config.depth)]
+        self.values = [like.new_empty(size) for _ in range(config.depth)]
+
+    def keep(self, count: int) -> None:
+        """Forget all rows but the first `count`."""
+        self.keys, self.values = ([x[:count] for x in layers] for layers in (self.keys, self.values))
+
+    def attend(self, layer: int, start: int, end: int) -> Attend:
+        """Tokens start … end of a layer over themselves and all before them."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if end > self.keys[layer].shape[2]:
+                keys, values = torch.cat([self.keys[layer], k], 2), torch.cat([self.values[layer], v], 2)
+            else:
+                self.keys[layer][:, :, start:end], self.values[layer][:, :, start:end] = k, v
+                keys, values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+            return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
+
+        return attend
+
+
+def sample_bits(
+    net: Transformer,
+    schedule: Schedule,
+    text: TextPass,
+    images: int,
+    sampling: Sampling,
+    choose: BitChooser,
+    *,
+    prefix: Tensor | None = None,
+    keep_logits: list[Tensor] | None = None,
+) -> Tensor:
+    """Draw the bits (B, N, D) of `images` pictures.
+
+    text: a row per picture and, for guidance, as many again with the captions dropped. Those rows are computed up to
+    the last scale with a guidance above 1 and no further (earlier scales need them for their keys and values).
+    prefix: bits (B, P, D) of the first P tokens, not to be chosen; keep_logits collects the logits of every scale
+    after temperature and guidance (for parity tests).
+    """
+    guidance, temperature = per_scale(sampling, len(schedule.grids))
+    last_guided = max((scale for scale, g in enumerate(guidance) if g > 1), default=-1)
+    known = text.start.new_empty(images, 0, net.config.bits, dtype=torch.int64) if prefix is None else prefix
+    with torch.inference_mode():
+        text = text if last_guided >= 0 else text.first(images)
+        cache, chosen = _Cache(net.config, schedule, text.start), []
+        codes = CodeSum(schedule, images, cell_bits(net.config.bits, schedule), text.start.device)
+        rope = rope_table(schedule, net.config.head_dim).to(text.start.device)
+        for scale, (start, end) in enumerate(schedule.spans):
+            if len(text) > images and scale > last_guided:
+                text = text.first(images)
+                cache.keep(images)
+            if scale == 0:
+                x = net.first_token(text)
+            else:
+                x = net.embed(codes.inputs(scale), scale).repeat(len(text) // images, 1, 1)
+            x = net.run(x, text, rope[start:end], partial(cache.attend, start=start, end=end))
+            bits = known[:, start:end]
+            if bits.shape[1] < end - start or keep_logits is not None:
+                logits = _scale_logits(net, x, text, images, guidance[scale], temperature[scale])
+                if keep_logits is not None:
+                    keep_logits.append(logits)
+                drawn = choose(bit_chances(logits, sampling), start)
+                bits = torch.cat([bits, drawn[:, bits.shape[1] :]], 1)
+            chosen.append(bits)
+            codes.add_tokens(scale, bits)
+    return torch.cat(chosen, 1).clone()  # out of inference mode, so that training may take the bits
+
+
+def _scale_logits(
+    net: Transformer, x_RLC: Tensor, text: TextPass, images: int, guidance: float, temperature: float
+) -> Tensor:
+    """Logits (B, L, D, 2) of one scale after temperature and guidance; the head runs on the rows that these need."""
+    if guidance <= 1:
+        return net.bit_logits(x_RLC[:images], text.first(images)) / temperature
+    both = net.bit_logits(x_RLC, text) / temperature
+    return guided(both[:images], both[images:], guidance)
+
+
+# -- the family -------------------------------------------------------------------------------------------------------
+
+MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "infinity"
+MOST_ROWS = 64
+"""Pictures sampled together at most; bounds memory, changes no picture."""
+ROW_BYTES = 2**31
+"""How much their keys and values may take together."""
+LEGACY = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
+"""Buffers in older checkpoints that upstream ignores as well."""
+PUBLISHED_TEXT = "flan-t5-xl"
+AGAIN = "export the model again"
+Layout = Literal["safear", "upstream"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A released model: its file (a .pth or an index of shards), its tokenizer's, picture size and sampling."""
+
+    weights: str
+    tokenizer: str
+    size: str
+    sampling: Sampling
+
+
+PUBLISHED = {
+    "125m": Published("infinity_125M_256x256.pth", "infinity_vae_d{bits}.pth", "0.06M", Sampling(4.0, 0.5, 0, 0.97)),
+    "2b": Published("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", "1M", Sampling(4.0, 0.5, 0, 0.97)),
+    "8b": Published(
+        "infinity_8b_weights/model.safetensors.index.json",
+        "infinity_vae_d56_f8_14_patchify.pth",
+        "1M",
+        Sampling(3.0, 1.0, 0, 0.97),
+    ),
+    "8b-512": Published(
+        "infinity_8b_512x512_weights/model.safetensors.index.json",
+        "infinity_vae_d56_f8_14_patchify.pth",
+        "0.25M",
+        Sampling(3.0, 1.0, 0, 0.97),
+    ),
+}
+
+
+@family("infinity")
+class Infinity(ModelFamily):
+    """Infinity text-to-image: bitwise next-scale prediction (https://arxiv.org/abs/2412.04431)."""
+
+    name = "infinity"
+    provides = frozenset({"scales"})
+    net: Transformer
+
+    def __init__(
+        self, net: Transformer, bsq: BSQ, schedule: Schedule, text: TextEncoder, card: ModelCard, sampling: Sampling
+    ) -> None:
+        self.net, self.bsq, self.text = net.eval(), bsq.eval().requires_grad_(False), text
+        self.schedule, self.card, self.sampling = schedule, card, sampling
+
+    @classmethod
+    def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Infinity:
+        """The embedded mini, a directory that `export` wrote, or a folder with a published variant's files.
+
+        A published folder holds the transformer's and the tokenizer's file (`PUBLISHED`) and the text encoder's folder
+        `flan-t5-xl`; sizes are read from the weights (parity.md section 2.1).
+        """
+        folder = ref.path or MINI_FOLDER
+        if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
+            facts = PUBLISHED[ref.variant]
+            made = cls.from_files(
+                folder / facts.weights, folder / facts.tokenizer, size=facts.size, variant=ref.variant, dtype=dtype
+            )
+            made.sampling = facts.sampling
+            return made.to(device)
+        settings = read_settings(folder / "safear.json")
+        net, bsq = Transformer(settings.transformer), BSQ(settings.tokenizer)
+        files = {"gpt.safetensors": net, "vae.safetensors": bsq}
+        for name, module in files.items():
+            assign_strict(module, read_weights(folder / name), str(folder / name))
+        card = _card(net, bsq, settings.schedule, ref.variant, _digests(*(folder / name for name in files)))
+        text = _text_encoder(settings.text, net.config.text_maxlen, folder)
+        made = cls(net.to(dtype=dtype), bsq.to(dtype=dtype), settings.schedule, text, card, settings.sampling)
+        return made.to(device)
+
+    @classmethod
+    def from_files(
+        cls,
+        weights: Path,
+        tokenizer: Path,
+        *,
+        ratio: float = 1.0,
+        size: str = "1M",
+        variant: str = "custom",
+        dtype: torch.dtype = torch.float32,
+    ) -> Infinity:
+        """Any checkpoint in upstream's formats with its tokenizer: a flat .pth, an index of safetensors shards, or a
+        trainer's checkpoint; a `flan-t5-xl` folder lies beside `tokenizer`.
+
+        `{bits}` in the tokenizer's name stands for the bits of a token. Pickles are read by `checkpoint.read_weights`.
+        """
+        found = read_weights(weights, allow_pickle=True)
+        net = Transformer(InfinityConfig.of(found, str(weights)))
+        assign_strict(net, found, str(weights), ignore=[name for name in LEGACY if name in found])
+        tokenizer = tokenizer.with_name(tokenizer.name.replace("{bits}", str(net.config.bits)))
+        found = published_names(read_weights(tokenizer, allow_pickle=True))
+        bsq = BSQ(BSQConfig.of(found, str(tokenizer)))
+        assign_strict(bsq, found, str(tokenizer), ignore=IGNORED)
+        schedule = Schedule.published(ratio, size, patchify=net.config.bits == 4 * bsq.config.bits)
+        _check_fit(net.config, bsq.config, schedule, str(tokenizer))
+        text = _text_encoder("t5", net.config.text_maxlen, tokenizer.parent)
+        card = _card(net, bsq, schedule, variant, _digests(weights, tokenizer))
+        return cls(net.to(dtype=dtype), bsq.to(dtype=dtype), schedule, text, card, Sampling(4.0, 0.5, 0, 0.97))
+
+    @classmethod
+    def pico(cls, seed: int = 0) -> Infinity:
+        """16x16 pixels in 1 + 4 + 16 tokens of 6 bits, MiniLM captions, weights large enough that every input matters.
+
+        With the training's own initialisation (head zero, no modulation) all bits would be even chances, and tests on
+        them couldn't tell a position from the next.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = Transformer(InfinityConfig(4, 48, 2, 2, 64, 6, MINILM_WIDTH, 3, 32))
+            for name, parameter in net.named_parameters():
+                if parameter.dim() > 1 and not name.endswith(("scale_mul_1H11", "ada_gss")):
+                    nn.init.normal_(parameter, std=0.15)
+            nn.init.normal_(net.word_embed.weight)
+            nn.init.normal_(net.lvl_embed.weight)
+            bsq = BSQ(BSQConfig(6, 24, (1, 1, 1), 1, 4))
+        digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest()}
+        schedule = Schedule.square(1, 2, 4)
+        card = _card(net, bsq, schedule, "pico", digest)
+        return cls(net, bsq, schedule, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
+
+    def to(self, device: str | torch.device) -> Infinity:
+        """Move the weights; returns itself."""
+        self.net.to(device)
+        self.bsq.to(device)
+        return self
+
+    def at(self, schedule: Schedule) -> Infinity:
+        """The same weights drawing another schedule (ratio or size), with a card that says so."""
+        _check_fit(self.net.config, self.bsq.config, schedule, "the scale schedule")
+        card = _card(self.net, self.bsq, schedule, self.card.variant, dict(self.card.files))
+        return Infinity(self.net, self.bsq, schedule, self.text, card, self.sampling)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
+        distinct = list(dict.fromkeys(prompts))
+        parts = [self.text.states(distinct[i : i + 128]) for i in range(0, len(distinct), 128)]
+        longest = max(int(mask.sum(1).max()) for _, mask in parts)
+        aligned = [left_padded(states, mask, longest) for states, mask in parts]
+        features = torch.cat([f for f, _ in aligned]).to(self.device, self.net.word_embed.weight.dtype)
+        mask = torch.cat([m for _, m in aligned]).to(self.device)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        return Condition.of(features, mask).rows(torch.tensor([place[prompt] for prompt in prompts]))
+
+    def text_pass(self, condition: Condition) -> TextPass:
+        """One row per picture; each distinct caption is run once.
+
+        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
+        """
+        first: dict[int, int] = {}
+        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
+        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
+        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
+        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        features, mask = condition.features[used], condition.mask[used]
+        if bool(dropped.any()):
+            features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
+        longest = int(mask.sum(1).max())
+        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse.to(self.device))
+
+    def logits(self, condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
+        """Teacher-forced logits (B, N, D, 2), float32; of the first scales' tokens alone if that many are asked for.
+
+        Tokens after those scales are neither looked at nor computed.
+        """
+        inputs = teacher_inputs(ids, self.schedule, first_scales)
+        return self.net(self.text_pass(condition), inputs, self.schedule, first_scales)
+
+    def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Last hidden states (B, L, C) as the head reads them; `ids` may be those of the first scales only."""
+        scales = sum(end <= ids.shape[1] for _, end in self.schedule.spans)
+        text = self.text_pass(condition)
+        states = self.net.states(text, teacher_inputs(ids, self.schedule, scales), self.schedule, scales)
+        return self.net.normed(states, text)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Draw bits (B, N, D). A scale with a guidance of 1 or less is unguided.
+
+        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
+        logit), so another batch gives the same bits unless a draw falls that close to the chance of a bit.
+        """
+        sampling = sampling or self.sampling
+        guidance, _ = per_scale(sampling, len(self.schedule.grids))
+        parts, size = [], self._rows_per_batch()
+        for start in range(0, len(condition), size):
+            rows = torch.arange(start, min(start + size, len(condition)))
+            part = condition.rows(rows)
+            if max(guidance) > 1:
+                part = part.rows(torch.arange(len(rows)).repeat(2))
+                part = self.dropped(part, torch.arange(len(part)) >= len(rows))
+            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens * self.net.config.bits)
+            choose = inverse_cdf_bits(draws.view(len(rows), -1, self.net.config.bits).to(self.device))
+            given = None if prefix is None else prefix[rows].to(self.device)
+            text = self.text_pass(part)
+            parts.append(sample_bits(self.net, self.schedule, text, len(rows), sampling, choose, prefix=given))
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
+        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, self.net.config.bits, dtype=torch.int64)
+
+    def _rows_per_batch(self) -> int:
+        config, tokens = self.net.config, self.schedule.total
+        each = 2 * 2 * config.depth * tokens * config.width * self.net.word_embed.weight.element_size()
+        return max(1, min(MOST_ROWS, ROW_BYTES // each))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of the schedule's picture size to bits (B, N, D)."""
+        dtype = self.net.word_embed.weight.dtype
+        scaled = (images.to(self.device).float() / 127.5 - 1).to(dtype)
+        return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self._rows_per_batch())])
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Bits (B, N, D) to uint8 (B, 3, H, W)."""
+        parts = ids.to(self.device).split(self._rows_per_batch())
+        return torch.cat([to_uint8(self.bsq.decode(part, self.schedule).float()) for part in parts])
+
+    def editable(self, part: str) -> list[str]:
+        """attention, cross_attention, cross_query, ffn, text (the caption projections), all, layers[a:b]; joined by +.
+
+        cross_query is the query projection of cross attention alone, which SACE edits; all is everything else's union.
+        """
+        depth = self.net.config.depth
+        names = {
+            "attention": ("sa.mat_qkv", "sa.proj"),
+            "cross_attention": ("ca.mat_q", "ca.mat_kv", "ca.proj"),
+            "cross_query": ("ca.mat_q",),
+            "ffn": ("ffn.fc1", "ffn.fc2"),
+        }
+        parts = {key: [f"layers.{i}.{n}" for i in range(depth) for n in value] for key, value in names.items()}
+        text = ["text_proj_for_ca.0", "text_proj_for_ca.2"]
+        parts["text"] = [*text, "text_proj_for_sos.ca.mat_kv", "text_proj_for_sos.ca.proj"]
+        parts["all"] = [name for part_names in parts.values() for name in part_names]
+        return sorted(self._module_name(name) for name in select_modules(parts, part, depth))
+
+    def _module_name(self, name: str) -> str:
+        """`layers.<i>.…`, as `select_modules` wants layers, to the published name."""
+        if not name.startswith("layers."):
+            return name
+        _, layer, rest = name.split(".", 2)
+        return f"{self.net.layer_name(int(layer))}.{rest}"
+
+    def export(self, directory: Path, layout: Layout = "safear") -> None:
+        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+
+        "safear": gpt.safetensors, vae.safetensors and, last, safear.json; `load` reads it back.
+        "upstream": the transformer as a flat .pth, the tokenizer as {"vae": state dict}, under the published names (a
+        variant that isn't published, or is published in shards, gets infinity_VARIANT.pth); a T5 encoder isn't copied.
+        """
+        if layout == "upstream":
+            facts = PUBLISHED.get(self.card.variant)
+            flat = facts is not None and facts.weights.endswith(".pth")
+            weights = facts.weights if facts and flat else f"infinity_{self.card.variant}.pth"
+            tokenizer = facts.tokenizer if facts else "infinity_vae_d{bits}.pth"
+            _write_pickle(directory / weights, _plain(self.net))
+            _write_pickle(directory / tokenizer.replace("{bits}", str(self.net.config.bits)), {"vae": _plain(self.bsq)})
+            return
+        settings = Settings(
+            self.net.config, self.bsq.config, self.schedule, self.text.kind, scale_sampling(self.sampling)
+        )
+        about = {"family": self.name, "variant": self.card.variant, **asdict(settings)}
+        write_weights(directory / "gpt.safetensors", self.net.state_dict())
+        write_weights(directory / "vae.safetensors", self.bsq.state_dict())
+        write_atomic(directory / "safear.json", json.dumps(about, indent=1) + "\n")
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def _write_pickle(path: Path, content: dict[str, Tensor] | dict[str, dict[str, Tensor]]) -> None:
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_atomic(path, data.getvalue())
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Settings:
+    """The sections of `safear.json` that say how the weight files are to be read."""
+
+    transformer: InfinityConfig
+    tokenizer: BSQConfig
+    schedule: Schedule
+    text: str
+    sampling: ScaleSampling
+
+
+def read_settings(path: Path) -> Settings:
+    """`safear.json` with the sections that Infinity needs; UsageError names what is missing, unknown or ill-typed."""
+    data = read_json(path).data
+    if isinstance(data, dict):
+        data = {name: part for name, part in data.items() if name not in ("family", "variant")}
+    try:
+        settings = TypeAdapter(Settings).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        got = json.dumps(first["input"])[:200]
+        raise UsageError(f"{path}: {where}", first["msg"].lower(), got, AGAIN) from None
+    _check_fit(settings.transformer, settings.tokenizer, settings.schedule, str(path))
+    return settings
+
+
+def scale_sampling(sampling: Sampling) -> ScaleSampling:
+    """The same sampling, with (empty) lists if it had none."""
+    return sampling if isinstance(sampling, ScaleSampling) else ScaleSampling(**asdict(sampling))
+
+
+def _check_fit(config: InfinityConfig, tokenizer: BSQConfig, schedule: Schedule, where: str) -> None:
+    """UsageError unless tokens have the bits of their cells and every scale has a level embedding."""
+    bits = tokenizer.bits * (4 if schedule.patchify else 1)
+    if config.bits != bits:
+        got = f"one for {config.bits}"
+        raise UsageError(where, f"a transformer for tokens of {bits} bits", got, "take the tokenizer of this model")
+    if len(schedule.grids) > config.levels:
+        got = str(len(schedule.grids))
+        raise UsageError(where, f"at most {config.levels} scales", got, "take a shorter schedule")
+
+
+def _text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
+    return PlainT5(folder / PUBLISHED_TEXT, max_tokens) if kind == "t5" else text_encoder(kind, max_tokens, folder)
+
+
+class PlainT5(T5):
+    """T5 without the caption cleaning that LlamaGen has: Infinity takes prompts as they are (parity.md section 0)."""
+
+    @torch.no_grad()
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
+        batch = self._tokenizer(
+            list(prompts), max_length=self.max_tokens, padding="longest", truncation=True, return_tensors="pt"
+        )
+        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        return states.float(), batch["attention_mask"].bool()
+
+
+def _digests(*paths: Path) -> dict[str, str]:
+    """sha256 of weight files by name; of an index, its shards' as well."""
+    files = list(paths)
+    for path in paths:
+        if path.name.endswith(".index.json"):
+            files += [path.parent / shard for shard in sorted(set(read_json(path).data["weight_map"].values()))]
+    return {path.name: sha256_file(path) for path in files}
+
+
+def _card(net: Transformer, bsq: BSQ, schedule: Schedule, variant: str, files: dict[str, str]) -> ModelCard:
+    parameters = sum(p.numel() for m in (net, bsq) for p in m.parameters())
+    licence = "Apache-2.0" if variant in ("mini", "pico") else "MIT"
+    side = max(schedule.cells[-1]) * bsq.config.patch
+    return ModelCard("infinity", variant, side, schedule.total, 2, schedule.tokens, parameters, licence, files)

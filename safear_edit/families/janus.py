@@ -1,0 +1,1050 @@
+"""Janus and Janus-Pro: one language model that draws (next-token over VQ-16) and answers questions about a picture.
+
+Source of the semantics: https://github.com/deepseek-ai/Janus and transformers' JanusForConditionalGeneration, whose
+network and state-dict names this file uses (parity.md section 3). Around it, what transformers leaves to its caller or
+gets wrong (parity.md 3.4): the codebook has unit rows, every pass has its mask, special ids come from the model's own
+files, drawing without guidance works. Scoring is transformers' forward pass; sampling runs its modules over keys and
+values that are allocated once, with each distinct prompt run once for all of its pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from safear_edit.checkpoint import assign_strict, read_weights, write_weights
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.registry import ModelRef, family
+from safear_edit.rundir import sha256_file, write_atomic
+from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
+from safear_edit.tokens import token_logprobs
+from safear_edit.yaml_strict import parse_json, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Net = Any
+"""transformers' JanusForConditionalGeneration with one more buffer, `image_table` (None, or the replaced table)."""
+
+TABLE = "image_table"
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+CODEBOOK = "model.vqmodel.quantize.embedding.weight"
+AGAIN = "take the files of one model, or export it again"
+
+
+# -- names of the original files --------------------------------------------------------------------------------------
+
+_TOWER, _VISION = "vision_model.vision_tower", "model.vision_model"
+_LAYER, _BLOCK = f"{_VISION}.encoder.layers.{{i}}", f"{_TOWER}.blocks.{{i}}"
+_VQ, _OWN_VQ = "gen_vision_model", "model.vqmodel"
+POSITIONS = f"{_VISION}.embeddings.position_embedding.weight"
+PAIRS = (
+    ("language_model.lm_head.{x}", "lm_head.{x}"),
+    ("language_model.model.{x}", "model.language_model.{x}"),
+    ("gen_embed.{x}", "model.generation_embeddings.{x}"),
+    ("gen_head.output_mlp_projector.{x}", "model.generation_head.proj_out.{x}"),
+    ("gen_head.vision_head.{x}", "model.generation_head.vision_head.{x}"),
+    ("aligner.layers.0.{x}", "model.aligner.fc1.{x}"),
+    ("aligner.layers.2.{x}", "model.aligner.hidden_layers.0.{x}"),
+    ("gen_aligner.layers.0.{x}", "model.generation_aligner.fc1.{x}"),
+    ("gen_aligner.layers.2.{x}", "model.generation_aligner.hidden_layers.0.{x}"),
+    *(
+        (f"{_VQ}.{side}.{old}.{{x}}", f"{_OWN_VQ}.{side}.{new}.{{x}}")
+        for side, levels in (("encoder", "down"), ("decoder", "up"))
+        for old, new in (
+            ("conv_blocks.{i}.res.{j}", f"{levels}.{{i}}.block.{{j}}"),
+            ("conv_blocks.{i}", f"{levels}.{{i}}"),
+            ("mid.0", "mid.block_1"),
+            ("mid.1", "mid.attn_1"),
+            ("mid.2", "mid.block_2"),
+        )
+    ),
+    (f"{_VQ}.{{x}}", f"{_OWN_VQ}.{{x}}"),
+    (f"{_TOWER}.pos_embed", POSITIONS),
+    (f"{_TOWER}.patch_embed.proj.{{x}}", f"{_VISION}.embeddings.patch_embedding.{{x}}"),
+    (f"{_TOWER}.norm.{{x}}", f"{_VISION}.post_layernorm.{{x}}"),
+    (f"{_BLOCK}.norm1.{{x}}", f"{_LAYER}.layer_norm1.{{x}}"),
+    (f"{_BLOCK}.norm2.{{x}}", f"{_LAYER}.layer_norm2.{{x}}"),
+    (f"{_BLOCK}.attn.proj.{{x}}", f"{_LAYER}.self_attn.projection_layer.{{x}}"),
+    (f"{_BLOCK}.mlp.{{x}}", f"{_LAYER}.mlp.{{x}}"),
+)
+"""(original, transformers'): the first that fits renames a tensor, in both directions; {i} and {j} are numbers."""
+
+UNUSED = (f"{_TOWER}.attn_pool.", f"{_VQ}.quantize.codebook_used")
+"""Original tensors that neither drawing nor answering reads; transformers has no place for them."""
+USAGE_ENTRIES = 65536
+_FUSED = re.compile(re.escape(_TOWER) + r"\.blocks\.(\d+)\.attn\.qkv\.(\w+)")
+_SPLIT = re.compile(re.escape(_VISION) + r"\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(\w+)")
+
+
+def _renamed(name: str, old: int, new: int) -> str:
+    """`name` after the first of PAIRS that fits it, read from column `old` to column `new`; unchanged if none does."""
+    for pair in PAIRS:
+        pattern = re.escape(pair[old]).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)")
+        if found := re.fullmatch(pattern.replace(r"\{x\}", "(?P<x>.+)"), name):
+            return pair[new].format(**found.groupdict())
+    return name
+
+
+def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under DeepSeek's names to transformers' (parity.md 3.2); unknown names stay, for the loader to refuse.
+
+    The vision tower's fused query-key-value layers are split, its positions lose their batch of one, and the tensors
+    that nothing reads are dropped.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name.startswith(UNUSED):
+            continue
+        if fused := _FUSED.fullmatch(name):
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                found[f"{_VISION}.encoder.layers.{fused[1]}.self_attn.{letter}_proj.{fused[2]}"] = part
+        else:
+            renamed = _renamed(name, 0, 1)
+            found[renamed] = tensor.squeeze(0) if renamed == POSITIONS else tensor
+    return found
+
+
+def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: DeepSeek's names, with the usage counter that its tokenizer's buffer list asks for.
+
+    The tower's pooling layers can't be given back. Upstream's loader then makes them up, and never calls them.
+    """
+    found = {f"{_VQ}.quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
+    for name, tensor in weights.items():
+        if split := _SPLIT.fullmatch(name):
+            if split[2] == "q":
+                three = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+                found[f"{_TOWER}.blocks.{split[1]}.attn.qkv.{split[3]}"] = torch.cat(three)
+        else:
+            found[_renamed(name, 1, 0)] = tensor.unsqueeze(0) if name == POSITIONS else tensor
+    return found
+
+
+# -- sizes and the network --------------------------------------------------------------------------------------------
+
+TOWERS = {
+    "siglip_large_patch16_384": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 16,
+        "mlp_ratio": 4.0,
+    }
+}
+"""Sizes that DeepSeek's configuration gives by name only; every published Janus has this one."""
+OWN_CONFIG = "transformers_config"
+"""Key under which an export in the original layout repeats the sizes that the original has no words for."""
+
+
+def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
+    """A JanusConfig from a config.json of either layout; UsageError names the file and the fault.
+
+    `vq_config.decoder_channel_multiplier` is ours: a decoder of other widths than the encoder, as the gallery's
+    tokenizer has it. transformers itself can't load such a model.
+    """
+    from transformers import JanusConfig
+
+    original = data.get("model_type") == "multi_modality"
+    try:
+        own = data.get(OWN_CONFIG) or _sizes(data, image_id) if original else data
+        config: Any = JanusConfig.from_dict(_plain(own))
+        text, vision, vq = config.text_config, config.vision_config, config.vq_config
+        fits = {
+            "a Llama language model": text.model_type == "llama",
+            "one width throughout": text.hidden_size
+            == vision.projection_dim
+            == vq.projection_dim
+            == vq.image_token_embed_dim,
+            "as many tokens as patches": vision.num_image_tokens == vq.num_patches**2,
+            "the tokenizer's patches": vq.num_patches * 2 ** (len(vq.channel_multiplier) - 1) == vision.image_size,
+            "the image token inside the vocabulary": 0 <= config.image_token_id < text.vocab_size,
+        }
+    except Exception as error:  # the configuration classes raise what they like, from KeyError to types of their own
+        got = " ".join(str(error).split())[:200]
+        raise UsageError(where, "a Janus configuration", f"{type(error).__name__}: {got}", AGAIN) from None
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise UsageError(where, wrong[0], "sizes that disagree", AGAIN)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """A configuration without the choice of an attention kernel, which may name code on a hub."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _plain(inner) for key, inner in value.items() if "attn_implementation" not in key}
+
+
+def _sizes(data: Mapping[str, Any], image_id: int) -> dict[str, Any]:
+    """transformers' configuration from DeepSeek's sections."""
+    text = {key: value for key, value in data["language_config"].items() if key != "torch_dtype"}
+    vision, drawn = data["vision_config"]["params"], data["gen_vision_config"]["params"]
+    width, tower = text["hidden_size"], TOWERS[vision["model_name"]]
+    vision_config = {
+        **tower,
+        "image_size": vision["image_size"],
+        "projection_dim": width,
+        "depth": data["aligner_config"]["params"]["depth"],
+        "num_image_tokens": (vision["image_size"] // int(tower["patch_size"])) ** 2,
+    }
+    vq_config = {
+        "num_embeddings": drawn["image_token_size"],
+        "embed_dim": drawn["n_embed"],
+        "projection_dim": width,
+        "image_token_embed_dim": width,
+        "num_hidden_layers": data["gen_aligner_config"]["params"]["depth"],
+    }
+    return {
+        "text_config": {**text, "model_type": "llama"},
+        "vision_config": vision_config,
+        "vq_config": vq_config,
+        "image_token_id": image_id,
+        "tie_word_embeddings": False,  # the original heads are their own tensors (parity.md 3.2)
+    }
+
+
+def _original_config(config: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSeek's sections from transformers' configuration, and that whole under OWN_CONFIG."""
+    text, vision, vq = config.text_config, config.vision_config, config.vq_config
+    named = next((name for name, sizes in TOWERS.items() if sizes.items() <= vision.to_dict().items()), "custom")
+
+    def aligner(depth: int, width: int) -> dict[str, Any]:
+        params = {"depth": depth, "input_dim": width, "n_embed": text.hidden_size, "projector_type": "mlp_gelu"}
+        return {"cls": "MlpProjector", "params": params}
+
+    drawn = {"image_token_size": vq.num_embeddings, "n_embed": vq.embed_dim}
+    head = {"image_token_size": vq.num_embeddings, "n_embed": text.hidden_size, "image_token_embed": text.hidden_size}
+    seen = {"image_size": vision.image_size, "model_name": named, "select_feature": "same", "select_layer": -1}
+    return {
+        "model_type": "multi_modality",
+        "architectures": ["MultiModalityCausalLM"],
+        "language_config": own["text_config"],
+        "vision_config": {"cls": "CLIPVisionTower", "model_type": "vision", "params": seen},
+        "aligner_config": {"model_type": "aligner", **aligner(vision.depth, vision.hidden_size)},
+        "gen_vision_config": {"cls": "VQ-16", "model_type": "gen_vision", "params": drawn},
+        "gen_aligner_config": {"model_type": "gen_aligner", **aligner(vq.num_hidden_layers, vq.embed_dim)},
+        "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head},
+        OWN_CONFIG: own,
+    }
+
+
+def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
+    """The network of a configuration, random, in `dtype` from the start; its tokenizer is frozen."""
+    from transformers import JanusForConditionalGeneration
+    from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
+
+    try:
+        net = JanusForConditionalGeneration._from_config(config, dtype=dtype)
+        if (widths := getattr(config.vq_config, "decoder_channel_multiplier", None)) is not None:
+            other = type(config.vq_config)(**{**config.vq_config.to_dict(), "channel_multiplier": widths})
+            net.model.vqmodel.decoder = JanusVQVAEDecoder(other).to(dtype)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise UsageError("Janus' sizes", "sizes that fit each other", got, AGAIN) from None
+    net.model.vqmodel.requires_grad_(False)
+    net.register_buffer(TABLE, None)
+    return net.eval()
+
+
+def unit_rows(rows_Vd: Tensor) -> Tensor:
+    """A codebook with rows of length 1, so that the nearest row is the nearest by angle.
+
+    Upstream compares unit vectors; transformers takes rows as they are and so picks other tokens (parity.md 3.4).
+    Decoding scales them anyway. Rows that are unit already keep their bits, so an export loads as it was.
+    """
+    length = rows_Vd.float().norm(dim=-1, keepdim=True)
+    near = (length - 1).abs() <= 4 * torch.finfo(rows_Vd.dtype).eps
+    return torch.where(near, rows_Vd.float(), F.normalize(rows_Vd.float(), dim=-1))
+
+
+def image_embeddings(net: Net, ids_BN: Tensor) -> Tensor:
+    """What the language model reads for image tokens, (..., D): rows of the replaced table, else aligned embeddings."""
+    if net.image_table is not None:
+        return F.embedding(ids_BN, net.image_table)
+    return net.model.generation_aligner(net.model.generation_embeddings(ids_BN))
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language.\n\n"
+)
+"""The words that every published Janus saw before a question: another wording would be another model's input."""
+
+
+class Template(BaseModel):
+    """What stands around a prompt or a question; {text} is the user's, {image} where the picture goes.
+
+    The defaults are the published models' chat format. `reply` comes before an answer, `describe` asks for a caption.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    draw: str = Field(default="<|User|>: {text}\n\n<|Assistant|>:", pattern=r"\{text\}")
+    ask: str = Field(
+        default=_SYSTEM + "<|User|>: {image}\n{text}\n\n<|Assistant|>:", pattern=r"(?s)\{image\}.*\{text\}"
+    )
+    reply: str = " "
+    describe: str = "Describe this image."
+
+
+SPECIAL = {
+    "bos": "<｜begin▁of▁sentence｜>",
+    "eos": "<｜end▁of▁sentence｜>",
+    "pad": "<｜▁pad▁｜>",
+    "boi": "<begin_of_image>",
+    "eoi": "<end_of_image>",
+    "image": "<image_placeholder>",
+}
+"""The published names of the tokens that prompts are built with."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model's tokenizer, and the ids of the tokens that prompts are built with."""
+
+    tokenizer: Tokenizer
+    bos: int
+    eos: int
+    pad: int
+    boi: int
+    eoi: int
+    image: int
+
+    @classmethod
+    def read(cls, files: Mapping[str, bytes], where: str) -> Vocabulary:
+        """From tokenizer.json; each special id as generation_config.json states it, else by its published name, else
+        by the name in tokenizer_config.json (ids differ between published tokenizers, parity.md 3.1).
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+        except Exception as error:  # the library has no exception type of its own
+            got = " ".join(str(error).split())[:200]
+            raise UsageError(f"{where}/tokenizer.json", "a tokenizer", got, AGAIN) from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        stated, named = (_settings(files, f"{kind}_config.json", where) for kind in ("generation", "tokenizer"))
+        ids = {role: _special(role, tokenizer, stated, named) for role in SPECIAL}
+        if missing := [role for role, found in ids.items() if found is None]:
+            expected = f"a token for {', '.join(missing)}"
+            raise UsageError(f"{where}/tokenizer_config.json", expected, "none", AGAIN)
+        return cls(tokenizer, **{role: found for role, found in ids.items() if found is not None})
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` with nothing added; special tokens written in it are recognised."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids without special tokens and surrounding blanks."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+
+def _settings(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    data = parse_json(files[name].decode("utf-8", "replace"), f"{where}/{name}").data if name in files else {}
+    return data if isinstance(data, dict) else {}
+
+
+def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: Mapping[str, Any]) -> int | None:
+    own = stated.get("generation_kwargs") if role == "boi" else stated
+    number = own.get(f"{role}_token_id") if isinstance(own, dict) else None
+    name = named.get(f"{role}_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    found = [number if type(number) is int else None, tokenizer.token_to_id(SPECIAL[role])]
+    found.append(tokenizer.token_to_id(name) if isinstance(name, str) else None)
+    return next((i for i in found if i is not None), None)
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries (R, H, L, hd), keys and values (R, K, L, hd)) → attended (R, H, L, hd)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Prompts after the language model: every layer's keys and values (U, K, T, hd), mask (U, T), last state (U, D)."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor
+    last: Tensor
+
+
+def _angles(llama: Any, h_RLD: Tensor, positions_RL: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, (R, 1, L, hd), as the model's own rotary module gives them."""
+    cos, sin = llama.rotary_emb(h_RLD, positions_RL)
+    return cos.unsqueeze(1), sin.unsqueeze(1)
+
+
+def _turn(x_RHLd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x_RHLd.chunk(2, -1)
+    return x_RHLd * cos + torch.cat([-b, a], -1) * sin
+
+
+def _through(llama: Any, h_RLD: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    """All layers and the last norm, (R, L, D). Modules are called, so adapters apply; `attend` may keep k and v."""
+    for i, layer in enumerate(llama.layers):
+        own, x = layer.self_attn, layer.input_layernorm(h_RLD)
+        q, k, v = (
+            project(x).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
+            for project in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        attended = attend(i, _turn(q, *angles), _turn(k, *angles), v)
+        h_RLD = h_RLD + own.o_proj(attended.transpose(1, 2).flatten(2))
+        h_RLD = h_RLD + layer.mlp(layer.post_attention_layernorm(h_RLD))
+    return llama.norm(h_RLD)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def read_prompts(net: Net, h_UTD: Tensor, mask_UT: Tensor) -> Prefix:
+    """Run left-padded prompt embeddings once; a prompt's positions count its own tokens, whatever stands beside it."""
+    llama, keys, values = net.model.language_model, list[Tensor](), list[Tensor]()
+    length = mask_UT.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=h_UTD.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=h_UTD.device)  # a pad sees itself: a softmax needs something
+    seen = (causal & mask_UT[:, None, None] | itself).expand(-1, 1, -1, -1)
+
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys.append(k)
+        values.append(v)
+        return _attention(q, k, v, seen)
+
+    h = _through(llama, h_UTD, _angles(llama, h_UTD, _positions(mask_UT)), attend)
+    return Prefix(tuple(keys), tuple(values), mask_UT, h[:, -1])
+
+
+def read_on(net: Net, prefix: Prefix, h_ULD: Tensor) -> Tensor:
+    """States (U, L, D) of L further tokens per prompt, differentiable; the prefix stays as it is."""
+    llama, (rows, length) = net.model.language_model, h_ULD.shape[:2]
+    mask = torch.cat([prefix.mask, prefix.mask.new_ones(rows, length)], 1)
+    causal = torch.ones(length, mask.shape[1], dtype=torch.bool, device=mask.device).tril(prefix.mask.shape[1])
+    seen = causal & mask[:, None, None]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = torch.cat([prefix.keys[layer], k], 2), torch.cat([prefix.values[layer], v], 2)
+        return _attention(q, keys, values, seen)
+
+    return _through(llama, h_ULD, _angles(llama, h_ULD, _positions(mask)[:, -length:]), attend)
+
+
+def _positions(mask_RT: Tensor) -> Tensor:
+    return (mask_RT.long().cumsum(1) - 1).clamp(min=0)
+
+
+class _Cache:
+    """Keys and values of all layers, (R, K, T + room, hd) each; allocated once, never moved.
+
+    A single query row goes through batched matrix products over views of the filled part, the query heads that share
+    a key head together.
+    """
+
+    def __init__(self, net: Net, prefix: Prefix, rows_R: Tensor, room: int) -> None:
+        self.llama, self.filled = net.model.language_model, prefix.mask.shape[1]
+        self.keys, self.values = ([F.pad(t[rows_R], (0, 0, 0, room)) for t in x] for x in (prefix.keys, prefix.values))
+        mask = prefix.mask[rows_R]
+        hidden = torch.zeros(mask.shape, dtype=prefix.last.dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+        heads = self.keys[0].shape[1]
+        self.bias = F.pad(hidden, (0, room)).repeat_interleave(heads, 0).unsqueeze(1)
+        self.skipped = (~mask).sum(1)
+        everywhere = torch.arange(self.filled + room, device=mask.device).unsqueeze(0)
+        self.angles = tuple(t[0, 0] for t in _angles(self.llama, prefix.last, everywhere))
+
+    def step(self, h_RD: Tensor) -> Tensor:
+        """The next token of every row through all layers; its state (R, D)."""
+        cos, sin = (table[self.filled - self.skipped][:, None, None] for table in self.angles)
+        h = _through(self.llama, h_RD.unsqueeze(1), (cos, sin), self._attend)
+        self.filled += 1
+        return h[:, 0]
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys[layer][:, :, self.filled] = k[:, :, 0]
+        self.values[layer][:, :, self.filled] = v[:, :, 0]
+        end, width = self.filled + 1, q.shape[-1]
+        keys, values = (x[layer].flatten(0, 1)[:, :end] for x in (self.keys, self.values))
+        rows = q.reshape(len(keys), -1, width)
+        score = torch.baddbmm(self.bias[..., :end], rows, keys.transpose(1, 2), alpha=width**-0.5)
+        return torch.bmm(score.softmax(-1, dtype=torch.float32).type_as(values), values).view_as(q)
+
+
+def sample_ids(
+    net: Net,
+    prefix: Prefix,
+    conditional: Tensor,
+    unconditional: Tensor | None,
+    sampling: Sampling,
+    choose: Chooser,
+    *,
+    given: Tensor | None = None,
+    keep_logits: list[Tensor] | None = None,
+) -> Tensor:
+    """Draw the image tokens (B, N) of B prompts.
+
+    conditional, unconditional (B,): rows of `prefix`; None for no guidance (then its rows aren't computed).
+    given: tokens (B, P) of the first P positions, not to be chosen. keep_logits collects the guided logits (for parity
+    tests).
+    """
+    with torch.inference_mode():
+        count, length = len(conditional), int(net.config.vision_config.num_image_tokens)
+        rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
+        cache, h, chosen = _Cache(net, prefix, rows, length - 1), prefix.last[rows], []
+        for position in range(length):
+            logits = net.model.generation_head(h).float()
+            if len(h) > count:
+                logits = guided(logits[:count], logits[count:], sampling.guidance)
+            if keep_logits is not None:
+                keep_logits.append(logits)
+            if given is not None and position < given.shape[1]:
+                ids = given[:, position]
+            else:
+                ids = choose(probabilities(logits, sampling), position)
+            chosen.append(ids)
+            if position + 1 < length:
+                h = cache.step(image_embeddings(net, ids).repeat(len(h) // count, 1))
+        ids = torch.stack(chosen, 1)
+    return ids.clone()  # out of inference mode, so that training may take the ids
+
+
+# -- the family -------------------------------------------------------------------------------------------------------
+
+MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "janus"
+ROWS_PER_BATCH = 64
+"""Images sampled or looked at together; bounds memory, changes no image."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+LAYOUT_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""Files that mean something in the layout they came with, and are copied only to a folder of that layout."""
+PUBLISHED_LICENCE = "DeepSeek Model License"
+Layout = Literal["hf", "upstream"]
+
+
+class Settings(BaseModel):
+    """`safear.json`: what the folder's other files don't say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: Literal["janus"] = "janus"
+    variant: str = ""
+    licence: str = PUBLISHED_LICENCE
+    sampling: Sampling = Sampling(5.0)
+    template: Template = Template()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: its layout and, byte for byte, the small files around its weights."""
+
+    layout: Layout
+    files: Mapping[str, bytes]
+
+
+@family("janus")
+class Janus(ModelFamily):
+    """Janus and Janus-Pro: draws and answers questions about pictures (https://arxiv.org/abs/2501.17811).
+
+    A Condition's features (U, T, D) are the language model's input embeddings of a whole drawing prompt, from bos to
+    begin-of-image. They are taken once and without a gradient, since no editable part reaches the embedding; who does
+    train it makes a Condition of `net.get_input_embeddings()(ids)` with ids and mask from `prompt_ids`, and the
+    gradient flows. A dropped caption keeps its length: bos, pads that are attended to, begin-of-image.
+
+    Understanding: `answer`, `answer_logprobs`, `describe`. Codebook: `image_table`, `set_image_table`.
+    """
+
+    name = "janus"
+    provides = frozenset({"codebook", "understanding", "captioning"})
+    net: Net
+
+    def __init__(self, net: Net, words: Vocabulary, source: Source, settings: Settings, card: ModelCard) -> None:
+        from transformers import GenerationConfig
+
+        self.net, self.words, self.source, self.settings, self.card = net, words, source, settings, card
+        self.sampling, self.template = settings.sampling, settings.template
+        # transformers' own generate finds here what it can't know (parity.md 3.4)
+        net.generation_config = GenerationConfig.from_dict(self._generation())
+
+    # -- loading --
+
+    @classmethod
+    def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Janus:
+        """The embedded mini, or a folder in transformers' layout or DeepSeek's, as published or as `export` wrote it.
+
+        config.json's model_type says which layout; the original's .bin files are pickles and are read as such.
+        """
+        folder = ref.path or MINI_FOLDER
+        settings = read_settings(folder / "safear.json")
+        files = {name: (folder / name).read_bytes() for name in TEXT_FILES + LAYOUT_FILES if (folder / name).is_file()}
+        if "tokenizer.json" not in files:
+            raise UsageError(str(folder), "tokenizer.json", "no such file", AGAIN)
+        data = read_json(folder / "config.json").data
+        kind = data.get("model_type") if isinstance(data, dict) else None
+        if kind not in ("janus", "multi_modality"):
+            raise UsageError(f"{folder / 'config.json'}: model_type", "janus or multi_modality", repr(kind), AGAIN)
+        words = Vocabulary.read(files, str(folder))
+        config = read_config(data, words.image, str(folder / "config.json"))
+        _refuse_ids(words, config, str(folder))
+        paths = _weight_files(folder)
+        weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
+        if kind == "multi_modality":
+            weights = from_original(weights)
+        net = _filled(config, weights, dtype, str(paths[0])).to(device)
+        digests = {path.name: sha256_file(path) for path in _all_files(paths)}
+        source = Source("upstream" if kind == "multi_modality" else "hf", files)
+        return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
+
+    @classmethod
+    def pico(cls, seed: int = 0) -> Janus:
+        """16x16 pixels, 16 tokens, two layers, a token per byte of text, weights so large that every input matters."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            settings = Settings(licence="Apache-2.0", sampling=Sampling(2.0))
+            model = cls.fresh(PICO_SIZES, _byte_tokenizer(), settings, "pico")
+            for module in model.net.model.vqmodel.modules():
+                if isinstance(module, nn.Conv2d | nn.Embedding):
+                    module.reset_parameters()
+            for name, parameter in model.net.named_parameters():
+                if parameter.dim() > 1 and "vqmodel" not in name:
+                    nn.init.normal_(parameter, std=1.0 if "embed" in name else 0.15)
+        codebook = model.net.model.vqmodel.quantize.embedding.weight
+        codebook.data = unit_rows(codebook.data)
+        content = b"".join(p.detach().numpy().tobytes() for p in model.net.parameters())
+        model.card = replace(model.card, files={"pico": hashlib.sha256(content).hexdigest()})
+        return model
+
+    @classmethod
+    def fresh(cls, sizes: Mapping[str, Any], files: Mapping[str, bytes], settings: Settings, variant: str) -> Janus:
+        """A new, random model, as a training starts from: transformers' configuration, and a tokenizer's files by name.
+
+        The vocabulary's size and the image token come from the tokenizer; the language model's width goes everywhere.
+        """
+        words, own = Vocabulary.read(files, variant), sizes["text_config"]
+        width, count = own["hidden_size"], words.tokenizer.get_vocab_size()
+        text = {**own, "model_type": "llama", "vocab_size": count}
+        vision = {**sizes["vision_config"], "projection_dim": width}
+        vq = {**sizes["vq_config"], "projection_dim": width}
+        vision["num_image_tokens"] = (vision["image_size"] // vision["patch_size"]) ** 2
+        parts = {"text_config": text, "vision_config": vision, "vq_config": {**vq, "image_token_embed_dim": width}}
+        whole = {**parts, "image_token_id": words.image, "tie_word_embeddings": False}
+        net = build(read_config(whole, words.image, variant))
+        return cls(net, words, Source("hf", files), settings, _card(net, variant, settings.licence, {}))
+
+    # -- prompts --
+
+    def prompt_ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (U, T) and mask (U, T) of drawing prompts, left-padded to the longest."""
+        draw, words = self.template.draw, self.words
+        rows = [[words.bos, *words.encode(draw.replace("{text}", p)), words.boi] for p in prompts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[words.pad] * (longest - len(row)) + row for row in rows], device=self.device)
+        count = torch.tensor([len(row) for row in rows], device=self.device)
+        return ids, torch.arange(longest, device=self.device) >= longest - count.unsqueeze(1)
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Embeddings of the distinct prompts in the model's chat format; see the class for what they hold."""
+        distinct = list(dict.fromkeys(prompts))
+        ids, mask = self.prompt_ids(distinct)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([place[prompt] for prompt in prompts])
+        return Condition.of(self._embedded(ids), mask).rows(rows)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.net.get_input_embeddings()(ids)
+        return embedded
+
+    def unconditional(self, mask_UT: Tensor) -> Tensor:
+        """Embeddings (U, T, D) of dropped prompts of these lengths: pads but for the first token and the last."""
+        ids = torch.full(mask_UT.shape, self.words.pad, device=mask_UT.device)
+        first = (mask_UT.shape[1] - mask_UT.sum(1)).unsqueeze(1)
+        ids.scatter_(1, first, self.words.bos)
+        ids[:, -1] = self.words.boi
+        return self._embedded(ids)
+
+    def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct prompts in use: embeddings (U, T, D), mask (U, T), and which of them each image takes (B,).
+
+        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
+        """
+        first: dict[int, int] = {}
+        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
+        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
+        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
+        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        features, mask = condition.features[used], condition.mask[used]
+        if bool(dropped.any()):
+            features = torch.where(dropped[:, None, None], self.unconditional(mask), features)
+        longest = int(mask.sum(1).max())
+        return features[:, -longest:], mask[:, -longest:], inverse.to(self.device)
+
+    # -- drawing --
+
+    def logits(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Teacher-forced logits (B, N, V), float32."""
+        found: Tensor = self.net.model.generation_head(self.hidden(condition, ids))
+        return found.float()
+
+    def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
+        """Last hidden states (B, N, D), by transformers' forward pass over prompt and picture together.
+
+        `ids` may be the first tokens of images only. Every image runs its own copy of the prompt: the picture is most
+        of the sequence, and one pass lets `net.gradient_checkpointing_enable()` trade time for memory at a published
+        size.
+        """
+        text, mask, which = self._rows(condition)
+        before = ids[:, :-1].to(self.device)
+        h = torch.cat([text[which], image_embeddings(self.net, before)], 1)
+        seen = torch.cat([mask[which], mask.new_ones(before.shape)], 1)
+        state: Tensor = self.net.model.language_model(
+            inputs_embeds=h, attention_mask=seen.long(), position_ids=_positions(seen), use_cache=False
+        ).last_hidden_state
+        return state[:, text.shape[1] - 1 :]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        condition: Condition,
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        progress: Callable[[int], None] | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Draw tokens (B, N). Guidance of 1 or less is none, and computes no unconditional rows.
+
+        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
+        logit), so another batch gives the same ids unless a draw falls that close to the border of two tokens.
+        """
+        sampling = sampling or self.sampling
+        parts = []
+        for start in range(0, len(condition), ROWS_PER_BATCH):
+            rows = torch.arange(start, min(start + ROWS_PER_BATCH, len(condition)))
+            part = condition.rows(rows)
+            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens).to(self.device)
+            read, which, without = self.read(part, sampling.guidance > 1)
+            given = None if prefix is None else prefix[rows].to(self.device)
+            parts.append(sample_ids(self.net, read, which, without, sampling, inverse_cdf(draws), given=given))
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
+        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, dtype=torch.int64)
+
+    def read(self, condition: Condition, guided: bool) -> tuple[Prefix, Tensor, Tensor | None]:
+        """Each distinct prompt through the language model once; its rows per image, with and without the caption."""
+        if not guided:
+            text, mask, which = self._rows(condition)
+            return read_prompts(self.net, text, mask), which, None
+        count = len(condition)
+        twice = condition.rows(torch.arange(count).repeat(2))
+        text, mask, which = self._rows(self.dropped(twice, torch.arange(2 * count) >= count))
+        return read_prompts(self.net, text, mask), which[:count], which[count:]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of the card's image size to ids (B, N): the nearest codebook row by angle, in float32."""
+        vq = self.net.model.vqmodel
+        rows = F.normalize(vq.quantize.embedding.weight.float(), dim=-1)
+        parts = []
+        for part in self._checked(images).split(ROWS_PER_BATCH):
+            scaled = (part.to(self.device).float() / 127.5 - 1).to(vq.quant_conv.weight.dtype)
+            latent = vq.quant_conv(vq.encoder(scaled)).float()
+            parts.append((F.normalize(latent.permute(0, 2, 3, 1), dim=-1).flatten(1, 2) @ rows.T).argmax(-1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does (parity.md 3.3)."""
+        parts = [self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(ROWS_PER_BATCH)]
+        return torch.cat([((part + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
+
+    def _checked(self, images: Tensor) -> Tensor:
+        side = self.card.image_size
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise UsageError("images", f"uint8 (B, 3, {side}, {side})", got, "resize them first")
+        return images
+
+    # -- understanding --
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) as the vision tower takes it: scaled by the mean and deviation of the model's files."""
+        settings = _settings(self.source.files, "preprocessor_config.json", "")
+        mean, deviation = (settings.get(f"image_{kind}") or [0.5, 0.5, 0.5] for kind in ("mean", "std"))
+        scaled = self._checked(images).to(self.device).float() / 255
+        middle, spread = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, deviation))
+        return ((scaled - middle) / spread).to(self.net.lm_head.weight.dtype)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) as the language model reads them in a question, (B, n, D)."""
+        state = self.net.model.vision_model(pixels).last_hidden_state
+        seen: Tensor = self.net.model.aligner(state)
+        return seen
+
+    def question_ids(self, question: str) -> list[int]:
+        """A question in the model's chat format, the picture's place held by its n image tokens between two marks."""
+        words, count = self.words, int(self.net.config.vision_config.num_image_tokens)
+        marked = self.template.ask.replace("{image}", words.tokenizer.id_to_token(words.image) or "")
+        ids = words.encode(marked.replace("{text}", question))
+        if ids.count(words.image) != 1:
+            raise UsageError("question", "words", "the token that stands for the picture", "take it out")
+        place = ids.index(words.image)
+        return [words.bos, *ids[:place], words.boi, *[words.image] * count, words.eoi, *ids[place + 1 :]]
+
+    def reply_ids(self, reply: str) -> list[int]:
+        """A reply as it follows a question, without the end token that a whole one ends with."""
+        return self.words.encode(self.template.reply + reply)
+
+    @torch.no_grad()
+    def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
+        """One reply per picture, uint8 (B, 3, H, W): the likeliest token each time, to the end or `limit` tokens."""
+        replies: list[str] = []
+        for part in self._checked(images).split(ROWS_PER_BATCH):
+            prefix = self._asked(part, question)
+            rows = torch.arange(len(part), device=self.device)
+            cache, h, said = _Cache(self.net, prefix, rows, limit), prefix.last, list[Tensor]()
+            ended = torch.zeros(len(part), dtype=torch.bool, device=self.device)
+            while not said or (len(said) < limit and not bool(ended.all())):
+                said.append(self.net.lm_head(h).argmax(-1).masked_fill(ended, self.words.eos))
+                ended = ended | (said[-1] == self.words.eos)
+                h = cache.step(self._embedded(said[-1]))
+            replies += [self.words.decode(_until(row, self.words.eos)) for row in torch.stack(said, 1).tolist()]
+        return replies
+
+    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
+        """Log-probability in nats, (B, len(answers)), that the reply begins with each answer; differentiable.
+
+        "yes" against "no" judges a picture without reading prose. Answers of different lengths aren't comparable by
+        themselves: a longer one is a product of more factors.
+        """
+        spoken = [torch.tensor(self.reply_ids(answer), device=self.device) for answer in answers]
+        if not spoken or any(not len(ids) for ids in spoken):
+            raise UsageError("answers", "at least one, of at least one token each", repr(list(answers)), "name them")
+        parts = []
+        for part in self._checked(images).split(ROWS_PER_BATCH):
+            prefix = self._asked(part, question)
+            parts.append(torch.stack([self._spoken(prefix, ids) for ids in spoken], 1))
+        return torch.cat(parts)
+
+    def _spoken(self, prefix: Prefix, ids_L: Tensor) -> Tensor:
+        """Log-probability (B,) of these tokens after the prefix; the question itself isn't run again."""
+        ids = ids_L.expand(len(prefix.last), -1)
+        states = [prefix.last.unsqueeze(1)]
+        if ids.shape[1] > 1:
+            states.append(read_on(self.net, prefix, self._embedded(ids[:, :-1])))
+        return token_logprobs(self.net.lm_head(torch.cat(states, 1)), ids).sum(1)
+
+    def describe(self, images: Tensor) -> list[str]:
+        """A caption per picture: the answer to the model's own question for one."""
+        return self.answer(images, self.template.describe)
+
+    def _asked(self, images: Tensor, question: str) -> Prefix:
+        ids = torch.tensor(self.question_ids(question), device=self.device)
+        seen = self.see(self.pixels(images))
+        place = int((ids == self.words.image).nonzero()[0])
+        text = self._embedded(ids).expand(len(images), -1, -1)
+        h = torch.cat([text[:, :place], seen, text[:, place + seen.shape[1] :]], 1)
+        return read_prompts(self.net, h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device))
+
+    # -- codebook --
+
+    def image_table(self) -> Tensor:
+        """What the language model reads for each image token, (V, D): the table that Safe-CB edits (methods.md).
+
+        The replaced table itself if there is one, else generation_aligner(generation_embeddings), with its gradient.
+        """
+        table: Tensor | None = self.net.image_table
+        if table is None:
+            table = self.net.model.generation_aligner(self.net.model.generation_embeddings.weight)
+        return table
+
+    def set_image_table(self, table: Tensor | None) -> None:
+        """Let image tokens be read from `table` (V, D), or as the model's own modules say again (None).
+
+        `logits` and `generate` look rows up in it, and a gradient reaches it. What is drawn from (the head) and what
+        pictures are decoded from (the tokenizer's codebook) stay. In the state dict, and so in an export, the table
+        is one more tensor, "image_table": neither published layout has room for it, transformers warns that it
+        doesn't use it, and then the model is the unedited one. Only this class honours it.
+        """
+        wanted = (self.card.choices, self.net.config.text_config.hidden_size)
+        if table is not None and tuple(table.shape) != wanted:
+            raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
+        like = self.net.lm_head.weight
+        # past nn.Module's assignment, which would make a trained table one of the net's own parameters
+        self.net._buffers[TABLE] = None if table is None else table.to(like.device, like.dtype)
+
+    # -- editing and leaving --
+
+    def editable(self, part: str) -> list[str]:
+        """attention, ffn, head (which draws image tokens), all (these three), layers[a:b]; joined by +.
+
+        The layers are those that answer questions as well; the head only draws.
+        """
+        count = int(self.net.config.text_config.num_hidden_layers)
+        blocks = [f"layers.{i}" for i in range(count)]
+        parts = {
+            "attention": [f"{b}.self_attn.{n}_proj" for b in blocks for n in "qkvo"],
+            "ffn": [f"{b}.mlp.{n}_proj" for b in blocks for n in ("gate", "up", "down")],
+            "head": [f"generation_head.{n}" for n in ("proj_out", "vision_head")],
+        }
+        parts["all"] = [name for names in parts.values() for name in names]
+        found = select_modules(parts, part, count)
+        return [f"model.{'language_model.' * name.startswith('layers.')}{name}" for name in found]
+
+    def export(self, directory: Path, layout: Layout = "hf") -> None:
+        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+
+        "hf": what transformers' from_pretrained loads. "upstream": DeepSeek's names and configuration (sizes other
+        than the published ones are no concern of that code; `load` reads them back). Both: model.safetensors,
+        config.json, the tokenizer's files and, last, safear.json. A replaced table travels as `set_image_table` says.
+        """
+        tied = bool(self.net.config.tie_word_embeddings)
+        weights = self.net.state_dict()
+        if layout == "upstream":
+            weights = to_original(weights)
+        elif tied:
+            weights = {name: tensor for name, tensor in weights.items() if name != HEAD}
+        write_weights(directory / WEIGHTS[0], weights, {"format": "pt"})
+        own = json.loads(self.net.config.to_json_string(use_diff=False))
+        own["dtype"] = str(self.net.lm_head.weight.dtype).removeprefix("torch.")
+        config = {**own, "architectures": ["JanusForConditionalGeneration"]}
+        if layout == "upstream":
+            config = _original_config(self.net.config, own)
+        write_atomic(directory / "config.json", json.dumps(config, indent=1) + "\n")
+        kept = TEXT_FILES + LAYOUT_FILES if layout == self.source.layout else TEXT_FILES
+        extra = {"generation_config.json": json.dumps(self._generation(), indent=1).encode()}
+        for name, content in {**extra, **{n: c for n, c in self.source.files.items() if n in kept}}.items():
+            write_atomic(directory / name, content)
+        settings = self.settings.model_copy(update={"variant": self.card.variant})
+        write_atomic(directory / "safear.json", settings.model_dump_json(indent=1) + "\n")
+
+    def _generation(self) -> dict[str, Any]:
+        """What transformers' `generate` reads: ids, and the guidance that it would otherwise warn about."""
+        words = self.words
+        return {
+            "bos_token_id": words.bos,
+            "eos_token_id": words.eos,
+            "pad_token_id": words.pad,
+            "guidance_scale": max(self.sampling.guidance, 1.0),
+            "generation_kwargs": {"boi_token_id": words.boi},
+        }
+
+
+def read_settings(path: Path) -> Settings:
+    """`safear.json`, or a published model's settings where there is none; UsageError names what is wrong in it."""
+    if not path.is_file():
+        return Settings()
+    try:
+        return Settings.model_validate(read_json(path).data)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = f"{path}: {'.'.join(map(str, fault['loc']))}"
+        raise UsageError(where, "the settings of a Janus", fault["msg"], AGAIN) from None
+
+
+def _refuse_ids(words: Vocabulary, config: Any, where: str) -> None:
+    size = config.text_config.vocab_size
+    ids = {role: int(number) for role, number in vars(words).items() if role in SPECIAL}
+    if beyond := {role: number for role, number in ids.items() if not 0 <= number < size}:
+        raise UsageError(f"{where}/tokenizer.json", f"special ids below {size}", str(beyond), AGAIN)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What to read: safetensors (one file, or an index of shards), else every pytorch_model*.bin."""
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
+    found = found or sorted(folder.glob("pytorch_model*.bin"))
+    if not found:
+        raise UsageError(str(folder), f"{WEIGHTS[0]} or pytorch_model.bin", "neither", AGAIN)
+    return found
+
+
+def _all_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The weight files that `paths` stand for: an index stands for its shards."""
+    for path in paths:
+        if path.name != WEIGHTS[1]:
+            yield path
+        else:
+            yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
+
+
+def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> Net:
+    """The network with these weights; a file without an output layer of its own is a tied one."""
+    tied = HEAD not in weights
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    if tied and EMBEDDING in weights:
+        weights[HEAD] = weights[EMBEDDING]
+    if CODEBOOK in weights:
+        weights[CODEBOOK] = unit_rows(weights[CODEBOOK])
+    net = build(config, dtype)
+    if TABLE in weights:
+        net.image_table = torch.zeros(config.vq_config.num_embeddings, config.text_config.hidden_size, dtype=dtype)
+    assign_strict(net, weights, where)
+    return net
+
+
+def _card(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelCard:
+    side, tokens = int(net.config.vision_config.image_size), int(net.config.vision_config.num_image_tokens)
+    choices, parameters = int(net.config.vq_config.num_embeddings), sum(p.numel() for p in net.parameters())
+    return ModelCard("janus", variant, side, tokens, choices, (tokens,), parameters, licence, files)
+
+
+def _until(ids: Sequence[int], end: int) -> Sequence[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _byte_tokenizer() -> dict[str, bytes]:
+    """Files of a tokenizer that knows single bytes and the special tokens: different texts never look alike."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": name for role, name in SPECIAL.items()}}
+    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(named).encode()}
+
+
+PICO_SIZES = {
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "vision_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "vq_config": {
+        "num_embeddings": 64,
+        "embed_dim": 8,
+        "latent_channels": 32,
+        "base_channels": 32,
+        "num_res_blocks": 1,
+        "channel_multiplier": [1, 1, 1],
+    },
+}

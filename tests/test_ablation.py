@@ -1,0 +1,53 @@
+"""The ablation looks in batches, judges each label once per batch, and compares what it saw."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from safear_edit.ablation import Looked, compared, look
+from safear_edit.errors import UsageError
+from safear_edit.evaluate import BATCH
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.judges.base import Judge, Verdict
+
+
+class Yes(Judge):
+    """Always answers alike; counts the pictures of each call."""
+
+    def __init__(self, answer: bool) -> None:
+        self.answer = answer
+        self.calls: list[int] = []
+
+    def look(self, images: torch.Tensor) -> list[Verdict]:
+        self.calls.append(len(images))
+        return [Verdict(self.answer, 1.0, "") for _ in images]
+
+
+def recipe(count: int) -> Any:
+    """`count` prompts in the slice "objects", every third with another label."""
+    labels = ["a" if i % 3 else "b" for i in range(count)]
+    prompts = [SimpleNamespace(prompt="a house", seed=i, judge_label=label) for i, label in enumerate(labels)]
+    return SimpleNamespace(slice=lambda name: prompts if name == "objects" else [])
+
+
+def test_pictures_are_judged_together_and_each_for_its_label() -> None:
+    judges = {"a": Yes(True), "b": Yes(False)}
+    found = look(LlamaGen.pico(), judges, recipe(BATCH + 9), "objects", BATCH + 6)
+    assert found.present == tuple(bool(i % 3) for i in range(BATCH + 6))
+    assert [len(judge.calls) for judge in judges.values()] == [2, 2], "one call per label and batch"
+    assert sum(judges["a"].calls) + sum(judges["b"].calls) == BATCH + 6
+
+
+def test_a_slice_that_the_recipe_lacks_is_one_line() -> None:
+    with pytest.raises(UsageError, match="slice other-styles: expected prompts in the recipe"):
+        look(LlamaGen.pico(), {}, recipe(3), "other-styles", 3)
+
+
+def test_compared() -> None:
+    before, after = Looked((True, True, False, None)), Looked((False, True, True, None))
+    assert compared(before, after, "erased") == 0.5
+    assert compared(before, after, "kept") == 0
