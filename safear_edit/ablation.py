@@ -1,4 +1,4 @@
-"""What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds.
+"""What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
 `python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table.
 Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no keep term": ("vce", {"keep_weight": 0.0}),
     "plain DPO": ("dpo", {}),
     "SFT": ("sft", {}),
+    "Obliviate": ("obliviate", {}),
 }
 
 

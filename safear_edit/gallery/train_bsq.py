@@ -32,7 +32,7 @@ def train(folder: Path, steps: int = STEPS) -> BSQ:
         l1 = (out - image).abs().mean()
         (l1 + 0.5 * gradient_l1(out, image) + commitment).backward()
         clip(model, 1.0)
-        return {"l1": float(l1), "commitment": float(commitment), "psnr": psnr(out.detach(), image)}
+        return {"l1": l1.item(), "commitment": commitment.item(), "psnr": psnr(out.detach(), image)}
 
     def show(done: int) -> None:
         save_reconstructions(
