@@ -90,20 +90,21 @@ class MiniLM:
 
 
 class T5:
-    """An encoder of the T5 kind from a local folder (flan-t5-xl for LlamaGen and Infinity), prompts cleaned first.
+    """An encoder of the T5 kind from a local folder (flan-t5-xl for LlamaGen and Infinity).
 
-    LlamaGen cleans a caption twice with the DeepFloyd rules, pads to 120 tokens and encodes with the mask (parity.md
-    section 1.4). Proven here on a tiny random T5 only: the published encoder can't be had on this machine.
+    LlamaGen cleans a caption twice with the DeepFloyd rules (`cleaned`), pads to 120 tokens and encodes with the mask
+    (parity.md section 1.4); Infinity takes it as it is. Proven here on a tiny random T5 only: the published encoder
+    can't be had on this machine.
     """
 
     kind = "t5"
 
-    def __init__(self, folder: Path, max_tokens: int = 120) -> None:
+    def __init__(self, folder: Path, max_tokens: int = 120, cleaned: bool = True) -> None:
         from transformers import AutoTokenizer, T5EncoderModel
 
         if not (folder / "config.json").is_file():
             raise UsageError(str(folder), "a T5 encoder's folder", "none", "put flan-t5-xl beside the weights")
-        self.max_tokens = max_tokens
+        self.max_tokens, self.cleaned = max_tokens, cleaned
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._net = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
@@ -111,7 +112,7 @@ class T5:
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
         batch = self._tokenizer(
-            [clean(clean(prompt)) for prompt in prompts],
+            [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts],
             max_length=self.max_tokens,
             padding="longest",
             truncation=True,
@@ -121,7 +122,7 @@ class T5:
         return states.float(), batch["attention_mask"].bool()
 
 
-def text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
+def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = True) -> TextEncoder:
     """The encoder that a model's settings name: "minilm" (shared in the process) or "t5" (from `folder`)."""
     if kind == "minilm":
         encoder = minilm()
@@ -131,7 +132,7 @@ def text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
             )
         return encoder
     if kind == "t5":
-        return T5(folder, max_tokens)
+        return T5(folder, max_tokens, cleaned)
     raise UsageError("text encoder", "minilm or t5", repr(kind), "export the model again")
 
 

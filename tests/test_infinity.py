@@ -30,6 +30,7 @@ from safear_edit.families.infinity import (
 from safear_edit.families.schedules import Schedule
 from safear_edit.registry import ModelRef
 from safear_edit.sampling import inverse_cdf, uniforms
+from safear_edit.text import T5
 from safear_edit.tokens import token_logprobs
 
 GOLDENS = Path(__file__).parent / "goldens" / "infinity"
@@ -497,22 +498,13 @@ def test_the_published_sizes_have_the_published_tensors(sizes: InfinityConfig, m
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_published_models_take_prompts_as_they_are() -> None:
-    taken: list[str] = []
+def test_published_models_take_prompts_as_they_are(tmp_path: Path) -> None:
+    from test_text import tiny_t5
 
-    def tokenizer(prompts: list[str], **options: object) -> dict[str, Tensor]:
-        taken.extend(prompts)
-        assert options["max_length"] == 512
-        return {"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.tensor([[1, 1, 0]])}
-
-    class Encoder:
-        def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            return type("Output", (), {"last_hidden_state": torch.zeros(1, 3, 4, dtype=torch.float16)})
-
-    encoder = infinity.PlainT5.__new__(infinity.PlainT5)  # the published encoder's folder can't be had here
-    encoder.max_tokens, encoder._tokenizer, encoder._net = 512, tokenizer, Encoder()
-    states, mask = encoder.states(["A DOG &amp; a Cat"])
-    assert taken == ["A DOG &amp; a Cat"] and states.dtype == torch.float32 and mask.tolist() == [[True, True, False]]
+    (tmp_path / "flan-t5-xl").mkdir()
+    tiny_t5(tmp_path / "flan-t5-xl")
+    encoder = infinity._text_encoder("t5", 5, tmp_path)
+    assert isinstance(encoder, T5) and not encoder.cleaned
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families import llamagen
-from safear_edit.families.base import Condition, Sampling
-from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen, TextPass, left_padded, sample_ids
+from safear_edit.families.base import Condition, Sampling, left_padded
+from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen, TextPass, sample_ids
 from safear_edit.registry import ModelRef
 from safear_edit.sampling import filtered
 from safear_edit.tokens import token_logprobs

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from safear_edit.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Condition, ModelFamily
+from safear_edit.families.infinity import Infinity
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.base import PairTuning, Workbench, token_kl
 from safear_edit.methods.dpo import dpo
@@ -231,7 +234,7 @@ def test_ear_by_hand_window_by_window(model: LlamaGen, material: Material) -> No
 # -- the methods ------------------------------------------------------------------------------------------------------
 
 
-def fit(name: str, model: LlamaGen, material: Material, checkpoint: Path | None = None, **params: object) -> Edit:
+def fit(name: str, model: ModelFamily, material: Material, checkpoint: Path | None = None, **params: object) -> Edit:
     kind = methods()[name].load()
     chosen = kind.Params(**{**LITTLE, **params})
     found: Edit = kind().fit(model, material, chosen, seed=1, progress=silent, checkpoint=checkpoint)
@@ -318,3 +321,53 @@ def test_a_stored_picture_is_reached_through_peft_too(model: LlamaGen, material:
     with borrowed(model.net):
         PeftModel.from_pretrained(model.net, tmp_path)
         torch.testing.assert_close(logprob(model, prompts, ids), merged, atol=2e-5, rtol=1e-5)
+
+
+# -- bitwise next-scale models: the same files ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bitwise() -> Infinity:
+    return Infinity.pico(seed=0)
+
+
+@pytest.fixture(scope="module")
+def bits(bitwise: Infinity) -> Material:
+    unsafe, safe = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS]
+    ids = [bitwise.generate(bitwise.condition(prompts), range(i, i + 6)) for i, prompts in enumerate((unsafe, safe), 9)]
+    return Material("Picasso", Pairs(unsafe, safe, list(range(6)), ids[0], ids[1], PairStats(6, 6, {})), None)
+
+
+@pytest.mark.parametrize("name", ["vce", "svare", "vare", "obliviate", "ear"])
+def test_every_pair_method_runs_on_bits(name: str, bitwise: Infinity, bits: Material) -> None:
+    before = {key: tensor.clone() for key, tensor in bitwise.net.state_dict().items()}
+    edit = fit(name, bitwise, bits, part="cross_attention+ffn")
+    assert edit.modules == sorted(bitwise.editable("cross_attention+ffn"))
+    assert edit.info.losses[-1] < edit.info.losses[0]
+    assert all(torch.equal(before[key], tensor) for key, tensor in bitwise.net.state_dict().items())
+
+
+def test_sace_moves_the_first_scale_to_the_neutral_caption(bitwise: Infinity, bits: Material) -> None:
+    """Only the scales that a step needs are computed, and what comes after them is not looked at."""
+    asked: list[int | None] = []
+    original = bitwise.logits
+
+    def watched(condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
+        asked.append(first_scales)
+        return original(condition, ids, first_scales=first_scales)
+
+    def gap() -> float:
+        with torch.no_grad():
+            unsafe, safe = (bitwise.condition(prompts) for prompts in (bits.pairs.unsafe, bits.pairs.safe))
+            ids = bits.pairs.safe_ids
+            return float((original(unsafe, ids, first_scales=1) - original(safe, ids, first_scales=1)).square().mean())
+
+    before = gap()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bitwise, "logits", watched)
+        edit = fit("sace", bitwise, bits, part="cross_attention", preserve_scales=(1,), steps=30)
+    assert set(asked) == {1, 2}
+    with edit.apply(bitwise.net):
+        assert gap() < 0.5 * before
+    with pytest.raises(UsageError, match="scales 0 to 2 of this model, got 3"):
+        fit("sace", bitwise, bits)

@@ -57,6 +57,8 @@ def test_a_t5_folder_is_read_and_its_prompts_are_cleaned(tmp_path: Path) -> None
     assert states.shape == (3, 5, 16) and mask.sum(1).tolist() == [3, 1, 5]
     plain, _ = encoder.states(["a dog cat"])
     torch.testing.assert_close(states[0, :3], plain[0], rtol=0, atol=1e-5)
+    raw, mask = T5(tmp_path, max_tokens=5, cleaned=False).states(["A DOG (cat)"])
+    assert mask.sum() == 5 and (raw[0, :3] - plain[0]).abs().max() > 1e-2, "capitals and brackets reach the tokenizer"
 
 
 def tiny_t5(folder: Path) -> None:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from torch import Tensor, nn
 from safear_edit.errors import UsageError
 from safear_edit.registry import ModelRef
 
+if TYPE_CHECKING:
+    from safear_edit.text import TextEncoder
+
+CAPTIONS_PER_BATCH = 128
+"""Captions encoded together; bounds memory."""
 Capability = Literal["codebook", "scales", "understanding", "captioning"]
 
 
@@ -70,12 +75,45 @@ class Condition:
         count = len(features)
         return cls(features, mask, torch.arange(count), torch.zeros(count, dtype=torch.bool))
 
+    @classmethod
+    def encoded(cls, text: TextEncoder, prompts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Self:
+        """Encode prompts, equal ones once, trimmed to the longest: left-padded, zeros at the pads (parity.md 1.4)."""
+        distinct = list(dict.fromkeys(prompts))
+        parts = [text.states(distinct[i : i + CAPTIONS_PER_BATCH]) for i in range(0, len(distinct), CAPTIONS_PER_BATCH)]
+        longest = max(int(mask.sum(1).max()) for _, mask in parts)
+        aligned = [left_padded(states, mask, longest) for states, mask in parts]
+        features = torch.cat([f for f, _ in aligned]).to(device, dtype)
+        place = {prompt: i for i, prompt in enumerate(distinct)}
+        index = torch.tensor([place[prompt] for prompt in prompts])
+        return cls.of(features, torch.cat([m for _, m in aligned]).to(device)).rows(index)
+
+    def distinct(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What has to be run: (captions (U,), dropped (U,) bool, row of the two for each image (B,)).
+
+        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
+        """
+        first: dict[int, int] = {}
+        twins = [first.setdefault(int(n), i) for i, n in enumerate(self.mask.sum(1))]
+        caption = torch.where(self.dropped, torch.tensor(twins)[self.index], self.index)
+        key, inverse = torch.unique(2 * caption + self.dropped, return_inverse=True)
+        device = self.features.device
+        return (key // 2).to(device), (key % 2).bool().to(device), inverse.to(device)
+
     def rows(self, index: Tensor) -> Self:
         """The condition of images `index`, any order, repeats allowed; no caption is copied."""
         return replace(self, index=self.index[index.cpu()], dropped=self.dropped[index.cpu()])
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Right-padded encoder output to (B, length, C) with each caption at the right end and zeros before it."""
+    count = mask_BT.sum(1, keepdim=True)
+    column = torch.arange(length) - (length - count)
+    mask = column >= 0
+    row = torch.arange(len(states_BTC)).unsqueeze(1)
+    return states_BTC[row, column.clamp(min=0)] * mask.unsqueeze(-1), mask
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,11 @@ from safear_edit.families.bsq import (
     teacher_inputs,
     to_uint8,
 )
-from safear_edit.families.llamagen import left_padded
 from safear_edit.families.schedules import Schedule
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
 from safear_edit.sampling import guided, uniforms
-from safear_edit.text import MINILM_WIDTH, T5, TextEncoder, text_encoder
+from safear_edit.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.yaml_strict import read_json
 
 EPS = 1e-6
@@ -717,30 +716,16 @@ class Infinity(ModelFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
-        distinct = list(dict.fromkeys(prompts))
-        parts = [self.text.states(distinct[i : i + 128]) for i in range(0, len(distinct), 128)]
-        longest = max(int(mask.sum(1).max()) for _, mask in parts)
-        aligned = [left_padded(states, mask, longest) for states, mask in parts]
-        features = torch.cat([f for f, _ in aligned]).to(self.device, self.net.word_embed.weight.dtype)
-        mask = torch.cat([m for _, m in aligned]).to(self.device)
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        return Condition.of(features, mask).rows(torch.tensor([place[prompt] for prompt in prompts]))
+        return Condition.encoded(self.text, prompts, self.device, self.net.word_embed.weight.dtype)
 
     def text_pass(self, condition: Condition) -> TextPass:
-        """One row per picture; each distinct caption is run once.
-
-        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
-        """
-        first: dict[int, int] = {}
-        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
-        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
-        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
-        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        """One row per picture; each distinct caption is run once."""
+        used, dropped, inverse = condition.distinct()
         features, mask = condition.features[used], condition.mask[used]
         if bool(dropped.any()):
             features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
         longest = int(mask.sum(1).max())
-        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse.to(self.device))
+        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse)
 
     def logits(self, condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
         """Teacher-forced logits (B, N, D, 2), float32; of the first scales' tokens alone if that many are asked for.
@@ -911,20 +896,8 @@ def _check_fit(config: InfinityConfig, tokenizer: BSQConfig, schedule: Schedule,
 
 
 def _text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
-    return PlainT5(folder / PUBLISHED_TEXT, max_tokens) if kind == "t5" else text_encoder(kind, max_tokens, folder)
-
-
-class PlainT5(T5):
-    """T5 without the caption cleaning that LlamaGen has: Infinity takes prompts as they are (parity.md section 0)."""
-
-    @torch.no_grad()
-    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
-        batch = self._tokenizer(
-            list(prompts), max_length=self.max_tokens, padding="longest", truncation=True, return_tensors="pt"
-        )
-        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        return states.float(), batch["attention_mask"].bool()
+    """Prompts go to T5 as they are: the cleaning is LlamaGen's alone (parity.md section 0)."""
+    return text_encoder(kind, max_tokens, folder / PUBLISHED_TEXT, cleaned=False)
 
 
 def _digests(*paths: Path) -> dict[str, str]:

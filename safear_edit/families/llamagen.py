@@ -446,31 +446,16 @@ class LlamaGen(ModelFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads (parity.md 1.4)."""
-        distinct = list(dict.fromkeys(prompts))
-        parts = [self.text.states(distinct[i : i + 128]) for i in range(0, len(distinct), 128)]
-        longest = max(int(mask.sum(1).max()) for _, mask in parts)
-        aligned = [left_padded(states, mask, longest) for states, mask in parts]
-        dtype = self.net.tok_embeddings.weight.dtype
-        features = torch.cat([f for f, _ in aligned]).to(self.device, dtype)
-        mask = torch.cat([m for _, m in aligned]).to(self.device)
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        return Condition.of(features, mask).rows(torch.tensor([place[prompt] for prompt in prompts]))
+        return Condition.encoded(self.text, prompts, self.device, self.net.tok_embeddings.weight.dtype)
 
     def text_pass(self, condition: Condition) -> TextPass:
-        """One row per image; each distinct caption is run once.
-
-        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
-        """
-        first: dict[int, int] = {}
-        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
-        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
-        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
-        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        """One row per image; each distinct caption is run once."""
+        used, dropped, inverse = condition.distinct()
         features, mask = condition.features[used], condition.mask[used]
         if bool(dropped.any()):
             features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
         longest = int(mask.sum(1).max())
-        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse.to(self.device))
+        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse)
 
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, N, V), float32."""
@@ -605,15 +590,6 @@ def _section(kind: type[Any], values: object, where: str) -> Any:
         ):
             raise UsageError(f"{where}.{name}", wanted[name], repr(value), AGAIN)
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-
-
-def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Right-padded encoder output to (B, length, C) with each caption at the right end and zeros before it."""
-    count = mask_BT.sum(1, keepdim=True)
-    column = torch.arange(length) - (length - count)
-    mask = column >= 0
-    row = torch.arange(len(states_BTC)).unsqueeze(1)
-    return states_BTC[row, column.clamp(min=0)] * mask.unsqueeze(-1), mask
 
 
 def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:
