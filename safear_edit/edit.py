@@ -1,8 +1,9 @@
 """What a method found: a frozen, content-addressed object that can be looked at, saved, applied and removed exactly.
 
-An adapter edit keeps LoRA factors per nn.Linear beside the model; `apply` merges W += strength * (alpha / rank) * B A
-after it has checked every name and shape, and `undo` puts the saved originals back, bit for bit. A second kind of
-edit (a codebook's delta) would be another value of `kind` and another branch of `_deltas`.
+An adapter edit ("lora") keeps LoRA factors per nn.Linear beside the model; `apply` merges
+W += strength * (alpha / rank) * B A. A weight edit ("delta") keeps what is added to a weight, for instance to a
+codebook's table. Every name and shape is checked before the first write, and `undo` puts the saved originals back, bit
+for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ from safear_edit.rundir import write_atomic
 
 TENSORS, INFO = "edit.safetensors", "edit.json"
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FILES = (TENSORS, PEFT_TENSORS, PEFT_CONFIG, INFO)
+Kind = Literal["lora", "delta"]
+FILES: dict[Kind, tuple[str, ...]] = {
+    "lora": (TENSORS, PEFT_TENSORS, PEFT_CONFIG, INFO),
+    "delta": (TENSORS, INFO),
+}
 """What `save` writes, in this order: INFO comes last, so where it lies the others are complete."""
 
 
@@ -43,8 +48,8 @@ class EditInfo(BaseModel):
     params: dict[str, Any]
     concept: str
     base_digest: str
-    rank: int
-    alpha: float
+    rank: int | None
+    alpha: float | None
     seed: int
     steps: int
     losses: tuple[float, ...]
@@ -53,13 +58,26 @@ class EditInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Edit:
-    """LoRA factors by state-dict name: `<module>.lora_A` (rank, in) and `<module>.lora_B` (out, rank), float32, CPU."""
+    """float32 tensors on the CPU, by state-dict name.
 
-    kind: Literal["lora"]
+    lora: `<module>.lora_A` (rank, in) and `<module>.lora_B` (out, rank); info holds their rank and alpha.
+    delta: `<weight>` in the weight's own shape.
+    """
+
+    kind: Kind
     tensors: dict[str, Tensor]
     info: EditInfo
 
     def __post_init__(self) -> None:
+        if self.kind == "lora":
+            self._check_factors()
+        elif not self.tensors:
+            raise UsageError("edit", "a weight to change", "no tensors", "fit the edit again")
+        for name, tensor in sorted(self.tensors.items()):
+            if not tensor.isfinite().all():
+                raise UsageError(f"edit, {name}", "finite numbers", "nan or infinity", "fit the edit again")
+
+    def _check_factors(self) -> None:
         names = {key.rpartition(".")[0] for key in self.tensors}
         wanted = {f"{name}.{factor}" for name in names for factor in ("lora_A", "lora_B")}
         if not names or set(self.tensors) != wanted:
@@ -70,13 +88,16 @@ class Edit:
             if a.dim() != 2 or b.dim() != 2 or a.shape[0] != self.info.rank or b.shape[1] != self.info.rank:
                 got = f"{tuple(a.shape)} and {tuple(b.shape)}"
                 raise UsageError(f"edit, {name}", f"factors of rank {self.info.rank}", got, "save the edit again")
-            if not (a.isfinite().all() and b.isfinite().all()):
-                raise UsageError(f"edit, {name}", "finite numbers", "nan or infinity", "fit the edit again")
 
     @property
     def modules(self) -> list[str]:
-        """Names of the nn.Linear modules that the edit changes, sorted."""
+        """Names of the nn.Linear modules that an adapter edit changes, sorted; none for a weight edit."""
         return sorted(key.removesuffix(".lora_A") for key in self.tensors if key.endswith(".lora_A"))
+
+    @property
+    def weights(self) -> list[str]:
+        """State-dict names of what the edit changes, sorted."""
+        return [f"{name}.weight" for name in self.modules] if self.kind == "lora" else sorted(self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -102,7 +123,7 @@ class Edit:
         """
         if not math.isfinite(strength):
             raise UsageError("edit", "a finite strength", str(strength), "1.0 applies the edit as it was fitted")
-        weights = {name: self._weight_in(net, name) for name in self.modules}
+        weights = {name: self._weight_in(net, name) for name in self.weights}
         originals = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights.values()]
         applied = Applied(net, originals)
         try:
@@ -115,36 +136,49 @@ class Edit:
         _APPLIED.setdefault(net, []).append(applied)
         return applied
 
-    def delta(self, name: str) -> Tensor:
-        """What the edit adds to the weight of module `name` at strength 1, (out, in) float32: (alpha / rank) B A."""
+    def delta(self, weight: str) -> Tensor:
+        """What the edit adds to the weight of that name at strength 1, in its shape, float32."""
+        if self.kind == "delta":
+            return self.tensors[weight].float()
+        name = weight.removesuffix(".weight")
         factors = self.tensors[f"{name}.lora_B"].float() @ self.tensors[f"{name}.lora_A"].float()
+        assert self.info.rank is not None and self.info.alpha is not None
         return factors * (self.info.alpha / self.info.rank)
 
     def _weight_in(self, net: nn.Module, name: str) -> Tensor:
-        """The weight that module `name` of `net` would have changed; UsageError if it is missing or of other shape."""
-        shape = (self.tensors[f"{name}.lora_B"].shape[0], self.tensors[f"{name}.lora_A"].shape[1])
+        """The weight called `name` of `net`; UsageError if it is missing, of another kind or of other shape."""
+        shape = self._shape(name)
+        what, where = ("a linear layer" if self.kind == "lora" else "a weight"), name.removesuffix(".weight")
         fix = "apply the edit to the model it was made for"
         try:
-            module = net.get_submodule(name)
+            module = net.get_submodule(name.rpartition(".")[0])
         except AttributeError:
-            raise UsageError(f"edit, {name}", f"a linear layer {shape}", "no such module in this model", fix) from None
-        if not isinstance(module, nn.Linear):
-            raise UsageError(f"edit, {name}", f"a linear layer {shape}", type(module).__name__, fix)
-        if tuple(module.weight.shape) != shape:
-            raise UsageError(f"edit, {name}", f"a weight of shape {shape}", str(tuple(module.weight.shape)), fix)
-        return module.weight
+            raise UsageError(f"edit, {where}", f"{what} {shape}", "no such module in this model", fix) from None
+        weight = getattr(module, name.rpartition(".")[2], None)
+        if not isinstance(weight, Tensor) or (self.kind == "lora" and not isinstance(module, nn.Linear)):
+            raise UsageError(f"edit, {where}", f"{what} {shape}", type(module).__name__, fix)
+        if tuple(weight.shape) != shape:
+            raise UsageError(f"edit, {where}", f"a weight of shape {shape}", str(tuple(weight.shape)), fix)
+        return weight
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if self.kind == "delta":
+            return tuple(self.tensors[name].shape)
+        module = name.removesuffix(".weight")
+        return (self.tensors[f"{module}.lora_B"].shape[0], self.tensors[f"{module}.lora_A"].shape[1])
 
     def save(self, folder: Path) -> None:
-        """Write `FILES` into `folder`: our own pair, and the pair that `peft.PeftModel.from_pretrained` loads.
+        """Write `FILES` into `folder`: our own pair and, of an adapter, the one that `PeftModel.from_pretrained` loads.
 
         The same edit gives the same bytes, but for `minutes` in INFO.
         """
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": self.kind, "digest": self.digest, "info": self.info.model_dump(mode="json")}
         write_weights(folder / TENSORS, self.tensors, {"digest": self.digest})
-        renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in self.tensors.items()}
-        write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt"})
-        write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
+        if self.kind == "lora":
+            renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in self.tensors.items()}
+            write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt"})
+            write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
         write_atomic(folder / INFO, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
     def _peft_config(self) -> dict[str, Any]:
@@ -174,8 +208,8 @@ class Edit:
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             got = error.errors()[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
             raise TrustError(where, "the description of an edit", got, fix) from None
-        if kind != "lora":
-            raise UsageError(where, "an edit of kind lora", repr(kind), "update safear-edit")
+        if kind not in FILES:
+            raise UsageError(where, f"an edit of kind {' or '.join(FILES)}", repr(kind), "update safear-edit")
         try:
             tensors = load_tensors((folder / TENSORS).read_bytes())
         except SafetensorError as error:

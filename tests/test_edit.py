@@ -60,7 +60,7 @@ def test_edits_compose_in_any_number_and_come_off_bitwise(dtype: torch.dtype) ->
     model = net().to(dtype)
     before = state(model)
     with stacked(model, [edit(1), edit(2), edit(3)]):
-        total = sum(edit(seed).delta("2") for seed in (1, 2, 3))
+        total = sum(edit(seed).delta("2.weight") for seed in (1, 2, 3))
         tolerance = 1e-5 if dtype == torch.float32 else 0.2
         torch.testing.assert_close(
             model[2].weight.detach().float(), before["2.weight"].float() + total, atol=tolerance, rtol=0.05
@@ -131,7 +131,7 @@ def test_the_digest_is_of_the_content() -> None:
 
 def test_save_and_load(tmp_path: Path) -> None:
     edit().save(tmp_path / "e")
-    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == sorted(FILES["lora"])
     loaded = Edit.load(tmp_path / "e")
     assert loaded.info == edit().info and same(loaded.tensors, edit().tensors)
 
@@ -140,7 +140,7 @@ def test_weights_are_written_in_one_place_and_the_same_twice(tmp_path: Path) -> 
     """safetensors writes metadata in the order of a random hash: checkpoint.write_weights is what puts it in order."""
     for name in ("a", "b"):
         edit().save(tmp_path / name)
-    for file in FILES:
+    for file in FILES["lora"]:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     package = Path(__file__).resolve().parent.parent / "safear_edit"
     writers = re.compile(r"from safetensors(\.torch)? import .*\bsave(_file)?\b")
@@ -169,7 +169,7 @@ def test_peft_loads_it_and_means_the_same(tmp_path: Path) -> None:
     from peft import PeftModel
 
     edit().save(tmp_path)
-    assert {PEFT_CONFIG, PEFT_TENSORS} < set(FILES)
+    assert {PEFT_CONFIG, PEFT_TENSORS} < set(FILES["lora"])
     x = torch.randn(5, 6)
     with edit().apply(merged := net()):
         expected = merged(x)
@@ -180,3 +180,39 @@ def test_exactly_is_the_names_and_no_others() -> None:
     pattern = exactly(["layers.1.wo", "layers.10.wo"])
     names = ["layers.1.wo", "layers.10.wo", "layers.2.wo", "x.layers.1.wo", "layersx1.wo"]
     assert [name for name in names if re.fullmatch(pattern, name)] == names[:2]
+
+
+def table_edit(scale: float = 1.0) -> Edit:
+    info = edit().info.model_copy(update={"rank": None, "alpha": None})
+    return Edit("delta", {"0.weight": scale * torch.ones(4, 6)}, info)
+
+
+def test_a_weight_edit_adds_its_delta_and_comes_off_bitwise(tmp_path: Path) -> None:
+    model = net()
+    before = state(model)
+    shape = before["0.weight"].shape
+    made = Edit("delta", {"0.weight": torch.full(tuple(shape), 0.25)}, table_edit().info)
+    assert made.weights == ["0.weight"] and made.modules == []
+    with made.apply(model, 2.0):
+        torch.testing.assert_close(model[0].weight.detach(), before["0.weight"] + 0.5)
+        with edit(1).apply(model):
+            assert not same(state(model), before)
+    assert same(state(model), before)
+    made.save(tmp_path / "e")
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == sorted(FILES["delta"])
+    again = Edit.load(tmp_path / "e")
+    assert again.digest == made.digest and again.kind == "delta"
+
+
+def test_a_weight_edit_of_another_shape_or_name_changes_nothing() -> None:
+    model = net()
+    before = state(model)
+    for tensors, words in (
+        ({"0.weight": torch.zeros(3, 3)}, "a weight of shape"),
+        ({"nowhere.weight": torch.zeros(3, 3)}, "no such module"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Edit("delta", tensors, table_edit().info).apply(model)
+    with pytest.raises(UsageError, match="a weight to change"):
+        Edit("delta", {}, table_edit().info)
+    assert same(state(model), before)

@@ -316,6 +316,24 @@ def test_a_picture_continued_from_its_own_prefix_is_the_same(pico: LlamaGen) -> 
     assert torch.equal(switched[:, :5], ids[:, :5]) and not torch.equal(switched, ids)
 
 
+def test_the_image_table_is_replaced_and_restored(pico: LlamaGen) -> None:
+    condition = pico.condition(PROMPTS)
+    ids = pico.generate(condition, range(4))
+    before, own = pico.logits(condition, ids).detach(), pico.image_table()
+    table = (own.detach() + 0.5).requires_grad_(True)
+    pico.set_image_table(table)
+    changed = pico.logits(condition, ids)
+    assert torch.equal(changed[:, 0], before[:, 0]) and not torch.equal(changed[:, 1], before[:, 1])
+    (gradient,) = torch.autograd.grad(changed.sum(), table)
+    assert gradient.abs().sum() > 0 and "table" not in pico.net.state_dict()
+    drawn = pico.generate(condition, range(4))
+    pico.set_image_table(None)
+    assert torch.equal(pico.logits(condition, ids), before) and pico.image_table() is own
+    assert not torch.equal(drawn, ids)
+    with pytest.raises(UsageError, match="shape"):
+        pico.set_image_table(table[:3])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_turns_by_exact_angles_and_draws(pico: LlamaGen, tmp_path: Path, dtype: torch.dtype) -> None:
     pico.export(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from safear_edit.codebook_map import harmful_space
 from safear_edit.edit import Edit
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelFamily
@@ -19,6 +20,7 @@ from safear_edit.methods.dpo import dpo
 from safear_edit.methods.ear import EAR, ear_loss
 from safear_edit.methods.esd import turned_away
 from safear_edit.methods.sace import entropy_hinge, part
+from safear_edit.methods.safe_cb import SafeCB
 from safear_edit.methods.svare import SVARE, filtered_cross_entropy, svare_loss
 from safear_edit.methods.vare import probability_mse
 from safear_edit.methods.vce import VCE, vce_loss, vsafe_dpo
@@ -321,6 +323,32 @@ def test_a_stored_picture_is_reached_through_peft_too(model: LlamaGen, material:
     with borrowed(model.net):
         PeftModel.from_pretrained(model.net, tmp_path)
         torch.testing.assert_close(logprob(model, prompts, ids), merged, atol=2e-5, rtol=1e-5)
+
+
+def test_safe_cb_takes_the_harmful_space_out_of_the_table_alone(model: LlamaGen, material: Material) -> None:
+    before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
+    pairs = material.pairs
+    edits = {}
+    for epochs in (0, 4):
+        params = SafeCB.Params(directions=3, epochs=epochs, batch=3, learning_rate=0.02)
+        edits[epochs] = SafeCB().fit(model, material, params, seed=1, progress=silent)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
+    table = before["tok_embeddings.weight"]
+    space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 3)
+    safe = []
+    for edit in edits.values():
+        assert edit.kind == "delta" and edit.weights == ["tok_embeddings.weight"]
+        with edit.apply(model.net):
+            assert space.energy(model.image_table()).max() < 1e-6
+            safe.append(logprob(model, pairs.safe, pairs.safe_ids).mean().item())
+    assert edits[4].info.losses[-1] < edits[4].info.losses[0] and safe[1] > safe[0], (
+        "the repair helps the safe pictures"
+    )
+
+
+def test_safe_cb_needs_a_codebook(bitwise: Infinity, bits: Material) -> None:
+    with pytest.raises(UsageError, match="one with a learned codebook"):
+        SafeCB().fit(bitwise, bits, SafeCB.Params(), seed=1, progress=silent)
 
 
 # -- bitwise next-scale models: the same files ------------------------------------------------------------------------

@@ -131,6 +131,7 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     provides: ClassVar[frozenset[Capability]] = frozenset()
+    table_name: ClassVar[str] = ""
     card: ModelCard
     net: nn.Module
     sampling: Sampling
@@ -165,6 +166,14 @@ class ModelFamily(ABC):
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
         """Last hidden states (B, N, D) after the final norm, differentiable: row j is what predicts token j."""
         raise UsageError(f"family {self.name}", "one that shows its hidden states", "none", "choose another method")
+
+    def image_table(self) -> Tensor:
+        """The rows that feed image tokens back to the transformer, (V, D), in their state-dict tensor `table_name`."""
+        raise UsageError(f"family {self.name}", "one with a learned codebook", "none", "choose another method")
+
+    def set_image_table(self, table: Tensor | None) -> None:
+        """Read image tokens from `table` (V, D), which may carry a gradient; None: from the model's own again."""
+        raise UsageError(f"family {self.name}", "one with a learned codebook", "none", "choose another method")
 
     @abstractmethod
     def generate(

@@ -576,6 +576,7 @@ class Janus(ModelFamily):
 
     name = "janus"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    table_name = TABLE
     net: Net
 
     def __init__(self, net: Net, words: Vocabulary, source: Source, settings: Settings, card: ModelCard) -> None:

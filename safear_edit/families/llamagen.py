@@ -197,6 +197,8 @@ class GPT(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.apply(_initialise)
         nn.init.zeros_(self.output.weight)
+        self.table: Tensor | None = None
+        """Rows to read image tokens from instead of `tok_embeddings`; never saved (see `LlamaGen.set_image_table`)."""
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
 
@@ -235,9 +237,13 @@ class GPT(nn.Module):
         """Teacher-forced logits (B, N, V) in float32: position j is predicted from the caption and ids[:, :j]."""
         return self.output(self.hidden(text, ids_BN)).float()
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the layers read for image tokens, ids.shape + (D,)."""
+        return self.tok_embeddings(ids) if self.table is None else F.embedding(ids, self.table)
+
     def hidden(self, text: TextPass, ids_BN: Tensor) -> Tensor:
         """Final hidden states (B, N, D), normed, of the positions that predict each token."""
-        h = self.tok_embeddings(ids_BN[:, :-1])
+        h = self.embed(ids_BN[:, :-1])
         rope, bias = self.rope[: h.shape[1]], _bias(text.log_count, h.shape[1]).to(h.dtype)
         for layer, slot in zip(self.blocks, text.slots, strict=True):
             h = layer.image(h, slot, rope, bias)
@@ -355,7 +361,7 @@ def sample_ids(
                 ids = choose(probabilities(logits, sampling), position)
             chosen.append(ids)
             if position + 1 < net.config.block_size:
-                h = _decode_step(net, cache, net.tok_embeddings(ids).repeat(len(h) // count, 1), position)
+                h = _decode_step(net, cache, net.embed(ids).repeat(len(h) // count, 1), position)
         ids = torch.stack(chosen, 1)
     return ids.clone()  # out of inference mode, so that training may take the ids
 
@@ -390,6 +396,7 @@ class LlamaGen(ModelFamily):
 
     name = "llamagen"
     provides = frozenset({"codebook"})
+    table_name = "tok_embeddings.weight"
     net: GPT
 
     def __init__(self, net: GPT, vq: VQModel, text: TextEncoder, card: ModelCard, sampling: Sampling) -> None:
@@ -464,6 +471,17 @@ class LlamaGen(ModelFamily):
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
         """Last hidden states (B, N, D); `ids` may be the first tokens of images only."""
         return self.net.hidden(self.text_pass(condition), ids)
+
+    def image_table(self) -> Tensor:
+        """`tok_embeddings`, or what `set_image_table` put in its place, (V, D)."""
+        return self.net.tok_embeddings.weight if self.net.table is None else self.net.table
+
+    def set_image_table(self, table: Tensor | None) -> None:
+        """Read image tokens from `table`; UsageError for another shape. Not exported: an Edit changes the weight."""
+        wanted = tuple(self.net.tok_embeddings.weight.shape)
+        if table is not None and tuple(table.shape) != wanted:
+            raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
+        self.net.table = table
 
     @torch.no_grad()
     def generate(
