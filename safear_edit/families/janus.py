@@ -685,20 +685,13 @@ class Janus(ModelFamily):
         return self._embedded(ids)
 
     def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct prompts in use: embeddings (U, T, D), mask (U, T), and which of them each image takes (B,).
-
-        Dropped captions differ in their lengths only, so the first caption of a length stands for all of that length.
-        """
-        first: dict[int, int] = {}
-        twins = [first.setdefault(int(n), i) for i, n in enumerate(condition.mask.sum(1))]
-        caption = torch.where(condition.dropped, torch.tensor(twins)[condition.index], condition.index)
-        key, inverse = torch.unique(2 * caption + condition.dropped, return_inverse=True)
-        used, dropped = (key // 2).to(self.device), (key % 2).bool().to(self.device)
+        """The distinct prompts in use: embeddings (U, T, D), mask (U, T), and which of them each image takes (B,)."""
+        used, dropped, inverse = condition.distinct()
         features, mask = condition.features[used], condition.mask[used]
         if bool(dropped.any()):
             features = torch.where(dropped[:, None, None], self.unconditional(mask), features)
         longest = int(mask.sum(1).max())
-        return features[:, -longest:], mask[:, -longest:], inverse.to(self.device)
+        return features[:, -longest:], mask[:, -longest:], inverse
 
     # -- drawing --
 
