@@ -304,8 +304,18 @@ def load_model(text: str, device: str | torch.device = "cpu", **options: Any) ->
         files = " and ".join(facts.files)
         fix = f"put {files} into one folder and give that folder instead of {ref}"
         raise UsageError(f"model {ref}", "its published weights on this machine", "only their name", fix)
+    if ref.path is None and not shipped(ref):
+        there = ", ".join(f"{name}:mini" for name in families() if shipped(ModelRef(name, "mini")))
+        fix = f"give a folder of weights of that family, or take {there}"
+        raise UsageError(f"model {ref}", "weights that ship with this package", "none yet", fix)
     model: ModelFamily = lookup("families", ref.family).load().load(ref, device=device, **options)
     return model
+
+
+def shipped(ref: ModelRef) -> bool:
+    """Whether the weights of a built-in variant are in this package (a family's code may come before its mini)."""
+    source = lookup("families", ref.family).source
+    return source != "built in" or (PACKAGE / "minis" / ref.family / "safear.json").is_file()
 
 
 # -- built-in concepts and recipes, and lists -------------------------------------------------------------------------
@@ -351,6 +361,8 @@ def listing(what: str) -> list[Listed]:
 def _listed_models() -> Iterator[Listed]:
     for name, entry in families().items():
         for variant, facts in VARIANTS.get(name, {"mini": Variant(entry.summary)}).items():
+            if not facts.files and not shipped(ModelRef(name, variant)):
+                continue
             source = f"a folder with {' and '.join(facts.files)}" if facts.files else entry.source
             yield Listed(f"{name}:{variant}", facts.summary, source)
 
