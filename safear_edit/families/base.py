@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""
-Capability = Literal["codebook", "scales", "understanding", "captioning"]
+Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,15 @@ class ModelFamily(ABC):
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
         """Last hidden states (B, N, D) after the final norm, differentiable: row j is what predicts token j."""
         raise UsageError(f"family {self.name}", "one that shows its hidden states", "none", "choose another method")
+
+    def pieces(self, prompt: str) -> list[str]:
+        """What the text encoder cuts a prompt into. Families that provide "cross_attention" have it."""
+        raise UsageError(f"family {self.name}", "one that reads captions by cross attention", "none", "use Infinity")
+
+    def text_attention(self, prompts: Sequence[str], ids: Tensor) -> list[list[Tensor]]:
+        """Per picture and scale, how much each place looks at each piece of the caption, (h, w, pieces): attention
+        probabilities, mean over layers and heads, without guidance. Families with "cross_attention" have it."""
+        raise UsageError(f"family {self.name}", "one that reads captions by cross attention", "none", "use Infinity")
 
     def image_table(self) -> Tensor:
         """The rows that feed image tokens back to the transformer, (V, D), in their state-dict tensor `table_name`."""

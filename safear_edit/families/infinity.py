@@ -165,8 +165,17 @@ class CrossAttention(nn.Module):
         k, v = mixed.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 
+    def queries(self, x_BLC: Tensor) -> Tensor:
+        """(B, H, L, d)."""
+        return self.mat_q(x_BLC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def probabilities(self, x_BLC: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+        """How much every token looks at every caption token, (B, L, T), mean over the heads: `forward`'s weights."""
+        scores = self.queries(x_BLC) @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
+        return (scores if bias is None else scores + bias).softmax(-1).mean(1)
+
     def forward(self, x_BLC: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        q = self.mat_q(x_BLC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = self.queries(x_BLC)
         seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
         return self.proj(seen.transpose(1, 2).flatten(2))
 
@@ -618,7 +627,7 @@ class Infinity(ModelFamily):
     """Infinity text-to-image: bitwise next-scale prediction (https://arxiv.org/abs/2412.04431)."""
 
     name = "infinity"
-    provides = frozenset({"scales"})
+    provides = frozenset({"scales", "cross_attention"})
     net: Transformer
 
     def __init__(
@@ -734,6 +743,32 @@ class Infinity(ModelFamily):
         """
         inputs = teacher_inputs(ids, self.schedule, first_scales)
         return self.net(self.text_pass(condition), inputs, self.schedule, first_scales)
+
+    def pieces(self, prompt: str) -> list[str]:
+        """As the base class says."""
+        return self.text.pieces(prompt)
+
+    @torch.no_grad()
+    def text_attention(self, prompts: Sequence[str], ids: Tensor) -> list[list[Tensor]]:
+        """As the base class says; the hooks of ISSA's algorithm 1 (methods.md section 3), on given tokens."""
+        seen: list[Tensor] = []
+
+        def look(attention: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+            x, keys, _, bias = inputs
+            seen.append(cast("CrossAttention", attention).probabilities(x, keys, bias))
+
+        hooks = [block.ca.register_forward_pre_hook(look) for block in self.net.layers]
+        try:
+            self.logits(self.condition(prompts), ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        mean = torch.stack(seen).mean(0)
+        found = []
+        for prompt, row in zip(prompts, mean, strict=True):
+            scales = row[:, -len(self.pieces(prompt)) :].split(list(self.schedule.tokens))
+            found.append([part.unflatten(0, grid) for part, grid in zip(scales, self.schedule.grids, strict=True)])
+        return found
 
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
         """Last hidden states (B, L, C) as the head reads them; `ids` may be those of the first scales only."""

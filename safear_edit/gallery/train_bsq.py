@@ -16,7 +16,7 @@ from safear_edit.gallery.world import WORLD_SEED, World
 CONFIG = BSQConfig(bits=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, patch=4)
 SCHEDULE = Schedule.square(1, 2, 3, 5, 10, rope=10)
 """139 tokens; positions on the finest grid, which is all that this model ever draws."""
-BATCH, STEPS, LEARNING_RATE = 32, 2400, 2e-3
+BATCH, STEPS, LEARNING_RATE = 32, 1200, 2e-3
 
 
 def train(folder: Path, steps: int = STEPS) -> BSQ:
