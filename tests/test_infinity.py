@@ -556,3 +556,11 @@ def test_shards_are_read_and_a_patchified_model_is_known_by_its_bits(tmp_path: P
     save_file(BSQ(BSQConfig(7, 24, (1, 1, 1), 1, 4)).state_dict(), tmp_path / "vae.safetensors")
     with pytest.raises(UsageError, match="7 bits"):
         Infinity.from_files(tmp_path / "model.safetensors.index.json", tmp_path / "vae.safetensors")
+
+
+def test_a_sketch_reads_its_scales_only(pico: Infinity) -> None:
+    bits = pico.generate(pico.condition(["a house"]), [3])
+    other = torch.cat([bits[:, :5], 1 - bits[:, 5:]], 1)
+    assert torch.equal(pico.sketched(bits, 2), pico.sketched(other, 2))
+    assert not torch.equal(pico.sketched(bits, 3), pico.sketched(other, 3))
+    assert torch.equal(pico.sketched(bits, 3), pico.decode(bits))

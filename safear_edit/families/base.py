@@ -207,6 +207,10 @@ class ModelFamily(ABC):
     def decode(self, ids: Tensor) -> Tensor:
         """Tokens to uint8 (B, 3, H, W)."""
 
+    def sketched(self, ids: Tensor, first_scales: int) -> Tensor:
+        """What the first scales of finished pictures alone decode to; families that provide "scales" have it."""
+        raise UsageError(f"family {self.name}", "one that draws scale by scale", "none", "use Infinity")
+
     @abstractmethod
     def editable(self, part: str) -> list[str]:
         """Names of the linear layers of `part`; UsageError names the parts there are."""

@@ -276,10 +276,10 @@ def cell_bits(token_bits: int, schedule: Schedule) -> int:
     return token_bits // 4 if schedule.patchify else token_bits
 
 
-def summed_codes(bits_BND: Tensor, schedule: Schedule) -> Tensor:
-    """The latent (B, d, H, W) of whole pictures' bits."""
+def summed_codes(bits_BND: Tensor, schedule: Schedule, first_scales: int | None = None) -> Tensor:
+    """The latent (B, d, H, W) of whole pictures' bits, or of what their first scales alone say."""
     codes = CodeSum(schedule, len(bits_BND), cell_bits(bits_BND.shape[-1], schedule), bits_BND.device)
-    for scale, (start, end) in enumerate(schedule.spans):
+    for scale, (start, end) in enumerate(schedule.spans[:first_scales]):
         codes.add_tokens(scale, bits_BND[:, start:end])
     return codes.total
 
@@ -365,9 +365,9 @@ class BSQ(nn.Module):
         """Image in [-1, 1] to bits and the transformer's inputs."""
         return quantise(self.encoder(image_BCHW), schedule, correction)
 
-    def decode(self, bits_BND: Tensor, schedule: Schedule) -> Tensor:
-        """Bits to image (B, 3, H, W), clamped to [-1, 1]."""
-        latent = summed_codes(bits_BND, schedule).to(self.decoder.conv_in.conv.weight.dtype)
+    def decode(self, bits_BND: Tensor, schedule: Schedule, first_scales: int | None = None) -> Tensor:
+        """Bits, of all scales or of the first few, to image (B, 3, H, W), clamped to [-1, 1]."""
+        latent = summed_codes(bits_BND, schedule, first_scales).to(self.decoder.conv_in.conv.weight.dtype)
         return self.decoder(latent).clamp(-1, 1)
 
     def forward(self, image_BCHW: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:

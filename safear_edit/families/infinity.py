@@ -821,11 +821,15 @@ class Infinity(ModelFamily):
         scaled = (images.to(self.device).float() / 127.5 - 1).to(dtype)
         return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self._rows_per_batch())])
 
-    @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """Bits (B, N, D) to uint8 (B, 3, H, W)."""
+        return self.sketched(ids, len(self.schedule.grids))
+
+    @torch.no_grad()
+    def sketched(self, ids: Tensor, first_scales: int) -> Tensor:
+        """As the base class says."""
         parts = ids.to(self.device).split(self._rows_per_batch())
-        return torch.cat([to_uint8(self.bsq.decode(part, self.schedule).float()) for part in parts])
+        return torch.cat([to_uint8(self.bsq.decode(part, self.schedule, first_scales).float()) for part in parts])
 
     def editable(self, part: str) -> list[str]:
         """attention, cross_attention, cross_query, ffn, text (the caption projections), all, layers[a:b]; joined by +.
