@@ -436,13 +436,14 @@ def rotated(x_BHLd: Tensor, rope_Lp: Tensor) -> Tensor:
 def bit_loss(logits_BLD2: Tensor, bits_BLD: Tensor, schedule: Schedule, reweight: bool = True) -> Tensor:
     """Training loss, a scalar: cross-entropy per bit, mean over bits, weighted mean over tokens, mean over pictures.
 
-    `reweight` gives coarse tokens more say, as the shipped trainings do (`Schedule.token_weights`).
+    `reweight` gives coarse tokens more say, as the shipped trainings do (`Schedule.token_weights`). Logits and bits may
+    be those of the first scales only; their tokens then weigh what they weigh among all.
     """
     each = F.cross_entropy(logits_BLD2.flatten(0, 2), bits_BLD.flatten(), reduction="none").view(bits_BLD.shape)
     tokens = each.mean(-1)
     if not reweight:
         return tokens.mean()
-    weights = torch.tensor(schedule.token_weights(), device=tokens.device)
+    weights = torch.tensor(schedule.token_weights(), device=tokens.device)[: tokens.shape[1]]
     return (tokens * weights).sum(-1).mean()
 
 
