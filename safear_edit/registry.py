@@ -182,7 +182,19 @@ class Variant:
     files: tuple[str, ...] = ()
 
 
+SHARDS = ("config.json", "tokenizer.json", "model.safetensors.index.json")
+"""A large model in transformers' layout."""
 VARIANTS: dict[str, dict[str, Variant]] = {
+    "chameleon": {
+        "7b": Variant("published 7B, 512 px: answers; was tuned not to draw", (*SHARDS, "vqgan.ckpt")),
+        "anole-7b": Variant(
+            "Anole 7B, 512 px: draws, answers (with vqgan.ckpt, unless the shards hold its decoder)", SHARDS
+        ),
+    },
+    "emu3": {
+        "gen": Variant("published 8B tuned to draw, 720 px", SHARDS),
+        "chat": Variant("published 8B tuned to answer", SHARDS),
+    },
     "infinity": {
         "mini": Variant("the mini world's Infinity, shipped with this package"),
         "125m": Variant(
@@ -204,9 +216,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "pro-1b": Variant(
             "published 1B, 384 px: draws, answers", ("config.json", "tokenizer.json", "model.safetensors")
         ),
-        "pro-7b": Variant(
-            "published 7B, 384 px: draws, answers", ("config.json", "tokenizer.json", "model.safetensors.index.json")
-        ),
+        "pro-7b": Variant("published 7B, 384 px: draws, answers", SHARDS),
     },
     "llamagen": {
         "mini": Variant("the mini world's LlamaGen, shipped with this package"),
@@ -217,14 +227,15 @@ VARIANTS: dict[str, dict[str, Variant]] = {
 """Variants with a name (parity.md section 1); families that aren't here take any variant and check it themselves."""
 
 
-MODEL_TYPES = {"janus": "janus", "multi_modality": "janus"}
+MODEL_TYPES = {"chameleon": "chameleon", "emu3": "emu3", "janus": "janus", "multi_modality": "janus"}
 """model_type in a published folder's config.json → family; such a folder's own name is the variant."""
 
 
 def _model_type(folder: Path) -> str:
     file = folder / "config.json"
     data = read_json(file).data if file.is_file() else None
-    return str(data.get("model_type")) if isinstance(data, Mapping) else ""
+    kind = data.get("model_type") if isinstance(data, Mapping) else None
+    return kind if isinstance(kind, str) else ""
 
 
 @dataclass(frozen=True)
@@ -266,16 +277,20 @@ class ModelRef:
             raise UsageError(text, "a model directory", got, "give the folder that holds the weights")
         if (path / "safear.json").exists():
             return cls._exported(path)
-        if (known := MODEL_TYPES.get(_model_type(path))) is not None:
-            return cls(known, path.resolve().name, path)
+        if (kind := _model_type(path)) in MODEL_TYPES:
+            return cls(MODEL_TYPES[kind], path.resolve().name, path)
         layouts = [
             (name, variant)
             for name, variants in VARIANTS.items()
+            if name not in MODEL_TYPES.values()
             for variant, facts in variants.items()
             if facts.files and all((path / file).is_file() for file in facts.files)
         ]
         if len(layouts) == 1:
             return cls(*layouts[0], path)
+        if kind and not layouts:
+            where, fix = f"{path / 'config.json'}: model_type", "see `safear-edit ls models` for what can be loaded"
+            raise UsageError(where, f"one of {', '.join(MODEL_TYPES)}", repr(kind), fix)
         got = "files of several variants" if layouts else "neither"
         fix = (
             "keep one variant per folder" if layouts else "see `safear-edit ls models` for the files that belong in it"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,11 +25,22 @@ from torch.nn import functional as F
 from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.folder import (
+    AGAIN,
+    LAYOUT_FILES,
+    TEXT_FILES,
+    WEIGHTS,
+    all_files,
+    json_file,
+    plain_config,
+    weight_files,
+)
+from safear_edit.families.llama import Cache, Prefix, positions, read_on, read_prompts
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
 from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.tokens import token_logprobs
-from safear_edit.yaml_strict import parse_json, read_json
+from safear_edit.yaml_strict import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +51,6 @@ Net = Any
 TABLE = "image_table"
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
-AGAIN = "take the files of one model, or export it again"
 
 
 # -- names of the original files --------------------------------------------------------------------------------------
@@ -159,7 +169,7 @@ def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
     original = data.get("model_type") == "multi_modality"
     try:
         own = data.get(OWN_CONFIG) or _sizes(data, image_id) if original else data
-        config: Any = JanusConfig.from_dict(_plain(own))
+        config: Any = JanusConfig.from_dict(plain_config(own))
         text, vision, vq = config.text_config, config.vision_config, config.vq_config
         fits = {
             "a Llama language model": text.model_type == "llama",
@@ -177,13 +187,6 @@ def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
     if wrong := [name for name, fit in fits.items() if not fit]:
         raise UsageError(where, wrong[0], "sizes that disagree", AGAIN)
     return config
-
-
-def _plain(value: Any) -> Any:
-    """A configuration without the choice of an attention kernel, which may name code on a hub."""
-    if not isinstance(value, Mapping):
-        return value
-    return {key: _plain(inner) for key, inner in value.items() if "attn_implementation" not in key}
 
 
 def _sizes(data: Mapping[str, Any], image_id: int) -> dict[str, Any]:
@@ -337,7 +340,7 @@ class Vocabulary:
             raise UsageError(f"{where}/tokenizer.json", "a tokenizer", got, AGAIN) from None
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        stated, named = (_settings(files, f"{kind}_config.json", where) for kind in ("generation", "tokenizer"))
+        stated, named = (json_file(files, f"{kind}_config.json", where) for kind in ("generation", "tokenizer"))
         ids = {role: _special(role, tokenizer, stated, named) for role in SPECIAL}
         if missing := [role for role, found in ids.items() if found is None]:
             expected = f"a token for {', '.join(missing)}"
@@ -355,11 +358,6 @@ class Vocabulary:
         return text.strip()
 
 
-def _settings(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
-    data = parse_json(files[name].decode("utf-8", "replace"), f"{where}/{name}").data if name in files else {}
-    return data if isinstance(data, dict) else {}
-
-
 def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: Mapping[str, Any]) -> int | None:
     own = stated.get("generation_kwargs") if role == "boi" else stated
     number = own.get(f"{role}_token_id") if isinstance(own, dict) else None
@@ -371,118 +369,6 @@ def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: 
 
 
 # -- sampling ---------------------------------------------------------------------------------------------------------
-
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, queries (R, H, L, hd), keys and values (R, K, L, hd)) → attended (R, H, L, hd)."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Prompts after the language model: every layer's keys and values (U, K, T, hd), mask (U, T), last state (U, D)."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
-    last: Tensor
-
-
-def _angles(llama: Any, h_RLD: Tensor, positions_RL: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, (R, 1, L, hd), as the model's own rotary module gives them."""
-    cos, sin = llama.rotary_emb(h_RLD, positions_RL)
-    return cos.unsqueeze(1), sin.unsqueeze(1)
-
-
-def _turn(x_RHLd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x_RHLd.chunk(2, -1)
-    return x_RHLd * cos + torch.cat([-b, a], -1) * sin
-
-
-def _through(llama: Any, h_RLD: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-    """All layers and the last norm, (R, L, D). Modules are called, so adapters apply; `attend` may keep k and v."""
-    for i, layer in enumerate(llama.layers):
-        own, x = layer.self_attn, layer.input_layernorm(h_RLD)
-        q, k, v = (
-            project(x).unflatten(-1, (-1, own.head_dim)).transpose(1, 2)
-            for project in (own.q_proj, own.k_proj, own.v_proj)
-        )
-        attended = attend(i, _turn(q, *angles), _turn(k, *angles), v)
-        h_RLD = h_RLD + own.o_proj(attended.transpose(1, 2).flatten(2))
-        h_RLD = h_RLD + layer.mlp(layer.post_attention_layernorm(h_RLD))
-    return llama.norm(h_RLD)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
-
-
-def read_prompts(net: Net, h_UTD: Tensor, mask_UT: Tensor) -> Prefix:
-    """Run left-padded prompt embeddings once; a prompt's positions count its own tokens, whatever stands beside it."""
-    llama, keys, values = net.model.language_model, list[Tensor](), list[Tensor]()
-    length = mask_UT.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=h_UTD.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=h_UTD.device)  # a pad sees itself: a softmax needs something
-    seen = (causal & mask_UT[:, None, None] | itself).expand(-1, 1, -1, -1)
-
-    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys.append(k)
-        values.append(v)
-        return _attention(q, k, v, seen)
-
-    h = _through(llama, h_UTD, _angles(llama, h_UTD, _positions(mask_UT)), attend)
-    return Prefix(tuple(keys), tuple(values), mask_UT, h[:, -1])
-
-
-def read_on(net: Net, prefix: Prefix, h_ULD: Tensor) -> Tensor:
-    """States (U, L, D) of L further tokens per prompt, differentiable; the prefix stays as it is."""
-    llama, (rows, length) = net.model.language_model, h_ULD.shape[:2]
-    mask = torch.cat([prefix.mask, prefix.mask.new_ones(rows, length)], 1)
-    causal = torch.ones(length, mask.shape[1], dtype=torch.bool, device=mask.device).tril(prefix.mask.shape[1])
-    seen = causal & mask[:, None, None]
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = torch.cat([prefix.keys[layer], k], 2), torch.cat([prefix.values[layer], v], 2)
-        return _attention(q, keys, values, seen)
-
-    return _through(llama, h_ULD, _angles(llama, h_ULD, _positions(mask)[:, -length:]), attend)
-
-
-def _positions(mask_RT: Tensor) -> Tensor:
-    return (mask_RT.long().cumsum(1) - 1).clamp(min=0)
-
-
-class _Cache:
-    """Keys and values of all layers, (R, K, T + room, hd) each; allocated once, never moved.
-
-    A single query row goes through batched matrix products over views of the filled part, the query heads that share
-    a key head together.
-    """
-
-    def __init__(self, net: Net, prefix: Prefix, rows_R: Tensor, room: int) -> None:
-        self.llama, self.filled = net.model.language_model, prefix.mask.shape[1]
-        self.keys, self.values = ([F.pad(t[rows_R], (0, 0, 0, room)) for t in x] for x in (prefix.keys, prefix.values))
-        mask = prefix.mask[rows_R]
-        hidden = torch.zeros(mask.shape, dtype=prefix.last.dtype, device=mask.device).masked_fill(~mask, float("-inf"))
-        heads = self.keys[0].shape[1]
-        self.bias = F.pad(hidden, (0, room)).repeat_interleave(heads, 0).unsqueeze(1)
-        self.skipped = (~mask).sum(1)
-        everywhere = torch.arange(self.filled + room, device=mask.device).unsqueeze(0)
-        self.angles = tuple(t[0, 0] for t in _angles(self.llama, prefix.last, everywhere))
-
-    def step(self, h_RD: Tensor) -> Tensor:
-        """The next token of every row through all layers; its state (R, D)."""
-        cos, sin = (table[self.filled - self.skipped][:, None, None] for table in self.angles)
-        h = _through(self.llama, h_RD.unsqueeze(1), (cos, sin), self._attend)
-        self.filled += 1
-        return h[:, 0]
-
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keys[layer][:, :, self.filled] = k[:, :, 0]
-        self.values[layer][:, :, self.filled] = v[:, :, 0]
-        end, width = self.filled + 1, q.shape[-1]
-        keys, values = (x[layer].flatten(0, 1)[:, :end] for x in (self.keys, self.values))
-        rows = q.reshape(len(keys), -1, width)
-        score = torch.baddbmm(self.bias[..., :end], rows, keys.transpose(1, 2), alpha=width**-0.5)
-        return torch.bmm(score.softmax(-1, dtype=torch.float32).type_as(values), values).view_as(q)
 
 
 def sample_ids(
@@ -505,7 +391,7 @@ def sample_ids(
     with torch.inference_mode():
         count, length = len(conditional), int(net.config.vision_config.num_image_tokens)
         rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
-        cache, h, chosen = _Cache(net, prefix, rows, length - 1), prefix.last[rows], []
+        cache, h, chosen = Cache(net.model.language_model, prefix, rows, length - 1), prefix.last[rows], []
         for position in range(length):
             logits = net.model.generation_head(h).float()
             if len(h) > count:
@@ -528,16 +414,6 @@ def sample_ids(
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "janus"
 ROWS_PER_BATCH = 64
 """Images sampled or looked at together; bounds memory, changes no image."""
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-LAYOUT_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
-"""Files that mean something in the layout they came with, and are copied only to a folder of that layout."""
 PUBLISHED_LICENCE = "DeepSeek Model License"
 Layout = Literal["hf", "upstream"]
 
@@ -607,12 +483,12 @@ class Janus(ModelFamily):
         words = Vocabulary.read(files, str(folder))
         config = read_config(data, words.image, str(folder / "config.json"))
         _refuse_ids(words, config, str(folder))
-        paths = _weight_files(folder)
+        paths = weight_files(folder)
         weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
         if kind == "multi_modality":
             weights = from_original(weights)
         net = _filled(config, weights, dtype, str(paths[0])).to(device)
-        digests = {path.name: sha256_file(path) for path in _all_files(paths)}
+        digests = {path.name: sha256_file(path) for path in all_files(paths)}
         source = Source("upstream" if kind == "multi_modality" else "hf", files)
         return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
 
@@ -640,6 +516,7 @@ class Janus(ModelFamily):
         """A new, random model, as a training starts from: transformers' configuration, and a tokenizer's files by name.
 
         The vocabulary's size and the image token come from the tokenizer; the language model's width goes everywhere.
+        `sizes["tie_word_embeddings"]` reads answers off the word table; without it they have a head of their own.
         """
         words, own = Vocabulary.read(files, variant), sizes["text_config"]
         width, count = own["hidden_size"], words.tokenizer.get_vocab_size()
@@ -648,7 +525,8 @@ class Janus(ModelFamily):
         vq = {**sizes["vq_config"], "projection_dim": width}
         vision["num_image_tokens"] = (vision["image_size"] // vision["patch_size"]) ** 2
         parts = {"text_config": text, "vision_config": vision, "vq_config": {**vq, "image_token_embed_dim": width}}
-        whole = {**parts, "image_token_id": words.image, "tie_word_embeddings": False}
+        tied = bool(sizes.get("tie_word_embeddings", False))
+        whole = {**parts, "image_token_id": words.image, "tie_word_embeddings": tied}
         net = build(read_config(whole, words.image, variant))
         return cls(net, words, Source("hf", files), settings, _card(net, variant, settings.licence, {}))
 
@@ -671,6 +549,10 @@ class Janus(ModelFamily):
         place = {prompt: i for i, prompt in enumerate(distinct)}
         rows = torch.tensor([place[prompt] for prompt in prompts])
         return Condition.of(self._embedded(ids), mask).rows(rows)
+
+    @property
+    def _llama(self) -> Any:
+        return self.net.model.language_model
 
     def _embedded(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self.net.get_input_embeddings()(ids)
@@ -711,8 +593,8 @@ class Janus(ModelFamily):
         before = ids[:, :-1].to(self.device)
         h = torch.cat([text[which], image_embeddings(self.net, before)], 1)
         seen = torch.cat([mask[which], mask.new_ones(before.shape)], 1)
-        state: Tensor = self.net.model.language_model(
-            inputs_embeds=h, attention_mask=seen.long(), position_ids=_positions(seen), use_cache=False
+        state: Tensor = self._llama(
+            inputs_embeds=h, attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
         ).last_hidden_state
         return state[:, text.shape[1] - 1 :]
 
@@ -747,11 +629,11 @@ class Janus(ModelFamily):
         """Each distinct prompt through the language model once; its rows per image, with and without the caption."""
         if not guided:
             text, mask, which = self._rows(condition)
-            return read_prompts(self.net, text, mask), which, None
+            return read_prompts(self._llama, text, mask), which, None
         count = len(condition)
         twice = condition.rows(torch.arange(count).repeat(2))
         text, mask, which = self._rows(self.dropped(twice, torch.arange(2 * count) >= count))
-        return read_prompts(self.net, text, mask), which[:count], which[count:]
+        return read_prompts(self._llama, text, mask), which[:count], which[count:]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -782,7 +664,7 @@ class Janus(ModelFamily):
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) as the vision tower takes it: scaled by the mean and deviation of the model's files."""
-        settings = _settings(self.source.files, "preprocessor_config.json", "")
+        settings = json_file(self.source.files, "preprocessor_config.json", "")
         mean, deviation = (settings.get(f"image_{kind}") or [0.5, 0.5, 0.5] for kind in ("mean", "std"))
         scaled = self._checked(images).to(self.device).float() / 255
         middle, spread = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, deviation))
@@ -815,7 +697,7 @@ class Janus(ModelFamily):
         for part in self._checked(images).split(ROWS_PER_BATCH):
             prefix = self._asked(part, question)
             rows = torch.arange(len(part), device=self.device)
-            cache, h, said = _Cache(self.net, prefix, rows, limit), prefix.last, list[Tensor]()
+            cache, h, said = Cache(self._llama, prefix, rows, limit), prefix.last, list[Tensor]()
             ended = torch.zeros(len(part), dtype=torch.bool, device=self.device)
             while not said or (len(said) < limit and not bool(ended.all())):
                 said.append(self.net.lm_head(h).argmax(-1).masked_fill(ended, self.words.eos))
@@ -844,7 +726,7 @@ class Janus(ModelFamily):
         ids = ids_L.expand(len(prefix.last), -1)
         states = [prefix.last.unsqueeze(1)]
         if ids.shape[1] > 1:
-            states.append(read_on(self.net, prefix, self._embedded(ids[:, :-1])))
+            states.append(read_on(self._llama, prefix, self._embedded(ids[:, :-1])))
         return token_logprobs(self.net.lm_head(torch.cat(states, 1)), ids).sum(1)
 
     def describe(self, images: Tensor) -> list[str]:
@@ -857,7 +739,7 @@ class Janus(ModelFamily):
         place = int((ids == self.words.image).nonzero()[0])
         text = self._embedded(ids).expand(len(images), -1, -1)
         h = torch.cat([text[:, :place], seen, text[:, place + seen.shape[1] :]], 1)
-        return read_prompts(self.net, h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device))
+        return read_prompts(self._llama, h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device))
 
     # -- codebook --
 
@@ -960,24 +842,6 @@ def _refuse_ids(words: Vocabulary, config: Any, where: str) -> None:
     ids = {role: int(number) for role, number in vars(words).items() if role in SPECIAL}
     if beyond := {role: number for role, number in ids.items() if not 0 <= number < size}:
         raise UsageError(f"{where}/tokenizer.json", f"special ids below {size}", str(beyond), AGAIN)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """What to read: safetensors (one file, or an index of shards), else every pytorch_model*.bin."""
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
-    found = found or sorted(folder.glob("pytorch_model*.bin"))
-    if not found:
-        raise UsageError(str(folder), f"{WEIGHTS[0]} or pytorch_model.bin", "neither", AGAIN)
-    return found
-
-
-def _all_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The weight files that `paths` stand for: an index stands for its shards."""
-    for path in paths:
-        if path.name != WEIGHTS[1]:
-            yield path
-        else:
-            yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
 
 
 def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> Net:

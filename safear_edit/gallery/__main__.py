@@ -1,8 +1,8 @@
 """Make the embedded assets from nothing: `python -m safear_edit.gallery ASSET --folder F [--steps N]`.
 
 Every training is resumable (the same command continues it) and prints its progress; `sheet` shows the world itself.
-Order: vq, llamagen (reads vq's folder); bsq, infinity (reads bsq's); judge, clip; then `measure` tells how good a
-mini is.
+Order: vq, llamagen and janus (read vq's folder); bsq, infinity (reads bsq's); judge, clip; then `measure` tells how
+good a mini is.
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ def llamagen(options: argparse.Namespace) -> None:
     train_llamagen.train(options.folder, tokenizer, options.steps or train_llamagen.STEPS)
 
 
+def janus(options: argparse.Namespace) -> None:
+    """janus:mini, which draws and answers questions; `--vq` is the folder of a finished tokenizer."""
+    from safear_edit.gallery import train_janus, train_vq
+
+    tokenizer = train_vq.train(options.vq)
+    train_janus.train(options.folder, tokenizer, options.steps or train_janus.STEPS)
+
+
 def bsq(options: argparse.Namespace) -> None:
     """The multi-scale BSQ tokenizer of infinity:mini."""
     from safear_edit.gallery import train_bsq
@@ -74,7 +82,7 @@ def clip(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """How well a mini obeys its captions; `--steps` is the number of asked generations."""
+    """How well a mini obeys its captions, and answers if it can; `--steps` is the number of asked generations."""
     from safear_edit.gallery import measure as measuring
     from safear_edit.registry import load_model
 
@@ -85,6 +93,7 @@ ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sheet": sheet,
     "vq": vq,
     "llamagen": llamagen,
+    "janus": janus,
     "bsq": bsq,
     "infinity": infinity,
     "judge": judge,
@@ -99,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("asset", choices=sorted(ASSETS))
     parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
     parser.add_argument("--steps", type=int, help="training steps (default: the asset's own)")
-    parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (for llamagen)")
+    parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (llamagen, janus)")
     parser.add_argument("--bsq", type=Path, default=Path("runs/bsq"), help="folder of the tokenizer (for infinity)")
     parser.add_argument("--model", default="llamagen", help="model reference to measure")
     options = parser.parse_args(arguments)

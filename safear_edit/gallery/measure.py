@@ -1,6 +1,7 @@
 """How well a mini obeys its captions, by the strict judge: 500 asked generations, then aliases and templates unseen.
 
 Strict: a picture that the judge refuses ("cannot tell") counts as wrong. Prompts and seeds are of this file alone.
+A family that understands pictures is asked about renders of unseen combinations too, in wordings it never trained on.
 `python -m safear_edit.gallery measure --folder F [--model REF]` writes `quality.json` and `sheet.png`.
 """
 
@@ -11,16 +12,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from safear_edit.families.base import ModelFamily
 from safear_edit.gallery.captions import OBJECT_WORDS, SCENE_WORDS, STYLE_TEMPLATES, STYLE_WORDS, caption
 from safear_edit.gallery.pool import held_out_triple
+from safear_edit.gallery.questions import DESCRIBE, KINDS, YES_NO, Kind, named, names, value_of, values
 from safear_edit.gallery.render import NOTHING, OBJECTS, SCENES, STYLES, Picture, sheet
 from safear_edit.gallery.world import World
 from safear_edit.judges.gallery import GalleryReader, reader
@@ -28,6 +31,17 @@ from safear_edit.stats import clopper_pearson
 
 MEASURE_SEED = 900_017
 ASKED, UNSEEN = 500, 250
+WITH_AND_WITHOUT = 12
+"""Pictures that have what a yes-or-no question asks about, and as many that haven't, where the renders suffice."""
+DESCRIBED = 240
+
+
+class Understands(Protocol):
+    """What a family that provides understanding can be asked."""
+
+    def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]: ...
+
+    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,58 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
         seconds = time.monotonic() - start
         figures[name] = _figures(pictures, look(judge, images)) | {"images_per_second": round(len(images) / seconds, 1)}
         print(name, json.dumps(figures[name]), flush=True)
+    if "understanding" in model.provides:
+        figures["understanding"] = understanding(cast(Understands, model), model.card.image_size)
+        print("understanding", json.dumps(figures["understanding"]), flush=True)
     (folder / "quality.json").write_text(json.dumps(figures, indent=1) + "\n")
     _contact_sheet(model).save(folder / "sheet.png")
     return figures
+
+
+@torch.no_grad()
+def understanding(model: Understands, side: int, described: int = DESCRIBED) -> dict[str, Any]:
+    """Yes-or-no accuracy in all and by kind, and how often captions name object and style, on unseen combinations.
+
+    side: edge in pixels of the pictures that the model takes. Questions are of the held-out wordings.
+    """
+    rng, world = np.random.default_rng(MEASURE_SEED + 2), World()
+    pictures = [p for p in world.sample(rng, 60 * described) if held_out_triple(p)]
+    images = ((world.tensor(pictures) + 1) * 127.5).round()
+    images = F.interpolate(images, size=(side, side)).to(torch.uint8)
+    right = {kind: _yes_no(model, images, pictures, kind, rng) for kind in KINDS}
+    captions: list[str] = []
+    shares = np.array_split(np.arange(described), len(DESCRIBE.held_out))
+    for part, question in zip(shares, DESCRIBE.held_out, strict=True):
+        captions += model.answer(images[part], question)
+    hits = {
+        part: np.array([named(text, part) == getattr(p, part) for text, p in zip(captions, pictures, strict=False)])
+        for part in ("object", "style")
+    }
+    return {
+        "yes or no": _rate(np.concatenate(list(right.values()))),
+        "yes or no by kind": {kind: _rate(hit) for kind, hit in right.items()},
+        "caption object": _rate(hits["object"]),
+        "caption style": _rate(hits["style"]),
+        "caption object and style": _rate(hits["object"] & hits["style"]),
+    }
+
+
+def _yes_no(
+    model: Understands, images: Tensor, pictures: Sequence[Picture], kind: Kind, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Whether each answer was right: every value of the kind in every held-out wording, yes and no equally often."""
+    found = []
+    for value in values(kind):
+        has = np.array([value_of(p, kind) == value for p in pictures])
+        for wording in YES_NO[kind].held_out:
+            question = wording.format(name=rng.choice(names(kind, value)))
+            count = min(WITH_AND_WITHOUT, int(has.sum()), int((~has).sum()))
+            if not count:  # few pictures, and a value that none of them shows
+                continue
+            shown = np.concatenate([rng.choice(np.flatnonzero(x), count, replace=False) for x in (has, ~has)])
+            yes, no = model.answer_logprobs(images[torch.from_numpy(shown)], question, ["yes", "no"]).cpu().unbind(1)
+            found.append((yes > no).numpy() == has[shown])
+    return np.concatenate(found)
 
 
 def look(judge: GalleryReader, images: Tensor) -> Seen:

@@ -87,7 +87,7 @@ def _encode_pictures(encode: Callable[[Tensor], Tensor], world: World, pictures:
     distinct = list(dict.fromkeys(pictures))
     place = {picture: i for i, picture in enumerate(distinct)}
     ids = torch.cat([encode(world.tensor(distinct[i : i + 256])) for i in range(0, len(distinct), 256)])
-    return ids[torch.tensor([place[picture] for picture in pictures])]
+    return ids[torch.tensor([place[picture] for picture in pictures])].contiguous()
 
 
 def _encode_captions(captions: list[str]) -> tuple[Tensor, Tensor]:
