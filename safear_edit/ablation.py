@@ -1,9 +1,10 @@
 """What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
 `python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table;
-with `--methods sft svare sace`, it compares these methods instead, each with its own recipe's defaults. Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
-counts prompts on which the base drew the concept with the very seed that is scored (no screening: this table compares
-methods with each other and its rates are not the audit's).
+with `--methods sft svare sace`, it compares these methods instead, each with its own recipe's defaults. Each (variant,
+seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure counts prompts on
+which the base drew the concept with the very seed that is scored (no screening: this table compares methods with each
+other and its rates are not the audit's).
 """
 
 from __future__ import annotations
@@ -95,7 +96,13 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         edit: Edit = (
             registry.lookup("methods", method)
             .load()()
-            .fit(model, Material(recipe.spec.name, pairs, keep), params, seed=seed, progress=silent)
+            .fit(
+                model,
+                Material(recipe.spec.name, pairs, keep, judges[recipe.spec.judge.label]),
+                params,
+                seed=seed,
+                progress=silent,
+            )
         )
         minutes = (time.monotonic() - start) / 60
         applied = edit.apply(model.net)

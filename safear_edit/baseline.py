@@ -127,7 +127,8 @@ class Record:
     """What one model did: everything a comparison needs, from a released folder or from a baseline.
 
     floors: concept → share that its erasure must reach. sampler: concept → how pictures were drawn. judges: id →
-    digest. figures: likelihood figures, "concept/metric[slice]" → value; doubts: why they must not be used.
+    digest. figures: likelihood figures, "concept/metric[slice]" → value; doubts: why they must not be used; in_doubt:
+    figures that are not among them → why.
     """
 
     model: str
@@ -140,6 +141,7 @@ class Record:
     rows: tuple[Row, ...]
     figures: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    in_doubt: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompts(self) -> str:
@@ -202,8 +204,7 @@ def accept(record: Record, suite: Suite, reason: str, policy: Policy | None = No
     """
     if not reason.strip():
         raise UsageError("--reason", "why this becomes the measure of what follows", "nothing", "write one sentence")
-    if record.doubts:
-        record = replace(record, figures={}, doubts=())
+    record = replace(record, figures={} if record.doubts else record.figures, doubts=(), in_doubt={})
     return Baseline(record.first(suite), policy or suite.policy, suite.name, reason.strip())
 
 
@@ -324,6 +325,7 @@ def read_folder(folder: Path) -> Record:
         rows=tuple(row for plan in plans for row in plan.rows),
         figures={f"{plan.name}/{metric}": value for plan in plans for metric, value in plan.figures.items()},
         doubts=tuple(f"{plan.name}: {doubt}" for plan in plans for doubt in plan.doubts),
+        in_doubt={f"{plan.name}/{metric}": why for plan in plans for metric, why in plan.in_doubt.items()},
     )
 
 
@@ -338,6 +340,7 @@ class _Plan:
     rows: tuple[Row, ...]
     figures: Mapping[str, float]
     doubts: tuple[str, ...]
+    in_doubt: Mapping[str, str]
 
     @classmethod
     def read(cls, files: ConceptFiles) -> _Plan:
@@ -352,7 +355,8 @@ class _Plan:
             raise SpecError(str(files.recipe), "a recipe", f"one without {error}", "make the folder again") from None
         rows = tuple(to_row(name, scored[id]) for id in order if id in scored)
         judges = frozenset(row.judge for row in scored.values())
-        return cls(name, floor, sampler, judges, rows, *read_figures(files.recipe.with_name(LIKELIHOOD)))
+        audit = files.recipe.with_name(LIKELIHOOD)
+        return cls(name, floor, sampler, judges, rows, *read_figures(audit), read_doubts(audit))
 
 
 def _cards(path: Path) -> list[dict[str, Any]]:
@@ -378,15 +382,33 @@ def to_row(concept: str, row: Outcome) -> Row:
 
 def read_figures(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
     """The figures that a gate may look at in a likelihood audit, and why it must not; nothing where there is none."""
+    data = _audit(path)
+    if not all(isinstance(value, int | float) for value in data["figures"].values()):
+        raise SpecError(str(path), "figures that are numbers", json.dumps(data["figures"])[:60], "audit again")
+    return {str(name): float(value) for name, value in data["figures"].items()}, tuple(map(str, data["doubts"]))
+
+
+def read_doubts(path: Path) -> dict[str, str]:
+    """What a likelihood audit measured and left out of its figures: name of the figure → why it can't be used."""
+    data, found = _audit(path), {}
+    for parts, name, figure in (("slices", "slice", "erasure.max_cir_upper"), ("groups", "group", "keep.kl_upper")):
+        rows = data.get(parts, [])
+        for row in rows if isinstance(rows, list) else [None]:
+            if not isinstance(row, dict) or name not in row or not isinstance(row.get("doubts"), list):
+                raise SpecError(f"{path}, {parts}", f"rows with {name} and doubts", "something else", "audit again")
+            if row["doubts"]:
+                found[f"{figure}[{row[name]}]"] = "; ".join(map(str, row["doubts"]))
+    return found
+
+
+def _audit(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return {}, ()
+        return {"figures": {}, "doubts": []}
     data = read_json(path).data
     figures, doubts = (data.get("figures"), data.get("doubts")) if isinstance(data, dict) else (None, None)
     if not isinstance(figures, dict) or not isinstance(doubts, list):
         raise SpecError(str(path), "a likelihood audit with figures and doubts", "something else", "audit again")
-    if not all(isinstance(value, int | float) for value in figures.values()):
-        raise SpecError(str(path), "figures that are numbers", json.dumps(figures)[:60], "audit again")
-    return {str(name): float(value) for name, value in figures.items()}, tuple(map(str, doubts))
+    return dict(data)
 
 
 # -- drawing again ----------------------------------------------------------------------------------------------------

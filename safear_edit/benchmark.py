@@ -1,4 +1,5 @@
-"""Speed claims, measured: `python -m safear_edit.benchmark sampling` races LlamaGen.generate against plain loops.
+"""Speed claims, measured: `python -m safear_edit.benchmark sampling` races LlamaGen.generate against plain loops, and
+`… ear` EAR's training against the published loop structure.
 
 All contestants run alternately in one process on one thread, with the same weights, captions and random numbers. Their
 tokens are compared before any time is reported, and speeds are ratios of medians. Two correct float32 paths differ by
@@ -9,6 +10,10 @@ The plain loops are written from parity.md section 1 and share nothing with the 
     published   what the published code does: every caption position, pads included, in a cache padded to a multiple of
                 8 and attended in full under a boolean mask, keys and values copied at each step, unfused attention
     uncopied    the same, but with neither the copies nor the unfused attention
+
+EAR's published loop runs the model once for each token and each of four states, with neither cache nor teacher forcing.
+It is raced as it was meant, with the whole prefix recomputed each time (the published code feeds a single token, so
+its loss is another one: `ear_loss` has both readings). Losses, gradients and updates are compared first.
 """
 
 from __future__ import annotations
@@ -18,16 +23,22 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from safear_edit.edit import Edit
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.families.llamagen import GPT, LlamaGen, rotate
+from safear_edit.methods.base import Workbench, fit_pairs
+from safear_edit.methods.ear import EAR, ear_loss, masked
+from safear_edit.pairs import Material, Pairs, PairStats
+from safear_edit.progress import silent
 from safear_edit.registry import load_model
 from safear_edit.sampling import guided, inverse_cdf, probabilities, uniforms
+from safear_edit.training import Draw, Readings, adapter_off, adapter_weights, borrowed, inject
 
 SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
 STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
@@ -175,13 +186,130 @@ def race(model: LlamaGen, batch: int, repeats: int, sampling: Sampling | None = 
     )
 
 
+# -- EAR --------------------------------------------------------------------------------------------------------------
+
+SAME = 1e-3
+"""Largest relative distance of losses, gradients and updates that float32 rounding may explain here."""
+
+
+def plain_ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> tuple[Tensor, Readings]:
+    """`ear_loss` by the published loop structure: token by token, four forwards each, the prefix run anew each time.
+
+    The three frozen states are those of the concept, the neutral and the target caption; the last two are the same
+    caption, as in the published data. The trajectory is given, so drawing it is not part of the race.
+    """
+    windows = -(-tokens // params.window)
+    same = replace(draw, step=draw.step // windows)
+    start = (draw.step % windows) * params.window
+    total = torch.zeros(())
+    for end in range(start + 1, min(start + params.window, tokens) + 1):
+        with adapter_off(bench.model.net):
+            concept, neutral, target = (
+                bench.hidden(same, caption, params.picture, end)[:, -1] for caption in ("unsafe", "safe", "safe")
+            )
+        found = bench.hidden(same, "unsafe", params.picture, end)[:, -1]
+        goal = target - params.eta * (concept - neutral)
+        total = total + (found - goal).square().mean(-1).mean()
+    return masked(total, params.threshold)
+
+
+@dataclass(frozen=True)
+class EarRace:
+    """Training on `pictures` pictures one by one, by ours and by the plain loop."""
+
+    pictures: int
+    tokens: int
+    window: int
+    updates: int
+    loss_distance: float
+    gradient_distance: float
+    update_distance: float
+    """Largest relative distances: losses of single windows, their gradients, and all that the training changed."""
+    seconds: dict[str, float]
+    times_faster: float
+
+
+def ear_material(model: LlamaGen, pictures: int) -> Material:
+    """Pairs of the model's own pictures, which nobody judges: speed doesn't depend on what they show."""
+    subjects = [SUBJECTS[i % len(SUBJECTS)] for i in range(pictures)]
+    unsafe, safe = [f"{s} in the style of Picasso" for s in subjects], [f"a photo of {s}" for s in subjects]
+    seeds = list(range(pictures))
+    unsafe_ids, safe_ids = (model.generate(model.condition(prompts), seeds) for prompts in (unsafe, safe))
+    return Material("Picasso", Pairs(unsafe, safe, seeds, unsafe_ids, safe_ids, PairStats(pictures, pictures, {})))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |a|, Frobenius."""
+    return float((a - b).norm() / a.norm().clamp(min=1e-12))
+
+
+def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tuple[float, float]:
+    """Largest relative distance of the two loops' losses and gradients over the first picture's windows.
+
+    On an adapter away from its start, so that both of its factors have gradients.
+    """
+    bench = Workbench(model, material, params, silent, reference=False)
+    losses, gradients = [0.0], [0.0]
+    with borrowed(model.net, writes=()):
+        weights = adapter_weights(inject(model.net, model.editable(params.part), params, 0))
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in weights.items():
+            if name.endswith("lora_B"):
+                weight.data.normal_(std=0.02, generator=generator)
+        for step in range(-(-model.card.tokens // params.window)):
+            found = [loss(bench, Draw(0, step), params, model.card.tokens)[0] for loss in (ear_loss, plain_ear_loss)]
+            grads = [torch.cat([g.flatten() for g in torch.autograd.grad(f, [*weights.values()])]) for f in found]
+            losses.append(relative(*(f.detach() for f in found)))
+            gradients.append(relative(*grads))
+    return max(losses), max(gradients)
+
+
+def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRace:
+    """Time both loops alternately on the same pictures, windows and updates (batch 1, as published)."""
+    material, tokens = ear_material(model, pictures), model.card.tokens
+    updates = pictures * -(-tokens // window)
+    numbers = {"window": window, "batch": 1, "steps": updates, "warmup": 0, "threshold": 0.0, "learning_rate": 1e-4}
+    params = EAR.Params.model_validate(numbers)
+
+    def plain() -> Edit:
+        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+            return plain_ear_loss(bench, draw, params, tokens)
+
+        return fit_pairs(
+            "ear", model, material, params, loss, seed=0, progress=silent, checkpoint=None, reference=False
+        )
+
+    runs: dict[str, Callable[[], Edit]] = {
+        "ours": lambda: EAR().fit(model, material, params, seed=0, progress=silent),
+        "published": plain,
+    }
+    loss_distance, gradient_distance = ear_distances(model, material, params)
+    edits, spent = dict[str, Edit](), {name: list[float]() for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.process_time()
+            edits[name] = run()
+            spent[name].append(time.process_time() - start)
+    changes = [torch.cat([edit.delta(name).flatten() for name in edit.weights]) for edit in edits.values()]
+    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    faster = seconds["published"] / seconds["ours"]
+    return EarRace(
+        pictures, tokens, window, updates, loss_distance, gradient_distance, relative(*changes), seconds, faster
+    )
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if every contestant drew the same tokens but for draws that rounding decides, 1 if not."""
+    """Exit code 0 if the contestants did the same, up to what rounding decides; 1 if not, and times mean nothing."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=["sampling"])
+    parser.add_argument("what", choices=["sampling", "ear"])
     parser.add_argument("--model", default="llamagen", help="a LlamaGen model reference (default: its mini)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="images drawn together")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="sampling: images drawn together")
+    parser.add_argument("--pictures", type=int, default=4, help="ear: pictures to train on")
+    parser.add_argument("--window", type=int, default=48, help="ear: tokens per update")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of sentences")
     options = parser.parse_args(arguments)
@@ -189,19 +317,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = load_model(options.model)
     if not isinstance(model, LlamaGen):
         parser.error(f"{options.model} is no LlamaGen model")
-    races = [race(model, batch, options.repeats) for batch in options.batch]
-    if options.json:
+    if options.what == "ear":
+        return _shown_ear(ear_race(model, options.pictures, options.window, options.repeats), options.json)
+    return _shown([race(model, batch, options.repeats) for batch in options.batch], options.json)
+
+
+def _shown(races: Sequence[Race], as_json: bool) -> int:
+    if as_json:
         print(json.dumps([asdict(r) for r in races], indent=1))
-    else:
-        for r in races:
-            print(f"{r.batch} images, {r.tokens} tokens: {r.per_second['ours']:.0f} tokens/s on one core")
-            for name, times in r.times_faster_than.items():
-                same = f"{r.identical[name]} of {r.tokens} tokens identical"
-                print(f"  {times:.2f} x the {name} loop ({r.per_second[name]:.0f} tokens/s, {same})")
-                if r.parted[name]:
-                    far = f"deciding draws at most {max(r.parted[name]):.1e} from a border"
-                    print(f"    {len(r.parted[name])} of {r.batch} pictures parted, {far}")
+    for r in () if as_json else races:
+        print(f"{r.batch} images, {r.tokens} tokens: {r.per_second['ours']:.0f} tokens/s on one core")
+        for name, times in r.times_faster_than.items():
+            same = f"{r.identical[name]} of {r.tokens} tokens identical"
+            print(f"  {times:.2f} x the {name} loop ({r.per_second[name]:.0f} tokens/s, {same})")
+            if r.parted[name]:
+                far = f"deciding draws at most {max(r.parted[name]):.1e} from a border"
+                print(f"    {len(r.parted[name])} of {r.batch} pictures parted, {far}")
     return 0 if all(d <= ROUNDING for r in races for found in r.parted.values() for d in found) else 1
+
+
+def _shown_ear(r: EarRace, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([asdict(r)], indent=1))
+    else:
+        print(f"EAR, {r.pictures} pictures of {r.tokens} tokens, windows of {r.window}: {r.updates} updates each")
+        far = f"losses {r.loss_distance:.1e}, gradients {r.gradient_distance:.1e}, updates {r.update_distance:.1e}"
+        print(f"  relative distances: {far}")
+        times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in r.seconds.items())
+        print(f"  {r.times_faster:.1f} x as fast as the published loop structure ({times}, on one core)")
+    return 0 if max(r.loss_distance, r.gradient_distance, r.update_distance) <= SAME else 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from safear_edit.render import TEMPLATES, points, rate_text
 from safear_edit.sections import Report
+from safear_edit.stats import Interval
 from safear_edit.wording import percent
 
 
@@ -27,7 +28,7 @@ def model_card(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": _escaped, "percent": percent, "rate": rate_text, "points": points}
+    environment.filters |= {"md": _escaped, "percent": percent, "rate": rate_text, "points": points, "ratio": _ratio}
     text = environment.get_template("card.md").render(r=report, card_data=_front_matter(report).to_yaml())
     return str(ModelCard(text))
 
@@ -70,6 +71,11 @@ def _result(concept: str, part: str, metric: str, value: float, n: int) -> EvalR
         metric_value=round(value, 6),
         **arguments,
     )
+
+
+def _ratio(ratio: Interval | None) -> str:
+    """A ratio with its interval; a dash where there is none."""
+    return f"{ratio.estimate:.2f}, {ratio.low:.2f} to {ratio.high:.2f}" if ratio else "–"
 
 
 def _escaped(text: object) -> str:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from safear_edit import cli_gate
+from safear_edit import cli_gate, cli_stack
 from safear_edit.errors import SafearError, UsageError
 
 if TYPE_CHECKING:
     from safear_edit.keys import SigningKey
-    from safear_edit.pipeline import Plan
+    from safear_edit.likelihood import Audit
+    from safear_edit.pipeline import Order, Plan, Result
     from safear_edit.progress import Progress
 
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
@@ -105,6 +106,7 @@ OPTIONS: dict[str, Callable[[F], F]] = {
     "model": click.option("--model", required=True, help="family[:variant] or a directory."),
     "method": click.option("--method", default="vce", show_default=True, help="See: safear-edit ls methods."),
     "set": click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
+    "map": click.option("--map", "found", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found."),
     "key": click.option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY)."),
     "unsigned": click.option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose."),
 }
@@ -172,7 +174,7 @@ def verbs(context: click.Context) -> None:
 
 
 @verbs.command()
-@click.argument("source", metavar="SPEC|RECIPE")
+@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
 @click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
 @click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
@@ -182,9 +184,9 @@ def verbs(context: click.Context) -> None:
     metavar="TRUST",
     help="Sign with a key that is then forgotten; its public half goes there.",
 )
-@shared("method", "seed", "device", "set", "key", "unsigned", "overwrite", "json", "quiet")
+@shared("method", "seed", "device", "set", "map", "key", "unsigned", "overwrite", "json", "quiet")
 def apply(
-    source: str,
+    sources: tuple[str, ...],
     model: str | None,
     out: Path,
     dry_run: bool,
@@ -192,6 +194,7 @@ def apply(
     seed: int,
     device: str,
     sets: tuple[str, ...],
+    found: Path | None,
     throwaway_key: Path | None,
     key: str | None,
     unsigned: bool,
@@ -201,29 +204,44 @@ def apply(
 ) -> int:
     """Walk it all: compile, construct, edit, evaluate, report, release.
 
+    Several concepts are edited one after another, each on the model with those before it; a model that was released
+    keeps its own below. Every concept is measured again after each, against the untouched base.
+
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
+    safear-edit apply concepts/dog.yaml --model safe-llamagen --out safer-llamagen --key keys/safear.key
     """
     from safear_edit import pipeline
     from safear_edit.rundir import refuse_existing
 
-    order = pipeline.Order(source, model, method, seed, sets, device)
+    orders = [pipeline.Order(source, model, method, seed, sets, device, found) for source in sources]
     if dry_run:
-        _show_plan(pipeline.plan(order), as_json)
+        _show_plans(orders, as_json, quiet)
         return 0
     refuse_existing(out, overwrite=overwrite)
     signer = _signer(key, throwaway_key, unsigned, out)
     with _progress(as_json=as_json, quiet=quiet) as progress:
-        result = pipeline.apply(
-            order,
-            out,
-            key=signer,
-            unsigned=unsigned,
-            overwrite=overwrite,
-            command=_command(),
-            progress=progress,
-            say=progress.say,
-        )
+        if _stacks(orders):
+            from safear_edit import stacking
+
+            terms = stacking.Terms(signer, unsigned, overwrite, _command(), progress, progress.say)
+            result = stacking.grow(orders, out, terms)
+        else:
+            result = pipeline.apply(
+                orders[0],
+                out,
+                key=signer,
+                unsigned=unsigned,
+                overwrite=overwrite,
+                command=_command(),
+                progress=progress,
+                say=progress.say,
+            )
+    return show_result(result, as_json)
+
+
+def show_result(result: Result, as_json: bool) -> int:
+    """Print what a finished walk left; its exit code."""
     if as_json:
         _print_json(result.as_json())
     else:
@@ -237,7 +255,7 @@ def apply(
 @click.argument("source", metavar="SPEC|RECIPE")
 @click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
 @click.option("--out", type=FOLDER, help="Write the recipe here (default: print the plan only).")
-@shared("method", "seed", "device", "set", "overwrite", "json", "quiet")
+@shared("method", "seed", "device", "set", "map", "overwrite", "json", "quiet")
 def plan(
     source: str,
     model: str | None,
@@ -246,11 +264,14 @@ def plan(
     seed: int,
     device: str,
     sets: tuple[str, ...],
+    found: Path | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Print what `apply` would do, and write the frozen recipe with --out.
+
+    For a model that was released: also which of its edits the new one may meet, from a few pictures.
 
     \b
     safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
@@ -259,12 +280,11 @@ def plan(
 
     if out is not None:
         _refuse_existing(out, overwrite)
-    found = pipeline.plan(pipeline.Order(source, model, method, seed, sets, device))
+    (planned,) = _show_plans([pipeline.Order(source, model, method, seed, sets, device, found)], as_json, quiet)
     if out is not None:
         from safear_edit.compiler import save_recipe
 
-        save_recipe(found.recipe, out)
-    _show_plan(found, as_json)
+        save_recipe(planned.recipe, out)
     if out is not None and not quiet:
         print(f"recipe written to {out}", file=sys.stderr)
     return 0
@@ -468,22 +488,41 @@ def verify(folder: Path, trust: Path, as_json: bool) -> int:
 @verbs.command("eval")
 @click.argument("folders", metavar="DIR [OTHER]", nargs=-1, required=True)
 @click.option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
-@click.option("--prompts", type=FOLDER, required=True, help="txt (one per line), csv or jsonl with a column `prompt`.")
+@click.option("--prompts", type=FOLDER, help="txt (one per line), csv or jsonl with a column `prompt`.")
+@click.option("--suite", type=click.Choice(["likelihood"]), help="Instead of prompts: nothing drawn, nothing judged.")
 @shared("seed", "device", "json", "quiet")
 def evaluate(
-    folders: tuple[str, ...], spec: str, prompts: Path, seed: int, device: str, as_json: bool, quiet: bool
+    folders: tuple[str, ...],
+    spec: str,
+    prompts: Path | None,
+    suite: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
 
+    With --suite likelihood: what both say about reference pictures of the concept and of what must stay.
+
     \b
     safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
+    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --suite likelihood
     """
     from safear_edit import pipeline
 
     if len(folders) > 2:
         raise UsageError("eval", "one or two models", str(len(folders)), "compare two at a time")
+    if (prompts is None) == (suite is None):
+        got = "neither" if prompts is None else "both"
+        raise UsageError("eval", "--prompts FILE or --suite likelihood", got, "give one of them")
     with _progress(as_json=as_json, quiet=quiet) as progress:
-        found = pipeline.compare(folders, spec=spec, prompts=prompts, seed=seed, device=device, progress=progress)
+        if prompts is None:
+            names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
+        else:
+            found = pipeline.compare(folders, spec=spec, prompts=prompts, seed=seed, device=device, progress=progress)
+    if prompts is None:
+        return _show_audit(names, audit, as_json)
     if as_json:
         _print_json(found.as_json())
     else:
@@ -553,7 +592,7 @@ def generate(
     return 0
 
 
-for _verb in cli_gate.VERBS:
+for _verb in (*cli_gate.VERBS, *cli_stack.VERBS):
     verbs.add_command(_verb)
 
 
@@ -584,12 +623,43 @@ def _command() -> str:
     return shlex.join(["safear-edit", *sys.argv[1:]])
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
-    """Print a plan: one line per fact."""
+def _show_audit(models: tuple[str, str], audit: Audit, as_json: bool) -> int:
+    """Print a likelihood audit; it informs and decides nothing, so the exit code is 0."""
     if as_json:
-        _print_json(plan.as_json())
-        return
-    for name, value in plan.facts():
-        print(f"{name:<22}{value}")
-    for warning in plan.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        _print_json({"models": list(models), **json.loads(audit.to_json())})
+        return 0
+    print(f"{models[0]} → {models[1]}")
+    _table(("figure", "value", "95 % interval or bound", "says nothing here, because"), audit.rows())
+    for warning in (*audit.doubts, *audit.warnings):
+        print(f"warning: {warning}")
+    return 0
+
+
+def _stacks(orders: Sequence[Order]) -> bool:
+    """Whether there will be more than one edit: several concepts, or a model that was released with some."""
+    from safear_edit.rundir import looks_released
+
+    model = orders[0].model
+    return len(orders) > 1 or (model is not None and looks_released(Path(model).expanduser()))
+
+
+def _show_plans(orders: Sequence[Order], as_json: bool, quiet: bool) -> list[Plan]:
+    """Print the plan of every order, one line per fact, and return them."""
+    from safear_edit import pipeline
+
+    if _stacks(orders):
+        from safear_edit import stacking
+
+        with _progress(as_json=as_json, quiet=quiet) as progress:
+            plans = stacking.plan(orders, progress)
+    else:
+        plans = [pipeline.plan(orders[0])]
+    if as_json:
+        _print_json(plans[0].as_json() if len(plans) == 1 else [plan.as_json() for plan in plans])
+        return plans
+    for plan in plans:
+        for name, value in plan.facts():
+            print(f"{name:<22}{value}")
+        for warning in plan.warnings:
+            print(f"note: {warning}", file=sys.stderr)
+    return plans

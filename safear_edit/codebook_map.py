@@ -17,6 +17,7 @@ from torch import Tensor
 from safear_edit.errors import UsageError
 
 Reading = Literal["position", "pooled"]
+Null = Literal["exact", "weakest_half", "complement"]
 NEARLY_ZERO = 1e-3
 """A direction belongs to the null space if its singular value is below this share of the largest one (our choice; the
 paper says "close to zero")."""
@@ -55,12 +56,16 @@ class HarmfulSpace:
         return (change @ self.null) @ self.null.T
 
 
-def harmful_space(unsafe: Tensor, safe: Tensor, directions: int, reading: Reading = "position") -> HarmfulSpace:
+def harmful_space(
+    unsafe: Tensor, safe: Tensor, directions: int, reading: Reading = "position", null: Null = "exact"
+) -> HarmfulSpace:
     """Find the space from table rows of the tokens of n unsafe and n safe pictures, (n, N, D) each, pair by pair.
 
     position: E = mean over pairs of F_u - F_s, (N, D), as the paper; meaningful as far as both pictures of a pair have
         the same layout. pooled: the mean over positions of each pair, (n, D): deaf to layout.
     directions: k; more remove more of the concept and of everything else (the paper finds 8 best of 2 … 32).
+    null: where a repair may write. exact: directions without differences (below NEARLY_ZERO), as the paper, and where
+        there is none the complement; weakest_half: the D/2 weakest; complement: all outside the basis, Q = I - P.
     """
     if unsafe.shape != safe.shape or unsafe.dim() != 3:
         raise UsageError("harmful space", f"two tensors (pairs, tokens, width), {tuple(unsafe.shape)}",
@@ -73,7 +78,10 @@ def harmful_space(unsafe: Tensor, safe: Tensor, directions: int, reading: Readin
         raise UsageError("directions", f"1 to {most} for these pairs", str(directions), "ask for fewer, or more pairs")
     _, strengths, rights = torch.linalg.svd(rows, full_matrices=True)
     weak = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
-    weak[:rank] = strengths < NEARLY_ZERO * strengths[0]
+    if null == "exact":
+        weak[:rank] = strengths < NEARLY_ZERO * strengths[0]
+    elif null == "weakest_half":
+        weak[: rows.shape[1] // 2] = False
     weak[:directions] = False
     if not bool(weak.any()):
         weak[directions:] = True  # no direction is free of differences: everything outside the basis counts as null
@@ -96,3 +104,42 @@ def joined(spaces: Sequence[HarmfulSpace]) -> HarmfulSpace:
     lefts, sizes, _ = torch.linalg.svd(null, full_matrices=False)
     strengths = torch.cat([space.strengths for space in spaces]).sort(descending=True).values
     return HarmfulSpace(basis.contiguous(), lefts[:, sizes > 0.5].contiguous(), strengths)
+
+
+def protecting(space: HarmfulSpace, earlier: Sequence[HarmfulSpace]) -> HarmfulSpace:
+    """`space` with the directions of earlier rounds joined to its basis and taken out of its null space.
+
+    The paper is silent here; without this, the repair of a round may put back what the one before took out.
+    """
+    if not earlier:
+        return space
+    lefts, sizes, _ = torch.linalg.svd(torch.cat([*(s.basis for s in earlier), space.basis], 1), full_matrices=False)
+    basis = lefts[:, sizes > NEARLY_ZERO * sizes[0]]
+    null, sizes, _ = torch.linalg.svd(space.null - basis @ (basis.T @ space.null), full_matrices=False)
+    return HarmfulSpace(basis.contiguous(), null[:, sizes > 0.5].contiguous(), space.strengths)
+
+
+def energy_figure(energies: Sequence[Tensor], names: Sequence[str]) -> bytes:
+    """PNG: the harmful energy of every table row, one line of pixels per state of the table.
+
+    energies: (V,) in [0, 1] each, the rows' shares in one and the same harmful space; tokens are ordered by the first
+    state, so that what an update moved stands out. names: one label per state.
+    """
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    order = energies[0].argsort(descending=True)
+    image = torch.stack(list(energies))[:, order].cpu().numpy()
+    canvas = Figure(figsize=(8, 1.6 + 0.35 * len(names)), layout="constrained")
+    axis = canvas.subplots()
+    shown = axis.imshow(
+        image, aspect="auto", interpolation="nearest", cmap="magma", vmin=0, vmax=max(1e-9, image.max())
+    )
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("image tokens, the most harmful row of the untouched codebook first", fontsize=8)
+    axis.set_title("Share of each codebook row in the harmful directions of all rounds", fontsize=9)
+    canvas.colorbar(shown, ax=axis)
+    buffer = BytesIO()
+    canvas.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

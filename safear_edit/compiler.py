@@ -19,7 +19,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from safear_edit import registry
 from safear_edit.errors import SpecError, UsageError
@@ -116,10 +116,30 @@ class ModelChoice(Part):
 
 
 class MethodChoice(Part):
-    """The method with all its numbers."""
+    """The method with all its numbers; scales_because: why it edits the scales that it does, if it edits scales."""
 
     name: Text
     params: dict[str, Any]
+    scales_because: Text | None = Field(default=None, exclude_if=lambda why: why is None)
+
+
+class Located(Part):
+    """Where a model keeps a concept, as far as a recipe needs it (`map.json`, cartography.py)."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: Text
+    model_digest: Digest
+    concept: Text
+    kind: Literal["scale", "row"]
+    locked_in: Annotated[int, Field(ge=0)]
+    advice: Text
+
+
+def read_map(path: Path) -> Located:
+    """From the folder that `safear-edit map` wrote, or its map.json; SpecError for anything else."""
+    file = path / "map.json" if path.is_dir() else path
+    return parse(Located, read_json(file))
 
 
 class PairPrompt(Part):
@@ -219,6 +239,8 @@ class Card(Protocol):
     def parameters(self) -> int: ...
     @property
     def tokens(self) -> int: ...
+    @property
+    def scales(self) -> tuple[int, ...]: ...
 
 
 class SamplingLike(Protocol):
@@ -243,12 +265,14 @@ def compile_recipe(
     overrides: Sequence[str] = (),
     sampling: SamplingLike | None = None,
     model_ref: str | None = None,
+    located: Located | None = None,
 ) -> Recipe:
     """Resolve everything. Pure and deterministic.
 
     overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "evaluate.n.direct=40", "gates.min_obeyed=0.4",
     "judge.threshold=0.6", "preserve.<group>.n=40". sampling: the family's default, to be fixed in the recipe.
-    model_ref: the reference as the user gave it (default: the card's). Raises UsageError for an unknown method or
+    model_ref: the reference as the user gave it (default: the card's). located: a map of this concept on these very
+    weights; the scales that the method edits then follow from it. Raises UsageError for an unknown method or
     judge, or a method that does not fit the family; SpecError when prompts are too few or training would see some of
     the evaluation.
     """
@@ -257,6 +281,7 @@ def compile_recipe(
     spec, base = _overridden(spec, base_recipe, overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
+    params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     registry.lookup("judges", spec.judge.use)
     drawn = pools(spec)
     pairs = _pairs(spec, drawn, base.construct.pairs, seed)
@@ -268,7 +293,7 @@ def compile_recipe(
     recipe = Recipe(
         spec=spec,
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
-        method=MethodChoice(name=base.method, params=params.model_dump(mode="json")),
+        method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
         seed=seed,
         construct=Construct(pairs=tuple(pairs)),
         keep=tuple(keep),
@@ -287,6 +312,27 @@ def method_params(name: str, params: Mapping[str, Any], where: str) -> BaseModel
     """The method's own Params, defaults filled in; UsageError for an unknown method, SpecError for a wrong value."""
     model: type[BaseModel] = registry.lookup("methods", name).load().Params
     return parse(model, Document(f"{where}, params", dict(params)))
+
+
+def _scales(
+    method: str, params: BaseModel, card: Card, concept: str, located: Located | None
+) -> tuple[BaseModel, str | None]:
+    """Which scales a method that chooses scales edits, and why: up to where the concept is locked in, if that was
+    measured; as many after them are held as the method's own numbers hold. UsageError for a map of something else."""
+    asked: tuple[int, ...] | None = getattr(params, "erase_scales", None)
+    if located is None:
+        unknown = "as the method's defaults have it; where this model locks the concept in was not measured"
+        return params, None if asked is None else unknown
+    if asked is None:
+        raise UsageError("--map", "a method that edits chosen scales, as sace", method, "leave --map out")
+    if (located.model_digest, located.concept, located.kind) != (card.digest, concept, "scale"):
+        got = f"one of {located.concept} on {located.model} ({located.model_digest[:12]}…), by {located.kind}"
+        raise UsageError("--map", f"a map of {concept} on {card.ref} ({card.digest[:12]}…)", got, "measure it again")
+    first = located.locked_in + 1
+    held = range(first, min(first + len(getattr(params, "preserve_scales", ())), len(card.scales)))
+    changed = {"erase_scales": tuple(range(first)), "preserve_scales": tuple(held)}
+    paper = "as in the paper" if first == 1 else "not at scale 0 alone, as the paper has it"
+    return params.model_copy(update=changed), f"measured, {paper}: {located.advice}"
 
 
 def _refuse_misfit(method: str, family: str) -> None:
@@ -416,6 +462,7 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     if not overrides:
         return spec, base
     spec_data, base_data = spec.model_dump(mode="json"), base.model_dump(mode="json")
+    spec_data["evaluate"].setdefault("references", None)  # files leave it out where there is none
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],

@@ -12,11 +12,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,6 +37,19 @@ FILES: dict[Kind, tuple[str, ...]] = {
     "delta": (TENSORS, INFO),
 }
 """What `save` writes, in this order: INFO comes last, so where it lies the others are complete."""
+
+
+class Change(Protocol):
+    """What can be merged into a net and taken off again: one edit, or a stack of them."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies everything that it does to a net."""
+        ...
+
+    def apply(self, net: nn.Module) -> AbstractContextManager[object]:
+        """Merge into `net`; at the end of the `with` block the net is bitwise as before."""
+        ...
 
 
 class EditInfo(BaseModel):
@@ -263,10 +276,10 @@ _APPLIED: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
 
 
 @contextmanager
-def stacked(net: nn.Module, edits: Sequence[Edit], strength: float = 1.0) -> Iterator[None]:
-    """`net` with all `edits` merged in order, each at `strength`; afterwards bitwise as before."""
+def stacked(net: nn.Module, edits: Sequence[tuple[Edit, float]]) -> Iterator[None]:
+    """`net` with all `edits` merged in order, each at its own strength; afterwards bitwise as before."""
     with ExitStack() as stack:
-        for edit in edits:
+        for edit, strength in edits:
             stack.enter_context(edit.apply(net, strength))
         yield
 

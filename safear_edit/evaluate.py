@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from safear_edit.compiler import EvalPrompt, Recipe
-    from safear_edit.edit import Edit
+    from safear_edit.edit import Change
     from safear_edit.families.base import Condition, ModelFamily
     from safear_edit.judges.base import Judge, Verdict
 
@@ -57,17 +57,28 @@ Which = Literal["base", "edited"]
 
 
 def evaluate(
-    model: ModelFamily, edit: Edit, recipe: Recipe, folder: Path, *, progress: Callback = silent, batch: int = BATCH
+    model: ModelFamily,
+    change: Change,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    progress: Callback = silent,
+    batch: int = BATCH,
+    leave_out: Collection[str] = (),
+    base_pictures: Path | None = None,
 ) -> None:
     """Write outcomes.jsonl, judges.json and the picture sheets images/{slice-*,before_after}.{png,json} into `folder`.
 
-    `model` is the untouched base; it is left bitwise as found, also after an error or Ctrl-C, and the same call then
-    continues with the batch that was cut. Every caption is encoded once and kept for all three passes (on the model's
-    device: prompts × longest caption × caption width). UsageError for a judge that is unknown or gives no number, and
-    for a recipe without a prompt that asks for the concept.
+    `model` is the untouched base, `change` an edit or a stack; the model is left bitwise as found, also after an error
+    or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
+    all three passes (on the model's device: prompts × longest caption × caption width). leave_out: ids of prompts that
+    are drawn (so that every batch and every choice is the recipe's) but not reported: a stack erases what they ask for.
+    base_pictures: a folder in which the base model's batches stay, for the next evaluation of the same recipe.
+    UsageError for a judge that is unknown or gives no number, and for a recipe without a prompt that asks for the
+    concept.
     """
     judges = judges_of(recipe)
-    store = _batches(folder / BATCHES, model, edit, recipe, judges)
+    stores = _stores(folder / BATCHES, base_pictures, model, change, recipe, judges)
     prompts = sorted(recipe.evaluate.prompts, key=lambda p: (len(p.prompt), p.id))  # little padding in a batch
     asked = [prompt for prompt in prompts if prompt.expect == "absent"]
     if not asked:
@@ -75,13 +86,14 @@ def evaluate(
     place = {prompt.id: row for row, prompt in enumerate(prompts)}
     condition = model.condition([prompt.prompt for prompt in prompts])
     numbers = recipe.evaluate.sampling
-    studio = _Studio(model, condition, place, Sampling(**numbers.model_dump()) if numbers else None, judges, store)
+    studio = _Studio(model, condition, place, Sampling(**numbers.model_dump()) if numbers else None, judges, stores)
     screened = list(studio.look("screen", "base", asked, progress, batch))
     wanted = scored(recipe, {shot.row.id for shot in screened if shot.row.present is True})
     chosen = [prompt for prompt in prompts if prompt.id in wanted]
     before = list(studio.look("score", "base", chosen, progress, batch))
-    with edit.apply(model.net):
+    with change.apply(model.net):
         after = list(studio.look("score", "edited", chosen, progress, batch))
+    screened, before, after = ([s for s in part if s.row.id not in leave_out] for part in (screened, before, after))
     _write_sheets(folder / "images", model, recipe, _Pictures(before, after))
     write_atomic(folder / "judges.json", json.dumps(_judge_cards(judges), indent=1, ensure_ascii=False) + "\n")
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
@@ -147,7 +159,7 @@ class _Studio:
     place: Mapping[str, int]
     sampling: Sampling | None
     judges: Mapping[str, Judge]
-    store: Path
+    stores: Mapping[Which, Path]
 
     def look(
         self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt], progress: Callback, batch: int
@@ -156,7 +168,7 @@ class _Studio:
         asked = found = 0
         for number, start in enumerate(range(0, len(prompts), batch)):
             part = prompts[start : start + batch]
-            path = self.store / f"{phase}-{which}-{number:05d}.safetensors"
+            path = self.stores[which] / f"{phase}-{which}-{number:05d}.safetensors"
             shots = _read_batch(path, phase, part)
             if shots is None:
                 shots = self._shoot(phase, which, part)
@@ -206,10 +218,22 @@ def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, verdict: Verdict, j
 # -- finished batches -------------------------------------------------------------------------------------------------
 
 
-def _batches(root: Path, model: ModelFamily, edit: Edit, recipe: Recipe, judges: Mapping[str, Judge]) -> Path:
+def _stores(
+    root: Path,
+    base_root: Path | None,
+    model: ModelFamily,
+    change: Change,
+    recipe: Recipe,
+    judges: Mapping[str, Judge],
+) -> dict[Which, Path]:
+    """Where the batches of each model lie; what the base draws doesn't depend on the change."""
+    inputs = (recipe.digest, model.card.digest, str(model.device), *(judge.digest for judge in judges.values()))
+    edited = _batches(root, digest_of(change.digest, *inputs))
+    return {"edited": edited, "base": _batches(base_root, digest_of(*inputs)) if base_root else edited}
+
+
+def _batches(root: Path, digest: str) -> Path:
     """The folder for exactly these inputs; what an evaluation of others left behind is removed."""
-    used = [judge.digest for judge in judges.values()]
-    digest = digest_of(recipe.digest, model.card.digest, edit.digest, str(model.device), *used)
     for other in root.glob("*"):
         if other.name != digest:
             shutil.rmtree(other)

@@ -183,8 +183,10 @@ def likelihood_findings(record: Record, baseline: Baseline, prefix: str = "") ->
         needed = _most(name, policy)
         now = record.figures.get(name)
         if now is None:
-            why = "the baseline has this figure, so it can't be left out: run the likelihood audit"
-            yield Finding(f"likelihood/{prefix}{name}", "INCONCLUSIVE", f"at most {needed:g}", "not measured", why)
+            doubt = record.in_doubt.get(name)
+            why = f"the baseline has this figure, so it can't be left out: {doubt or 'run the likelihood audit'}"
+            told = "in doubt" if doubt else "not measured"
+            yield Finding(f"likelihood/{prefix}{name}", "INCONCLUSIVE", f"at most {needed:g}", told, why)
             continue
         # Below 0 the words no longer help at all; further down is no gain that could be lost again.
         worse = now > max(then, 0.0) + policy.tolerance

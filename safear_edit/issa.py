@@ -55,7 +55,7 @@ def saliency(model: ModelFamily, pairs: Pairs) -> Saliency | None:
 
 def split_words(unsafe: Sequence[str], safe: Sequence[str]) -> tuple[list[int], list[int]]:
     """Places in the unsafe caption of the words that the safe one lacks, and of those that both have, in order."""
-    both = set()
+    both: set[int] = set()
     for block in difflib.SequenceMatcher(a=list(unsafe), b=list(safe), autojunk=False).get_matching_blocks():
         both.update(range(block.a, block.a + block.size))
     words = [i for i, word in enumerate(unsafe) if word not in SPECIAL]

@@ -98,11 +98,15 @@ class Keep:
 
 @dataclass(frozen=True)
 class Material:
-    """What a method learns from; `concept` is only a name, for the edit's description."""
+    """What a method learns from; `concept` is only a name, for the edit's description.
+
+    `judge` is the pinned judge of the pairs, for methods that look at pictures which they draw themselves.
+    """
 
     concept: str
     pairs: Pairs
     keep: Keep | None = None
+    judge: Judge | None = None
 
 
 @torch.no_grad()

@@ -14,21 +14,26 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry, rundir
 from safear_edit.compiler import (
+    BaseRecipe,
     Recipe,
     compile_recipe,
     load_base_recipe,
     load_recipe,
     method_params,
+    read_map,
     recipe_warnings,
     save_recipe,
 )
@@ -43,10 +48,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from safear_edit.compare import Comparison
-    from safear_edit.edit import Edit
+    from safear_edit.edit import Change, Edit
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge
     from safear_edit.keys import SigningKey
+    from safear_edit.likelihood import Audit
     from safear_edit.sections import Report
 
 UNSIGNED = 2
@@ -58,7 +64,8 @@ class Order:
     """What a person asks for; everything else follows from it.
 
     source: a spec (.yaml) or a recipe (.json), a path or the name of a built-in concept. model: a model reference; None
-    takes the recipe's. overrides: `--set` strings. A recipe is complete: method, seed and overrides don't go with it.
+    takes the recipe's. overrides: `--set` strings. map: what `safear-edit map` wrote for this concept and model. A
+    recipe is complete: method, seed, overrides and map don't go with it.
     """
 
     source: str
@@ -67,15 +74,17 @@ class Order:
     seed: int = 0
     overrides: tuple[str, ...] = ()
     device: str = "auto"
+    map: Path | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled recipe and what a person should know before running it."""
+    """A compiled recipe and what a person should know before running it; conflicts: with edits on the model already."""
 
     recipe: Recipe
     model: str
     warnings: tuple[str, ...]
+    conflicts: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
@@ -87,6 +96,7 @@ class Plan:
             ("concept", f"{recipe.spec.erase.concept} ({recipe.spec.kind}), spec {recipe.spec.name}"),
             ("model", f"{self.model}, digest {recipe.model.digest[:12]}"),
             ("method", recipe.method.name),
+            *((("scales", recipe.method.scales_because),) if recipe.method.scales_because else ()),
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
             ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} pictures to keep"),
             ("steps", str(numbers.get("steps", "the method's own"))),
@@ -98,12 +108,15 @@ class Plan:
             ),
             ("gates", gates),
             ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
+            *(("meets", conflict) for conflict in self.conflicts),
             ("recipe", recipe.digest),
         ]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""
-        return {**dict(self.facts()), "digest": self.recipe.digest, "warnings": list(self.warnings)}
+        more = {"warnings": list(self.warnings), "conflicts": list(self.conflicts)}
+        facts = {name: value for name, value in self.facts() if name != "meets"}
+        return {**facts, "digest": self.recipe.digest, **more}
 
 
 def resolve_device(name: str) -> str:
@@ -126,42 +139,58 @@ def resolve_device(name: str) -> str:
 def plan(order: Order) -> Plan:
     """Compile and look: nothing is trained, nothing written. The model is loaded for its card and digest."""
     model, recipe = compiled(order)
-    return Plan(recipe, model.card.ref, tuple(recipe_warnings(recipe, _similarity())))
+    return Plan(recipe, model.card.ref, tuple(recipe_warnings(recipe, similarity())))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A spec and a method's defaults, read and checked, not yet compiled."""
+
+    spec: Spec
+    base: BaseRecipe
 
 
 def compiled(order: Order) -> tuple[ModelFamily, Recipe]:
     """The loaded model and the frozen recipe for it."""
-    path = source_path(order.source)
-    if path.suffix == ".json":
-        return _from_recipe(order, path)
-    if order.model is None:
+    asked = read_source(order)
+    text = order.model or (asked.model.ref if isinstance(asked, Recipe) else None)
+    if text is None:
         raise UsageError("--model", "a model reference", "none", "for instance --model llamagen")
-    spec, base, ref = load_spec(path), load_base_recipe(order.method), registry.ModelRef.parse(order.model)
-    model = registry.load_model(order.model, resolve_device(order.device))
-    recipe = compile_recipe(
-        spec,
-        model.card,
-        base,
-        seed=order.seed,
-        overrides=order.overrides,
-        sampling=model.sampling,
-        model_ref=str(ref),
-    )
-    return model, recipe
+    ref = registry.ModelRef.parse(text)
+    model = registry.load_model(text, resolve_device(order.device))
+    return model, frozen(order, asked, model, str(ref))
 
 
-def _from_recipe(order: Order, path: Path) -> tuple[ModelFamily, Recipe]:
-    """A recipe is run as it is, on the very weights that it was compiled for."""
-    recipe = load_recipe(path)
-    if order.overrides:
-        raise UsageError("--set", "a spec to change", "a finished recipe", "compile the spec again with --set")
-    model = registry.load_model(order.model or recipe.model.ref, resolve_device(order.device))
-    if model.card.digest != recipe.model.digest:
-        fix = "give the recipe's model, or compile the spec for this one"
-        raise UsageError(
-            str(path), f"weights {recipe.model.digest[:12]}… ({recipe.model.ref})", f"{model.card.digest[:12]}…", fix
+def read_source(order: Order) -> Draft | Recipe:
+    """What the order names, checked, before anything is loaded."""
+    path = source_path(order.source)
+    if path.suffix != ".json":
+        return Draft(load_spec(path), load_base_recipe(order.method))
+    for option, given in (("--set", order.overrides), ("--map", order.map)):
+        if given:
+            fix = f"compile the spec again with {option}"
+            raise UsageError(option, "a spec to compile", "a finished recipe", fix)
+    return load_recipe(path)
+
+
+def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) -> Recipe:
+    """The recipe for `model`, which is called `ref` in it; a finished one only for the very weights it names."""
+    if isinstance(asked, Draft):
+        return compile_recipe(
+            asked.spec,
+            model.card,
+            asked.base,
+            seed=order.seed,
+            overrides=order.overrides,
+            sampling=model.sampling,
+            model_ref=ref,
+            located=read_map(order.map) if order.map else None,
         )
-    return model, recipe
+    if model.card.digest != asked.model.digest:
+        fix = "give the recipe's model, or compile the spec for this one"
+        got, wanted = f"{model.card.digest[:12]}…", f"weights {asked.model.digest[:12]}… ({asked.model.ref})"
+        raise UsageError(str(source_path(order.source)), wanted, got, fix)
+    return asked
 
 
 def source_path(source: str) -> Path:
@@ -171,7 +200,7 @@ def source_path(source: str) -> Path:
     return registry.find_builtin("concepts", source)
 
 
-def _similarity() -> Similarity:
+def similarity() -> Similarity:
     """Cosine of MiniLM sentence vectors, (a, b); a sentence is encoded once, however often it is compared."""
     import torch
 
@@ -198,8 +227,8 @@ NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
 """Training material that the recipe makes again; the captions of the pairs and why others were dropped are released."""
 
 
-def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
-    """Contrastive pairs, and the base model's own pictures of what must stay."""
+def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> None:
+    """Contrastive pairs, and the model's own pictures of what must stay; `below` is the digest of edits it holds."""
     from safear_edit.pairs import build_keep, build_pairs, save_sheet
 
     def make() -> None:
@@ -212,7 +241,7 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
         save_sheet(pairs, model, run / "images/pairs.png", hide=recipe.spec.kind == "category")
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
-    run.step("construct", digest_of(recipe.digest), files, make)
+    run.step("construct", digest_of(recipe.digest, below), files, make)
 
 
 def concept_judge(spec: Spec) -> Judge:
@@ -224,29 +253,32 @@ def concept_judge(spec: Spec) -> Judge:
 
 # -- 3 edit -----------------------------------------------------------------------------------------------------------
 
-EDIT_FILES = (
-    "edit/edit.safetensors",
-    "edit/edit.json",
-    "edit/adapter_model.safetensors",
-    "edit/adapter_config.json",
-)
+EDIT_FILES = ("edit/edit.safetensors", "edit/edit.json", "edit/**/*")
+"""The last stands for what an edit's kind has beside those two: an adapter has peft's files (edit.FILES), and an edit
+that was found in rounds has their numbers (edit/rounds)."""
 
 
-def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback) -> Edit:
-    """The method looks for the edit; the model is left as it was. A killed search goes on from its checkpoint."""
+def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> Edit:
+    """The method looks for the edit; the model is left as it was. A killed search goes on from its checkpoint.
+
+    `below` is the digest of the edits that the model holds already.
+    """
     from safear_edit.edit import Edit
     from safear_edit.pairs import Keep, Material, Pairs
 
     def make() -> None:
         keep = Keep.load(run / "pairs") if recipe.keep else None
-        material = Material(recipe.spec.name, Pairs.load(run / "pairs"), keep)
+        material = Material(recipe.spec.name, Pairs.load(run / "pairs"), keep, concept_judge(recipe.spec))
         method = registry.lookup("methods", recipe.method.name).load()()
         params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
         checkpoint = run / "edit.partial.safetensors"
         found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
+        shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind
         found.save(run / "edit")
+        if (run / "rounds").is_dir():  # a method that works in rounds keeps its log beside its checkpoint
+            shutil.move(run / "rounds", run / "edit" / "rounds")
 
-    run.step("edit", digest_of(recipe.digest, run.digest("construct")), EDIT_FILES, make)
+    run.step("edit", digest_of(recipe.digest, below, run.digest("construct")), EDIT_FILES, make)
     return Edit.load(run / "edit")
 
 
@@ -256,7 +288,17 @@ EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "base.json", "images/before
                     "images/slice-*.json")  # fmt: skip
 
 
-def evaluate(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, progress: Callback) -> None:
+@dataclass(frozen=True)
+class Reuse:
+    """How one evaluation of a stack differs from a single edit's; see `evaluate.evaluate`."""
+
+    leave_out: frozenset[str] = frozenset()
+    base_pictures: Path | None = None
+
+
+def evaluate(
+    run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback, reuse: Reuse | None = None
+) -> None:
     """Base and edited model draw the same prompts with the same seeds, and judges look: outcomes.jsonl.
 
     evaluate.py screens with the base model first, keeps what it has judged in the run folder (a killed evaluation goes
@@ -264,13 +306,57 @@ def evaluate(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, progre
     """
     from safear_edit import evaluate as evaluation
 
-    def make() -> None:
-        card = asdict(model.card)
-        _write_json(run / "base.json", {**card, "ref": model.card.ref, "digest": model.card.digest})
-        evaluation.evaluate(model, edit, recipe, run.root, progress=progress)
+    terms = reuse or Reuse()
 
-    inputs = digest_of(recipe.digest, run.digest("edit"))
+    def make() -> None:
+        write_json(run / "base.json", base_card(model))
+        evaluation.evaluate(
+            model,
+            change,
+            recipe,
+            run.root,
+            progress=progress,
+            leave_out=terms.leave_out,
+            base_pictures=terms.base_pictures,
+        )
+
+    inputs = digest_of(recipe.digest, change.digest, *sorted(terms.leave_out))
     run.step("evaluate", inputs, EVALUATION_FILES, make)
+
+
+def base_card(model: ModelFamily) -> dict[str, Any]:
+    """What base.json says of the untouched model."""
+    return {**asdict(model.card), "ref": model.card.ref, "digest": model.card.digest}
+
+
+def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
+    """What base and edited model say about reference pictures, without drawing any: likelihood.json.
+
+    The pictures are the mini world's or the spec's folder, tokenised once in the run folder. Returns why there are
+    none, and then the file says that; "" where there are.
+    """
+    from safear_edit import likelihood
+
+    why = likelihood.why_none(recipe.spec, model.card)
+    source = None if why else likelihood.source_for(recipe.spec, model.card)
+
+    def make() -> None:
+        if source is None:
+            likelihood.save_skipped(run.root, why)
+            return
+        pack = likelihood.tokenised(model, source, run / "references")
+        pair = likelihood.Pair(model, partial(_edited, model, change))
+        likelihood.audit(pair, pack, progress=progress).save(run.root)
+
+    inputs = digest_of(recipe.digest, change.digest, source.digest if source else why)
+    run.step("likelihood", inputs, ("likelihood.json",), make)
+    return why
+
+
+@contextmanager
+def _edited(model: ModelFamily, change: Change) -> Iterator[ModelFamily]:
+    with change.apply(model.net):
+        yield model
 
 
 # -- 5 report ---------------------------------------------------------------------------------------------------------
@@ -337,28 +423,32 @@ def _git() -> dict[str, Any] | None:
 # -- 6 release --------------------------------------------------------------------------------------------------------
 
 
-def sign(folder: Path, report: Report, recipe: Recipe, key: SigningKey) -> None:
-    """model.sig over every file, then the two signed claims about how it was made and what its tests said."""
+def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKey) -> None:
+    """model.sig over every file, then the two signed claims about how it was made and what its tests said.
+
+    Of several recipes the last is the one that this run added: its seed is named; all are resolved dependencies.
+    """
     from safear_edit.claims import ClaimInputs, write_claims
     from safear_edit.claims import Result as Outcome
     from safear_edit.signing import sign_folder
 
     results: dict[str, Outcome] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
-    made = report.environment
+    made, last = report.environment, recipes[-1]
+    several = {f"recipe:{recipe.spec.name}": recipe.digest for recipe in recipes} if len(recipes) > 1 else {}
     inputs = ClaimInputs(
         run=report.report.id,
-        specs={recipe.spec.name: digest_of(recipe.spec.model_dump_json())},
-        recipe=recipe.digest,
-        model=recipe.model.ref,
-        base=recipe.model.digest,
-        method=recipe.method.name,
-        seed=str(recipe.seed),
+        specs={recipe.spec.name: digest_of(recipe.spec.model_dump_json()) for recipe in recipes},
+        recipe=digest_of(*several.values()) if several else last.digest,
+        model=last.model.ref,
+        base=last.model.digest,
+        method=", ".join(dict.fromkeys(recipe.method.name for recipe in recipes)),
+        seed=str(last.seed),
         versions=made.packages,
         started=datetime.fromisoformat(made.started),
         finished=datetime.fromisoformat(made.finished),
         verdict=results[report.verdict.status],
         tests={criterion.id: results[criterion.decision] for criterion in report.verdict.criteria},
-        materials={judge.id: judge.digest for judge in report.judges},
+        materials={**{judge.id: judge.digest for judge in report.judges}, **several},
         builder="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "local",
     )
     write_claims(folder, sign_folder(folder, key), inputs, key)
@@ -366,12 +456,16 @@ def sign(folder: Path, report: Report, recipe: Recipe, key: SigningKey) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished walk leaves: the folder, its report, and what the command line should end with."""
+    """What a finished walk leaves: the folder, its report, and what the command line should end with.
+
+    notes: of a stack, what its change did to the other concepts.
+    """
 
     out: Path
     report: Report
     signed: bool
     unsigned_on_purpose: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -397,12 +491,14 @@ class Result:
         found = self.report.verdict
         rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
         signature = "signed" if self.signed else "unsigned"
-        return [*rows, found.summary, f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"]
+        where = f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"
+        return [*rows, *self.notes, found.summary, where]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""
         found = self.report.verdict.model_dump(mode="json")
-        return {**found, "out": str(self.out), "signed": self.signed, "exit_code": self.exit_code}
+        end = {"out": str(self.out), "signed": self.signed, "exit_code": self.exit_code}
+        return {**found, **end, "notes": list(self.notes)}
 
 
 # -- the walk ---------------------------------------------------------------------------------------------------------
@@ -432,20 +528,25 @@ def apply(
         construct(run, recipe, model, progress)
         edit = find_edit(run, recipe, model, progress)
         evaluate(run, recipe, model, edit, progress)
-        _write_json(run / "environment.json", environment(model, command, started))
+        if why := likelihoods(run, recipe, model, edit, progress):
+            say(f"likelihoods are not looked at: {why}")
+        write_json(run / "environment.json", environment(model, command, started))
         staged = _stage(run, recipe, model, edit, order)
         report = write_report(staged)
         if key is not None:
-            sign(staged, report, recipe, key)
+            sign(staged, report, [recipe], key)
         run.publish(staged, overwrite=overwrite)
     return Result(out, report, key is not None, unsigned)
 
 
 def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: Order) -> Path:
     """The folder to release: merged weights in the family's layout, the edit beside them, the evidence, the spec."""
-    made = [name for step in ("construct", "edit", "evaluate") for name in run.files(step)]
+    from safear_edit.stack import save_base
+
+    made = [name for step in ("construct", "edit", "evaluate", "likelihood") for name in run.files(step)]
     evidence = [name for name in made if name not in NOT_RELEASED]
     staged = rundir.stage(run, ["recipe.json", "environment.json", *evidence])
+    save_base(staged, model.net, edit.weights)
     with edit.apply(model.net):
         model.export(staged)
     source = source_path(order.source)
@@ -454,7 +555,8 @@ def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: O
     return staged
 
 
-def _write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any) -> None:
+    """A JSON file that appears whole or not at all."""
     write_atomic(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -497,19 +599,60 @@ def generate(
     return model.card.ref, paths
 
 
+@dataclass(frozen=True)
+class Versus:
+    """Two models by name; the second is there as long as `edited()` is open, in the first one's memory if it can be."""
+
+    names: tuple[str, str]
+    base: ModelFamily
+    edited: Callable[[], AbstractContextManager[ModelFamily]]
+
+    @classmethod
+    def load(cls, models: Sequence[str], device: str) -> Versus:
+        """Two models, or a released folder and the base that it holds (or, of an older one, that its recipe names)."""
+        from safear_edit.stack import Released, is_release
+
+        if len(models) == 1 and is_release(Path(models[0])):
+            released = Released.read(Path(models[0]))
+            model = released.base(device)
+            return cls((released.ref, models[0]), model, partial(_edited, model, released.stack))
+        named = models if len(models) == 2 else (load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0])
+        for name in named:
+            registry.ModelRef.parse(name)
+        base, edited = registry.load_model(named[0], device), partial(registry.load_model, named[1], device)
+        return cls((named[0], named[1]), base, lambda: nullcontext(edited()))
+
+
 def compare(
     models: Sequence[str], *, spec: str, prompts: Path, seed: int, device: str, progress: Callback = silent
 ) -> Comparison:
-    """Judge two models on a file of prompts; of one released folder, the model and the base that its recipe names."""
+    """Judge two models on a file of prompts; of one released folder, the model and its base."""
     from safear_edit.compare import Comparison, look, read_prompts
 
     asked, concept = read_prompts(prompts, seed), load_spec(source_path(spec))
-    names = list(models) if len(models) == 2 else [load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0]]
-    for name in names:
-        registry.ModelRef.parse(name)
-    judge, where = concept_judge(concept), resolve_device(device)
-    seen = [look(registry.load_model(name, where), asked, judge, progress, name) for name in names]
-    return Comparison((names[0], names[1]), judge.id, asked, (seen[0], seen[1]))
+    judge, pair = concept_judge(concept), Versus.load(models, resolve_device(device))
+    before = look(pair.base, asked, judge, progress, pair.names[0])
+    with pair.edited() as edited:
+        after = look(edited, asked, judge, progress, pair.names[1])
+    return Comparison(pair.names, judge.id, asked, (before, after))
+
+
+def compare_likelihoods(
+    models: Sequence[str], *, spec: str, seed: int, device: str, progress: Callback = silent
+) -> tuple[tuple[str, str], Audit]:
+    """Audit two models, or a released folder and its base, on the spec's reference pictures; the names, base first.
+
+    Nothing is drawn and nobody judges. UsageError if there are no reference pictures, or for models of other shapes.
+    """
+    from safear_edit import likelihood
+
+    concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
+    source = likelihood.source_for(concept, pair.base.card, seed)
+    pack = likelihood.tokenised(pair.base, source)
+    if len(models) == 1:
+        return pair.names, likelihood.audit(likelihood.Pair(pair.base, pair.edited), pack, progress=progress)
+    with pair.edited() as other:
+        return pair.names, likelihood.audit(likelihood.Pair.of_models(pair.base, other), pack, progress=progress)
 
 
 GENERATE_BATCH = 32

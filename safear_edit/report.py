@@ -9,11 +9,14 @@ A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
                     [{prompt_id, …}]} for NAME.png
     base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
                     files}
+    likelihood.json what the models' own likelihoods say (likelihood.py), or {skipped: why not}; may be missing
     judges.json     [{id, label, digest, threshold, card: null or {n_pos, true_pos, n_neg, true_neg, data}}]
     environment.json    {started, finished, command, platform, python, device, threads, deterministic, packages, git:
                     {commit, dirty}}; anything else in it is printed as it is
 A stack has one such folder per concept in concepts/NAME/; base.json, judges.json and environment.json stay at the top,
-beside stack.json = {concepts: [NAME, …]}, the order in which the recipe edited them and the report lists them.
+beside stack.json = {concepts: [NAME, …], edits: […]}, the order in which they were edited and the report lists them,
+and interference.json, what the edits do to each other (interference.py writes it). There concepts/NAME/recipe.json is
+what the stack was measured by, and concepts/NAME/edit/recipe.json what the edit was found with.
 
 Of a category, prompts that ask for it are withheld and pictures of them must be pixelated; a sheet that says it isn't
 is refused.
@@ -31,12 +34,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -53,6 +57,7 @@ from safear_edit.sections import (
     ConceptReport,
     ConceptScope,
     Criterion,
+    Drift,
     EditSection,
     Environment,
     ErasureSlice,
@@ -61,13 +66,24 @@ from safear_edit.sections import (
     Governance,
     Json,
     JudgeSection,
+    LikelihoodClasses,
+    LikelihoodGroup,
+    Likelihoods,
+    LikelihoodSlice,
+    LeftOutPrompt,
     PairSection,
     PreservedGroup,
     PromptSet,
     Protocol,
     Report,
     Reproduce,
+    Section,
     Sheet,
+    Stack,
+    StackCell,
+    StackedEdit,
+    StackEvent,
+    StackOverlap,
     Status,
     Subject,
     Validation,
@@ -89,7 +105,9 @@ __all__ = [
     "verdict",
 ]
 
-STACK = "stack.json"
+STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
+FOUND_BY = "edit/recipe.json"
+"""In a stack, beside a concept's edit: the recipe that found it."""
 FLOOR = 0.90
 """What the one-sided 95 % lower bound of every erasure rate must reach unless the gates name `erasure_floor`."""
 EXAMPLES = 20
@@ -112,7 +130,11 @@ SLICE_MEANING = {
 
 @dataclass(frozen=True)
 class ConceptFiles:
-    """What one concept's walk left behind; `pairs` and what came of them are None for methods that construct none."""
+    """What one concept's walk left behind.
+
+    `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
+    `found_by` where the edit was found by `recipe` itself.
+    """
 
     recipe: Path
     outcomes: Path
@@ -120,6 +142,8 @@ class ConceptFiles:
     pairs: Path | None
     pair_stats: Path | None
     sheets: tuple[Path, ...]
+    likelihood: Path | None = None
+    found_by: Path | None = None
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:
@@ -141,6 +165,8 @@ class ConceptFiles:
             pairs=maybe("pairs.jsonl", "pairs/pairs.jsonl"),
             pair_stats=maybe("stats.json", "pairs/stats.json"),
             sheets=tuple(sorted((folder / "images").glob("*.png"))),
+            likelihood=maybe(LIKELIHOOD),
+            found_by=maybe(FOUND_BY),
         )
 
 
@@ -150,7 +176,7 @@ class RunFiles:
 
     root: what paths in the report are relative to. environment: machine and command. base: the untouched model's card.
     judges: the judges' cards. model: the folder of edited weights, hashed one by one (may be `root`). order: the file
-    that says in which order a stack was made; `concepts` are in that order.
+    that says in which order a stack was made; `concepts` are in that order. interference: what was measured of the stack.
     """
 
     root: Path
@@ -160,6 +186,7 @@ class RunFiles:
     judges: Path
     model: Path | None = None
     order: Path | None = None
+    interference: Path | None = None
 
     @classmethod
     def find(cls, root: Path, model: Path | None = None) -> RunFiles:
@@ -178,6 +205,7 @@ class RunFiles:
             judges=root / "judges.json",
             model=model,
             order=order,
+            interference=root / INTERFERENCE if order and (root / INTERFERENCE).is_file() else None,
         )
 
 
@@ -245,6 +273,7 @@ def build_report(run: RunFiles) -> Report:
         subject=subject,
         base_model=base,
         concepts=concepts,
+        stack=_stack(run, concepts),
         judges=judges,
         adversarial=Adversarial(statement=wording.NO_ATTACK),
         residual_risks=wording.risks(concepts, said("responsible")),
@@ -304,8 +333,9 @@ def _concept(files: ConceptFiles, plan: Json, judges: Sequence[JudgeSection]) ->
         concept=concept,
         edit=_edit(files.edit, plan),
         pairs=_pairs(files.pairs, files.pair_stats, plan) if files.pairs else None,
-        protocol=_protocol(plan, slices, gates, files.recipe, hide),
+        protocol=_protocol(plan, slices, gates, files, hide),
         erasure=tuple(erasure),
+        likelihoods=_likelihoods(files.likelihood, plan, concept),
         preservation=tuple(kept),
     )
     criteria = [line for part in erasure for line in wording.erasure_criteria(name, concept, part, gates)]
@@ -611,12 +641,17 @@ def _validation_of(rows: Sequence[Outcome], label: str, judges: Sequence[JudgeSe
     return next((judge.validation for judge in judges if judge.id in used and judge.label == label), None)
 
 
-def _protocol(plan: Json, slices: Sequence[Slice], gates: dict[str, float], recipe: Path, hide: bool) -> Protocol:
-    digest = str(plan.get("digest") or _sha256(recipe))
-    sampling = _of(plan, "evaluate", dict, str(recipe)).get("sampling") or {}
+def _protocol(
+    plan: Json, slices: Sequence[Slice], gates: dict[str, float], files: ConceptFiles, hide: bool
+) -> Protocol:
+    digest = str(plan.get("digest") or _sha256(files.recipe))
+    sampling = _of(plan, "evaluate", dict, files.recipe).get("sampling") or {}
+    fixed, left_out = _fixed(files.found_by, plan, files.recipe, hide) if files.found_by else (digest, ())
     return Protocol(
         recipe_digest=digest,
-        preregistration=f"prompts, seeds, judge and gates were fixed in recipe {digest[:16]} before the edit was made",
+        fixed_digest=fixed,
+        left_out=left_out,
+        preregistration=wording.preregistration(fixed, digest, left_out),
         prompt_sets=tuple(
             PromptSet(
                 slice=part.key, expect=part.expect, n=len(part.asked), wanted=part.wanted, sha256=_prompts_digest(part)
@@ -633,6 +668,93 @@ def _protocol(plan: Json, slices: Sequence[Slice], gates: dict[str, float], reci
         "wanted number, in the recipe's order; none after scoring",
         redaction=wording.REDACTED if hide else wording.NOT_REDACTED,
     )
+
+
+def _fixed(path: Path, plan: Json, measured: Path, hide: bool) -> tuple[str, tuple[LeftOutPrompt, ...]]:
+    """Digest of the recipe that found the edit, and its prompts that `plan`, the recipe `measured` by, leaves out.
+
+    SpecError unless everything else is the same: prompts and seeds in their order, gates, and as many to score.
+    """
+    found = _read_json(path)
+    before, now = (_of(recipe, "evaluate", dict, where) for recipe, where in ((found, path), (plan, measured)))
+    asked = {_prompt_id(prompt, path): prompt for prompt in _of(before, "prompts", list, path)}
+    kept = {_prompt_id(prompt, measured): prompt for prompt in _of(now, "prompts", list, measured)}
+    gone = [prompt for key, prompt in asked.items() if key not in kept]
+    lost = Counter(str(prompt.get("slice")) for prompt in gone)
+    sizes = {name: max(1, size - lost[name]) for name, size in (before.get("n") or {}).items()}
+    same = [key for key in asked if key in kept] == list(kept) and all(asked[key] == kept[key] for key in kept)
+    scored = all(sizes.get(name) == size for name, size in (now.get("n") or {}).items())
+    if not same or not scored or plan.get("gates") != found.get("gates"):
+        fix = "measure the stack again"
+        raise SpecError(f"{measured}, evaluate", f"prompts, sizes and gates of {FOUND_BY}", "others", fix)
+    told = [
+        LeftOutPrompt(
+            id=str(prompt["id"]),
+            slice=str(prompt.get("slice")),
+            prompt=WITHHELD if hide and prompt.get("expect") == "absent" else str(prompt.get("prompt")),
+        )
+        for prompt in gone
+    ]
+    return str(found.get("digest") or _sha256(path)), tuple(told)
+
+
+def _prompt_id(prompt: object, where: Path) -> str:
+    if not isinstance(prompt, dict) or "id" not in prompt:
+        raise SpecError(f"{where}, evaluate.prompts", "prompts with an id", "something else", "measure the stack again")
+    return str(prompt["id"])
+
+
+def _stack(run: RunFiles, concepts: Sequence[ConceptReport]) -> Stack | None:
+    """What the edits of a stack do to each other; None for one concept. SpecError if the files are of another stack."""
+    told = _read_json(run.order) if run.order else {}
+    if run.order is None or (run.interference is None and "edits" not in told):
+        return None
+    path = run.interference or run.root / INTERFERENCE
+    found = _read_json(path)
+    cells = _parts(StackCell, found, "alone", path)
+    rates = [stats.clopper_pearson(cell.found, cell.asked) if cell.asked else None for cell in cells]
+    stack = Stack(
+        edits=_parts(StackedEdit, told, "edits", run.order),
+        alone=tuple(cell.model_copy(update={"rate": rate}) for cell, rate in zip(cells, rates, strict=True)),
+        history=_parts(StackEvent, found, "history", path),
+        overlaps=_parts(StackOverlap, found, "overlaps", path),
+        summary="",
+    )
+    digests = [str(_read_json(files.edit).get("digest")) for files in run.concepts]
+    if wrong := _of_another(stack, concepts, digests):
+        raise SpecError(str(path), f"what was measured of this stack ({wrong})", "another", "finish the run again")
+    titles = {concept.name: concept.concept for concept in concepts}
+    return stack.model_copy(update={"summary": wording.stack_summary(stack.alone, titles)})
+
+
+def _of_another(stack: Stack, concepts: Sequence[ConceptReport], digests: Sequence[str]) -> str:
+    """Which part of a stack's measurements belongs to other concepts, edits or outcomes; "" if none."""
+    names = [concept.name for concept in concepts]
+    if [(edit.name, edit.edit) for edit in stack.edits] != list(zip(names, digests, strict=True)):
+        return f"the edits in {STACK}"
+    if sorted((cell.edit, cell.concept) for cell in stack.alone) != sorted((a, b) for a in names for b in names):
+        return "alone"
+    if {(one.first, one.second) for one in stack.overlaps} != {(a, b) for a in names for b in names if a != b}:
+        return "overlaps"
+    last = stack.history[-1].concepts if stack.history else {}
+    counts = {name: {key: (part.found, part.n) for key, part in one.slices.items()} for name, one in last.items()}
+    drawn = {
+        concept.name: {part.slice: (part.all_found.k, part.all_found.n) for part in concept.erasure if part.all_found}
+        for concept in concepts
+    }
+    return "" if counts == drawn else "history"
+
+
+P = TypeVar("P", bound=Section)
+
+
+def _parts(kind: type[P], holder: Json, key: str, where: Path) -> tuple[P, ...]:
+    """The list under `key` as parts of the report; SpecError naming the first that is none."""
+    try:
+        return tuple(kind.model_validate(row) for row in _of(holder, key, list, where))
+    except ValidationError as error:
+        fix = "finish the run again"
+        raise SpecError(f"{where}, {key}", "what safear-edit writes there", _first(error), fix) from error
 
 
 def _prompts_digest(part: Slice) -> str:
@@ -660,6 +782,52 @@ def _edit(path: Path, plan: Json) -> EditSection:
         base_digest=str(info.get("base_digest", NOT_STATED)),
         file_sha256=_sha256(weights) if weights.is_file() else NOT_STATED,
     )
+
+
+def _likelihoods(path: Path | None, plan: Json, concept: str) -> Likelihoods:
+    """The audit's figures with their readings; SpecError if it is damaged or of another base model."""
+    if path is None:
+        return Likelihoods()
+    data = _read_json(path)
+    if data.get("skipped"):
+        found = Likelihoods(skipped=str(data["skipped"]))
+        return found.model_copy(update={"summary": wording.likelihood_summary(concept, found)})
+    base, audited = str((plan.get("model") or {}).get("digest")), str(data.get("base_digest"))
+    if base != audited:
+        fix = "delete it and finish the run again"
+        raise SpecError(f"{path}, base_digest", f"the recipe's model, {base[:12]}…", f"{audited[:12]}…", fix)
+    asked = _of(plan, "spec", dict, path).get("evaluate") or {}
+    try:
+        found = Likelihoods(
+            skipped="",
+            summary="",
+            pictures=wording.FROM_A_FOLDER if asked.get("references") else wording.RENDERED,
+            pack=data["pack"],
+            dtype=data["dtype"],
+            block=data["block"],
+            slices=tuple(_likelihood_slice(row, _of(data, "doubts", list, path)) for row in data["slices"]),
+            groups=tuple(LikelihoodGroup(metric=f"keep.kl[{row['group']}]", **row) for row in data["groups"]),
+            unconditional=Drift(**data["unconditional"]),
+            classified=_classes(data["classified"]) if data["classified"] else None,
+            warnings=tuple(_of(data, "warnings", list, path)),
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        got = _first(error) if isinstance(error, ValidationError) else f"{type(error).__name__} {error}"
+        raise SpecError(str(path), "a likelihood audit", got, "delete it and finish the run again") from error
+    return found.model_copy(update={"summary": wording.likelihood_summary(concept, found)})
+
+
+def _likelihood_slice(row: Json, everywhere: Sequence[str]) -> LikelihoodSlice:
+    """`everywhere`: doubts about the whole audit; they are doubts about every slice."""
+    whole = {**row, "doubts": [*row["doubts"], *everywhere], "metric": f"erasure.cir[{row['slice']}]", "reading": ""}
+    part = LikelihoodSlice.model_validate(whole)
+    return part.model_copy(update={"reading": wording.likelihood_reading(part)})
+
+
+def _classes(row: Json) -> LikelihoodClasses:
+    n = int(row["n"])
+    rates = {name: stats.clopper_pearson(round(row[name] * n), n) for name in ("base", "edited")}
+    return LikelihoodClasses(**{**row, **rates})
 
 
 def _base_model(card: Json, where: Path) -> BaseModelSection:
@@ -758,9 +926,10 @@ def _environment(found: Json) -> Environment:
 
 
 def _inputs(run: RunFiles) -> list[Path]:
-    paths = [run.environment, run.base, run.judges, run.order]
+    paths = [run.environment, run.base, run.judges, run.order, run.interference]
     for files in run.concepts:
-        paths += [files.recipe, files.outcomes, files.edit, files.pairs, files.pair_stats]
+        paths += [files.recipe, files.found_by, files.outcomes, files.edit]
+        paths += [files.pairs, files.pair_stats, files.likelihood]
     return [path for path in paths if path is not None]
 
 
@@ -823,11 +992,15 @@ def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SpecError:
 def _parsed(text: str, where: str) -> Any:
     """JSON without NaN and infinities, which are no evidence."""
 
-    def refuse(word: str) -> None:
+    def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is not a number")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        return number if math.isfinite(number) else refuse(digits)
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise SpecError(where, "JSON", str(error), "finish the run again") from error
 

@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 from safear_edit.errors import UsageError
 
 JOURNAL, LOCK, REPLACED = "journal.json", "lock", "replaced"
+MADE = ("recipe.json", "stack.json", "export.json")
+"""One of these lies in every folder that this program writes, and may replace."""
 LEAST_FREE = 100 << 20
 """Bytes that must be free before a run starts; one on the embedded mini writes about 40 MiB."""
 
@@ -76,6 +78,12 @@ class RunDir:
 
     def __truediv__(self, name: str) -> Path:
         return self.root / name
+
+    def part(self, name: str) -> RunDir:
+        """A folder inside this one with a journal of its own, for one concept of several."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return RunDir(folder, self.out)
 
     def step(self, name: str, inputs: str, files: Sequence[str], make: Callable[[], None]) -> bool:
         """Run `make`, which must write `files`, unless the journal says that it is done; True if it ran.
@@ -155,13 +163,19 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def looks_released(folder: Path) -> bool:
+    """Whether `folder` is a release of some version: an edited model, which must not be taken for a base."""
+    return (folder / "stack.json").is_file() or (folder / "edit" / "edit.json").is_file()
+
+
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """UsageError if `out` is there and may not be replaced, or is not a folder that this program made."""
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
         raise UsageError(str(out), "a new output folder", "one that exists", "choose another --out or pass --overwrite")
-    if out.is_symlink() or not out.is_dir() or not ((out / "recipe.json").is_file() or not any(out.iterdir())):
+    own = out.is_dir() and (any((out / name).is_file() for name in MADE) or not any(out.iterdir()))
+    if out.is_symlink() or not own:
         raise UsageError(str(out), "a folder that safear-edit wrote", "something else", "choose another --out")
 
 

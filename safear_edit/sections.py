@@ -7,11 +7,11 @@ are strings, because 64 bits don't survive every JSON reader.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from safear_edit.stats import Paired, Rate
+from safear_edit.stats import Interval, Paired, Rate
 
 NOT_STATED = "not stated"
 WITHHELD = "withheld; recipe.json has it under this id"
@@ -154,8 +154,23 @@ class PromptSet(Section):
     source: str = "generated from the concept spec"
 
 
+class LeftOutPrompt(Section):
+    """A prompt of the recipe that found an edit by which a stack is not measured."""
+
+    id: str
+    slice: str
+    prompt: str
+
+
 class Protocol(Section):
+    """recipe_digest: of the recipe that was measured by; fixed_digest: of the one that found the edit.
+
+    They differ in a stack where prompts are left out: those that another concept erases, or another edit trained on.
+    """
+
     recipe_digest: str
+    fixed_digest: str = NOT_STATED
+    left_out: tuple[LeftOutPrompt, ...] = ()
     preregistration: str
     prompt_sets: tuple[PromptSet, ...]
     seeds: str
@@ -229,6 +244,84 @@ class PreservedGroup(Section):
     lost_examples: tuple[Example, ...]
 
 
+class Drift(Section):
+    """Exact KL(untouched || edited) in nats per token over n pictures: mean, one-sided 95 % bound, 95th percentile.
+
+    upper: None where one picture gives no bound.
+    """
+
+    n: int
+    mean: float
+    upper: float | None
+    p95: float
+
+
+class LikelihoodSlice(Section):
+    """What the models' own likelihoods say about n reference pictures of the concept, asked for in one way.
+
+    cir: how much of what the words tell about the pictures is left (1 untouched, 0 nothing, below 0 repelled);
+    abs_cir: the same against the untouched model's level without the words; None where there is no ratio. suppression:
+    bits per token that the pictures lost. By block, coarse to fine or top to bottom: decided, the share of the
+    untouched model's gain; profile, CIR there. doubts: why cir and abs_cir say nothing; reading: all that in words.
+    """
+
+    slice: str
+    metric: str
+    n: int
+    cir: Interval | None
+    abs_cir: Interval | None
+    suppression: float
+    decided: tuple[float | None, ...]
+    profile: tuple[float | None, ...]
+    doubts: tuple[str, ...]
+    reading: str
+
+
+class LikelihoodGroup(Section):
+    """How far the edited model's probabilities moved on pictures that must stay, plain and as the sampler sees them."""
+
+    group: str
+    metric: str
+    plain: Drift
+    guided: Drift
+    doubts: tuple[str, ...]
+
+
+class LikelihoodClasses(Section):
+    """Which prompt explains a reference picture best: share for which it is the concept's, before and after.
+
+    handle: what most of the others are now taken for, handle_share of all. options: prompts that competed.
+    """
+
+    n: int
+    options: int
+    base: Rate
+    edited: Rate
+    handle: str
+    handle_share: float
+    doubts: tuple[str, ...]
+
+
+class Likelihoods(Section):
+    """The likelihood audit of one concept: no picture drawn, no judge. It decides nothing in this report.
+
+    skipped: why nothing was measured, "" where it was; summary: the worst slice in one sentence. pictures: where the
+    reference pictures come from; pack: their digest; block: what a depth profile is cut into, row or scale.
+    """
+
+    skipped: str = "no likelihood audit was made"
+    summary: str = "Likelihoods were not looked at: no likelihood audit was made."
+    pictures: str = NOT_STATED
+    pack: str = NOT_STATED
+    dtype: str = NOT_STATED
+    block: str = "row"
+    slices: tuple[LikelihoodSlice, ...] = ()
+    groups: tuple[LikelihoodGroup, ...] = ()
+    unconditional: Drift | None = None
+    classified: LikelihoodClasses | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class ConceptReport(Section):
     name: str
     concept: str
@@ -236,7 +329,115 @@ class ConceptReport(Section):
     pairs: PairSection | None
     protocol: Protocol
     erasure: tuple[ErasureSlice, ...]
+    likelihoods: Likelihoods = Likelihoods()
     preservation: tuple[PreservedGroup, ...]
+
+
+class StackedEdit(Section):
+    """One edit of a stack: its digest, how strongly it is merged, and the fingerprint of the weights with it on top."""
+
+    name: str
+    edit: str
+    strength: float
+    weights: str
+
+
+class StackCell(Section):
+    """One edit by itself on the base: of `asked` direct prompts by which the base draws `concept`, where it is found.
+
+    rate: the share with its 95 % interval; None where nothing was asked.
+    """
+
+    edit: str
+    concept: str
+    asked: int = Field(ge=0)
+    found: int = Field(ge=0)
+    rate: Rate | None = None
+
+    @model_validator(mode="after")
+    def _found_where_asked(self) -> StackCell:
+        return _at_most(self, self.found, self.asked)
+
+
+class StackErased(Section):
+    """Scored prompts that ask for a concept: n, those where it is found, and those that the judge can't tell."""
+
+    n: int = Field(ge=0)
+    found: int = Field(ge=0)
+    unsure: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _of_n(self) -> StackErased:
+        return _at_most(self, self.found + self.unsure, self.n)
+
+
+class StackKept(Section):
+    """Scored prompts of a preserved group: n, kept by the base model and by the stack, lost and gained between them."""
+
+    n: int = Field(ge=0)
+    base: int = Field(ge=0)
+    edited: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    gained: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> StackKept:
+        if self.edited != self.base - self.lost + self.gained:
+            raise ValueError("base - lost + gained is not edited")
+        return _at_most(self, max(self.base, self.edited), self.n)
+
+
+class StackMeasured(Section):
+    slices: dict[str, StackErased]
+    groups: dict[str, StackKept]
+
+
+class StackEvent(Section):
+    """What was measured of every concept after one change of the stack, against the untouched base."""
+
+    event: str
+    concepts: dict[str, StackMeasured]
+
+
+class StackOverlap(Section):
+    """How much of the first edit lies in the directions of the second, with what chance would give.
+
+    shared: weights that both change, of those that the first changes. column, row: shares of its output and input
+    directions. cosine: +1 the same change, -1 its undoing. codebook_rows: rows of the image table that both rewrite.
+    """
+
+    first: str
+    second: str
+    shared: int
+    of: int
+    column: float
+    row: float
+    chance_column: float
+    chance_row: float
+    cosine: float
+    codebook_rows: int
+
+
+class Stack(Section):
+    """What the edits of a stack do to each other. It decides nothing: the criteria are of the whole stack.
+
+    edits: first merged first. alone: every edit by itself on every concept. history: oldest first.
+    """
+
+    edits: tuple[StackedEdit, ...]
+    alone: tuple[StackCell, ...]
+    history: tuple[StackEvent, ...]
+    overlaps: tuple[StackOverlap, ...]
+    summary: str
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _at_most(part: S, count: int, n: int) -> S:
+    if count > n:
+        raise ValueError(f"{count} of {n}")
+    return part
 
 
 class Adversarial(Section):
@@ -308,6 +509,7 @@ class Report(Section):
     subject: Subject
     base_model: BaseModelSection
     concepts: tuple[ConceptReport, ...] = Field(min_length=1)
+    stack: Stack | None = None
     judges: tuple[JudgeSection, ...]
     adversarial: Adversarial
     residual_risks: tuple[Risk, ...]

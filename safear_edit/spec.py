@@ -234,6 +234,12 @@ class Evaluate(Part):
     """How much is measured."""
 
     n: SliceSizes = SliceSizes()
+    references: Text | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,  # a recipe without one keeps the digest that it had before
+        description="Folder of pictures with captions.jsonl for the likelihood audit, as seen from where the command "
+        "runs; the embedded minis need none.",
+    )
 
 
 class Gates(Part):
@@ -483,6 +489,7 @@ judge: # safear-edit ls judges; clip takes phrases: "a painting by $concept | a 
 
 evaluate:
   n: {direct: 100, paraphrase: 100, template: 50} # prompts to score; 250 decide a fall of 5 points
+  # references: PATH # folder of pictures with captions.jsonl for the likelihood audit; the minis draw their own
 
 gates: # shares; what the result must reach
   erasure_direct: 0.97

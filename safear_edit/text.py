@@ -127,17 +127,18 @@ class T5:
 
     def pieces(self, prompt: str) -> list[str]:
         """Word pieces, cleaned and truncated as `states` does."""
-        pieces: list[str] = self._tokenizer.convert_ids_to_tokens(self._encoded([prompt])["input_ids"][0].tolist())
-        return pieces
+        ids: list[int] = self._encoded([prompt])["input_ids"][0].tolist()
+        return list(self._tokenizer.convert_ids_to_tokens(ids))
 
     def _encoded(self, prompts: Sequence[str]) -> BatchEncoding:
-        return self._tokenizer(
+        encoded: BatchEncoding = self._tokenizer(
             [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts],
             max_length=self.max_tokens,
             padding="longest",
             truncation=True,
             return_tensors="pt",
         )
+        return encoded
 
 
 def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = True) -> TextEncoder:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_likelihood import made_audit
 from test_report import Row, make_run
 
 from safear_edit.baseline import LIKELIHOOD, SUITES, Policy, accept, read_baseline, read_folder
@@ -109,6 +110,32 @@ def test_likelihood_figures_come_along(tmp_path: Path) -> None:
     (folder / LIKELIHOOD).write_text('{"figures": {"a": "b"}, "doubts": []}')
     with pytest.raises(SpecError, match="likelihood"):
         read_folder(folder)
+
+
+def test_what_an_audit_left_out_says_why(tmp_path: Path) -> None:
+    """An audit as it is written (likelihood.py): the figure in doubt is missing there, and the gate quotes the doubt."""
+    folder = released(tmp_path / "safe")
+    (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.1, 0.02).to_json())
+    made = accept(read_folder(folder), SUITES["audit"], "r")
+    figure = "testpainter/erasure.max_cir_upper[direct]"
+    assert figure in made.record.figures
+    (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.5, 0.02).to_json())
+    now = read_folder(folder)
+    assert figure not in now.figures and set(now.in_doubt) == {figure}
+    (found,) = [one for one in check(now, {"r": made}).findings if one.id == f"likelihood/{figure}"]
+    assert found.decision == "INCONCLUSIVE" and "0.50 is wider than 0.4" in found.why
+    again = accept(now, SUITES["audit"], "r")
+    again.save(tmp_path / "a.txt")
+    assert read_baseline(tmp_path / "a.txt") == again
+
+
+@pytest.mark.parametrize("rows", ["direct", ["direct"], [{"slice": "direct"}], [{"doubts": []}], [{"doubts": "x"}]])
+def test_a_damaged_audit_is_one_line(tmp_path: Path, rows: object) -> None:
+    folder = released(tmp_path / "safe")
+    (folder / LIKELIHOOD).write_text(json.dumps({"figures": {}, "doubts": [], "slices": rows}))
+    with pytest.raises(SpecError, match="slices") as caught:
+        read_folder(folder)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 EDITS: dict[str, tuple[str, str, str]] = {

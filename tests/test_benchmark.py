@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safear_edit.benchmark import PlainLoop, main, race
+from safear_edit.benchmark import SAME, PlainLoop, ear_distances, ear_material, ear_race, main, race
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
+from safear_edit.methods.ear import EAR
 
 GOLDENS = Path(__file__).parent / "goldens" / "llamagen"
 
@@ -50,3 +51,18 @@ def test_the_command_reports_and_fails_on_another_token(
         assert main(arguments) == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_both_ear_loops_make_the_same_updates() -> None:
+    """Window by window, also the shorter last one; and the plain loop is the one that was meant to be slow."""
+    result = ear_race(LlamaGen.pico(), pictures=2, window=6, repeats=1)
+    assert result.updates == 6 and result.tokens == 16
+    assert max(result.loss_distance, result.gradient_distance, result.update_distance) < SAME
+    assert result.times_faster > 1
+
+
+def test_a_loop_with_another_target_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safear_edit.methods.ear.turned_away", lambda without, concept, eta: without)
+    model = LlamaGen.pico()
+    params = EAR.Params(window=6, batch=1, threshold=0.0)
+    assert max(ear_distances(model, ear_material(model, 2), params)) > SAME

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.codebook_map import HarmfulSpace, harmful_space, joined
+from safear_edit.codebook_map import HarmfulSpace, energy_figure, harmful_space, joined, protecting
 from safear_edit.errors import UsageError
 
 N, WIDTH, PAIRS = 12, 20, 40
@@ -84,3 +84,34 @@ def test_impossible_requests(directions: int) -> None:
 def test_energy_is_a_share() -> None:
     space = HarmfulSpace(torch.eye(4)[:, :1], torch.eye(4)[:, 1:], torch.tensor([1.0]))
     torch.testing.assert_close(space.energy(torch.tensor([[3.0, 4, 0, 0], [0, 1, 0, 0]])), torch.tensor([0.36, 0.0]))
+
+
+def test_where_a_repair_may_write() -> None:
+    """12 positions in 20 dimensions: 8 directions are free of differences, half are weak, 18 lie outside the basis."""
+    unsafe, safe = planted(3, 7, noise=0.1)
+    sizes = {n: harmful_space(unsafe, safe, 2, null=n).null.shape[1] for n in ("exact", "weakest_half", "complement")}
+    assert sizes == {"exact": WIDTH - N, "weakest_half": WIDTH // 2, "complement": WIDTH - 2}
+    for name in sizes:
+        space = harmful_space(unsafe, safe, 2, null=name)  # type: ignore[arg-type]
+        torch.testing.assert_close(space.null.T @ space.basis, torch.zeros(sizes[name], 2), atol=1e-5, rtol=0)
+    everything = harmful_space(unsafe, safe, 2, null="complement")
+    change = torch.randn(5, WIDTH)
+    torch.testing.assert_close(everything.harmless(change), everything.without(change), atol=1e-5, rtol=1e-5)
+
+
+def test_later_rounds_protect_what_earlier_ones_took_out() -> None:
+    one = harmful_space(*planted(3, 7), directions=2, null="complement")
+    two = harmful_space(*planted(7, 9, seed=1), directions=2, null="complement")
+    both, table = protecting(two, [one]), torch.randn(50, WIDTH)
+    assert both.basis.shape == (WIDTH, 3) and both.null.shape == (WIDTH, WIDTH - 3)
+    repaired = both.without(table) + both.harmless(torch.randn(50, WIDTH))
+    assert one.energy(repaired).max() < 1e-6 and two.energy(repaired).max() < 1e-6
+    assert one.energy(two.without(table) + two.harmless(table)).max() > 0.01, "without it, direction 3 comes back"
+    assert protecting(one, []) is one
+
+
+def test_the_picture_of_the_energy_is_a_png_of_its_own_data() -> None:
+    states = [torch.rand(30), torch.zeros(30)]
+    first = energy_figure(states, ["untouched", "round 1"])
+    assert first.startswith(b"\x89PNG") and first == energy_figure(states, ["untouched", "round 1"])
+    assert first != energy_figure([states[0], states[0]], ["untouched", "round 1"])

@@ -18,6 +18,7 @@ from safear_edit.compiler import (
     load_base_recipe,
     load_recipe,
     predict,
+    read_map,
     recipe_schema,
     recipe_warnings,
     save_recipe,
@@ -37,6 +38,7 @@ class Card:
     digest: str = "0" * 64
     parameters: int = 5_000_000
     tokens: int = 100
+    scales: tuple[int, ...] = (100,)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def test_overrides(draft: Spec) -> None:
     assert recipe.method.params["beta"] == 2.0 and recipe.method.params["average"] == "token"
     assert recipe.gates.min_obeyed == 0.25 and recipe.spec.judge.threshold == 0.6
     assert len(recipe.slice("objects")) == 15 and len(recipe.construct.pairs) == 16
+    assert (
+        recipe.spec.evaluate.references is None and "references" not in recipe.spec.model_dump(mode="json")["evaluate"]
+    )
+    named = compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, "evaluate.references=pictures"])
+    assert named.spec.evaluate.references == "pictures" and named.digest != recipe.digest
 
 
 @pytest.mark.parametrize(
@@ -316,3 +323,45 @@ def test_prediction_grows_with_the_work() -> None:
     assert wide.memory_gib > small.memory_gib and wide.trainable > small.trainable
     adapters = 36 * 16 * (1280 * (1 + 3) + 1280 * 2 + 3 * (1280 + 3584))
     assert wide.trainable == pytest.approx(adapters, rel=0.1)
+
+
+NEXT_SCALE = Card("infinity:mini", "infinity", "1" * 64, tokens=139, scales=(1, 4, 9, 25, 100))
+
+
+def written_map(folder: Path, **changes: object) -> Path:
+    """As `safear-edit map` writes it, with more in it than a recipe reads."""
+    about = {"model": "infinity:mini", "model_digest": "1" * 64, "concept": "Picasso", "kind": "scale", "locked_in": 1}
+    folder.mkdir(exist_ok=True)
+    (folder / "map.json").write_text(json.dumps({**about, "advice": "at scale 1", "groups": [], **changes}))
+    return folder
+
+
+def test_scales_follow_the_map(tmp_path: Path) -> None:
+    spec, base = concept("picasso"), load_base_recipe("sace")
+    plain = compile_recipe(spec, NEXT_SCALE, base, overrides=SMALL)
+    assert plain.method.params["erase_scales"] == [0] and "not measured" in (plain.method.scales_because or "")
+    found = compile_recipe(spec, NEXT_SCALE, base, overrides=SMALL, located=read_map(written_map(tmp_path)))
+    assert found.method.params["erase_scales"] == [0, 1] and found.method.params["preserve_scales"] == [2, 3, 4]
+    assert found.method.scales_because == "measured, not at scale 0 alone, as the paper has it: at scale 1"
+    last = compile_recipe(
+        spec, NEXT_SCALE, base, overrides=SMALL, located=read_map(written_map(tmp_path, locked_in=4) / "map.json")
+    )
+    assert last.method.params["erase_scales"] == [0, 1, 2, 3, 4] and last.method.params["preserve_scales"] == []
+    save_recipe(found, tmp_path / "recipe.json")
+    assert load_recipe(tmp_path / "recipe.json") == found
+    assert "scales_because" not in compile_recipe(spec, Card(), load_base_recipe("vce")).model_dump()["method"]
+
+
+@pytest.mark.parametrize("changes", [{"concept": "Monet"}, {"model_digest": "2" * 64}, {"kind": "row"}])
+def test_a_map_of_something_else_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    located = read_map(written_map(tmp_path, **changes))
+    with pytest.raises(UsageError, match="a map of Picasso on infinity:mini"):
+        compile_recipe(concept("picasso"), NEXT_SCALE, load_base_recipe("sace"), overrides=SMALL, located=located)
+
+
+def test_a_map_is_for_methods_that_choose_scales(tmp_path: Path) -> None:
+    located = read_map(written_map(tmp_path))
+    with pytest.raises(UsageError, match="--map: expected a method that edits chosen scales"):
+        compile_recipe(concept("picasso"), NEXT_SCALE, load_base_recipe("svare"), overrides=SMALL, located=located)
+    with pytest.raises(SpecError, match="locked_in"):
+        read_map(written_map(tmp_path, locked_in="first"))

@@ -59,8 +59,8 @@ def test_apply_adds_the_scaled_product_and_undo_is_bitwise() -> None:
 def test_edits_compose_in_any_number_and_come_off_bitwise(dtype: torch.dtype) -> None:
     model = net().to(dtype)
     before = state(model)
-    with stacked(model, [edit(1), edit(2), edit(3)]):
-        total = sum(edit(seed).delta("2.weight") for seed in (1, 2, 3))
+    with stacked(model, [(edit(1), 1.0), (edit(2), 0.5), (edit(3), 1.0)]):
+        total = sum(by * edit(seed).delta("2.weight") for seed, by in ((1, 1.0), (2, 0.5), (3, 1.0)))
         tolerance = 1e-5 if dtype == torch.float32 else 0.2
         torch.testing.assert_close(
             model[2].weight.detach().float(), before["2.weight"].float() + total, atol=tolerance, rtol=0.05

@@ -186,6 +186,16 @@ def test_likelihood_comes_first(
     assert found.findings[0].decision == decision and found.findings[0].id.startswith("likelihood")
 
 
+def test_a_figure_in_doubt_says_which_doubt() -> None:
+    doubtful = record(in_doubt={FIGURE: "an interval of 0.60 is wider than 0.4"})
+    found = gate.check(doubtful, {"first": accepted(figures={FIGURE: 0.02, KL: 0.01})}).findings
+    by_name = {finding.id: finding for finding in found}
+    cir, kl = by_name[f"likelihood/{FIGURE}"], by_name[f"likelihood/{KL}"]
+    assert (cir.decision, cir.observed) == ("INCONCLUSIVE", "in doubt") and "0.60 is wider" in cir.why
+    assert "run the likelihood audit" not in cir.why
+    assert (kl.decision, kl.observed) == ("INCONCLUSIVE", "not measured") and "run the likelihood audit" in kl.why
+
+
 def test_one_function_gives_verdict_and_exit_code() -> None:
     errors: list[tuple[SafearError, int]] = [(UsageError("a", "b", "c", "d"), 2), (TrustError("a", "b", "c", "d"), 4)]
     for error, code in errors:

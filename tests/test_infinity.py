@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safear_edit.benchmark_infinity import plain_sample
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families import infinity
-from safear_edit.families.base import Condition, Sampling
-from safear_edit.families.bsq import BSQ, BSQConfig, CodeSum, summed_codes, teacher_inputs
+from safear_edit.families.base import Sampling
+from safear_edit.families.bsq import BSQ, BSQConfig, summed_codes, teacher_inputs
 from safear_edit.families.infinity import (
     Infinity,
     InfinityConfig,
@@ -220,38 +221,6 @@ def test_bits_are_drawn_by_the_same_rule_as_tokens() -> None:
             assert torch.equal(found[:, token, bit], expected)
 
 
-def plain_loop(model: Infinity, condition: Condition, seeds: Sequence[int], sampling: Sampling) -> Tensor:
-    """The published way: every block projects the caption again at every scale, the cache grows by concatenation,
-    and unconditional rows run through all scales."""
-    net, schedule, images = model.net, model.schedule, len(condition)
-    guidance, temperature = infinity.per_scale(sampling, len(schedule.grids))
-    doubled = condition.rows(torch.arange(images).repeat(2))
-    doubled = model.dropped(doubled, torch.arange(2 * images) >= images)
-    choose = inverse_cdf_bits(uniforms(seeds, schedule.total * net.config.bits).view(images, -1, net.config.bits))
-    codes, chosen = CodeSum(schedule, images, model.bsq.config.bits), []
-    cache: list[tuple[Tensor, Tensor] | None] = [None] * len(net.layers)
-    for scale, (start, end) in enumerate(schedule.spans):
-        text = model.text_pass(doubled)
-        x = net.first_token(text) if scale == 0 else net.embed(codes.inputs(scale), scale).repeat(2, 1, 1)
-        rope = rope_table(schedule, net.config.head_dim)[start:end]
-        for layer, block in enumerate(net.layers):
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
-                if (before := cache[layer]) is not None:
-                    k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-                cache[layer] = (k, v)
-                return (q @ k.transpose(2, 3)).softmax(-1) @ v
-
-            x = block(x, text, layer, rope, attend)
-        logits = net.bit_logits(x, text)
-        c, u = logits[:images], logits[images:]
-        logits = (u + guidance[scale] * (c - u) if guidance[scale] > 1 else c) / temperature[scale]
-        bits = choose(bit_chances(logits, sampling), start)
-        chosen.append(bits)
-        codes.add_tokens(scale, bits)
-    return torch.cat(chosen, 1)
-
-
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -263,7 +232,7 @@ def plain_loop(model: Infinity, condition: Condition, seeds: Sequence[int], samp
 def test_sampling_gives_the_bits_of_a_plain_loop(pico: Infinity, sampling: Sampling) -> None:
     condition = pico.condition(PROMPTS)
     with torch.no_grad():
-        expected = plain_loop(pico, condition, range(4), sampling)
+        expected = plain_sample(pico, condition, range(4), sampling)
     assert torch.equal(pico.generate(condition, range(4), sampling), expected)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from safear_edit.edit import Edit, EditInfo
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families import janus
 from safear_edit.families.base import Condition, Sampling
@@ -318,7 +319,8 @@ def test_gradients_are_finite_under_padding_and_reach_the_words(pico: Janus) -> 
         embedding = pico.net.get_input_embeddings()
         trained = Condition.of(embedding(ids), mask)
         token_logprobs(pico.logits(trained, drawn), drawn).sum().backward()
-        gradients = [p.grad for n, p in pico.net.named_parameters() if "language_model" in n or "generation" in n]
+        read = ("language_model", "generation_head", "image_table")
+        gradients = [p.grad for n, p in pico.net.named_parameters() if any(part in n for part in read)]
         assert all(g is not None and g.isfinite().all() for g in gradients)
         assert embedding.weight.grad[pico.words.encode("m")[0]].norm() > 0
         pad = embedding.weight.grad[pico.words.pad]
@@ -369,7 +371,7 @@ def test_editable_parts_are_linear_layers(pico: Janus) -> None:
 
 @pytest.fixture
 def own_table(pico: Janus) -> Iterator[Tensor]:
-    yield pico.image_table().detach()
+    yield pico.image_table().detach().clone()
     pico.set_image_table(None)
 
 
@@ -391,7 +393,7 @@ def test_a_replaced_table_is_read_everywhere_and_taken_back_exactly(pico: Janus,
         assert greedy_is_argmax(pico)
         pico.set_image_table(None)
         assert torch.equal(pico.logits(condition, ids), before)
-    assert "image_table" not in pico.net.state_dict()
+    assert torch.equal(pico.net.state_dict()["image_table"], own_table), "the model's own table stays"
 
 
 def test_a_table_can_be_trained_and_travels_with_the_model(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
@@ -410,9 +412,59 @@ def test_a_table_can_be_trained_and_travels_with_the_model(pico: Janus, own_tabl
             assert torch.equal(again.image_table(), trained)
             with torch.no_grad():
                 close(again.logits(again.condition(PROMPTS[:1]), ids), pico.logits(condition, ids), 1e-5)
-    assert pico.net.image_table is None
+    assert torch.equal(pico.image_table(), own_table)
     with pytest.raises(UsageError, match=r"\(64, 64\)"):
         pico.set_image_table(trained[:5])
+
+
+def table_edit(change: Tensor) -> Edit:
+    info = EditInfo(method="safe_cb", params={}, concept="x", base_digest="", rank=None, alpha=None, seed=0, steps=1,
+                    losses=(), minutes=0.0)  # fmt: skip
+    return Edit("delta", {Janus.table_name: change}, info)
+
+
+def test_a_loaded_model_reads_what_its_published_modules_give(pico: Janus, tmp_path: Path) -> None:
+    pico.export(tmp_path)
+    assert "image_table" not in load_file(tmp_path / "model.safetensors"), "nothing that the layout has no room for"
+    again = Janus.load(ModelRef.parse(str(tmp_path)))
+    assert torch.equal(again.image_table(), janus.aligned_rows(again.net))
+    ids = torch.arange(8).view(2, 4)
+    modules = again.net.model.generation_aligner(again.net.model.generation_embeddings(ids))
+    close(image_embeddings(again.net, ids), modules, 1e-5)
+    assert again.card.parameters == pico.card.parameters
+
+
+@pytest.mark.parametrize("layout", ["hf", "upstream"])
+def test_an_edit_of_the_table_is_an_edit_of_its_tensor(
+    pico: Janus, own_table: Tensor, tmp_path: Path, layout: janus.Layout
+) -> None:
+    condition = pico.condition(PROMPTS)
+    ids = pico.generate(condition, range(4))
+    with torch.no_grad():
+        before = pico.logits(condition, ids)
+        with table_edit(torch.full_like(own_table, 0.5)).apply(pico.net):
+            close(pico.image_table(), own_table + 0.5, 1e-6)
+            edited = pico.logits(condition, ids)
+            pico.export(tmp_path, layout)
+            wanted = pico.image_table().detach().clone()
+        assert (edited - before).abs().max() > 1e-2
+        assert torch.equal(pico.image_table(), own_table) and torch.equal(pico.logits(condition, ids), before)
+        again = Janus.load(ModelRef.parse(str(tmp_path)))
+        assert torch.equal(again.image_table(), wanted) and again.card.parameters == pico.card.parameters
+        close(again.logits(again.condition(PROMPTS), ids), edited, 1e-5)
+
+
+def test_a_released_edit_of_the_table_goes_back_to_its_base(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
+    """What stack.py does with it: the state dict's tensor is kept, put back, and the export is the unedited one."""
+    assert pico.table_name in dict(pico.net.named_parameters())
+    with table_edit(torch.ones_like(own_table)).apply(pico.net):
+        pico.export(tmp_path)
+    again = Janus.load(ModelRef.parse(str(tmp_path)))
+    with torch.no_grad():
+        again.net.state_dict()[pico.table_name].copy_(own_table)
+    (tmp_path / "base").mkdir()
+    again.export(tmp_path / "base")
+    assert "image_table" not in load_file(tmp_path / "base" / "model.safetensors")
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,11 @@ from safear_edit.likelihood import (
     folder_source,
     gallery_source,
     picture_of,
+    save_skipped,
+    source_for,
     token_blocks,
     tokenised,
+    why_none,
 )
 from safear_edit.prompts import pools
 from safear_edit.spec import Spec, load_spec
@@ -72,6 +75,10 @@ def model() -> LlamaGen:
 
 @pytest.fixture(scope="module")
 def pack(model: LlamaGen) -> Pack:
+    return drawn_pack(model)
+
+
+def drawn_pack(model: LlamaGen) -> Pack:
     """Pictures that the model itself drew when asked for the concept, so that the words do explain them."""
     references = tuple(
         Reference({"direct": f"{s} by Picasso"}, f"a photo of {s}", {"style=monet": f"{s} by Monet"})
@@ -102,6 +109,21 @@ def test_an_untouched_model_is_one_and_zero(model: LlamaGen, pack: Pack) -> None
     assert {group.group for group in found.groups} == {"near", "far"}
 
 
+def test_a_table_for_a_person(model: LlamaGen, pack: Pack) -> None:
+    found = audit(Pair.of_edit(model, made_edit(model)), pack)
+    rows = {row[0]: row for row in found.rows()}
+    assert {"erasure.cir[direct]", "erasure.abs_cir[direct]", "erasure.suppression_bits[direct]"} <= set(rows)
+    assert {"keep.kl[near]", "keep.guided_kl[far]", "keep.uncond_kl", "erasure.gca"} <= set(rows)
+    cir = only(found).cir
+    assert cir is not None and rows["erasure.cir[direct]"][1:3] == (
+        f"{cir.estimate:.3f}",
+        f"{cir.low:.3f} to {cir.high:.3f}",
+    )
+    doubtful = {name: row[3] for name, row in ((row[0], row) for row in made_audit(0.05, 0.5, 0.2).rows())}
+    assert "wider" in doubtful["erasure.cir[direct]"] and "KL of 0.200" in doubtful["erasure.cir[direct]"]
+
+
+@torch.no_grad()
 def test_the_figures_are_their_definitions(model: LlamaGen, pack: Pack) -> None:
     """CIR, absCIR and S written out, one picture at a time, without the audit's batches."""
     edit = made_edit(model)
@@ -201,18 +223,38 @@ def test_when_the_figures_must_not_be_used() -> None:
     fine = made_audit(0.05, 0.1, 0.02)
     assert not fine.doubts and not fine.warnings
     assert fine.figures == pytest.approx({"erasure.max_cir_upper[direct]": 0.10, "keep.kl_upper[near]": 0.022})
-    assert "wider" in made_audit(0.05, 0.5, 0.02).doubts[0]
     assert "KL of 0.200" in made_audit(0.05, 0.1, 0.2).doubts[0]
     assert "over-erased" in made_audit(-0.2, 0.1, 0.02).warnings[0]
-    unknown = replace(fine, slices=(replace(fine.slices[0], cir=None),))
-    assert "not clear of 0" in unknown.doubts[0] and "erasure.max_cir_upper[direct]" not in unknown.figures
+
+
+def test_what_is_wrong_with_one_figure_silences_that_figure_alone() -> None:
+    """Rule 7.2(1): a wide interval is its own slice's; the other slices and groups can still be decided."""
+    fine = made_audit(0.05, 0.1, 0.02).slices[0]
+    assert fine.cir is not None and fine.abs_cir is not None and not fine.doubts
+    wide, unknown = only(made_audit(0.05, 0.5, 0.02)), replace(fine, cir=None)
+    assert "0.50 is wider" in wide.doubts[0] and "not clear of 0" in unknown.doubts[0]
+    level = replace(fine.abs_cir, estimate=0.3, low=0.0, high=0.6)
+    assert "0.60 is wider" in replace(fine, abs_cir=level).doubts[0], "absCIR counts where it could decide"
+    assert not replace(fine, abs_cir=replace(level, low=-1.0, high=-0.1)).doubts
+    whole = made_audit(0.05, 0.1, 0.02)
+    for part in (wide, unknown):
+        mixed = replace(whole, slices=(replace(part, slice="template"), fine))
+        assert set(mixed.figures) == {"erasure.max_cir_upper[direct]", "keep.kl_upper[near]"} and not mixed.doubts
+    alone = replace(whole.groups[0], plain=Divergence.of([0.02]))
+    assert "no interval" in alone.doubts[0]
+    assert set(replace(whole, groups=(alone,)).figures) == {"erasure.max_cir_upper[direct]"}
 
 
 def test_the_gate_reads_what_is_written(tmp_path: Path) -> None:
-    made_audit(0.05, 0.5, 0.02).save(tmp_path)
+    made_audit(0.05, 0.1, 0.2).save(tmp_path)
     figures, doubts = read_figures(tmp_path / LIKELIHOOD)
-    assert figures == {"erasure.max_cir_upper[direct]": 0.3, "keep.kl_upper[near]": 0.022} and len(doubts) == 1
+    assert figures == {"erasure.max_cir_upper[direct]": 0.1, "keep.kl_upper[near]": 0.22} and len(doubts) == 1
     assert json.loads((tmp_path / LIKELIHOOD).read_text())["slices"][0]["profile"] == [0.05]
+    made_audit(0.05, 0.5, 0.02).save(tmp_path)
+    assert read_figures(tmp_path / LIKELIHOOD) == ({"keep.kl_upper[near]": 0.022}, ())
+    assert "wider" in json.loads((tmp_path / LIKELIHOOD).read_text())["slices"][0]["doubts"][0]
+    save_skipped(tmp_path, "no pictures")
+    assert read_figures(tmp_path / LIKELIHOOD) == ({}, ())
 
 
 # -- packs ------------------------------------------------------------------------------------------------------------
@@ -243,6 +285,31 @@ def test_gallery_packs_ask_with_words_that_training_never_met(name: str) -> None
         assert reference.neutral not in reference.prompts.values()
     assert {kept.group for kept in source.kept} == {group.name for group in made.preserve}
     assert source.digest == gallery_source(made, 6, 6).digest != gallery_source(made, 6, 6, seed=1).digest
+
+
+def test_where_reference_pictures_come_from(tmp_path: Path) -> None:
+    """The spec's folder if it names one; else renders of what the mini world can draw, for minis."""
+    made, card = spec(), registry.load_model("llamagen").card
+    assert why_none(made, card) == "" and len(source_for(shortened(made, direct=4), card).references) == 4
+    real, other = replace(card, variant="xl-256", image_size=256), {"use": "nudity", "label": "nudity"}
+    unknown = made.model_copy(update={"judge": made.judge.model_copy(update=other)})
+    for asked, model, says in ((made, real, "none of the embedded minis"), (unknown, card, "can't draw")):
+        assert says in why_none(asked, model)
+        with pytest.raises(UsageError, match=says):
+            source_for(asked, model)
+    folder = str(user_folder(tmp_path, [GOOD, GOOD, KEPT]))
+    named = made.model_copy(update={"evaluate": made.evaluate.model_copy(update={"references": folder})})
+    assert why_none(named, real) == "" and source_for(named, real).reference_images.shape == (2, 3, 256, 256)
+
+
+def shortened(made: Spec, direct: int) -> Spec:
+    n = made.evaluate.n.model_copy(update={"direct": direct})
+    return made.model_copy(update={"evaluate": made.evaluate.model_copy(update={"n": n})})
+
+
+def test_only_the_first_references_are_classified() -> None:
+    source = gallery_source(spec(), 6, 3, classified=2)
+    assert [bool(reference.others) for reference in source.references] == [True, True, *[False] * 4]
 
 
 def test_tokens_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: p
 
     calls: list[Path] = []
 
-    def drawn(model: Any, edit: Any, recipe: Any, folder: Path, *, progress: Any) -> None:
+    def drawn(model: Any, edit: Any, recipe: Any, folder: Path, **more: Any) -> None:
         calls.append(folder)
         (folder / "images").mkdir(exist_ok=True)
         for name in ("outcomes.jsonl", "judges.json", *(f"images/{s}" for s in SHEETS)):

@@ -11,15 +11,21 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from PIL import Image
+from test_likelihood import drawn_pack, made_audit, made_edit
 
 from safear_edit import stats
+from safear_edit.card import model_card
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.likelihood import Audit, Pair, audit, save_skipped
+from safear_edit.render import render_html
 from safear_edit.report import RunFiles, build_report, read_report, report_schema, verdict
 from safear_edit.sections import WITHHELD, Report
 
@@ -488,3 +494,114 @@ def test_no_torch() -> None:
     modules = ", ".join(f"safear_edit.{name}" for name in ("stats", "report", "render", "card", "bom"))
     code = f"import {modules}, sys; print('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# -- likelihoods ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audited() -> Audit:
+    """What a pico model and an edit that nobody trained say, as if it were about the run's base model."""
+    model = LlamaGen.pico()
+    return replace(audit(Pair.of_edit(model, made_edit(model, 0.005)), drawn_pack(model)), base_digest="a" * 64)
+
+
+def with_likelihoods(root: Path, found: Audit) -> tuple[Report, str, str]:
+    """Report, page (tags become spaces) and card of a run with this audit."""
+    found.save(make_run(root))
+    report = build_report(RunFiles.find(root))
+    return report, " ".join(re.sub(r"<[^>]+>", " ", render_html(report, root)).split()), model_card(report)
+
+
+def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit, report: Report) -> None:
+    made, page, card = with_likelihoods(tmp_path, audited)
+    (told,), cir = made.concepts[0].likelihoods.slices, audited.slices[0].cir
+    assert cir is not None and told.cir is not None and told.cir.estimate == pytest.approx(cir.estimate, abs=1e-6)
+    assert len(told.decided) == len(told.profile) == 4 and not told.doubts
+    assert f"{cir.estimate:.2f} {cir.low:.2f} to {cir.high:.2f}" in page
+    assert f"{cir.estimate:.2f}, {cir.low:.2f} to {cir.high:.2f}" in card
+    for group in audited.groups:
+        assert f"{group.group} 4 {group.plain.mean:.4f} {group.plain.upper:.4f}" in page
+        assert f"{group.guided.mean:.4f} {group.guided.upper:.4f}" in page
+    assert "Where in the picture the words count" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
+        "\xa0", " "
+    )
+    classes = made.concepts[0].likelihoods.classified
+    assert classes is not None and f"{classes.edited.k} of 24 by the edited one" in page
+    summary = made.concepts[0].likelihoods.summary
+    assert summary in page.replace("\xa0", " ") and page.index(summary[:40]) < page.index("Remaining risks")
+    assert "likelihood.json" in made.reproduce.inputs
+    assert made.verdict == report.verdict, "it decides nothing"
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("cir", "level", "says"),
+    [
+        ((0.02, -0.01, 0.05), (-0.5, -0.6, -0.4), "next to nothing"),
+        ((0.05, 0.03, 0.06), (0.64, 0.48, 0.82), "likelier than they were.*neutral prompts"),  # relearned
+        ((-0.2, -0.25, -0.15), (-0.8, -0.9, -0.7), "over-erased"),
+        ((0.3, 0.25, 0.35), (0.1, 0.0, 0.2), r"still tell the edited model 25\.0 % to 35\.0 %"),
+        ((0.3, 0.25, 0.35), (-0.5, -0.6, -0.4), "less likely than they were"),
+        ((0.1, -0.05, 0.25), (0.0, -0.1, 0.1), r"undecided: .* 0\.0 % to 25\.0 %"),
+        ((0.314159, 0.0, 0.6), (0.0, -0.1, 0.1), r"says nothing here, because an interval of 0\.60 is wider"),
+    ],
+)
+def test_readings(
+    tmp_path: Path, cir: tuple[float, float, float], level: tuple[float, float, float], says: str
+) -> None:
+    """The same bounds as evaluation.md 2.3 and 7.2; what is in doubt shows no number on the page."""
+    made = replace(made_audit(0.0, 0.1, 0.02), base_digest="a" * 64)
+    first, second = made.slices[0].cir, made.slices[0].abs_cir
+    assert first is not None and second is not None
+    ratios = {
+        name: replace(old, estimate=new[0], low=new[1], high=new[2])
+        for name, old, new in (("cir", first, cir), ("abs_cir", second, level))
+    }
+    report, page, _ = with_likelihoods(tmp_path, replace(made, slices=(replace(made.slices[0], **ratios),)))
+    found = report.concepts[0].likelihoods
+    assert re.search(says, found.slices[0].reading), found.slices[0].reading
+    if found.slices[0].doubts:
+        assert "say nothing about Testpainter" in found.summary and "0.31 0.00" not in page
+    else:
+        assert found.slices[0].reading in found.summary and f"absCIR {level[0]:.2f}" in found.summary
+
+
+def test_a_model_far_from_its_base_says_nothing(tmp_path: Path) -> None:
+    report, page, _ = with_likelihoods(tmp_path, replace(made_audit(0.0, 0.1, 0.3), base_digest="a" * 64))
+    assert "KL of 0.300" in report.concepts[0].likelihoods.slices[0].reading
+    assert "Where in the picture" not in page
+
+
+def test_no_audit_is_said(tmp_path: Path, report: Report) -> None:
+    assert "not looked at: no likelihood audit was made" in report.concepts[0].likelihoods.summary
+    assert any("likelihood of the concept was not used:" in line for line in report.limitations)
+    save_skipped(make_run(tmp_path), "testfamily:mini has no <pictures>")
+    made = build_report(RunFiles.find(tmp_path))
+    page = render_html(made, tmp_path)
+    assert "not looked at: testfamily:mini has no &lt;pictures&gt;" in page and "<pictures>" not in page
+
+
+DAMAGED: dict[str, Callable[[Row], Any]] = {
+    "a list": lambda row: [row],
+    "no slices": lambda row: {k: v for k, v in row.items() if k != "slices"},
+    "slices are words": lambda row: row | {"slices": ["direct"]},
+    "a field too many": lambda row: row | {"slices": [row["slices"][0] | {"extra": 1}]},
+    "doubts are a word": lambda row: row | {"doubts": "none"},
+    "a word for a number": lambda row: row | {"unconditional": row["unconditional"] | {"mean": "little"}},
+    "an endless number": lambda row: json.dumps(row).replace('"p95": ', '"p95": 1e999, "p96": ', 1),
+    "more than all": lambda row: row | {"classified": row["classified"] | {"edited": 1.5}},
+    "a share of words": lambda row: row | {"classified": row["classified"] | {"base": "half"}},
+    "another model": lambda row: row | {"base_digest": "c" * 64},
+    "no JSON": lambda row: json.dumps(row)[:100],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_audit_is_one_line(tmp_path: Path, audited: Audit, name: str) -> None:
+    path = make_run(tmp_path) / "likelihood.json"
+    damaged = DAMAGED[name](json.loads(audited.to_json()))
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    with pytest.raises(SpecError, match=r"likelihood\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1

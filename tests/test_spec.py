@@ -38,6 +38,16 @@ def test_all_four_are_there() -> None:
     assert [path.stem for path in CONCEPTS] == ["dog", "hazard", "picasso", "van_gogh"]
 
 
+def test_a_folder_of_reference_pictures_is_optional() -> None:
+    """Where there is none it is left out, so that recipes from before there were any keep their digests."""
+    draft = parse(Spec, parse_yaml(DRAFT, "draft"))
+    assert draft.evaluate.references is None and "references" not in draft.model_dump(mode="json")["evaluate"]
+    filled = DRAFT.replace("# references: PATH", "references: pictures")
+    named = parse(Spec, parse_yaml(filled, "draft"))
+    assert named.evaluate.references == "pictures" and '"references":"pictures"' in named.model_dump_json()
+    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+
+
 @pytest.mark.parametrize("name", ["picasso", "van_gogh", "dog", "hazard"])
 def test_held_out_words_were_never_in_the_minis_training(name: str) -> None:
     """Training words of the concept come from the captions' train lists; held-out ones from nowhere in them."""

@@ -27,7 +27,7 @@ SPEC = ROOT / "concepts" / "picasso.yaml"
 VERDICTS = (0, 1, 3)
 RELEASED = {
     "README.md", "report.json", "report.html", "bom.cdx.json", "model.sig", "claims.jsonl", "recipe.json",
-    "picasso.yaml", "outcomes.jsonl", "environment.json", "base.json", "judges.json", "safear.json",
+    "picasso.yaml", "outcomes.jsonl", "likelihood.json", "environment.json", "base.json", "judges.json", "safear.json",
     "edit", "images", "pairs",
 }  # fmt: skip
 

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Net = Any
-"""transformers' JanusForConditionalGeneration with one more buffer, `image_table` (None, or the replaced table)."""
+"""transformers' JanusForConditionalGeneration with one more parameter, `image_table`: see `Janus.image_table`."""
 
-TABLE = "image_table"
+TABLE, REPLACED = "image_table", "replaced_table"
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
@@ -256,7 +256,8 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
         got = " ".join(str(error).split())[:200]
         raise UsageError("Janus' sizes", "sizes that fit each other", got, AGAIN) from None
     net.model.vqmodel.requires_grad_(False)
-    net.register_buffer(TABLE, None)
+    net.register_parameter(TABLE, None)
+    net.register_buffer(REPLACED, None, persistent=False)
     return net.eval()
 
 
@@ -272,10 +273,25 @@ def unit_rows(rows_Vd: Tensor) -> Tensor:
 
 
 def image_embeddings(net: Net, ids_BN: Tensor) -> Tensor:
-    """What the language model reads for image tokens, (..., D): rows of the replaced table, else aligned embeddings."""
-    if net.image_table is not None:
-        return F.embedding(ids_BN, net.image_table)
+    """What the language model reads for image tokens, (..., D): rows of the table, else aligned embeddings."""
+    for table in (net.replaced_table, net.image_table):
+        if table is not None:
+            return F.embedding(ids_BN, table)
     return net.model.generation_aligner(net.model.generation_embeddings(ids_BN))
+
+
+def aligned_rows(net: Net) -> Tensor:
+    """The published modules' own row for every image token, (V, D)."""
+    rows: Tensor = net.model.generation_aligner(net.model.generation_embeddings.weight)
+    return rows
+
+
+def keep_table(net: Net) -> Net:
+    """Give `net` an image table of its own, with the published modules' rows, unless it has one from its file."""
+    if net.image_table is None:
+        with torch.no_grad():
+            net.image_table = nn.Parameter(aligned_rows(net))
+    return net
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -448,6 +464,10 @@ class Janus(ModelFamily):
     gradient flows. A dropped caption keeps its length: bos, pads that are attended to, begin-of-image.
 
     Understanding: `answer`, `answer_logprobs`, `describe`. Codebook: `image_table`, `set_image_table`.
+
+    A loaded model reads image tokens from a table of its own, `image_table` (V, D) in the state dict, so that an edit
+    of these rows is an edit of that tensor. It holds what the published modules (generation_embeddings and
+    generation_aligner) give until somebody changes it; who trains those modules takes a `fresh` model, which has none.
     """
 
     name = "janus"
@@ -487,7 +507,7 @@ class Janus(ModelFamily):
         weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
         if kind == "multi_modality":
             weights = from_original(weights)
-        net = _filled(config, weights, dtype, str(paths[0])).to(device)
+        net = keep_table(_filled(config, weights, dtype, str(paths[0])).to(device))
         digests = {path.name: sha256_file(path) for path in all_files(paths)}
         source = Source("upstream" if kind == "multi_modality" else "hf", files)
         return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
@@ -509,6 +529,7 @@ class Janus(ModelFamily):
         codebook.data = unit_rows(codebook.data)
         content = b"".join(p.detach().numpy().tobytes() for p in model.net.parameters())
         model.card = replace(model.card, files={"pico": hashlib.sha256(content).hexdigest()})
+        keep_table(model.net)
         return model
 
     @classmethod
@@ -746,27 +767,27 @@ class Janus(ModelFamily):
     def image_table(self) -> Tensor:
         """What the language model reads for each image token, (V, D): the table that Safe-CB edits (methods.md).
 
-        The replaced table itself if there is one, else generation_aligner(generation_embeddings), with its gradient.
+        The replaced table if there is one, else the model's own; of a `fresh` model what its modules give. Each with
+        its gradient.
         """
-        table: Tensor | None = self.net.image_table
-        if table is None:
-            table = self.net.model.generation_aligner(self.net.model.generation_embeddings.weight)
-        return table
+        for table in (self.net.replaced_table, self.net.image_table):
+            if table is not None:
+                found: Tensor = table
+                return found
+        return aligned_rows(self.net)
 
     def set_image_table(self, table: Tensor | None) -> None:
-        """Let image tokens be read from `table` (V, D), or as the model's own modules say again (None).
+        """Let image tokens be read from `table` (V, D), or as before again (None).
 
         `logits` and `generate` look rows up in it, and a gradient reaches it. What is drawn from (the head) and what
-        pictures are decoded from (the tokenizer's codebook) stay. In the state dict, and so in an export, the table
-        is one more tensor, "image_table": neither published layout has room for it, transformers warns that it
-        doesn't use it, and then the model is the unedited one. Only this class honours it.
+        pictures are decoded from (the tokenizer's codebook) stay. How it leaves in an export: see there.
         """
         wanted = (self.card.choices, self.net.config.text_config.hidden_size)
         if table is not None and tuple(table.shape) != wanted:
             raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
         like = self.net.lm_head.weight
         # past nn.Module's assignment, which would make a trained table one of the net's own parameters
-        self.net._buffers[TABLE] = None if table is None else table.to(like.device, like.dtype)
+        self.net._buffers[REPLACED] = None if table is None else table.to(like.device, like.dtype)
 
     # -- editing and leaving --
 
@@ -791,10 +812,18 @@ class Janus(ModelFamily):
 
         "hf": what transformers' from_pretrained loads. "upstream": DeepSeek's names and configuration (sizes other
         than the published ones are no concern of that code; `load` reads them back). Both: model.safetensors,
-        config.json, the tokenizer's files and, last, safear.json. A replaced table travels as `set_image_table` says.
+        config.json, the tokenizer's files and, last, safear.json.
+
+        An image table that is not what the published modules give, edited or replaced, is one more tensor,
+        "image_table". Neither published layout has room for it: only this class honours it, transformers warns that
+        it doesn't use it, and then that model is the unedited one.
         """
         tied = bool(self.net.config.tie_word_embeddings)
-        weights = self.net.state_dict()
+        weights = {name: tensor for name, tensor in self.net.state_dict().items() if name != TABLE}
+        with torch.no_grad():
+            table = self.image_table().detach()
+            if not torch.equal(table, aligned_rows(self.net)):
+                weights[TABLE] = table
         if layout == "upstream":
             weights = to_original(weights)
         elif tied:
@@ -854,14 +883,16 @@ def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: 
         weights[CODEBOOK] = unit_rows(weights[CODEBOOK])
     net = build(config, dtype)
     if TABLE in weights:
-        net.image_table = torch.zeros(config.vq_config.num_embeddings, config.text_config.hidden_size, dtype=dtype)
+        shape = (config.vq_config.num_embeddings, config.text_config.hidden_size)
+        net.image_table = nn.Parameter(torch.zeros(shape, dtype=dtype))
     assign_strict(net, weights, where)
     return net
 
 
 def _card(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelCard:
     side, tokens = int(net.config.vision_config.image_size), int(net.config.vision_config.num_image_tokens)
-    choices, parameters = int(net.config.vq_config.num_embeddings), sum(p.numel() for p in net.parameters())
+    choices = int(net.config.vq_config.num_embeddings)
+    parameters = sum(p.numel() for name, p in net.named_parameters() if name != TABLE)  # as published
     return ModelCard("janus", variant, side, tokens, choices, (tokens,), parameters, licence, files)
 
 

@@ -1,47 +1,75 @@
-"""Safe-CB, one round: take the harmful directions out of the table that feeds image tokens back to the transformer,
-then repair it in the directions that are left (Xue et al. 2026, https://arxiv.org/abs/2606.27147; methods.md 4).
-
-The network and the tokenizer stay as they are: the edit is a change of one table.
+"""Safe-CB: take the harmful directions out of the table that feeds image tokens back to the transformer, repair it in
+the directions that are left, and go on with what the edited model draws, until that no longer helps (Xue et al. 2026,
+https://arxiv.org/abs/2606.27147; methods.md 4). The network and the tokenizer stay: the edit changes one table.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safear_edit.codebook_map import HarmfulSpace, Reading, harmful_space
+from safear_edit.checkpoint import write_weights
+from safear_edit.codebook_map import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
 from safear_edit.edit import Edit, EditInfo
 from safear_edit.errors import UsageError
+from safear_edit.judges.base import Judge, Verdict
+from safear_edit.methods.base import token_kl
 from safear_edit.pairs import Material
 from safear_edit.progress import Callback
 from safear_edit.registry import method
+from safear_edit.rundir import write_atomic
+from safear_edit.self_judge import Agreement, SelfJudge
 from safear_edit.tokens import token_logprobs
-from safear_edit.training import Draw, borrowed
+from safear_edit.training import Draw, borrowed, identity_of, schedule
 
 if TYPE_CHECKING:
-    from safear_edit.families.base import ModelFamily
+    from safear_edit.families.base import Condition, ModelFamily
+
+BATCH = 64
+"""Pictures drawn, or read, together; bounds memory."""
+MOVED = 0.01
+"""A row counts as moved if its change is longer than this share of its length."""
+ROUNDS, ENERGY = "rounds.json", "energy.png"
 
 
 @method("safe_cb", paper="https://arxiv.org/abs/2606.27147", needs=frozenset({"codebook"}))
 class SafeCB:
-    """Erase in the codebook: project the harmful space out of the image tokens' table, repair in its null space."""
+    """Erase in the codebook: project the harmful space out of the image tokens' table, repair it, and repeat."""
 
     class Params(BaseModel):
-        """The paper's numbers, where it gives them."""
+        """The paper's numbers, where it gives them; recipes/safe_cb.yaml says what ours are for."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-        directions: int = Field(8, ge=1, description="k, dimensions of the harmful space (paper: 8 of 2048)")
+        directions: int = Field(8, ge=1, description="k, dimensions of a round's harmful space (paper: 8 of 2048)")
         strength: float = Field(1.0, ge=0, le=1, description="lambda: how much of the harmful part goes (paper: 1)")
         reading: Reading = Field("position", description="position: as the paper; pooled: deaf to the layout")
-        epochs: int = Field(5, ge=0, description="passes over the safe pictures; 0: no repair (paper: 5)")
-        batch: int = Field(8, ge=1, description="safe pictures per step (not in the paper)")
-        learning_rate: float = Field(1e-4, gt=0, description="of Adam (paper: 1e-4)")
+        null_space: Null = Field("exact", description="where the repair may write: see codebook_map.harmful_space")
+        protect: bool = Field(True, description="what earlier rounds took out stays out, also of the repair")
+        epochs: int = Field(5, ge=0, description="passes over the safe pictures in a round; 0: no repair (paper: 5)")
+        batch: int = Field(8, ge=1, description="safe pictures, and as many preserved ones, per step")
+        learning_rate: float = Field(1e-4, gt=0, description="of Adam, falling by a cosine (paper: 1e-4)")
+        keep_weight: float = Field(0.0, ge=0, description="weight of the KL on preserved pictures (paper: none)")
+        safe: Literal["base", "current"] = Field(
+            "base", description="who draws the safe pictures of later rounds: the untouched model, or the edited one"
+        )
+        rounds: int = Field(5, ge=1, description="at most (paper: saturates after 3 of 5)")
+        least_gain: float = Field(0.01, gt=0, description="a round that lowers the harmful rate by less is the last")
+        probe: int = Field(100, ge=1, description="training prompts, under seeds of their own, that decide that")
+        fewest: int = Field(8, ge=1, description="harmful pictures that a round needs to learn from")
+        judge: Literal["self", "pinned"] = Field("self", description="self: the model, where it can answer questions")
+        question: str = Field("is this in the style of {concept}?", description="what it is asked; {concept} is filled")
 
     name: ClassVar[str]
 
@@ -55,18 +83,19 @@ class SafeCB:
         progress: Callback,
         checkpoint: Path | None = None,
     ) -> Edit:
-        """Find the change of the table: W_safe - W, with W_safe = W (I - lambda P) + Delta Q.
+        """Find the change of the table, W_safe - W; each round makes W_safe = W (I - lambda P) + Delta Q.
 
-        Delta minimises the cross-entropy of the safe pictures under their safe captions. Always one round: the caller
-        repeats construction and round, as the paper's iterations do. `checkpoint` is not used; a round is short.
+        Beside `checkpoint` a folder "rounds" appears: ROUNDS, the numbers of each round (see `Round`), and ENERGY, a
+        picture of the codebook's harmful energy. A killed search goes on after its last whole round.
+
+        UsageError if the family has no learned codebook, or more than one round is asked for and nobody can judge.
         """
-        start, pairs = time.monotonic(), material.pairs
-        with torch.no_grad():
-            table = model.image_table().detach().float().clone()
-            rows = [table[ids.to(table.device)] for ids in (pairs.unsafe_ids, pairs.safe_ids)]
-        space = harmful_space(rows[0], rows[1], params.directions, params.reading)
-        cleaned = space.without(table, params.strength)
-        change, losses = _repaired(model, material, params, cleaned, space, seed, progress)
+        table = model.image_table().detach().float().clone()  # first: families without one refuse in their own words
+        start = time.monotonic()
+        with borrowed(model.net, writes=()):
+            model.net.eval().requires_grad_(False)
+            search = Search(model, material, params, table, seed, progress, checkpoint)
+            search.run()
         info = EditInfo(
             method="safe_cb",
             params=params.model_dump(mode="json"),
@@ -75,47 +104,319 @@ class SafeCB:
             rank=None,
             alpha=None,
             seed=seed,
-            steps=len(losses),
-            losses=tuple(losses),
+            steps=len(search.losses),
+            losses=tuple(search.losses),
             minutes=(time.monotonic() - start) / 60,
         )
-        return Edit("delta", {model.table_name: (cleaned + change - table).cpu()}, info)
+        return Edit("delta", {model.table_name: (search.tables[-1] - table).cpu()}, info)
 
 
-def _repaired(
-    model: ModelFamily,
-    material: Material,
-    params: SafeCB.Params,
-    cleaned: Tensor,
-    space: HarmfulSpace,
-    seed: int,
-    progress: Callback,
-) -> tuple[Tensor, list[float]]:
-    """Delta Q after `epochs` passes, and the loss of each step; the model is left as it was found."""
-    pairs, losses = material.pairs, list[float]()
-    steps = params.epochs * -(-len(pairs) // params.batch)
-    change = torch.zeros_like(cleaned, requires_grad=True)
-    optimizer = torch.optim.Adam([change], params.learning_rate)
-    with torch.no_grad():
-        captions = model.condition(pairs.safe)
-    with borrowed(model.net, writes=()):
-        model.net.eval().requires_grad_(False)
+@dataclass(frozen=True)
+class Round:
+    """What one round did. Rates are shares of the probe: training prompts under seeds that nothing else uses.
+
+    drawn, pairs: pairs looked at, and those with a harmful and a harmless picture. dimension: of the harmful space,
+    with that of earlier rounds where it is protected. captured: share of the squared differences in this round's space.
+    energy: mean share of a table row in it, before and after. drift: KL in nats per token to the untouched model on
+    preserved pictures. agreement: the model's own judgement against the pinned judge. taken: False for a last round
+    that did not help and was undone.
+    """
+
+    number: int
+    drawn: int
+    pairs: int
+    dimension: int
+    captured: float
+    rows_moved: int
+    energy_before: float
+    energy_after: float
+    harmful_before: float | None
+    harmful_after: float | None
+    unclear_after: float | None
+    drift: float | None
+    loss_first: float | None
+    loss_last: float | None
+    taken: bool
+    agreement: dict[str, float | int | None] | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures of pairs: tokens (n, N) with the concept asked for and without, and which pairs of the material."""
+
+    unsafe: Tensor
+    safe: Tensor
+    rows: Tensor
+
+
+class Search:
+    """The rounds: `tables` are the untouched table and that after each round that was taken, `log` all rounds."""
+
+    def __init__(
+        self,
+        model: ModelFamily,
+        material: Material,
+        params: SafeCB.Params,
+        table: Tensor,
+        seed: int,
+        progress: Callback,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.material, self.params, self.progress = model, material, params, progress
+        self.seed, self.checkpoint = seed, checkpoint
+        self.judge = judge_of(model, material, params)
+        self.tables, self.spaces, self.log, self.losses = [table], list[HarmfulSpace](), list[Round](), list[float]()
+        self.agreement: Agreement | None = None
+        pairs = material.pairs
+        about = [model.card.digest, params.model_dump(mode="json"), seed, pairs.unsafe, pairs.safe, table]
+        kept = [material.keep.prompts, material.keep.ids] if material.keep else []
+        judges = [judge.id for judge in (self.judge, material.judge) if judge]
+        self.identity = identity_of("safe_cb", *about, pairs.unsafe_ids, pairs.safe_ids, *kept, *judges)
+
+    def run(self) -> None:
+        """Rounds until the rate of harmful pictures on the probe falls by less than `least_gain`, or they run out."""
+        self._resume()
+        while len(self.log) < self.params.rounds and not self._finished():
+            sample = self._sample(len(self.log) + 1)
+            if len(sample.rows) < self.params.fewest:
+                break
+            self._round(sample)
+            self._save()
+
+    def _finished(self) -> bool:
+        return bool(self.log) and (not self.log[-1].taken or self.log[-1].harmful_after == 0)
+
+    def _round(self, sample: Sample) -> None:
+        number, params, before = len(self.log) + 1, self.params, self.tables[-1]
+        found = harmful_space(
+            before[sample.unsafe], before[sample.safe], params.directions, params.reading, params.null_space
+        )
+        space = protecting(found, self.spaces) if params.protect else found
+        cleaned = space.without(before, params.strength)
+        change, losses = self._repaired(cleaned, space, sample, number)
+        after = cleaned + change
+        last = self.log[-1] if self.log else None
+        harmful = (last.harmful_after, None) if last else self._probe(before, 0)
+        rate, unclear = self._probe(after, number)
+        taken = number == 1 or harmful[0] is None or rate is None or harmful[0] - rate >= params.least_gain
+        moved = (after - before).norm(dim=1) > MOVED * before.norm(dim=1)
+        self.log.append(
+            Round(
+                number=number,
+                drawn=len(self.material.pairs),
+                pairs=len(sample.rows),
+                dimension=space.basis.shape[1],
+                captured=found.captured,
+                rows_moved=int(moved.sum()),
+                energy_before=float(found.energy(before).mean()),
+                energy_after=float(found.energy(after).mean()),
+                harmful_before=harmful[0],
+                harmful_after=rate,
+                unclear_after=unclear,
+                drift=self._drift(after),
+                loss_first=losses[0] if losses else None,
+                loss_last=losses[-1] if losses else None,
+                taken=taken,
+                agreement=self.agreement.as_json() if self.agreement else None,
+            )
+        )
+        if taken:
+            self.tables.append(after)
+            self.spaces.append(found)
+            self.losses += losses
+        self.progress("rounds", number, params.rounds, _line(self.log[-1]))
+
+    # -- what the model draws, and who looks --
+
+    @contextmanager
+    def _using(self, table: Tensor) -> Iterator[None]:
+        """Image tokens read from `table` inside, from the untouched one afterwards."""
+        self.model.set_image_table(table.to(self.model.image_table().dtype))
         try:
-            for step in range(steps):
-                rows = Draw(seed, step).rows("safe", len(pairs), min(params.batch, len(pairs)))
-                ids = pairs.safe_ids[rows].to(cleaned.device)
-                model.set_image_table((cleaned + space.harmless(change)).to(model.image_table().dtype))
-                loss = -token_logprobs(model.logits(captions.rows(rows), ids), ids).mean()
-                if not bool(torch.isfinite(loss)):
-                    fix = f"lower learning_rate (it is {params.learning_rate:g})"
-                    raise UsageError(f"edit, step {step + 1}", "a finite loss", str(loss.item()), fix)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                with torch.no_grad():
-                    change.copy_(space.harmless(change))
-                losses.append(loss.item())
-                progress("edit", step + 1, steps, f"loss {losses[-1]:.3f}")
+            yield
         finally:
-            model.set_image_table(None)
-    return change.detach(), losses
+            self.model.set_image_table(self.tables[0].to(self.model.image_table().dtype))
+
+    @torch.no_grad()
+    def _drawn(self, table: Tensor, prompts: Sequence[str], seeds: Sequence[int], stage: str) -> Tensor:
+        parts = []
+        with self._using(table):
+            for start in range(0, len(prompts), BATCH):
+                end = min(start + BATCH, len(prompts))
+                condition = self.model.condition(prompts[start:end])
+                parts.append(self.model.generate(condition, seeds[start:end]).cpu())
+                self.progress(stage, end, len(prompts), "")
+        return torch.cat(parts)
+
+    def _seeds(self, what: str, number: int, count: int) -> list[int]:
+        """Image seeds that no other picture of the program has."""
+        words = (f"safe_cb|{what}|{number}|{self.seed}|{seed}" for seed in self.material.pairs.seeds[:count])
+        return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) >> 1 for word in words]
+
+    @torch.no_grad()
+    def _verdicts(self, ids: Tensor) -> list[Verdict]:
+        """What the judge says, with the untouched table; a model that judges itself is compared with the pinned one."""
+        assert self.judge is not None
+        found, pinned = list[Verdict](), list[Verdict]()
+        for part in ids.split(BATCH):
+            images = self.model.decode(part)
+            found += self.judge.look(images)
+            if self.material.judge is not None and self.judge is not self.material.judge:
+                pinned += self.material.judge.look(images)
+        if pinned:
+            counted = Agreement.of(found, pinned)
+            self.agreement = counted if self.agreement is None else self.agreement + counted
+        return found
+
+    def _sample(self, number: int) -> Sample:
+        """This round's pairs. The first round's are the material's, which the pinned judge has already told apart."""
+        pairs, count, self.agreement = self.material.pairs, len(self.material.pairs), None
+        unsafe, safe = pairs.unsafe_ids, pairs.safe_ids
+        if number > 1:
+            seeds, table = self._seeds("round", number, count), self.tables[-1]
+            unsafe = self._drawn(table, pairs.unsafe, seeds, f"round {number}, unsafe")
+            drawer = table if self.params.safe == "current" else self.tables[0]
+            safe = self._drawn(drawer, pairs.safe, seeds, f"round {number}, safe")
+        elif self.judge is None or self.judge is self.material.judge:
+            return Sample(unsafe, safe, torch.arange(count))
+        verdicts = self._verdicts(torch.cat([unsafe, safe]))
+        told = zip(verdicts[:count], verdicts[count:], strict=True)
+        rows = torch.tensor([i for i, (u, s) in enumerate(told) if u.present and s.present is False], dtype=torch.int64)
+        if number == 1 and len(rows) < self.params.fewest:
+            got = f"{len(rows)} of {count}"
+            fix = "ask another params.question, or set params.judge to pinned"
+            raise UsageError("safe_cb", f"{self.params.fewest} pairs that the model tells apart", got, fix)
+        return Sample(unsafe[rows], safe[rows], rows)
+
+    def _probe(self, table: Tensor, number: int) -> tuple[float | None, float | None]:
+        """Share of the probe's pictures in which the judge finds the concept, and share that it can't tell."""
+        if self.judge is None:
+            return None, None
+        prompts = self.material.pairs.unsafe[: self.params.probe]
+        ids = self._drawn(table, prompts, self._seeds("probe", 0, len(prompts)), f"probe {number}")
+        found = [verdict.present for verdict in self._verdicts(ids)]
+        return sum(p is True for p in found) / len(found), sum(p is None for p in found) / len(found)
+
+    @torch.no_grad()
+    def _drift(self, table: Tensor) -> float | None:
+        keep, total = self.material.keep, 0.0
+        if keep is None:
+            return None
+        captions = self.model.condition(keep.prompts)
+        for rows in torch.arange(len(keep)).split(BATCH // 2):
+            condition, ids = captions.rows(rows), keep.ids[rows].to(self.model.device)
+            reference = self.model.logits(condition, ids)
+            with self._using(table):
+                total += float(token_kl(reference, self.model.logits(condition, ids)).mean()) * len(rows)
+        return total / len(keep)
+
+    # -- the repair --
+
+    def _repaired(
+        self, cleaned: Tensor, space: HarmfulSpace, sample: Sample, number: int
+    ) -> tuple[Tensor, list[float]]:
+        """Delta Q after `epochs` passes, and the loss of each step.
+
+        Delta minimises the cross-entropy of the safe pictures under their safe captions, all of the material's with
+        `safe` = base and this round's with `current`, and where the recipe asks for it the KL to the untouched model
+        on preserved pictures; neither reads the unsafe captions.
+        """
+        params, pairs = self.params, self.material.pairs
+        everything = params.safe == "base"
+        safe_ids = pairs.safe_ids if everything else sample.safe
+        prompts = pairs.safe if everything else [pairs.safe[i] for i in sample.rows.tolist()]
+        steps = params.epochs * -(-len(prompts) // params.batch)
+        change = torch.zeros_like(cleaned, requires_grad=True)
+        optimizer = torch.optim.Adam([change], params.learning_rate)
+        with torch.no_grad():
+            captions, losses = self.model.condition(prompts), list[float]()
+        for step in range(steps):
+            draw = Draw(self.seed, step + steps * number)
+            rows = draw.rows("safe", len(prompts), min(params.batch, len(prompts)))
+            ids = safe_ids[rows].to(cleaned.device)
+            kept = self._kept(draw)
+            with self._using(cleaned + space.harmless(change)):
+                loss = -token_logprobs(self.model.logits(captions.rows(rows), ids), ids).mean()
+                if kept is not None:
+                    condition, kept_ids, reference = kept
+                    drift = token_kl(reference, self.model.logits(condition, kept_ids)).mean()
+                    loss = loss + params.keep_weight * drift
+            if not bool(torch.isfinite(loss)):
+                fix = f"lower learning_rate (it is {params.learning_rate:g})"
+                raise UsageError(f"edit, step {step + 1}", "a finite loss", str(loss.item()), fix)
+            optimizer.param_groups[0]["lr"] = params.learning_rate * schedule(step, steps, 0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                change.copy_(space.harmless(change))
+            losses.append(loss.item())
+            self.progress(f"repair {number}", step + 1, steps, f"loss {losses[-1]:.3f}")
+        return change.detach(), losses
+
+    def _kept(self, draw: Draw) -> tuple[Condition, Tensor, Tensor] | None:
+        """This step's preserved pictures: captions, tokens, and the untouched model's logits."""
+        keep = self.material.keep
+        if keep is None or not self.params.keep_weight:
+            return None
+        rows = draw.rows("keep", len(keep), min(self.params.batch, len(keep)))
+        ids = keep.ids[rows].to(self.model.device)
+        with torch.no_grad():
+            condition = self.model.condition([keep.prompts[i] for i in rows.tolist()])
+            return condition, ids, self.model.logits(condition, ids)
+
+    # -- files --
+
+    def _save(self) -> None:
+        """The state after a whole round, and beside it what a person reads."""
+        if self.checkpoint is None:
+            return
+        tensors = {f"table.{i}": table for i, table in enumerate(self.tables)}
+        for i, space in enumerate(self.spaces):
+            tensors |= {f"basis.{i}": space.basis, f"null.{i}": space.null, f"strengths.{i}": space.strengths}
+        rounds = [asdict(row) for row in self.log]
+        about = json.dumps({"identity": self.identity, "rounds": rounds, "losses": self.losses})
+        write_weights(self.checkpoint, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"about": about})
+        folder = self.checkpoint.with_name("rounds")
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / ROUNDS, json.dumps(rounds, indent=1) + "\n")
+        whole = protecting(self.spaces[-1], self.spaces[:-1])
+        names = ["untouched", *(f"round {i}" for i in range(1, len(self.tables)))]
+        write_atomic(folder / ENERGY, energy_figure([whole.energy(table) for table in self.tables], names))
+
+    def _resume(self) -> None:
+        """Take up the rounds of the same search that a checkpoint holds; a damaged or foreign one counts as none."""
+        try:
+            with safe_open(self.checkpoint or "", "pt") as file:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                if about.get("identity") != self.identity:
+                    return
+                saved = {key: file.get_tensor(key).to(self.tables[0].device) for key in file.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError, ValueError):
+            return
+        self.log = [Round(**row) for row in about["rounds"]]
+        self.losses = about["losses"]
+        kept = sum(row.taken for row in self.log)
+        self.tables += [saved[f"table.{i}"] for i in range(1, kept + 1)]
+        self.spaces = [
+            HarmfulSpace(saved[f"basis.{i}"], saved[f"null.{i}"], saved[f"strengths.{i}"]) for i in range(kept)
+        ]
+
+
+def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> Judge | None:
+    """Who looks at the pictures of the search; None where nobody can, which is enough for a single round."""
+    if params.judge == "self" and "understanding" in model.provides:
+        return SelfJudge(model, params.question.replace("{concept}", material.concept.replace("_", " ")))
+    if material.judge is None and params.rounds > 1:
+        fix = "give the material a judge, or set params.rounds to 1"
+        raise UsageError("safe_cb", "somebody to judge what the edited model draws", "nobody", fix)
+    return material.judge
+
+
+def _line(row: Round) -> str:
+    """A round in the words of a progress line."""
+    rates = "not judged"
+    if row.harmful_before is not None and row.harmful_after is not None:
+        rates = f"harmful {row.harmful_before:.3f} to {row.harmful_after:.3f}"
+    undone = "" if row.taken else ", undone"
+    return f"{rates}, {row.pairs} pairs, {row.dimension} directions, {row.rows_moved} rows moved{undone}"

@@ -1,0 +1,478 @@
+"""The walk of a stack: add concepts one after another to a model, take one off, weigh one anew.
+
+    for each concept    compile → construct and edit on the model with the earlier edits → measure all concepts so far
+    at the end          likelihoods, interference, report, release: as for one concept (pipeline.py), in one rename
+
+Every measurement compares with the pristine base, never with the model before the last edit. Three things differ from a
+concept by itself:
+* What another concept of the stack erases can't be preserved: members of preserve groups that ask for it are left out,
+  and so are prompts that another edit was trained on. The recipe that is reported (concepts/NAME/recipe.json) says
+  what was left; the one that found the edit stays in edit/recipe.json.
+* A recipe depends on the concepts below it only, so two concepts in one call give the weights of two calls.
+* A later edit also keeps what earlier ones did: some of their training prompts are among its preserved pictures, drawn
+  by the model in which they are erased already.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safear_edit import interference, pipeline, registry, rundir
+from safear_edit.compiler import EvalPrompt, KeepPrompt, Recipe, recipe_warnings, save_recipe, training_prompts
+from safear_edit.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.families.base import ModelFamily
+from safear_edit.interference import INTERFERENCE, After, Interference, Overlap
+from safear_edit.pipeline import Draft, Order, Plan, Result, Reuse
+from safear_edit.progress import Callback, silent
+from safear_edit.prompts import expand_group, image_seed, mention_of, normalise
+from safear_edit.report import read_outcomes
+from safear_edit.rundir import RunDir, digest_of, looks_released, write_atomic
+from safear_edit.spec import PreserveGroup, Spec
+from safear_edit.stack import (
+    CARD,
+    FOUND_BY,
+    STRONGEST,
+    Layer,
+    Member,
+    Released,
+    Stack,
+    save_base,
+    save_stack,
+)
+
+if TYPE_CHECKING:
+    from safear_edit.keys import SigningKey
+
+GUARDED = 32
+"""Training prompts of each earlier concept that a later edit keeps erased; the mini's recipe keeps 192 in all."""
+EVIDENCE = ("edit/*", "pairs/*", "images/pairs.*", "*.yaml")
+"""What a concept keeps of its search, by pattern."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a walk ends, and whom it tells; as the arguments of `pipeline.apply`."""
+
+    key: SigningKey | None = None
+    unsigned: bool = False
+    overwrite: bool = False
+    command: str = ""
+    progress: Callback = silent
+    say: Callable[[str], None] = lambda line: None
+
+
+# -- recipes in a stack -----------------------------------------------------------------------------------------------
+
+
+def beside(spec: Spec, others: Sequence[Spec]) -> Spec:
+    """The spec without the members of preserve groups that ask for what `others` erase.
+
+    A member does if it has the label of another's concept or mentions one of its names. UsageError if nothing is left.
+    """
+    labels = {(other.judge.use, other.judge.label) for other in others}
+    mentions = [mention_of((other.erase.concept, *other.erase.aliases)) for other in others]
+
+    def stays(member: str, label: str) -> bool:
+        return (spec.judge.use, label) not in labels and not any(mention(member) for mention in mentions)
+
+    groups: list[PreserveGroup] = []
+    for group in spec.preserve:
+        members = {member: label for member, label in group.members.items() if stays(member, label)}
+        if members:
+            groups.append(group.model_copy(update={"members": members}))
+    if not groups:
+        got = "only what other concepts of the stack erase"
+        raise UsageError(f"spec {spec.name}, preserve", "something that stays", got, "add a group to the spec")
+    return spec.model_copy(update={"preserve": tuple(groups)})
+
+
+def as_measured(recipe: Recipe, others: Sequence[Recipe]) -> tuple[Recipe, frozenset[str]]:
+    """The recipe by which a concept is measured in a stack with `others`, and the prompts that it leaves out, by id.
+
+    Left out: prompts of members that `beside` drops, and prompts that another edit was trained on. The number to score
+    falls by the prompts left out of a slice, so the rest are those that would have been scored anyway.
+    """
+    spec = beside(recipe.spec, [other.spec for other in others])
+    kept = {group.name: {normalise(prompt.text) for prompt in expand_group(group)} for group in spec.preserve}
+    trained = {normalise(text) for other in others for text in training_prompts(other)}
+    left_out, left = list[EvalPrompt](), list[EvalPrompt]()
+    for prompt in recipe.evaluate.prompts:
+        text = normalise(prompt.prompt)
+        dropped = prompt.expect == "present" and text not in kept.get(prompt.slice, ())
+        (left_out if dropped or text in trained else left).append(prompt)
+    if not left_out:
+        return recipe, frozenset()
+    lost, there = Counter(prompt.slice for prompt in left_out), {prompt.slice for prompt in left}
+    n = {name: max(1, size - lost[name]) for name, size in recipe.evaluate.n.items() if name in there}
+    evaluation = recipe.evaluate.model_copy(update={"prompts": tuple(left), "n": n})
+    return _changed(recipe, spec=spec, evaluate=evaluation), frozenset(prompt.id for prompt in left_out)
+
+
+def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
+    """The recipe with GUARDED training prompts of each earlier concept among its preserved ones.
+
+    Their pictures are drawn by the model that the edit is found on, where these concepts are erased already. None of
+    them is evaluated, here or there. A recipe whose method keeps nothing stays as it is.
+    """
+    evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}
+    texts = [pair.unsafe for other in earlier for pair in other.construct.pairs[:GUARDED]]
+    extra = [text for text in dict.fromkeys(texts) if normalise(text) not in evaluated]
+    if not recipe.keep or not extra:
+        return recipe
+    prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed)) for text in extra]
+    return _changed(recipe, keep=(*recipe.keep, *prompts))
+
+
+def _changed(recipe: Recipe, **parts: Any) -> Recipe:
+    """A recipe with other parts, and so with another digest (which a plain copy would have kept)."""
+    return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json"))
+
+
+def compiled_on(ground: Ground, order: Order, asked: Draft | Recipe) -> Recipe:
+    """The recipe for one more concept; UsageError if the stack has one of that name."""
+    name = asked.spec.name
+    if name in ground.stack.names:
+        fix = "give it another name in its spec, or remove the first one"
+        raise UsageError(f"concept {name}", "one that the stack lacks", f"one of {', '.join(ground.stack.names)}", fix)
+    if isinstance(asked, Recipe):
+        return pipeline.frozen(order, asked, ground.model, ground.ref)
+    earlier = [member.recipe for member in ground.members]
+    draft = replace(asked, spec=beside(asked.spec, [recipe.spec for recipe in earlier]))
+    return guarded(pipeline.frozen(order, draft, ground.model, ground.ref), earlier)
+
+
+# -- where a walk begins ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The pristine base model, what it is called, the edits that lie on it so far, and what was measured of them."""
+
+    model: ModelFamily
+    ref: str
+    members: tuple[Member, ...] = ()
+    history: tuple[After, ...] = ()
+
+    @property
+    def stack(self) -> Stack:
+        """The edits so far."""
+        return Stack(tuple(member.layer for member in self.members))
+
+    def plus(self, member: Member) -> Ground:
+        """With one more concept on top."""
+        return replace(self, members=(*self.members, member))
+
+
+def ground_of(order: Order, asked: Draft | Recipe) -> Ground:
+    """A model by its reference, or the base and the stack of a released folder.
+
+    UsageError for a release of an older version: it is an edited model, and its base is not in it.
+    """
+    text = order.model or (asked.model.ref if isinstance(asked, Recipe) else None)
+    if text is None:
+        raise UsageError("--model", "a model reference", "none", "for instance --model llamagen")
+    ref, device = registry.ModelRef.parse(text), pipeline.resolve_device(order.device)
+    if ref.path is not None and looks_released(ref.path):
+        released = Released.read(ref.path)
+        return Ground(released.base(device), released.ref, released.members, released.history)
+    return Ground(registry.load_model(text, device), str(ref))
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(orders: Sequence[Order], progress: Callback = silent) -> list[Plan]:
+    """What `grow` would do, one plan per concept; for concepts on a released stack also which edits it may meet.
+
+    For the latter a few pairs are drawn (interference.forecast); nothing is trained and nothing is written.
+    """
+    asked = [pipeline.read_source(order) for order in orders]
+    ground, plans = ground_of(orders[0], asked[0]), []
+    released = ground.stack
+    for order, source in zip(orders, asked, strict=True):
+        recipe = compiled_on(ground, order, source)
+        found = foretold(ground.model, released, recipe, progress) if released.layers else []
+        conflicts = tuple(interference.warning(overlap, foretold=True) for overlap in found)
+        warnings = tuple(recipe_warnings(recipe, pipeline.similarity()))
+        plans.append(Plan(recipe, ground.model.card.ref, warnings, conflicts))
+        ground = ground.plus(Member(Layer(recipe.spec.name, _nothing(recipe, ground.model)), recipe, Path()))
+    return plans
+
+
+def _nothing(recipe: Recipe, model: ModelFamily) -> Edit:
+    """A stand-in for an edit that a plan has not searched: its name counts, and it changes nothing."""
+    import torch
+
+    from safear_edit.edit import EditInfo
+
+    name = next(name for name, _ in model.net.named_parameters())
+    info = EditInfo(method=recipe.method.name, params={}, concept=recipe.spec.name, base_digest=model.card.digest,
+                    rank=None, alpha=None, seed=recipe.seed, steps=0, losses=(), minutes=0.0)  # fmt: skip
+    return Edit("delta", {name: torch.zeros_like(model.net.get_parameter(name), device="cpu")}, info)
+
+
+def foretold(model: ModelFamily, stack: Stack, recipe: Recipe, progress: Callback = silent) -> list[Overlap]:
+    """Each edit of `stack` against the gradient that a new edit starts from; `model` is the base, and stays so."""
+    from safear_edit.pairs import FEWEST, build_pairs
+
+    wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[: 4 * FEWEST]]
+    judge = pipeline.concept_judge(recipe.spec)
+    with stack.apply(model.net):
+        pairs = build_pairs(model, wanted, judge, progress=progress, fewest=1)
+    few = replace(
+        pairs,
+        unsafe=pairs.unsafe[: interference.FORECAST_PAIRS],
+        safe=pairs.safe[: interference.FORECAST_PAIRS],
+        seeds=pairs.seeds[: interference.FORECAST_PAIRS],
+        unsafe_ids=pairs.unsafe_ids[: interference.FORECAST_PAIRS],
+        safe_ids=pairs.safe_ids[: interference.FORECAST_PAIRS],
+    )
+    return interference.forecast(model, stack, recipe.spec.name, changed_weights(model, recipe), few)
+
+
+def changed_weights(model: ModelFamily, recipe: Recipe) -> list[str]:
+    """What the recipe's method will change: the linear layers of its part, or the image tokens' table."""
+    part = recipe.method.params.get("part")
+    if part is None:
+        return [model.table_name] if model.table_name in dict(model.net.named_parameters()) else []
+    return [f"{name}.weight" for name in model.editable(str(part))]
+
+
+# -- grow -------------------------------------------------------------------------------------------------------------
+
+
+def grow(orders: Sequence[Order], out: Path, terms: Terms) -> Result:
+    """Add the concepts of `orders`, in their order, to the model that the first one names, and publish `out`.
+
+    A model that was released with a stack keeps it below. After an interruption the same call continues where it was.
+    UsageError before anything is loaded for sources that can't be read or name a concept twice; then as
+    `pipeline.apply`.
+    """
+    started = datetime.now(UTC)
+    asked = [pipeline.read_source(order) for order in orders]
+    _refuse_twice([source.spec.name for source in asked])
+    with rundir.opened(out, overwrite=terms.overwrite) as run:
+        ground = ground_of(orders[0], asked[0])
+        terms.say(f"model {ground.ref}, {', '.join(ground.stack.names) or 'no concept'} erased so far")
+        for order, source in zip(orders, asked, strict=True):
+            recipe = compiled_on(ground, order, source)
+            terms.say(f"adding {recipe.spec.name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
+            ground = ground.plus(_found(run, ground, recipe, order, terms))
+            ground = measure(run, ground, f"added {recipe.spec.name}", terms)
+        return _finish(run, ground, started, terms)
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError("apply", "each concept once", f"{twice[0]} twice", "leave one of them out")
+
+
+def _found(run: RunDir, ground: Ground, recipe: Recipe, order: Order, terms: Terms) -> Member:
+    """Construct and edit on the model with the earlier edits; the model is the base again afterwards."""
+    name, below = recipe.spec.name, ground.stack
+    part, progress = run.part(f"concepts/{name}"), named(terms.progress, name)
+    source = pipeline.source_path(order.source)
+    if source.suffix != ".json":
+        write_atomic(part / f"{name}.yaml", source.read_bytes())
+    with below.apply(ground.model.net):
+        pipeline.construct(part, recipe, ground.model, progress, below.digest)
+        edit = pipeline.find_edit(part, recipe, ground.model, progress, below.digest)
+    return Member(Layer(name, edit), recipe, part.root)
+
+
+def named(progress: Callback, name: str) -> Callback:
+    """The same callback with the concept before every stage's name."""
+    return partial(_named, progress, name)
+
+
+def _named(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
+    progress(f"{name}: {stage}", done, total, info)
+
+
+# -- measure ----------------------------------------------------------------------------------------------------------
+
+
+def measure(run: RunDir, ground: Ground, event: str, terms: Terms) -> Ground:
+    """Evaluate every concept of the stack, edited against pristine; the ground with one more entry in its history."""
+    seen = {}
+    for member in ground.members:
+        recipe, left_out = as_measured(member.recipe, _others(ground, member))
+        part = _measured_part(run, ground.stack, member)
+        if left_out:
+            terms.say(f"{member.name}: {len(left_out)} prompts are left out, which other concepts erase or trained on")
+        reuse = Reuse(left_out, run / "base" / member.name)
+        (run / "base").mkdir(exist_ok=True)
+        pipeline.evaluate(part, member.recipe, ground.model, ground.stack, named(terms.progress, member.name), reuse)
+        save_recipe(recipe, part / "recipe.json")
+        seen[member.name] = interference.measured(read_outcomes(part / "outcomes.jsonl"))
+    return replace(ground, history=(*ground.history, After(event=event, concepts=seen)))
+
+
+def _others(ground: Ground, member: Member) -> list[Recipe]:
+    return [other.recipe for other in ground.members if other is not member]
+
+
+def _measured_part(run: RunDir, stack: Stack, member: Member) -> RunDir:
+    return run.part(f"measured/{stack.digest[:16]}/{member.name}")
+
+
+def _interference(run: RunDir, ground: Ground, terms: Terms) -> Interference:
+    """The matrix and the overlaps of the finished stack, with its history: interference.json."""
+    questions = []
+    for member in ground.members:
+        rows = read_outcomes(_measured_part(run, ground.stack, member) / "outcomes.jsonl")
+        judge = pipeline.concept_judge(member.recipe.spec)
+        prompts = interference.obeyed(member.recipe, rows)
+        questions.append(interference.Question(member.name, prompts, judge, member.recipe))
+    tables = {name: tensor.detach().cpu() for name, tensor in ground.model.net.named_parameters()
+              if name == ground.model.table_name}  # fmt: skip
+
+    def make() -> None:
+        cells = interference.alone(ground.model, ground.stack, questions, terms.progress)
+        found = Interference(history=ground.history, alone=cells, overlaps=interference.overlaps(ground.stack, tables))
+        write_atomic(run / INTERFERENCE, found.model_dump_json(indent=1) + "\n")
+
+    asked = [prompt.id for question in questions for prompt in question.prompts]
+    told = [after.model_dump_json() for after in ground.history]
+    run.step(INTERFERENCE, digest_of(ground.stack.digest, *asked, *told), (INTERFERENCE,), make)
+    return Interference.model_validate_json((run / INTERFERENCE).read_text())
+
+
+# -- release ----------------------------------------------------------------------------------------------------------
+
+
+def _finish(run: RunDir, ground: Ground, started: datetime, terms: Terms, notes: Sequence[str] = ()) -> Result:
+    """Likelihoods of the finished stack, interference, report, signature, and the one rename."""
+    for member in ground.members:
+        recipe, _ = as_measured(member.recipe, _others(ground, member))
+        part = _measured_part(run, ground.stack, member)
+        progress = named(terms.progress, member.name)
+        if why := pipeline.likelihoods(part, recipe, ground.model, ground.stack, progress):
+            terms.say(f"{member.name}: likelihoods are not looked at: {why}")
+    found = _interference(run, ground, terms)
+    about = pipeline.environment(ground.model, terms.command, started)
+    pipeline.write_json(run / "environment.json", about)
+    staged = _stage(run, ground)
+    report = pipeline.write_report(staged)
+    if terms.key is not None:
+        pipeline.sign(staged, report, [member.recipe for member in ground.members], terms.key)
+    run.publish(staged, overwrite=terms.overwrite)
+    lines = (*notes, *_told(found))
+    return Result(run.out, report, terms.key is not None, terms.unsigned, lines)
+
+
+def _stage(run: RunDir, ground: Ground) -> Path:
+    """The folder to release: weights, base, edits and recipes, and each concept's evidence in a folder of its own."""
+    net, stack = ground.model.net, ground.stack
+    staged = rundir.stage(run, ["environment.json", INTERFERENCE])
+    for member in ground.members:
+        _stage_concept(staged / "concepts" / member.name, member, _measured_part(run, stack, member))
+    judges = [json.loads((staged / "concepts" / name / "judges.json").read_text()) for name in stack.names]
+    distinct = {json.dumps(card, sort_keys=True): card for cards in judges for card in cards}
+    pipeline.write_json(staged / "judges.json", list(distinct.values()))
+    pipeline.write_json(staged / CARD, pipeline.base_card(ground.model))
+    for name in stack.names:
+        (staged / "concepts" / name / "judges.json").unlink()
+    save_base(staged, net, stack.weights)
+    save_stack(staged, stack, net)
+    with stack.apply(net):
+        ground.model.export(staged)
+    return staged
+
+
+def _stage_concept(target: Path, member: Member, part: RunDir) -> None:
+    made = [name for step in ("evaluate", "likelihood") for name in part.files(step) if name != CARD]
+    files = [(part.root, name) for name in (*made, "recipe.json")]
+    for pattern in EVIDENCE:
+        paths = (path for path in member.folder.glob(pattern) if path.is_file())
+        found = sorted(path.relative_to(member.folder).as_posix() for path in paths)
+        files += [(member.folder, name) for name in found if name not in (*pipeline.NOT_RELEASED, FOUND_BY)]
+    for folder, name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    save_recipe(member.recipe, target / FOUND_BY)
+
+
+def _told(found: Interference) -> list[str]:
+    """What the last change did to the other concepts, and which edits alone touch another's concept."""
+    lines = []
+    if len(found.history) > 1:
+        before, after = found.history[-2:]
+        changed = interference.changes(before, after)
+        lines += [f"{after.event}: {name}, {key}: {now} (before: {then})" for name, key, then, now in changed]
+        lines += [] if changed else [f"{after.event}: nothing else changed in what was measured"]
+    for cell in found.alone:
+        if cell.edit != cell.concept and cell.found < cell.asked:
+            lines.append(f"{cell.edit}'s edit alone leaves {cell.concept} in {cell.found} of {cell.asked} pictures")
+    return lines
+
+
+# -- remove and reweight ----------------------------------------------------------------------------------------------
+
+
+def remove(folder: Path, name: str, out: Path, terms: Terms, device: str = "auto") -> Result:
+    """Publish `out`: the release without one concept, the rest measured again; says what changed.
+
+    Without the last concept the weights are those from before it, bit for bit (checked against the fingerprint that
+    was recorded then). UsageError for a concept that isn't there, or that is the only one.
+    """
+    released = Released.read(folder)
+    gone = released.member(name)
+    left = tuple(member for member in released.members if member is not gone)
+    if not left:
+        fix = f"the model without it is the base, {released.ref}"
+        raise UsageError(f"stack remove {name}", "a stack of at least two concepts", "one", fix)
+    return _rebuilt(released, left, f"removed {name}", out, terms, device)
+
+
+def reweight(folder: Path, strengths: Mapping[str, float], out: Path, terms: Terms, device: str = "auto") -> Result:
+    """Publish `out`: the release with some edits at other strengths (1 as found, 0 not at all), all measured again.
+
+    UsageError for a concept that isn't there and for a strength outside 0 … STRONGEST: below 0 an edit brings its
+    concept out.
+    """
+    released = Released.read(folder)
+    for name, strength in strengths.items():
+        released.member(name)
+        if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
+            got, fix = f"{strength:g}", "1 is the edit as it was found, 0 takes its effect away"
+            raise UsageError(f"stack reweight {name}", f"a strength from 0 to {STRONGEST:g}", got, fix)
+    members = tuple(
+        replace(member, layer=replace(member.layer, strength=strengths.get(member.name, member.layer.strength)))
+        for member in released.members
+    )
+    event = "reweighted " + ", ".join(f"{name} to {strength:g}" for name, strength in strengths.items())
+    return _rebuilt(released, members, event, out, terms, device)
+
+
+def _rebuilt(
+    released: Released, members: tuple[Member, ...], event: str, out: Path, terms: Terms, device: str
+) -> Result:
+    """Another stack of a release's edits on its base, measured and published."""
+    started = datetime.now(UTC)
+    with rundir.opened(out, overwrite=terms.overwrite) as run:
+        model = released.base(pipeline.resolve_device(device))
+        ground = Ground(model, released.ref, members, released.history)
+        notes = _same_as_before(released, ground)
+        return _finish(run, measure(run, ground, event, terms), started, terms, notes)
+
+
+def _same_as_before(released: Released, ground: Ground) -> list[str]:
+    """Whether the weights are those that the release recorded when its stack was as short as this one."""
+    count = len(ground.members)
+    if count >= len(released.members) or ground.members != released.members[:count]:
+        return []
+    now = ground.stack.fingerprints(ground.model.net)[-1]
+    if now == released.fingerprints[count - 1]:
+        return ["the weights are those from before it was added, bit for bit"]
+    return ["the weights differ in rounding from those before it was added: another kind of machine made them"]

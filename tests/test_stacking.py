@@ -1,0 +1,278 @@
+"""Two concepts on a tiny random model, the whole way: grown in one call and in two, taken off, weighed, exported.
+
+A coin judges the pictures, so no rate means anything here; order, weights, what is left out and what is said do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safear_edit import cli, registry, stacking
+from safear_edit.compiler import load_recipe
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.judges.base import Judge, Verdict
+from safear_edit.prompts import normalise
+from safear_edit.spec import load_spec
+from safear_edit.stack import BASE, FOUND_BY, Released
+
+VERDICTS = (0, 1, 3)
+GPT = "gpt.safetensors"
+SETS = {
+    "construct.pairs": 60,
+    "construct.keep": 6,
+    "params.steps": 2,
+    "params.batch": 2,
+    "params.keep_batch": 2,
+    "params.rank": 2,
+    "evaluate.n.direct": 8,
+    "evaluate.n.paraphrase": 4,
+    "evaluate.n.template": 4,
+}
+
+
+class Coin(Judge):
+    """Heads or tails by the bytes of the picture and the label."""
+
+    def __init__(self, label: str, threshold: float | None = None) -> None:
+        self.id, self.threshold = f"coin:{label}", 0.5
+        self.digest, self.label = hashlib.sha256(label.encode()).hexdigest(), label
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        seen = [hashlib.sha256(self.label.encode() + image.numpy().tobytes()).digest()[0] / 255 for image in images]
+        return [Verdict(score > 0.5, score, "tossed") for score in seen]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`base`, two specs, `keys`; and what was made of them: `one`, `two` (one, then the other), `both` (one call)."""
+    root = tmp_path_factory.mktemp("stack")
+    coin = registry.Entry("judges", "coin", __name__, "Coin", "tosses", "a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+        patch.delenv("SAFEAR_SIGNING_KEY", raising=False)
+        patch.chdir(root)
+        (root / "base").mkdir()
+        LlamaGen.pico(seed=0).export(root / "base")
+        for name in ("picasso", "van_gogh"):
+            data = yaml.safe_load(registry.find_builtin("concepts", name).read_text())
+            data["judge"]["use"] = "coin"
+            for group in data["preserve"]:
+                group["n"] = 8
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(data))
+        assert cli.run(["keygen", "keys"]) == 0
+        assert cli.run(apply("one", "picasso.yaml", "--model", "./base", "--unsigned")) in VERDICTS
+        assert cli.run(apply("two", "van_gogh.yaml", "--model", "one", "--unsigned")) in VERDICTS
+        signed = ["--key", "keys/safear.key"]
+        assert cli.run(apply("both", "picasso.yaml", "van_gogh.yaml", "--model", "./base", *signed)) in VERDICTS
+        yield root
+
+
+def apply(out: str, *words: str) -> list[str]:
+    sets = [word for key, value in SETS.items() for word in ("--set", f"{key}={value}")]
+    return ["apply", *words, "--out", out, "--device", "cpu", "-q", *sets]
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    capsys.readouterr()
+    assert cli.run(words) == code
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1, err
+    return err
+
+
+def test_one_call_gives_the_weights_of_two(folder: Path) -> None:
+    assert (folder / "both" / GPT).read_bytes() == (folder / "two" / GPT).read_bytes()
+    assert (folder / "both" / GPT).read_bytes() != (folder / "one" / GPT).read_bytes()
+    both, two = Released.read(folder / "both"), Released.read(folder / "two")
+    assert both.stack.digest == two.stack.digest and both.fingerprints == two.fingerprints
+    assert both.history == two.history and [a.event for a in both.history] == ["added picasso", "added van_gogh"]
+    assert [list(after.concepts) for after in both.history] == [["picasso"], ["picasso", "van_gogh"]]
+    assert both.alone == two.alone and len(both.alone) == 4
+    assert (folder / "both/concepts/picasso/outcomes.jsonl").read_bytes() == (
+        folder / "two/concepts/picasso/outcomes.jsonl"
+    ).read_bytes()
+
+
+def test_the_base_is_in_the_release(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "two", tmp_path / "moved")
+    model, wanted = Released.read(tmp_path / "moved").base(), LlamaGen.pico(seed=0)
+    state = model.net.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.net.state_dict().items())
+    assert model.card == registry.load_model(str(folder / "base")).card
+    assert {r.model.digest for r in (m.recipe for m in Released.read(folder / "two").members)} == {model.card.digest}
+
+
+def test_a_base_that_is_not_the_one_below_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safear_edit.checkpoint import write_weights
+
+    shutil.copytree(folder / "two", tmp_path / "two")
+    kept = load_file(tmp_path / "two" / BASE)
+    name = sorted(kept)[0]
+    write_weights(tmp_path / "two" / BASE, {**kept, name: kept[name] + 1})
+    with pytest.raises(TrustError, match=name):
+        Released.read(tmp_path / "two").base()
+    write_weights(tmp_path / "two" / BASE, {name: kept[name]})
+    with pytest.raises(TrustError, match="others"):
+        Released.read(tmp_path / "two").base()
+
+
+def test_what_another_concept_erases_is_not_preserved(folder: Path) -> None:
+    picasso, van_gogh = (folder / "both/concepts" / name for name in ("picasso", "van_gogh"))
+    found, told = load_recipe(picasso / FOUND_BY), load_recipe(picasso / "recipe.json")
+    labels = {prompt.judge_label for prompt in found.evaluate.prompts}
+    assert "style=van_gogh" in labels and "style=van_gogh" not in {p.judge_label for p in told.evaluate.prompts}
+    assert "style=picasso" not in {p.judge_label for p in load_recipe(van_gogh / FOUND_BY).evaluate.prompts}
+    rows = [json.loads(line) for line in (picasso / "outcomes.jsonl").read_text().splitlines()]
+    assert rows and not any("gogh" in row["prompt"].lower() for row in rows if row["expect"] == "present")
+    trained = {normalise(text) for text in stacking.training_prompts(load_recipe(van_gogh / FOUND_BY))}
+    assert not trained & {normalise(row["prompt"]) for row in rows}
+    report = json.loads((folder / "both/report.json").read_text())
+    assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
+
+
+def test_a_later_edit_keeps_what_an_earlier_one_did(folder: Path) -> None:
+    first, second = (load_recipe(folder / f"both/concepts/{name}/{FOUND_BY}") for name in ("picasso", "van_gogh"))
+    unsafe = {pair.unsafe for pair in first.construct.pairs}
+    assert len(unsafe & {keep.prompt for keep in second.keep}) == stacking.GUARDED
+    assert not unsafe & {keep.prompt for keep in first.keep}
+
+
+def test_the_signed_stack_verifies_and_any_change_is_refused(folder: Path) -> None:
+    words = ["verify", str(folder / "both"), "--trust", str(folder / "keys")]
+    assert cli.run(words) == 0
+    path = folder / "both" / "stack.json"
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b"1.0", b"1.1"))
+    assert cli.run(words) == 4
+    path.write_bytes(original)
+    assert cli.run(words) == 0
+
+
+def test_removing_the_last_edit_gives_back_the_weights_before_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["stack", "remove", str(folder / "two"), "van_gogh", "--out", str(folder / "back"), "--unsigned", "-q"]
+    assert cli.run(words) in VERDICTS
+    said = capsys.readouterr().out
+    assert "bit for bit" in said and "removed van_gogh" in said
+    assert (folder / "back" / GPT).read_bytes() == (folder / "one" / GPT).read_bytes()
+    outcomes = (folder / "back/concepts/picasso/outcomes.jsonl").read_bytes()
+    assert outcomes == (folder / "one/outcomes.jsonl").read_bytes()
+    assert "stack of at least two" in refused(
+        capsys, ["stack", "remove", str(folder / "back"), "picasso", "--out", "gone", "--unsigned", "-q"]
+    )
+
+
+def test_removing_an_inner_edit_measures_the_rest_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stack", "remove", str(folder / "two"), "picasso", "--out", str(folder / "inner"), "--unsigned", "-q"]
+    assert cli.run(words) in VERDICTS
+    assert "bit for bit" not in capsys.readouterr().out
+    left, model = Released.read(folder / "inner"), registry.load_model(str(folder / "base"))
+    assert left.stack.names == ("van_gogh",) and left.history[-1].event == "removed picasso"
+    assert list(left.history[-1].concepts) == ["van_gogh"]
+    wanted = Released.read(folder / "two").member("van_gogh").layer.edit
+    with wanted.apply(model.net):
+        state, kept = model.net.state_dict(), load_file(folder / "inner" / GPT)
+        assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+def test_reweighing_an_edit(folder: Path) -> None:
+    words = ["stack", "reweight", str(folder / "two"), "picasso=0.5", "--out", str(folder / "half"), "--unsigned", "-q"]
+    assert cli.run(words) in VERDICTS
+    half, model = Released.read(folder / "half"), registry.load_model(str(folder / "base"))
+    assert [member.layer.strength for member in half.members] == [0.5, 1.0]
+    name = half.stack.weights[0]
+    before = model.net.state_dict()[name].clone()
+    total = sum(member.layer.strength * member.layer.edit.delta(name) for member in half.members)
+    torch.testing.assert_close(load_file(folder / "half" / GPT)[name], before + total)
+
+
+def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    two, out = str(folder / "two"), str(tmp_path / "out")
+    end = ["--out", out, "--unsigned", "-q"]
+    assert "did you mean 'picasso'" in refused(capsys, ["stack", "remove", two, "picaso", *end])
+    assert "from 0 to 2" in refused(capsys, ["stack", "reweight", two, "picasso=-1", *end])
+    assert "NAME=NUMBER" in refused(capsys, ["stack", "reweight", two, "picasso", *end])
+    assert "each concept once" in refused(capsys, ["stack", "reweight", two, "picasso=1", "picasso=2", *end])
+    assert "released folder" in refused(capsys, ["stack", "ls", str(folder / "base")])
+    spec = str(folder / "picasso.yaml")
+    assert "picasso twice" in refused(capsys, ["apply", spec, spec, "--model", str(folder / "base"), *end])
+    assert "the stack lacks" in refused(capsys, ["apply", spec, "--model", two, *end])
+    old = tmp_path / "old"
+    shutil.copytree(folder / "one", old)
+    (old / BASE).unlink()
+    assert "apply its specs again" in refused(capsys, ["apply", spec, "--model", str(old), *end])
+    assert "--overwrite" in refused(capsys, ["stack", "remove", two, "picasso", "--out", two, "--unsigned"])
+    assert not Path(out).exists()
+
+
+def test_the_stack_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert cli.run(["stack", "ls", str(folder / "two"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [edit["concept"] for edit in said["edits"]] == ["picasso", "van_gogh"]
+    assert cli.run(["stack", "ls", str(folder / "one")]) == 0
+    assert cli.run(["stack", "ls", str(folder / "two")]) == 0
+    said, cells = capsys.readouterr().out, Released.read(folder / "two").alone
+    assert sum(cell.asked for cell in cells) > 4
+    assert all(f"{cell.found} of {cell.asked}" in said for cell in cells)
+
+
+def test_a_plan_says_what_the_new_edit_may_meet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = apply("unused", str(folder / "van_gogh.yaml"), "--model", str(folder / "one"), "--dry-run", "--json")
+    capsys.readouterr()
+    assert cli.run(words) == 0
+    (line,) = json.loads(capsys.readouterr().out)["conflicts"]
+    assert "van_gogh may look for changes in" in line and "of picasso" in line
+
+
+def test_a_released_stack_is_its_own_base_of_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a house by Picasso\na dog by Van Gogh\n")
+    words = ["eval", str(folder / "two"), "--spec", str(folder / "picasso.yaml"), "--prompts", str(prompts), "--json"]
+    capsys.readouterr()
+    assert cli.run([*words, "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+
+
+@pytest.mark.parametrize("method", ["safe_cb"])
+def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {key: value for key, value in SETS.items() if not key.startswith("params")}
+    few |= {"params.epochs": 1, "params.batch": 2, "params.directions": 2, "params.rounds": 2, "params.probe": 8}
+    sets = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
+    end = ["--method", method, "--device", "cpu", "--unsigned", "-q", *sets]
+    assert cli.run(["apply", "picasso.yaml", "--model", "./base", "--out", "table", *end]) in VERDICTS
+    assert {path.name for path in (folder / "table/edit").iterdir()} == {"edit.json", "edit.safetensors", "rounds"}
+    assert cli.run(["apply", "van_gogh.yaml", "--model", "table", "--out", "tables", *end]) in VERDICTS
+    made = json.loads((folder / "tables/interference.json").read_text())
+    assert made["overlaps"][0]["shared"] == 1 and made["overlaps"][0]["codebook_rows"] > 0
+    line = refused(capsys, ["export", "tables", "--layout", "peft", "--out", "adapters"])
+    assert "adapter edits" in line
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def test_beside_drops_members_by_label_and_by_name() -> None:
+    specs = {name: load_spec(registry.find_builtin("concepts", name)) for name in ("picasso", "van_gogh", "dog")}
+    left = stacking.beside(specs["picasso"], [specs["van_gogh"], specs["dog"]])
+    members = {member for group in left.preserve for member in group.members}
+    before = {member for group in specs["picasso"].preserve for member in group.members}
+    assert {"Van Gogh", "Vincent van Gogh", "a dog", "a puppy"} <= before - members
+    assert {"Monet", "a cat"} <= members
+    everything: Any = specs["picasso"].model_copy(update={"preserve": specs["picasso"].preserve[:1]})
+    only = everything.preserve[0].model_copy(update={"members": {"Van Gogh": "style=van_gogh"}})
+    with pytest.raises(UsageError, match="something that stays"):
+        stacking.beside(everything.model_copy(update={"preserve": (only,)}), [specs["van_gogh"]])
