@@ -51,6 +51,8 @@ BATCHES = "judged"
 """Folder of finished batches; gone once outcomes.jsonl is there."""
 SHOWN = 8
 """Pictures chosen at random per slice, and worst ones at most."""
+SKETCHED = 4
+"""Of them, pictures of a next-scale model that are shown scale by scale."""
 
 Phase = Literal["screen", "score"]
 Which = Literal["base", "edited"]
@@ -317,6 +319,25 @@ def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, pictures: _P
     if grid:
         strips = [pictures.random(name, recipe.digest) for name in grid]
         _write_sheet(folder / "before_after.png", model, strips, hide)
+    if "scales" in model.provides and "direct" in pictures.slices:
+        _write_scales(folder / "slice-direct-by-scale.png", model, pictures.random("direct", recipe.digest), hide)
+
+
+def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> None:
+    """How SKETCHED pictures grow from scale to scale, base above and edited below: where in scale the edit acts."""
+    drawn: list[Strip] = []
+    index: list[dict[str, object]] = []
+    for number, pair in enumerate(strip.pairs[:SKETCHED], 1):
+        rows = []
+        for shot in pair:
+            sketches = [model.sketched(shot.ids[None], k + 1)[0] for k in range(len(model.card.scales))]
+            images = torch.stack(sketches).permute(0, 2, 3, 1).cpu().numpy()
+            rows.append([tile(image, hidden=hide) for image in images])
+            index += [_entry(shot, image.tobytes(), strip, hide) for image in images]
+        drawn.append((f"direct, picture {number} after each scale: base above, edited below", rows))
+    caption = "the same pictures as their first scales, one more from left to right; base above, edited below"
+    about = {"caption": caption, "selection": strip.selection, "pictures": index}
+    write_sheet(path, drawn, hidden=hide, about=about)
 
 
 def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide: bool) -> None:

@@ -21,8 +21,9 @@ from safear_edit import registry
 from safear_edit.compiler import Recipe, compile_recipe, load_base_recipe, save_recipe
 from safear_edit.edit import Edit, EditInfo
 from safear_edit.errors import UsageError
-from safear_edit.evaluate import BATCHES, SHOWN, evaluate, scored
+from safear_edit.evaluate import BATCHES, SHOWN, _Shot, _Strip, _write_scales, evaluate, scored
 from safear_edit.families.base import Condition, ModelFamily, Sampling
+from safear_edit.families.infinity import Infinity
 from safear_edit.judges.base import Judge, Verdict
 from safear_edit.judges.gallery import GalleryJudge
 from safear_edit.report import Outcome, RunFiles, build_report, read_outcomes
@@ -294,3 +295,21 @@ def test_a_categorys_pictures_are_pixelated_and_stale_sheets_go(
         assert all((picture["prompt"] == WITHHELD) == asked_for_it for picture in about["pictures"])
         colours = Image.open(path).crop((4, 20, 84, 100)).getcolors(80 * 80)
         assert (len(colours) <= 36) == asked_for_it
+
+
+def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -> None:
+    """The last sketch of each row is the finished picture; nothing shows up of a category."""
+    model = Infinity.pico()
+    condition = model.condition(["a house"] * 3)
+    before, after = (model.generate(condition, seeds) for seeds in ([1, 2, 3], [4, 5, 6]))
+    row = Outcome(id="direct-1", slice="direct", prompt="a house", seed="1", model="base", expect="absent", phase="score",
+                  label="style=picasso", judge="j", present=True, score=0.9)  # fmt: skip
+    pairs = [(_Shot(row, a), _Shot(row, b)) for a, b in zip(before, after, strict=True)]
+    path = tmp_path / "slice-direct-by-scale.png"
+    _write_scales(path, model, _Strip("direct", "random", pairs), False)
+    shown = index_of(path)["pictures"]
+    assert len(shown) == 3 * 2 * 3
+    last = [hashlib.sha256(model.decode(ids[None])[0].permute(1, 2, 0).numpy().tobytes()).hexdigest() for ids in before]
+    assert [shown[i]["sha256"] for i in (2, 8, 14)] == last
+    _write_scales(path, model, _Strip("direct", "random", pairs), True)
+    assert index_of(path)["redaction"] == "pixelated" and all(p["prompt"] == WITHHELD for p in index_of(path)["pictures"])
