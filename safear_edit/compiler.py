@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -266,13 +266,15 @@ def compile_recipe(
     sampling: SamplingLike | None = None,
     model_ref: str | None = None,
     located: Located | None = None,
+    trainable: Callable[[BaseModel], int] | None = None,
 ) -> Recipe:
     """Resolve everything. Pure and deterministic.
 
     overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "evaluate.n.direct=40", "gates.min_obeyed=0.4",
     "judge.threshold=0.6", "preserve.<group>.n=40". sampling: the family's default, to be fixed in the recipe.
     model_ref: the reference as the user gave it (default: the card's). located: a map of this concept on these very
-    weights; the scales that the method edits then follow from it. Raises UsageError for an unknown method or
+    weights; the scales that the method edits then follow from it. trainable: counts what the method with these numbers
+    trains of the loaded model (default: estimated). Raises UsageError for an unknown method or
     judge, or a method that does not fit the family; SpecError when prompts are too few or training would see some of
     the evaluation.
     """
@@ -290,6 +292,9 @@ def compile_recipe(
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
     screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
+    cost = predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes)
+    if trainable is not None:
+        cost = cost.model_copy(update={"trainable": trainable(params)})
     recipe = Recipe(
         spec=spec,
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
@@ -299,7 +304,7 @@ def compile_recipe(
         keep=tuple(keep),
         evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers),
         gates=spec.gates,
-        predicted=predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes),
+        predicted=cost,
     )
     _check_separate(recipe, f"spec {spec.name}")
     return recipe
@@ -569,7 +574,9 @@ def predict(
     work = Work.of(numbers, pairs)
     pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
     sampling_s = pictures * picture_flops(card) / costs.sample_flops
-    training_s = (work.training_flops(card) + 4 * pairs * forward_flops(card)) / costs.train_flops
+    training_s = (
+        work.training_flops(card) * _tokens_run(card, numbers) + 4 * pairs * forward_flops(card)
+    ) / costs.train_flops
     depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
     width = 40 * depth
     saved = (work.rows + work.kept) * card.tokens * depth * width * costs.saved_floats_per_width
@@ -579,6 +586,12 @@ def predict(
         memory_gib=round(memory, 1),
         trainable=round(_LORA_WIDTHS.get(str(numbers.get("part")), 0) * depth * width * numbers.get("rank", 0)),
     )
+
+
+def _tokens_run(card: Card, numbers: Mapping[str, Any]) -> float:
+    """Share of a picture's tokens that a training step runs: the first scales, if the method chooses scales."""
+    chosen = (*numbers.get("erase_scales", ()), *numbers.get("preserve_scales", ()))
+    return sum(card.scales[: max(chosen) + 1]) / card.tokens if chosen else 1.0
 
 
 _LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}

@@ -302,8 +302,8 @@ def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -
     model = Infinity.pico()
     condition = model.condition(["a house"] * 3)
     before, after = (model.generate(condition, seeds) for seeds in ([1, 2, 3], [4, 5, 6]))
-    row = Outcome(id="direct-1", slice="direct", prompt="a house", seed="1", model="base", expect="absent", phase="score",
-                  label="style=picasso", judge="j", present=True, score=0.9)  # fmt: skip
+    what = {"model": "base", "expect": "absent", "phase": "score", "present": True, "score": 0.9}
+    row = Outcome.model_validate({"id": "direct-1", "slice": "direct", "prompt": "a house", "seed": "1", **what})
     pairs = [(_Shot(row, a), _Shot(row, b)) for a, b in zip(before, after, strict=True)]
     path = tmp_path / "slice-direct-by-scale.png"
     _write_scales(path, model, _Strip("direct", "random", pairs), False)
@@ -312,4 +312,6 @@ def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -
     last = [hashlib.sha256(model.decode(ids[None])[0].permute(1, 2, 0).numpy().tobytes()).hexdigest() for ids in before]
     assert [shown[i]["sha256"] for i in (2, 8, 14)] == last
     _write_scales(path, model, _Strip("direct", "random", pairs), True)
-    assert index_of(path)["redaction"] == "pixelated" and all(p["prompt"] == WITHHELD for p in index_of(path)["pictures"])
+    assert index_of(path)["redaction"] == "pixelated" and all(
+        p["prompt"] == WITHHELD for p in index_of(path)["pictures"]
+    )

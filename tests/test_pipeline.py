@@ -1,4 +1,4 @@
-"""The parts of the walk that need no model: where a source lies, what a verdict ends with, how pictures are named."""
+"""The parts of the walk that need no trained model: where a source lies, what a verdict ends with, what is trained."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from safear_edit import pipeline
+from safear_edit import pipeline, registry
+from safear_edit.compiler import load_base_recipe
 from safear_edit.errors import UsageError
-from safear_edit.families.base import ModelCard
+from safear_edit.families.base import ModelCard, ModelFamily
+from safear_edit.families.infinity import Infinity
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.training import adapter_weights, borrowed, inject
 
 
 def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> pipeline.Result:
@@ -105,3 +109,19 @@ def test_every_package_of_the_environment_is_installed() -> None:
     from safear_edit.doctor import version_of
 
     assert [name for name in pipeline.PACKAGES if name != "safear-edit" and version_of(name) is None] == []
+
+
+@pytest.mark.parametrize(("family", "method"), [(LlamaGen, "vce"), (Infinity, "sace"), (Infinity, "svare")])
+def test_what_is_announced_to_be_trained_is_what_is_trained(family: type[ModelFamily], method: str) -> None:
+    model = family.pico()
+    params = registry.lookup("methods", method).load().Params(**load_base_recipe(method).params)
+    announced = pipeline.trainable_parameters(model, params)
+    with borrowed(model.net, writes=()):
+        weights = adapter_weights(inject(model.net, model.editable(params.part), params, 0))
+        assert announced == sum(weight.numel() for weight in weights.values()) > 0
+
+
+def test_a_method_on_the_codebook_trains_the_codebook() -> None:
+    model = LlamaGen.pico()
+    params = registry.lookup("methods", "safe_cb").load().Params()
+    assert pipeline.trainable_parameters(model, params) == model.image_table().numel() > 0
