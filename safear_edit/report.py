@@ -5,6 +5,7 @@ tomorrow and be the same.
 
 A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
     edit.json + edit.safetensors, pairs.jsonl + stats.json   beside the recipe, or in edit/ and pairs/
+    edit/rounds/    of an edit that was found in rounds: rounds.json, and a figure energy.png
     images/*.png    picture sheets; images/NAME.json = {caption, selection: random|worst|fixed, redaction, pictures:
                     [{prompt_id, …}]} for NAME.png
     base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
@@ -58,6 +59,7 @@ from safear_edit.sections import (
     ConceptScope,
     Criterion,
     Drift,
+    EditRound,
     EditSection,
     Environment,
     ErasureSlice,
@@ -66,11 +68,11 @@ from safear_edit.sections import (
     Governance,
     Json,
     JudgeSection,
+    LeftOutPrompt,
     LikelihoodClasses,
     LikelihoodGroup,
     Likelihoods,
     LikelihoodSlice,
-    LeftOutPrompt,
     PairSection,
     PreservedGroup,
     PromptSet,
@@ -106,6 +108,7 @@ __all__ = [
 ]
 
 STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
+ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
 FOUND_BY = "edit/recipe.json"
 """In a stack, beside a concept's edit: the recipe that found it."""
 FLOOR = 0.90
@@ -133,7 +136,7 @@ class ConceptFiles:
     """What one concept's walk left behind.
 
     `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
-    `found_by` where the edit was found by `recipe` itself.
+    `found_by` where the edit was found by `recipe` itself, `rounds` where it was not found in rounds.
     """
 
     recipe: Path
@@ -144,6 +147,7 @@ class ConceptFiles:
     sheets: tuple[Path, ...]
     likelihood: Path | None = None
     found_by: Path | None = None
+    rounds: Path | None = None
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:
@@ -167,6 +171,7 @@ class ConceptFiles:
             sheets=tuple(sorted((folder / "images").glob("*.png"))),
             likelihood=maybe(LIKELIHOOD),
             found_by=maybe(FOUND_BY),
+            rounds=maybe(ROUNDS),
         )
 
 
@@ -176,7 +181,8 @@ class RunFiles:
 
     root: what paths in the report are relative to. environment: machine and command. base: the untouched model's card.
     judges: the judges' cards. model: the folder of edited weights, hashed one by one (may be `root`). order: the file
-    that says in which order a stack was made; `concepts` are in that order. interference: what was measured of the stack.
+    that says in which order a stack was made; `concepts` are in that order. interference: what its edits do to each
+    other.
     """
 
     root: Path
@@ -255,7 +261,9 @@ def build_report(run: RunFiles) -> Report:
     concepts = tuple(concept for concept, _ in built)
     criteria = tuple(criterion for _, several in built for criterion in several)
     asked = _asked_of_categories(plans)
-    sheets = tuple(_sheet(path, run.root, asked[i]) for i, files in enumerate(run.concepts) for path in files.sheets)
+    sheets = [_sheet(path, run.root, asked[i]) for i, files in enumerate(run.concepts) for path in files.sheets]
+    figures = zip(concepts, map(_energy_of, run.concepts), strict=True)
+    sheets += [_energy(path, run.root, concept) for concept, path in figures if path]
     inputs = _input_digests(run)
     said = _Said.of(plans)
     scope = wording.scope(_scopes(run, plans), concepts, said("intended_use"), said("out_of_scope"))
@@ -278,7 +286,7 @@ def build_report(run: RunFiles) -> Report:
         adversarial=Adversarial(statement=wording.NO_ATTACK),
         residual_risks=wording.risks(concepts, said("responsible")),
         limitations=wording.limitations(concepts, judges),
-        images=sheets,
+        images=tuple(sheets),
         governance=said.governance(),
         environment=_environment(environment),
         reproduce=Reproduce(
@@ -331,7 +339,7 @@ def _concept(files: ConceptFiles, plan: Json, judges: Sequence[JudgeSection]) ->
     report = ConceptReport(
         name=name,
         concept=concept,
-        edit=_edit(files.edit, plan),
+        edit=_edit(files.edit, files.rounds, plan),
         pairs=_pairs(files.pairs, files.pair_stats, plan) if files.pairs else None,
         protocol=_protocol(plan, slices, gates, files, hide),
         erasure=tuple(erasure),
@@ -762,7 +770,7 @@ def _prompts_digest(part: Slice) -> str:
     return hashlib.sha256("".join(f"{a.seed}\t{a.prompt}\n" for a in part.asked).encode()).hexdigest()
 
 
-def _edit(path: Path, plan: Json) -> EditSection:
+def _edit(path: Path, rounds: Path | None, plan: Json) -> EditSection:
     record = _read_json(path)
     info: Json = {**record, **record["info"]} if isinstance(record.get("info"), dict) else record
     losses = [float(loss) for loss in info.get("losses") or []]
@@ -781,7 +789,14 @@ def _edit(path: Path, plan: Json) -> EditSection:
         loss_last=losses[-1] if losses else None,
         base_digest=str(info.get("base_digest", NOT_STATED)),
         file_sha256=_sha256(weights) if weights.is_file() else NOT_STATED,
+        rounds=_rounds(rounds) if rounds else (),
     )
+
+
+def _rounds(path: Path) -> tuple[EditRound, ...]:
+    """What each round of a search did; what the method logs beyond that stays in the file."""
+    rows = [{key: row[key] for key in EditRound.model_fields if key in row} for row in _read_list(path)]
+    return _parts(EditRound, {"rounds": rows}, "rounds", path)
 
 
 def _likelihoods(path: Path | None, plan: Json, concept: str) -> Likelihoods:
@@ -874,7 +889,8 @@ def _evidence(run: RunFiles) -> set[Path]:
     """Every file that the report is made from, resolved."""
     sheets = [path for files in run.concepts for path in files.sheets]
     captions = [path.with_suffix(".json") for path in sheets]
-    return {path.resolve() for path in (*_inputs(run), *sheets, *captions)}
+    figures = [path for path in map(_energy_of, run.concepts) if path]
+    return {path.resolve() for path in (*_inputs(run), *sheets, *captions, *figures)}
 
 
 def _asked_of_categories(plans: Sequence[Json]) -> list[frozenset[str]]:
@@ -913,6 +929,20 @@ def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
     )
 
 
+def _energy_of(files: ConceptFiles) -> Path | None:
+    path = files.rounds.with_name(ENERGY) if files.rounds else None
+    return path if path and path.is_file() else None
+
+
+def _energy(path: Path, root: Path, concept: ConceptReport) -> Sheet:
+    """The figure of a search in rounds, as a sheet: it shows numbers, and no picture by either model."""
+    found = _sheet(path, root, frozenset())
+    what = "how much of each row of the image tokens' table lay in the directions that were taken out"
+    caption = f"{concept.concept}: {what}, before the edit and after each round"
+    words = {"caption": caption, "selection": "all rows and rounds"}
+    return found.model_copy(update=words)
+
+
 def _environment(found: Json) -> Environment:
     git = found.get("git")
     known = ("started", "finished", "platform", "python", "device", "threads", "deterministic")
@@ -928,7 +958,7 @@ def _environment(found: Json) -> Environment:
 def _inputs(run: RunFiles) -> list[Path]:
     paths = [run.environment, run.base, run.judges, run.order, run.interference]
     for files in run.concepts:
-        paths += [files.recipe, files.found_by, files.outcomes, files.edit]
+        paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds]
         paths += [files.pairs, files.pair_stats, files.likelihood]
     return [path for path in paths if path is not None]
 

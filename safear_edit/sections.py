@@ -101,7 +101,35 @@ class Subject(Section):
     signature: str
 
 
+class EditRound(Section):
+    """One round of a method that works in rounds on the image tokens' table (Safe-CB).
+
+    pairs: of those drawn, the ones that could be told apart. dimension: directions taken out so far; captured: share of
+    the pairs' difference in this round's directions; energy: mean share of a table row in them. harmful, unclear: on
+    training prompts under seeds of their own, by the search's own judge; drift: nats per token to the untouched model
+    on preserved training pictures; all three None where nobody looked. agreement: that judge against the pinned one.
+    taken: False for a last round that was undone.
+    """
+
+    number: int
+    drawn: int
+    pairs: int
+    dimension: int
+    captured: float
+    rows_moved: int
+    energy_before: float
+    energy_after: float
+    harmful_before: float | None
+    harmful_after: float | None
+    unclear_after: float | None
+    drift: float | None
+    taken: bool
+    agreement: dict[str, float | int | None] | None
+
+
 class EditSection(Section):
+    """rounds: of a method that works in rounds, what each did; empty for the others."""
+
     method: str
     parameters: dict[str, str]
     seed: str
@@ -114,6 +142,7 @@ class EditSection(Section):
     loss_last: float | None
     base_digest: str
     file_sha256: str
+    rounds: tuple[EditRound, ...] = ()
 
 
 class PairSection(Section):

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 GUARDED = 32
 """Training prompts of each earlier concept that a later edit keeps erased; the mini's recipe keeps 192 in all."""
-EVIDENCE = ("edit/*", "pairs/*", "images/pairs.*", "*.yaml")
+EVIDENCE = ("edit/**/*", "pairs/*", "images/pairs.*", "*.yaml")
 """What a concept keeps of its search, by pattern."""
 
 

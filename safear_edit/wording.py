@@ -16,10 +16,10 @@ from safear_edit.sections import (
     Criterion,
     ErasureSlice,
     JudgeSection,
+    LeftOutPrompt,
     Likelihoods,
     LikelihoodSlice,
     PreservedGroup,
-    LeftOutPrompt,
     Risk,
     Scope,
     StackCell,
@@ -340,12 +340,13 @@ def stack_summary(cells: Sequence[StackCell], concepts: Mapping[str, str]) -> st
     sentences = []
     if own:
         worst = max(own, key=lambda cell: cell.found / cell.asked)
-        sentences.append(f"Of the edits by themselves the weakest is that of {concepts[worst.edit]}: {told(worst)}.")
+        sentence = f"Of the edits by themselves the weakest is that of {concepts[worst.edit]}: {told(worst)}."
+        sentences.append(sentence if worst.found else "Alone, no edit leaves its own concept in any picture.")
     if others:
         worst = min(others, key=lambda cell: cell.found / cell.asked)
-        missing = worst.found < worst.asked
         sentence = f"With the edit of {concepts[worst.edit]} alone {told(worst)}, the least of any other concept."
-        sentences.append(sentence if missing else "None of them alone takes another concept out of any picture.")
+        less = worst.found < worst.asked
+        sentences.append(sentence if less else "No edit alone takes another concept out of any picture.")
     return " ".join(sentences) or "No concept could be asked for."
 
 

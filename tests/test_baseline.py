@@ -113,7 +113,7 @@ def test_likelihood_figures_come_along(tmp_path: Path) -> None:
 
 
 def test_what_an_audit_left_out_says_why(tmp_path: Path) -> None:
-    """An audit as it is written (likelihood.py): the figure in doubt is missing there, and the gate quotes the doubt."""
+    """In an audit as likelihood.py writes it the figure in doubt is missing; the gate quotes the doubt."""
     folder = released(tmp_path / "safe")
     (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.1, 0.02).to_json())
     made = accept(read_folder(folder), SUITES["audit"], "r")

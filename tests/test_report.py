@@ -480,6 +480,218 @@ def test_a_stack_reports_every_concept_in_the_recipes_order(tmp_path: Path) -> N
     assert report.governance.responsible == "two: not stated; one: Lab"
 
 
+ROUND: Row = {
+    "number": 1, "drawn": 156, "pairs": 151, "dimension": 8, "captured": 0.596, "rows_moved": 512,
+    "energy_before": 0.184, "energy_after": 0.0, "harmful_before": 1.0, "harmful_after": 0.22, "unclear_after": 0.35,
+    "drift": 0.103, "loss_first": 11.8, "loss_last": 0.44, "taken": True, "agreement": None,
+}  # fmt: skip
+UNDONE = ROUND | {"number": 2, "drift": None, "harmful_after": None, "unclear_after": None, "taken": False}
+
+
+def test_rounds_of_a_search_are_shown_with_their_figure(tmp_path: Path) -> None:
+    rounds = make_run(tmp_path) / "edit" / "rounds"
+    agreement = {"both": 3, "accuracy": 0.9, "recall": None, "kappa": 0.71}
+    _write(rounds / "rounds.json", [ROUND | {"agreement": agreement}, UNDONE])
+    without = build_report(RunFiles.find(tmp_path, tmp_path))
+    _sheet(rounds / "energy.png")
+    report = build_report(RunFiles.find(tmp_path, tmp_path))
+    found = report.concepts[0].edit.rounds
+    assert [(row.number, row.pairs, row.taken) for row in found] == [(1, 151, True), (2, 151, False)]
+    page = " ".join(re.sub("<[^>]+>", " ", render_html(report, tmp_path)).split())
+    assert "151 / 156 8 59.6 % of the difference 512 18.4 % / 0.0 % 100.0 % / 22.0 % 35.0 % 0.103 yes" in page
+    assert "agrees with the pinned one on 90.0 % , kappa 0.71" in page.replace(" %,", " % ,")
+    assert "100.0 % / – – – no, undone" in page and "edit/rounds/rounds.json" in report.reproduce.inputs
+    (sheet,) = [image for image in report.images if image.file == "edit/rounds/energy.png"]
+    assert "Testpainter: how much of each row" in sheet.caption and len(report.images) == len(without.images) + 1
+    assert report.subject == without.subject, "the figure is no weight"
+
+
+@pytest.mark.parametrize("rows", [{"rounds": []}, ["one"], [{"number": 1}], [ROUND | {"pairs": "many"}]])
+def test_damaged_rounds_are_one_line(tmp_path: Path, rows: object) -> None:
+    _write(make_run(tmp_path) / "edit" / "rounds" / "rounds.json", rows)
+    with pytest.raises(SpecError, match=r"rounds\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+STACKED = ("one", "two")
+
+
+def make_stack(root: Path, left_out: int = 0) -> Path:
+    """Two concepts with what a stack records of them; of the first, so many styles were left out when it was measured.
+
+    The second edit, merged at half strength, takes the first one's concept out of 7 of 48 pictures.
+    """
+    for name in STACKED:
+        folder = make_run(root / "concepts" / name, name=name, concept=name.title())
+        _write(
+            folder / "edit" / "recipe.json", {**json.loads((folder / "recipe.json").read_text()), "digest": "7" * 64}
+        )
+    _leave_out(root / "concepts" / "one", left_out)
+    _shared_files(root, "one")
+    edits = [
+        {"name": name, "edit": "e" * 64, "strength": s, "weights": "f" * 64} for name, s in (("one", 1.0), ("two", 0.5))
+    ]
+    _write(root / "stack.json", {"concepts": STACKED, "edits": edits})
+    slices = {key: {"n": SIZES[key], "found": found, "unsure": 0} for key, found in FOUND_AFTER.items()}
+    groups = {
+        key: {"n": SIZES[key], "base": SIZES[key] - 20, "edited": SIZES[key] - 20 - lost + gained}
+        | {"lost": lost, "gained": gained}
+        for key, (lost, gained) in FLIPS.items()
+    }
+    seen = {"slices": slices, "groups": groups}
+    before = {"slices": {**slices, "direct": {"n": 250, "found": 11, "unsure": 3}}, "groups": groups}
+    both = ("second", "shared", "of", "column", "row", "chance_column", "chance_row", "cosine", "codebook_rows")
+    meets = dict(zip(both, ("two", 5, 24, 0.31, 0.08, 0.06, 0.05, -0.123, 0), strict=True))
+    cells = [(a, b, 48, 0 if a == b else 41 if (a, b) == ("two", "one") else 48) for a in STACKED for b in STACKED]
+    made = {
+        "history": [
+            {"event": "added <one>", "concepts": {"one": before}},
+            {"event": "added two", "concepts": {"one": seen, "two": seen}},
+        ],
+        "alone": [dict(zip(("edit", "concept", "asked", "found"), cell, strict=True)) for cell in cells],
+        "overlaps": [{"first": "one", **meets}, {"first": "two", **meets, "second": "one"}],
+    }
+    _write(root / "interference.json", made)
+    return root
+
+
+def _leave_out(folder: Path, count: int) -> None:
+    """Measure by a recipe without the last `count` (reserve) prompts of the first group."""
+    recipe = json.loads((folder / "recipe.json").read_text())
+    evaluate = recipe["evaluate"]
+    gone = [prompt for prompt in evaluate["prompts"] if prompt["slice"] == "test-styles"][-count:] if count else []
+    evaluate["prompts"] = [prompt for prompt in evaluate["prompts"] if prompt not in gone]
+    evaluate["n"] = {**evaluate["n"], "test-styles": SIZES["test-styles"] - count}
+    _write(folder / "recipe.json", {**recipe, "digest": "6" * 64 if count else "7" * 64})
+    ids = {prompt["id"] for prompt in gone}
+    rows = [line for line in (folder / "outcomes.jsonl").read_text().splitlines() if json.loads(line)["id"] not in ids]
+    (folder / "outcomes.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Report) -> None:
+    made = build_report(RunFiles.find(make_stack(tmp_path), tmp_path))
+    stack, page, card = made.stack, render_html(made, tmp_path), model_card(made)
+    assert stack is not None and [(edit.name, edit.strength) for edit in stack.edits] == [("one", 1.0), ("two", 0.5)]
+    cells = {(cell.edit, cell.concept): cell for cell in stack.alone}
+    touched = cells["two", "one"].rate
+    assert touched == stats.clopper_pearson(41, 48) and len(cells) == 4
+    assert "With the edit of Two alone One is found in 41 of 48 pictures, the least" in stack.summary
+    assert "Alone, no edit leaves its own concept in any picture." in stack.summary
+    shown = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "41 / 48 85.4" in shown and "added &lt;one&gt;" in shown and "<one>" not in page
+    assert "11 / 250 3 cannot tell 2 / 250" in shown, "the history, oldest first"
+    assert "5 of 24 31.0 % (6.0 %) 8.0 % (5.0 %) −0.123" in shown
+    assert "two, 0.5 | 41 / 48 (85.4 %) | 0 / 48 (0.0 %) |" in card
+    numbers = re.findall(r'<span class="n">(\d+)</span>', page)
+    assert numbers == [str(i) for i in range(1, 12)]
+    assert not any("interference" in file.name or "recipe" in file.name for file in made.subject.files)
+    assert {"interference.json", "concepts/one/edit/recipe.json"} <= set(made.reproduce.inputs)
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    assert report.stack is None
+
+
+def test_a_stack_names_the_recipe_that_was_fixed(tmp_path: Path) -> None:
+    made = build_report(RunFiles.find(make_stack(tmp_path, left_out=5)))
+    one, two = (concept.protocol for concept in made.concepts)
+    assert (one.recipe_digest, one.fixed_digest) == ("6" * 64, "7" * 64)
+    assert "fixed in recipe 7777777777777777 before" in one.preregistration
+    assert "recipe 6666666666666666, which leaves 5 of them out (5 of test-styles)" in one.preregistration
+    assert [prompt.id for prompt in one.left_out] == [f"test-styles-{i:04}" for i in range(415, 420)]
+    assert not two.left_out and "fixed in recipe 7777777777777777 before" in two.preregistration
+    page = render_html(made, tmp_path)
+    assert f"recipe `{'7' * 64}`, measured by `{'6' * 64}` (5 prompts left out)." in model_card(made)
+    assert "Prompts left out (5)" in page and "test prompt 419 of test-styles" in page
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ((0, 48, 48, 0), "no edit leaves its own .* No edit alone takes another"),
+        ((0, 48, 48, 3), "weakest is that of Two: Two is found in 3 of 48"),
+        ((0, 30, 20, 0), "With the edit of Two alone One is found in 20 of 48"),
+    ],
+)
+def test_the_summary_of_a_stack_names_the_worst(tmp_path: Path, found: tuple[int, ...], says: str) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    row = json.loads(path.read_text())
+    row["alone"] = [cell | {"found": count} for cell, count in zip(row["alone"], found, strict=True)]
+    _write(path, row)
+    stack = build_report(RunFiles.find(tmp_path)).stack
+    assert stack is not None and re.search(says, stack.summary), stack.summary
+
+
+def test_a_concept_that_nobody_could_ask_for(tmp_path: Path) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    row = json.loads(path.read_text())
+    row["alone"] = [cell | {"asked": 0, "found": 0} for cell in row["alone"]]
+    _write(path, row)
+    made = build_report(RunFiles.find(tmp_path))
+    assert made.stack is not None and made.stack.summary == "No concept could be asked for."
+    assert made.stack.alone[0].rate is None and "| one, 1 | – | – |" in model_card(made)
+    assert 'class="num own">–' in render_html(made, tmp_path)
+
+
+RECIPES: dict[str, Callable[[Row], object]] = {
+    "another seed": lambda row: row["evaluate"]["prompts"][0].update(seed="1"),
+    "another order": lambda row: row["evaluate"]["prompts"].reverse(),
+    "fewer to score": lambda row: row["evaluate"]["n"].update(direct=251),
+    "another gate": lambda row: row["gates"].update(erasure_direct=0.99),
+    "a prompt too few": lambda row: row["evaluate"]["prompts"].pop(0),
+    "no prompts": lambda row: row["evaluate"].update(prompts=["direct"]),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_was_not_the_fixed_one_is_refused(tmp_path: Path, name: str) -> None:
+    path = make_stack(tmp_path, left_out=5) / "concepts" / "one" / "edit" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    RECIPES[name](recipe)
+    _write(path, recipe)
+    with pytest.raises(SpecError, match=r"recipe\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+STACK_DAMAGE: dict[str, Change] = {
+    "a cell too few": lambda row: row | {"alone": row["alone"][1:]},
+    "a cell twice": lambda row: row | {"alone": row["alone"] + row["alone"][:1]},
+    "more than were asked": lambda row: row | {"alone": [row["alone"][0] | {"found": 49}, *row["alone"][1:]]},
+    "cells are words": lambda row: row | {"alone": ["one"]},
+    "no history": lambda row: row | {"history": []},
+    "an old history": lambda row: row | {"history": row["history"][:1]},
+    "counts of another run": lambda row: json.loads(json.dumps(row).replace('"found": 2,', '"found": 3,')),
+    "counts that don't add up": lambda row: json.loads(json.dumps(row).replace('"lost": 9', '"lost": 8')),
+    "another concept": lambda row: json.loads(json.dumps(row).replace('"two"', '"three"')),
+    "overlaps missing": lambda row: row | {"overlaps": row["overlaps"][:1]},
+    "no overlaps": lambda row: {k: v for k, v in row.items() if k != "overlaps"},
+    "an overlap of nothing": lambda row: (
+        row | {"overlaps": [row["overlaps"][0] | {"cosine": None}, row["overlaps"][1]]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACK_DAMAGE)
+def test_damaged_measurements_of_a_stack_are_one_line(tmp_path: Path, name: str) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    _write(path, STACK_DAMAGE[name](json.loads(path.read_text())))
+    with pytest.raises(SpecError, match=r"interference\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_stack_that_is_not_whole_is_one_line(tmp_path: Path) -> None:
+    make_stack(tmp_path)
+    stack = json.loads((tmp_path / "stack.json").read_text())
+    stack["edits"][0]["edit"] = "d" * 64
+    _write(tmp_path / "stack.json", stack)
+    with pytest.raises(SpecError, match=r"the edits in stack\.json"):
+        build_report(RunFiles.find(tmp_path))
+    (tmp_path / "interference.json").unlink()
+    with pytest.raises(SpecError, match=r"interference\.json"):
+        build_report(RunFiles.find(tmp_path))
+
+
 @pytest.mark.parametrize("names", [["one"], ["one", "two", "two"], ["one", "three"], None])
 def test_a_stack_whose_order_is_not_known_is_refused(tmp_path: Path, names: list[str] | None) -> None:
     for name in ("one", "two"):

@@ -277,7 +277,8 @@ def image_embeddings(net: Net, ids_BN: Tensor) -> Tensor:
     for table in (net.replaced_table, net.image_table):
         if table is not None:
             return F.embedding(ids_BN, table)
-    return net.model.generation_aligner(net.model.generation_embeddings(ids_BN))
+    aligned: Tensor = net.model.generation_aligner(net.model.generation_embeddings(ids_BN))
+    return aligned
 
 
 def aligned_rows(net: Net) -> Tensor:
