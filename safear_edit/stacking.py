@@ -199,14 +199,22 @@ def plan(orders: Sequence[Order], progress: Callback = silent) -> list[Plan]:
     asked = [pipeline.read_source(order) for order in orders]
     ground, plans = ground_of(orders[0], asked[0]), []
     released = ground.stack
-    for order, source in zip(orders, asked, strict=True):
-        recipe = compiled_on(ground, order, source)
+    for recipe in _compiled(ground, orders, asked):
         found = foretold(ground.model, released, recipe, progress) if released.layers else []
         conflicts = tuple(interference.warning(overlap, foretold=True) for overlap in found)
         warnings = tuple(recipe_warnings(recipe, pipeline.similarity()))
         plans.append(Plan(recipe, ground.model.card.ref, warnings, conflicts))
-        ground = ground.plus(Member(Layer(recipe.spec.name, _nothing(recipe, ground.model)), recipe, Path()))
     return plans
+
+
+def _compiled(ground: Ground, orders: Sequence[Order], asked: Sequence[Draft | Recipe]) -> list[Recipe]:
+    """The recipes of all orders, each beside those before it; what can't be compiled is told before work begins."""
+    recipes = []
+    for order, source in zip(orders, asked, strict=True):
+        recipes.append(compiled_on(ground, order, source))
+        name = recipes[-1].spec.name
+        ground = ground.plus(Member(Layer(name, _nothing(recipes[-1], ground.model)), recipes[-1], Path()))
+    return recipes
 
 
 def _nothing(recipe: Recipe, model: ModelFamily) -> Edit:
@@ -264,8 +272,7 @@ def grow(orders: Sequence[Order], out: Path, terms: Terms) -> Result:
     with rundir.opened(out, overwrite=terms.overwrite) as run:
         ground = ground_of(orders[0], asked[0])
         terms.say(f"model {ground.ref}, {', '.join(ground.stack.names) or 'no concept'} erased so far")
-        for order, source in zip(orders, asked, strict=True):
-            recipe = compiled_on(ground, order, source)
+        for order, recipe in zip(orders, _compiled(ground, orders, asked), strict=True):
             terms.say(f"adding {recipe.spec.name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
             ground = ground.plus(_found(run, ground, recipe, order, terms))
             ground = measure(run, ground, f"added {recipe.spec.name}", terms)

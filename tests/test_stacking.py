@@ -218,6 +218,15 @@ def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not Path(out).exists()
 
 
+def test_a_later_concept_that_cant_be_compiled_is_told_before_anything_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """hazard preserves no group of that name; picasso does."""
+    words = ["picasso.yaml", "hazard", "--model", "./base", "--unsigned", "--set", "preserve.other-styles.n=8"]
+    assert "other-styles" in refused(capsys, apply("never", *words))
+    assert not [path for path in folder.rglob("pairs.safetensors") if "never" in str(path.relative_to(folder))]
+
+
 def test_the_stack_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.run(["stack", "ls", str(folder / "two"), "--json"]) == 0
