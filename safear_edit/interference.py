@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from safear_edit.progress import Callback
     from safear_edit.stack import Layer, Stack
 
-INTERFERENCE = "interference.json"
 DIRECTIONS = 16
 """Leading directions of a delta that is no adapter, and of a gradient, that stand for its space."""
 CELL = 48

@@ -110,7 +110,7 @@ __all__ = [
 STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
 FOUND_BY = "edit/recipe.json"
-"""In a stack, beside a concept's edit: the recipe that found it."""
+"""In a stack, beside a concept's edit: the recipe that found it. Its recipe.json is what the stack is measured by."""
 FLOOR = 0.90
 """What the one-sided 95 % lower bound of every erasure rate must reach unless the gates name `erasure_floor`."""
 EXAMPLES = 20

@@ -32,15 +32,13 @@ from safear_edit.compiler import Recipe, load_recipe
 from safear_edit.edit import Edit, stacked
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.base import ModelCard, ModelFamily
-from safear_edit.interference import INTERFERENCE, After, Cell, Interference, measured
-from safear_edit.report import STACK, read_outcomes
+from safear_edit.interference import After, Cell, Interference, measured
+from safear_edit.report import FOUND_BY, INTERFERENCE, STACK, read_outcomes
 from safear_edit.rundir import digest_of, looks_released, write_atomic
 from safear_edit.training import identity_of
 from safear_edit.yaml_strict import read_json
 
 BASE, CARD = "base.safetensors", "base.json"
-FOUND_BY = "edit/recipe.json"
-"""Beside an edit of a stack: the recipe that found it. The concept's recipe.json is what the stack is measured by."""
 STRONGEST = 2.0
 """Beyond this multiple of itself an edit is another edit, which nobody looked for."""
 AGAIN = "get a whole copy of the folder"

@@ -31,16 +31,15 @@ from safear_edit.compiler import EvalPrompt, KeepPrompt, Recipe, recipe_warnings
 from safear_edit.edit import Edit
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelFamily
-from safear_edit.interference import INTERFERENCE, After, Interference, Overlap
+from safear_edit.interference import After, Interference, Overlap
 from safear_edit.pipeline import Draft, Order, Plan, Result, Reuse
 from safear_edit.progress import Callback, silent
 from safear_edit.prompts import expand_group, image_seed, mention_of, normalise
-from safear_edit.report import read_outcomes
+from safear_edit.report import FOUND_BY, INTERFERENCE, read_outcomes
 from safear_edit.rundir import RunDir, digest_of, looks_released, write_atomic
 from safear_edit.spec import PreserveGroup, Spec
 from safear_edit.stack import (
     CARD,
-    FOUND_BY,
     STRONGEST,
     Layer,
     Member,

@@ -15,10 +15,11 @@ from safear_edit.compiler import compile_recipe, load_base_recipe, save_recipe
 from safear_edit.edit import Edit, EditInfo
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.interference import INTERFERENCE, Interference
+from safear_edit.interference import Interference
 from safear_edit.registry import find_builtin
+from safear_edit.report import FOUND_BY, INTERFERENCE
 from safear_edit.spec import load_spec
-from safear_edit.stack import FOUND_BY, Layer, Released, Stack, save_base, save_stack
+from safear_edit.stack import Layer, Released, Stack, save_base, save_stack
 
 STRENGTHS = {"one": 1.0, "two": 0.5}
 

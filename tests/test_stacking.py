@@ -24,8 +24,9 @@ from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
 from safear_edit.prompts import normalise
+from safear_edit.report import FOUND_BY
 from safear_edit.spec import load_spec
-from safear_edit.stack import BASE, FOUND_BY, Released
+from safear_edit.stack import BASE, Released
 
 VERDICTS = (0, 1, 3)
 GPT = "gpt.safetensors"
