@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold
 from safear_edit.rundir import json_digest
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
 
 ANSWERS = ("yes", "no")
-
-
-class Answering(Protocol):
-    """What a family that provides "understanding" can do beyond `ModelFamily`."""
-
-    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
-        """Log-probability (B, len(answers)) that the reply to the question begins with each answer."""
-        ...
 
 
 class SelfJudge(Judge):
@@ -42,7 +34,7 @@ class SelfJudge(Judge):
     def look(self, images: Tensor) -> list[Verdict]:
         """One reply for each picture (B, 3, H, W) uint8; it never says that it cannot tell."""
         checked_images("self", images)
-        chances = cast("Answering", self.model).answer_logprobs(images, self.question, ANSWERS).softmax(-1)[:, 0]
+        chances = self.model.answer_logprobs(images, self.question, ANSWERS).softmax(-1)[:, 0]
         return [Verdict(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
 
 

@@ -298,6 +298,8 @@ def test_an_image_depends_on_its_prompt_and_seed_only(pico: Infinity, monkeypatc
     counts: list[int] = []
     assert torch.equal(pico.generate(condition, [5, 6, 7, 8], progress=counts.append), together)
     assert counts == [3, 4]
+    nothing = pico.generate(condition.rows(torch.zeros(0, dtype=torch.int64)), [])
+    assert nothing.shape == (0, *together.shape[1:]) and nothing.dtype == together.dtype
 
 
 def test_a_caption_is_projected_once_however_many_pictures_it_has(pico: Infinity) -> None:

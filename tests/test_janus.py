@@ -23,9 +23,9 @@ from safear_edit.families.janus import (
     Template,
     from_original,
     image_embeddings,
-    sample_ids,
     to_original,
 )
+from safear_edit.families.language import sample_ids
 from safear_edit.families.vq import VQConfig, VQModel
 from safear_edit.registry import ModelRef
 from safear_edit.sampling import multinomial
@@ -165,7 +165,7 @@ def test_guided_runs(golden: Janus, condition: Condition, run: str) -> None:
     with torch.no_grad():
         prefix, rows, without = golden.read(condition, True)
     ids = sample_ids(
-        golden.net,
+        golden,
         prefix,
         rows,
         without,

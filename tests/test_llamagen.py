@@ -271,6 +271,13 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(
     assert where in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_it_says_that_it_answers_no_questions(pico: LlamaGen) -> None:
+    pictures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    for ask in (lambda: pico.answer(pictures, "what?"), lambda: pico.answer_logprobs(pictures, "what?", ["yes"])):
+        with pytest.raises(UsageError, match="answers questions"):
+            ask()
+
+
 def test_a_missing_or_misplaced_weight_file_is_refused(pico: LlamaGen, tmp_path: Path) -> None:
     pico.export(tmp_path)
     weights = tmp_path / "vq.safetensors"

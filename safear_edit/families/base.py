@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""
+ROWS_PER_BATCH = 64
+"""Images sampled or looked at together; bounds memory, changes no image."""
 Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention"]
 
 
@@ -78,13 +80,11 @@ class Condition:
     @classmethod
     def encoded(cls, text: TextEncoder, prompts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Self:
         """Encode prompts, equal ones once, trimmed to the longest: left-padded, zeros at the pads (parity.md 1.4)."""
-        distinct = list(dict.fromkeys(prompts))
+        distinct, index = each_once(prompts)
         parts = [text.states(distinct[i : i + CAPTIONS_PER_BATCH]) for i in range(0, len(distinct), CAPTIONS_PER_BATCH)]
         longest = max(int(mask.sum(1).max()) for _, mask in parts)
         aligned = [left_padded(states, mask, longest) for states, mask in parts]
         features = torch.cat([f for f, _ in aligned]).to(device, dtype)
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        index = torch.tensor([place[prompt] for prompt in prompts])
         return cls.of(features, torch.cat([m for _, m in aligned]).to(device)).rows(index)
 
     def distinct(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,12 +99,37 @@ class Condition:
         device = self.features.device
         return (key // 2).to(device), (key % 2).bool().to(device), inverse.to(device)
 
+    def in_use(self, unconditional: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What has to be run: features (U, T, C) and mask (U, T), trimmed to the longest caption, and which of these
+        rows each image takes (B,).
+
+        unconditional: mask (U, T) → features (U, T, C) of dropped captions; needed if there are any.
+        """
+        used, dropped, which = self.distinct()
+        features, mask = self.features[used], self.mask[used]
+        if bool(dropped.any()):
+            assert unconditional is not None
+            features = torch.where(dropped[:, None, None], unconditional(mask), features)
+        longest = int(mask.sum(1).max())
+        return features[:, -longest:], mask[:, -longest:], which
+
+    def twice(self) -> Self:
+        """These images, then the same ones with their captions dropped: what guidance needs."""
+        dropped = torch.cat([self.dropped, torch.ones_like(self.dropped)])
+        return replace(self, index=self.index.repeat(2), dropped=dropped)
+
     def rows(self, index: Tensor) -> Self:
         """The condition of images `index`, any order, repeats allowed; no caption is copied."""
         return replace(self, index=self.index[index.cpu()], dropped=self.dropped[index.cpu()])
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def each_once(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The distinct prompts in the order of their first use, and which of them each one is, (B,)."""
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(place), torch.tensor([place[prompt] for prompt in prompts])
 
 
 def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -184,7 +209,27 @@ class ModelFamily(ABC):
         """Read image tokens from `table` (V, D), which may carry a gradient; None: from the model's own again."""
         raise UsageError(f"family {self.name}", "one with a learned codebook", "none", "choose another method")
 
-    @abstractmethod
+    def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
+        """One reply per picture, uint8 (B, 3, H, W), of at most `limit` tokens. Families that provide "understanding"
+        have it."""
+        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+
+    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
+        """Log-probability in nats, (B, len(answers)), that the reply to the question begins with each answer;
+        differentiable. Families that provide "understanding" have it."""
+        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of one image's ids: (N,), or (N, D) where a token is D bits."""
+        return (self.card.tokens,)
+
+    @property
+    def rows_per_batch(self) -> int:
+        """How many images are sampled together."""
+        return ROWS_PER_BATCH
+
+    @torch.no_grad()
     def generate(
         self,
         condition: Condition,
@@ -193,11 +238,27 @@ class ModelFamily(ABC):
         progress: Callable[[int], None] | None = None,
         prefix: Tensor | None = None,
     ) -> Tensor:
-        """Draw one image's tokens per row, (B, N); row i depends on its prompt and seeds[i] only.
+        """Draw one image's ids per row, (B, N) or (B, N, D). Guidance of 1 or less is none, and computes no
+        unconditional rows; `progress` is told how many images are done.
 
-        `prefix` (B, P) are the first P tokens, given instead of drawn; those after them are drawn from the same
-        numbers as without, so an image continued from its own prefix comes out the same.
+        Row i depends on its prompt and seeds[i] only. Matrix products of another height round differently (1e-6 in a
+        logit), so another batch gives the same ids unless a draw falls that close to the border of two choices.
+
+        `prefix` (B, P) or (B, P, D) are the first P tokens, given instead of drawn; those after them are drawn from
+        the same numbers as without, so an image continued from its own prefix comes out the same.
         """
+        sampling, parts = sampling or self.sampling, list[Tensor]()
+        for start in range(0, len(condition), self.rows_per_batch):
+            rows = torch.arange(start, min(start + self.rows_per_batch, len(condition)))
+            given = None if prefix is None else prefix[rows].to(self.device)
+            parts.append(self._draw(condition.rows(rows), [seeds[i] for i in rows.tolist()], sampling, given))
+            if progress is not None:
+                progress(int(rows[-1]) + 1)
+        return torch.cat(parts) if parts else torch.empty(0, *self.token_shape, dtype=torch.int64)
+
+    @abstractmethod
+    def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
+        """`generate` for one batch: arguments as there, `prefix` on the model's device."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

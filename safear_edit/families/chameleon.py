@@ -32,15 +32,8 @@ from torch.nn import functional as F
 from safear_edit.checkpoint import read_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
-from safear_edit.families.unified import (
-    PICO_CODES,
-    PICO_TEXT,
-    ROWS_PER_BATCH,
-    EarlyFusion,
-    Net,
-    Settings,
-    Template,
-)
+from safear_edit.families.language import PICO_TEXT, Net
+from safear_edit.families.unified import PICO_CODES, EarlyFusion, Settings, Template
 from safear_edit.registry import family
 
 DECODER, VQGAN = "model.vqmodel.decoder.", ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.ckpt")
@@ -272,12 +265,9 @@ class Chameleon(EarlyFusion):
     def drawing_ids(self, prompt: str | None) -> list[int]:
         words = self.words
         if prompt is None and self.template.unwanted is None:
-            return [words["bos"], words["boi"]]
+            return [words.bos, words.boi]
         text = self.template.unwanted if prompt is None else self.template.draw.replace("{text}", prompt)
-        return [words["bos"], *words.encode(text or ""), words["turn"], words["boi"]]
-
-    def frame(self) -> tuple[list[int], list[int]]:
-        return [self.words["boi"]], [self.words["eoi"]]
+        return [words.bos, *words.encode(text or ""), words["turn"], words.boi]
 
     def after_question(self) -> list[int]:
         return [self.words["turn"]]
@@ -289,7 +279,7 @@ class Chameleon(EarlyFusion):
     @property
     def ends(self) -> tuple[int, ...]:
         """The end of the sequence, and the begin of a picture: what follows it isn't words."""
-        return (self.words["eos"], self.words["boi"])
+        return (self.words.eos, self.words.boi)
 
     # -- the tokenizer --
 
@@ -297,7 +287,7 @@ class Chameleon(EarlyFusion):
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N): the nearest codebook row, in float32."""
         vq, parts = self.net.model.vqmodel.eval(), []
-        for part in self._checked(images).split(ROWS_PER_BATCH):
+        for part in self._checked(images).split(self.rows_per_batch):
             found = vq.encode(part.to(self.device).float() / 127.5 - 1).image_tokens
             parts.append(found.view(len(part), -1))
         return torch.cat(parts)
@@ -306,7 +296,7 @@ class Chameleon(EarlyFusion):
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
         vq, parts = self.net.model.vqmodel.eval(), []
-        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(ROWS_PER_BATCH):
+        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(self.rows_per_batch):
             drawn = vq.decoder(vq.post_quant_conv(vq.quantize.embedding(part).permute(0, 3, 1, 2)))
             parts.append(((drawn.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8))
         return torch.cat(parts)

@@ -30,16 +30,8 @@ from torch import Tensor
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.folder import AGAIN, json_file
-from safear_edit.families.unified import (
-    PICO_CODES,
-    PICO_TEXT,
-    ROWS_PER_BATCH,
-    EarlyFusion,
-    Net,
-    Settings,
-    Template,
-    Words,
-)
+from safear_edit.families.language import PICO_TEXT, Net, Words
+from safear_edit.families.unified import PICO_CODES, EarlyFusion, Settings, Template
 from safear_edit.registry import family
 
 SCALES = "preprocessor_config.json"
@@ -161,14 +153,14 @@ class Emu3(EarlyFusion):
         return self.words["eol"]
 
     def _begin(self) -> list[int]:
-        return [self.words["boi"], *self.words.encode(f"{self.side}*{self.side}"), self.words["begin"]]
+        return [self.words.boi, *self.words.encode(f"{self.side}*{self.side}"), self.words["begin"]]
 
     def drawing_ids(self, prompt: str | None) -> list[int]:
         words = self.template.unwanted if prompt is None else self.template.draw.replace("{text}", prompt)
-        return [self.words["bos"], *self.words.encode(words or ""), *self._begin()]
+        return [self.words.bos, *self.words.encode(words or ""), *self._begin()]
 
     def frame(self) -> tuple[list[int], list[int]]:
-        return self._begin(), [self.words["eof"], self.words["eoi"]]
+        return self._begin(), [self.words["eof"], self.words.eoi]
 
     # -- the tokenizer --
 
@@ -177,7 +169,7 @@ class Emu3(EarlyFusion):
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N): the nearest codebook row, in float32."""
         middle, spread = self.scale.to(self.device)
         vq, parts = self.net.model.vqmodel.eval(), []
-        for part in self._checked(images).split(ROWS_PER_BATCH):
+        for part in self._checked(images).split(self.rows_per_batch):
             scaled = (part.to(self.device).float() / 255 - middle) / spread
             sizes = torch.tensor([part.shape[2:]] * len(part))
             parts.append(torch.stack(vq.encode(scaled, sizes).image_tokens).flatten(1))
@@ -188,7 +180,7 @@ class Emu3(EarlyFusion):
         """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
         middle, spread = self.scale.to(self.device)
         vq, parts = self.net.model.vqmodel.eval(), []
-        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(ROWS_PER_BATCH):
+        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(self.rows_per_batch):
             drawn = vq.decode(part) * spread + middle
             parts.append((drawn * 255).clamp(0, 255).to(torch.uint8))
         return torch.cat(parts)

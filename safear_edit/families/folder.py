@@ -1,10 +1,13 @@
-"""What lies in a folder in transformers' layout beside the network: names of files, and how they are read."""
+"""What lies in a model's folder beside the network: names of files in transformers' layout, and how they are read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from safear_edit.errors import UsageError
 from safear_edit.yaml_strict import parse_json, read_json
@@ -22,6 +25,23 @@ LAYOUT_FILES = (
 """Files that mean something in the layout they came with, and are copied only to a folder of that layout."""
 AGAIN = "take the files of one model, or export it again"
 """What to do about a folder that doesn't fit together."""
+
+S = TypeVar("S")
+
+
+def read_settings(path: Path, kind: type[S], *, published: bool = False) -> S:
+    """`safear.json` as a `kind`; UsageError names what is missing, unknown or ill-typed.
+
+    published: a folder without the file is a published model's, and the defaults of `kind` are its settings.
+    """
+    data = {} if published and not path.is_file() else read_json(path).data
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        got = json.dumps(first["input"])[:200]
+        raise UsageError(f"{path}: {where}", first["msg"].lower(), got, AGAIN) from None
 
 
 def plain_config(value: Any) -> Any:

@@ -17,12 +17,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from math import log
+from math import log, prod
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +39,7 @@ from safear_edit.families.bsq import (
     teacher_inputs,
     to_uint8,
 )
+from safear_edit.families.folder import read_settings
 from safear_edit.families.schedules import Schedule
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
@@ -524,6 +525,38 @@ class _Cache:
         return attend
 
 
+class Guide(Protocol):
+    """How the logits of a scale come from several kinds of rows per picture: the captions first, all of one kind
+    together."""
+
+    def kinds(self, scale: int) -> int:
+        """How many kinds this scale has to run (the first so many of `text`); never more than the scale before."""
+
+    def logits(self, net: Transformer, scale: int, states_RLC: Tensor, text: TextPass) -> Tensor:
+        """Logits (B, L, D, 2) to draw from, from the states after the last block of all rows that were run."""
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Captions and dropped captions, to the last scale with a guidance above 1 (earlier ones need keys and values)."""
+
+    guidance: tuple[float, ...]
+    temperature: tuple[float, ...]
+
+    def kinds(self, scale: int) -> int:
+        """2 while a scale from here on is guided."""
+        return 2 if max(self.guidance[scale:]) > 1 else 1
+
+    def logits(self, net: Transformer, scale: int, states_RLC: Tensor, text: TextPass) -> Tensor:
+        """After temperature and guidance; the head runs on the rows that these need."""
+        kinds, temperature = self.kinds(scale), self.temperature[scale]
+        images = len(text) // kinds
+        if self.guidance[scale] <= 1:
+            return net.bit_logits(states_RLC[:images], text.first(images)) / temperature
+        both = net.bit_logits(states_RLC, text) / temperature
+        return guided(both[:images], both[images:], self.guidance[scale])
+
+
 def sample_bits(
     net: Transformer,
     schedule: Schedule,
@@ -534,26 +567,26 @@ def sample_bits(
     *,
     prefix: Tensor | None = None,
     keep_logits: list[Tensor] | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Draw the bits (B, N, D) of `images` pictures.
 
-    text: a row per picture and, for guidance, as many again with the captions dropped. Those rows are computed up to
-    the last scale with a guidance above 1 and no further (earlier scales need them for their keys and values).
+    text: a row per picture and, for guidance, as many again with the captions dropped (and what more kinds of rows a
+    `guide` of one's own wants). Rows are computed as long as the guide needs them and no further.
     prefix: bits (B, P, D) of the first P tokens, not to be chosen; keep_logits collects the logits of every scale
     after temperature and guidance (for parity tests).
     """
-    guidance, temperature = per_scale(sampling, len(schedule.grids))
-    last_guided = max((scale for scale, g in enumerate(guidance) if g > 1), default=-1)
+    guide = guide or ClassifierFree(*per_scale(sampling, len(schedule.grids)))
     known = text.start.new_empty(images, 0, net.config.bits, dtype=torch.int64) if prefix is None else prefix
     with torch.inference_mode():
-        text = text if last_guided >= 0 else text.first(images)
+        text = text.first(images * guide.kinds(0))
         cache, chosen = _Cache(net.config, schedule, text.start), []
         codes = CodeSum(schedule, images, cell_bits(net.config.bits, schedule), text.start.device)
         rope = rope_table(schedule, net.config.head_dim).to(text.start.device)
         for scale, (start, end) in enumerate(schedule.spans):
-            if len(text) > images and scale > last_guided:
-                text = text.first(images)
-                cache.keep(images)
+            if len(text) > (rows := images * guide.kinds(scale)):
+                text = text.first(rows)
+                cache.keep(rows)
             if scale == 0:
                 x = net.first_token(text)
             else:
@@ -561,7 +594,7 @@ def sample_bits(
             x = net.run(x, text, rope[start:end], partial(cache.attend, start=start, end=end))
             bits = known[:, start:end]
             if bits.shape[1] < end - start or keep_logits is not None:
-                logits = _scale_logits(net, x, text, images, guidance[scale], temperature[scale])
+                logits = guide.logits(net, scale, x, text)
                 if keep_logits is not None:
                     keep_logits.append(logits)
                 drawn = choose(bit_chances(logits, sampling), start)
@@ -569,16 +602,6 @@ def sample_bits(
             chosen.append(bits)
             codes.add_tokens(scale, bits)
     return torch.cat(chosen, 1).clone()  # out of inference mode, so that training may take the bits
-
-
-def _scale_logits(
-    net: Transformer, x_RLC: Tensor, text: TextPass, images: int, guidance: float, temperature: float
-) -> Tensor:
-    """Logits (B, L, D, 2) of one scale after temperature and guidance; the head runs on the rows that these need."""
-    if guidance <= 1:
-        return net.bit_logits(x_RLC[:images], text.first(images)) / temperature
-    both = net.bit_logits(x_RLC, text) / temperature
-    return guided(both[:images], both[images:], guidance)
 
 
 # -- the family -------------------------------------------------------------------------------------------------------
@@ -591,7 +614,6 @@ ROW_BYTES = 2**31
 LEGACY = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
 """Buffers in older checkpoints that upstream ignores as well."""
 PUBLISHED_TEXT = "flan-t5-xl"
-AGAIN = "export the model again"
 Layout = Literal["safear", "upstream"]
 
 
@@ -623,6 +645,20 @@ PUBLISHED = {
 }
 
 
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`safear.json`: how the weight files are to be read."""
+
+    family: str = "infinity"
+    variant: str = ""
+    transformer: InfinityConfig
+    tokenizer: BSQConfig
+    schedule: Schedule
+    text: str
+    sampling: ScaleSampling
+
+
 @family("infinity")
 class Infinity(ModelFamily):
     """Infinity text-to-image: bitwise next-scale prediction (https://arxiv.org/abs/2412.04431)."""
@@ -652,7 +688,8 @@ class Infinity(ModelFamily):
             )
             made.sampling = facts.sampling
             return made.to(device)
-        settings = read_settings(folder / "safear.json")
+        settings = read_settings(folder / "safear.json", Settings)
+        _check_fit(settings.transformer, settings.tokenizer, settings.schedule, str(folder / "safear.json"))
         net, bsq = Transformer(settings.transformer), BSQ(settings.tokenizer)
         files = {"gpt.safetensors": net, "vae.safetensors": bsq}
         for name, module in files.items():
@@ -730,12 +767,8 @@ class Infinity(ModelFamily):
 
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per picture; each distinct caption is run once."""
-        used, dropped, inverse = condition.distinct()
-        features, mask = condition.features[used], condition.mask[used]
-        if bool(dropped.any()):
-            features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
-        longest = int(mask.sum(1).max())
-        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse)
+        features, mask, which = condition.in_use(self.net.unconditional)
+        return self.net.text_pass(features, mask).rows(which)
 
     def logits(self, condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
         """Teacher-forced logits (B, N, D, 2), float32; of the first scales' tokens alone if that many are asked for.
@@ -778,39 +811,22 @@ class Infinity(ModelFamily):
         states = self.net.states(text, teacher_inputs(ids, self.schedule, scales), self.schedule, scales)
         return self.net.normed(states, text)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        seeds: Sequence[int],
-        sampling: Sampling | None = None,
-        progress: Callable[[int], None] | None = None,
-        prefix: Tensor | None = None,
-    ) -> Tensor:
-        """Draw bits (B, N, D). A scale with a guidance of 1 or less is unguided.
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return (self.card.tokens, self.net.config.bits)
 
-        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
-        logit), so another batch gives the same bits unless a draw falls that close to the chance of a bit.
-        """
-        sampling = sampling or self.sampling
+    def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
+        """Bits (B, N, D); a scale with a guidance of 1 or less is unguided."""
         guidance, _ = per_scale(sampling, len(self.schedule.grids))
-        parts, size = [], self._rows_per_batch()
-        for start in range(0, len(condition), size):
-            rows = torch.arange(start, min(start + size, len(condition)))
-            part = condition.rows(rows)
-            if max(guidance) > 1:
-                part = part.rows(torch.arange(len(rows)).repeat(2))
-                part = self.dropped(part, torch.arange(len(part)) >= len(rows))
-            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens * self.net.config.bits)
-            choose = inverse_cdf_bits(draws.view(len(rows), -1, self.net.config.bits).to(self.device))
-            given = None if prefix is None else prefix[rows].to(self.device)
-            text = self.text_pass(part)
-            parts.append(sample_bits(self.net, self.schedule, text, len(rows), sampling, choose, prefix=given))
-            if progress is not None:
-                progress(int(rows[-1]) + 1)
-        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, self.net.config.bits, dtype=torch.int64)
+        draws = uniforms(seeds, prod(self.token_shape)).view(len(seeds), *self.token_shape).to(self.device)
+        text = self.text_pass(condition.twice() if max(guidance) > 1 else condition)
+        choose = inverse_cdf_bits(draws)
+        return sample_bits(self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix)
 
-    def _rows_per_batch(self) -> int:
+    @property
+    def rows_per_batch(self) -> int:
+        """As the base class says: at most MOST_ROWS, and what keys and values of ROW_BYTES have room for."""
         config, tokens = self.net.config, self.schedule.total
         each = 2 * 2 * config.depth * tokens * config.width * self.net.word_embed.weight.element_size()
         return max(1, min(MOST_ROWS, ROW_BYTES // each))
@@ -820,7 +836,7 @@ class Infinity(ModelFamily):
         """uint8 (B, 3, H, W) of the schedule's picture size to bits (B, N, D)."""
         dtype = self.net.word_embed.weight.dtype
         scaled = (images.to(self.device).float() / 127.5 - 1).to(dtype)
-        return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self._rows_per_batch())])
+        return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.rows_per_batch)])
 
     def decode(self, ids: Tensor) -> Tensor:
         """Bits (B, N, D) to uint8 (B, 3, H, W)."""
@@ -829,7 +845,7 @@ class Infinity(ModelFamily):
     @torch.no_grad()
     def sketched(self, ids: Tensor, first_scales: int) -> Tensor:
         """As the base class says."""
-        parts = ids.to(self.device).split(self._rows_per_batch())
+        parts = ids.to(self.device).split(self.rows_per_batch)
         return torch.cat([to_uint8(self.bsq.decode(part, self.schedule, first_scales).float()) for part in parts])
 
     def editable(self, part: str) -> list[str]:
@@ -873,12 +889,16 @@ class Infinity(ModelFamily):
             _write_pickle(directory / tokenizer.replace("{bits}", str(self.net.config.bits)), {"vae": _plain(self.bsq)})
             return
         settings = Settings(
-            self.net.config, self.bsq.config, self.schedule, self.text.kind, scale_sampling(self.sampling)
+            variant=self.card.variant,
+            transformer=self.net.config,
+            tokenizer=self.bsq.config,
+            schedule=self.schedule,
+            text=self.text.kind,
+            sampling=scale_sampling(self.sampling),
         )
-        about = {"family": self.name, "variant": self.card.variant, **asdict(settings)}
         write_weights(directory / "gpt.safetensors", self.net.state_dict())
         write_weights(directory / "vae.safetensors", self.bsq.state_dict())
-        write_atomic(directory / "safear.json", json.dumps(about, indent=1) + "\n")
+        write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:
@@ -889,34 +909,6 @@ def _write_pickle(path: Path, content: dict[str, Tensor] | dict[str, dict[str, T
     data = io.BytesIO()
     torch.save(content, data)
     write_atomic(path, data.getvalue())
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True)
-class Settings:
-    """The sections of `safear.json` that say how the weight files are to be read."""
-
-    transformer: InfinityConfig
-    tokenizer: BSQConfig
-    schedule: Schedule
-    text: str
-    sampling: ScaleSampling
-
-
-def read_settings(path: Path) -> Settings:
-    """`safear.json` with the sections that Infinity needs; UsageError names what is missing, unknown or ill-typed."""
-    data = read_json(path).data
-    if isinstance(data, dict):
-        data = {name: part for name, part in data.items() if name not in ("family", "variant")}
-    try:
-        settings = TypeAdapter(Settings).validate_json(json.dumps(data), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        got = json.dumps(first["input"])[:200]
-        raise UsageError(f"{path}: {where}", first["msg"].lower(), got, AGAIN) from None
-    _check_fit(settings.transformer, settings.tokenizer, settings.schedule, str(path))
-    return settings
 
 
 def scale_sampling(sampling: Sampling) -> ScaleSampling:

@@ -3,8 +3,7 @@
 Source of the semantics: https://github.com/deepseek-ai/Janus and transformers' JanusForConditionalGeneration, whose
 network and state-dict names this file uses (parity.md section 3). Around it, what transformers leaves to its caller or
 gets wrong (parity.md 3.4): the codebook has unit rows, every pass has its mask, special ids come from the model's own
-files, drawing without guidance works. Scoring is transformers' forward pass; sampling runs its modules over keys and
-values that are allocated once, with each distinct prompt run once for all of its pictures.
+files, drawing without guidance works. How it draws and answers is in language.py.
 """
 
 from __future__ import annotations
@@ -12,19 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
-from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
     AGAIN,
     LAYOUT_FILES,
@@ -33,22 +31,32 @@ from safear_edit.families.folder import (
     all_files,
     json_file,
     plain_config,
+    read_settings,
     weight_files,
 )
-from safear_edit.families.llama import Cache, Prefix, positions, read_on, read_prompts
+from safear_edit.families.language import (
+    PICO_TEXT,
+    REPLACED,
+    ROLES,
+    Ask,
+    BaseSettings,
+    BaseTemplate,
+    Draw,
+    LanguageModel,
+    Net,
+    Words,
+    byte_tokenizer,
+    open_tokenizer,
+)
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
-from safear_edit.tokens import token_logprobs
 from safear_edit.yaml_strict import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Net = Any
-"""transformers' JanusForConditionalGeneration with one more parameter, `image_table`: see `Janus.image_table`."""
-
-TABLE, REPLACED = "image_table", "replaced_table"
+TABLE = "image_table"
+"""A parameter more than transformers' JanusForConditionalGeneration has: see `Janus.image_table`."""
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
@@ -272,11 +280,17 @@ def unit_rows(rows_Vd: Tensor) -> Tensor:
     return torch.where(near, rows_Vd.float(), F.normalize(rows_Vd.float(), dim=-1))
 
 
+def table_of(net: Net) -> Tensor | None:
+    """The rows that image tokens are read from: replaced ones, else the net's own; None if it has no table."""
+    replaced: Tensor | None = getattr(net, REPLACED)
+    own: Tensor | None = getattr(net, TABLE)
+    return own if replaced is None else replaced
+
+
 def image_embeddings(net: Net, ids_BN: Tensor) -> Tensor:
     """What the language model reads for image tokens, (..., D): rows of the table, else aligned embeddings."""
-    for table in (net.replaced_table, net.image_table):
-        if table is not None:
-            return F.embedding(ids_BN, table)
+    if (table := table_of(net)) is not None:
+        return F.embedding(ids_BN, table)
     aligned: Tensor = net.model.generation_aligner(net.model.generation_embeddings(ids_BN))
     return aligned
 
@@ -304,18 +318,11 @@ _SYSTEM = (
 """The words that every published Janus saw before a question: another wording would be another model's input."""
 
 
-class Template(BaseModel):
-    """What stands around a prompt or a question; {text} is the user's, {image} where the picture goes.
+class Template(BaseTemplate):
+    """The published models' chat format."""
 
-    The defaults are the published models' chat format. `reply` comes before an answer, `describe` asks for a caption.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    draw: str = Field(default="<|User|>: {text}\n\n<|Assistant|>:", pattern=r"\{text\}")
-    ask: str = Field(
-        default=_SYSTEM + "<|User|>: {image}\n{text}\n\n<|Assistant|>:", pattern=r"(?s)\{image\}.*\{text\}"
-    )
+    draw: Draw = "<|User|>: {text}\n\n<|Assistant|>:"
+    ask: Ask = _SYSTEM + "<|User|>: {image}\n{text}\n\n<|Assistant|>:"
     reply: str = " "
     describe: str = "Describe this image."
 
@@ -331,48 +338,21 @@ SPECIAL = {
 """The published names of the tokens that prompts are built with."""
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A model's tokenizer, and the ids of the tokens that prompts are built with."""
-
-    tokenizer: Tokenizer
-    bos: int
-    eos: int
-    pad: int
-    boi: int
-    eoi: int
-    image: int
+class Vocabulary(Words):
+    """A model's tokenizer and special ids."""
 
     @classmethod
     def read(cls, files: Mapping[str, bytes], where: str) -> Vocabulary:
         """From tokenizer.json; each special id as generation_config.json states it, else by its published name, else
         by the name in tokenizer_config.json (ids differ between published tokenizers, parity.md 3.1).
         """
-        from tokenizers import Tokenizer
-
-        try:
-            tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
-        except Exception as error:  # the library has no exception type of its own
-            got = " ".join(str(error).split())[:200]
-            raise UsageError(f"{where}/tokenizer.json", "a tokenizer", got, AGAIN) from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        tokenizer = open_tokenizer(files, where)
         stated, named = (json_file(files, f"{kind}_config.json", where) for kind in ("generation", "tokenizer"))
-        ids = {role: _special(role, tokenizer, stated, named) for role in SPECIAL}
+        ids = {role: _special(role, tokenizer, stated, named) for role in ROLES}
         if missing := [role for role, found in ids.items() if found is None]:
             expected = f"a token for {', '.join(missing)}"
             raise UsageError(f"{where}/tokenizer_config.json", expected, "none", AGAIN)
-        return cls(tokenizer, **{role: found for role, found in ids.items() if found is not None})
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` with nothing added; special tokens written in it are recognised."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens and surrounding blanks."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        return cls(tokenizer, **{role: found for role, found in ids.items() if found is not None}, own={})
 
 
 def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: Mapping[str, Any]) -> int | None:
@@ -385,63 +365,17 @@ def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: 
     return next((i for i in found if i is not None), None)
 
 
-# -- sampling ---------------------------------------------------------------------------------------------------------
-
-
-def sample_ids(
-    net: Net,
-    prefix: Prefix,
-    conditional: Tensor,
-    unconditional: Tensor | None,
-    sampling: Sampling,
-    choose: Chooser,
-    *,
-    given: Tensor | None = None,
-    keep_logits: list[Tensor] | None = None,
-) -> Tensor:
-    """Draw the image tokens (B, N) of B prompts.
-
-    conditional, unconditional (B,): rows of `prefix`; None for no guidance (then its rows aren't computed).
-    given: tokens (B, P) of the first P positions, not to be chosen. keep_logits collects the guided logits (for parity
-    tests).
-    """
-    with torch.inference_mode():
-        count, length = len(conditional), int(net.config.vision_config.num_image_tokens)
-        rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
-        cache, h, chosen = Cache(net.model.language_model, prefix, rows, length - 1), prefix.last[rows], []
-        for position in range(length):
-            logits = net.model.generation_head(h).float()
-            if len(h) > count:
-                logits = guided(logits[:count], logits[count:], sampling.guidance)
-            if keep_logits is not None:
-                keep_logits.append(logits)
-            if given is not None and position < given.shape[1]:
-                ids = given[:, position]
-            else:
-                ids = choose(probabilities(logits, sampling), position)
-            chosen.append(ids)
-            if position + 1 < length:
-                h = cache.step(image_embeddings(net, ids).repeat(len(h) // count, 1))
-        ids = torch.stack(chosen, 1)
-    return ids.clone()  # out of inference mode, so that training may take the ids
-
-
 # -- the family -------------------------------------------------------------------------------------------------------
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "janus"
-ROWS_PER_BATCH = 64
-"""Images sampled or looked at together; bounds memory, changes no image."""
 PUBLISHED_LICENCE = "DeepSeek Model License"
 Layout = Literal["hf", "upstream"]
 
 
-class Settings(BaseModel):
-    """`safear.json`: what the folder's other files don't say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Settings(BaseSettings):
+    """`safear.json`, with the published models' values."""
 
     family: Literal["janus"] = "janus"
-    variant: str = ""
     licence: str = PUBLISHED_LICENCE
     sampling: Sampling = Sampling(5.0)
     template: Template = Template()
@@ -456,13 +390,12 @@ class Source:
 
 
 @family("janus")
-class Janus(ModelFamily):
+class Janus(LanguageModel):
     """Janus and Janus-Pro: draws and answers questions about pictures (https://arxiv.org/abs/2501.17811).
 
-    A Condition's features (U, T, D) are the language model's input embeddings of a whole drawing prompt, from bos to
-    begin-of-image. They are taken once and without a gradient, since no editable part reaches the embedding; who does
-    train it makes a Condition of `net.get_input_embeddings()(ids)` with ids and mask from `prompt_ids`, and the
-    gradient flows. A dropped caption keeps its length: bos, pads that are attended to, begin-of-image.
+    A Condition's features are those of a prompt from bos to begin-of-image. Who trains the embedding makes one of
+    `net.get_input_embeddings()(ids)` with ids and mask from `prompt_ids`, and the gradient flows. A dropped caption
+    keeps its length: bos, pads that are attended to, begin-of-image.
 
     Understanding: `answer`, `answer_logprobs`, `describe`. Codebook: `image_table`, `set_image_table`.
 
@@ -474,9 +407,13 @@ class Janus(ModelFamily):
     name = "janus"
     provides = frozenset({"codebook", "understanding", "captioning"})
     table_name = TABLE
-    net: Net
+    layers_at = "model.language_model."
+    more_parts: ClassVar[Mapping[str, Sequence[str]]] = {
+        "head": ("generation_head.proj_out", "generation_head.vision_head")
+    }
+    """The head, which only draws."""
 
-    def __init__(self, net: Net, words: Vocabulary, source: Source, settings: Settings, card: ModelCard) -> None:
+    def __init__(self, net: Net, words: Words, source: Source, settings: Settings, card: ModelCard) -> None:
         from transformers import GenerationConfig
 
         self.net, self.words, self.source, self.settings, self.card = net, words, source, settings, card
@@ -493,17 +430,15 @@ class Janus(ModelFamily):
         config.json's model_type says which layout; the original's .bin files are pickles and are read as such.
         """
         folder = ref.path or MINI_FOLDER
-        settings = read_settings(folder / "safear.json")
+        settings = read_settings(folder / "safear.json", Settings, published=True)
         files = {name: (folder / name).read_bytes() for name in TEXT_FILES + LAYOUT_FILES if (folder / name).is_file()}
-        if "tokenizer.json" not in files:
-            raise UsageError(str(folder), "tokenizer.json", "no such file", AGAIN)
+        words = Vocabulary.read(files, str(folder))
         data = read_json(folder / "config.json").data
         kind = data.get("model_type") if isinstance(data, dict) else None
         if kind not in ("janus", "multi_modality"):
             raise UsageError(f"{folder / 'config.json'}: model_type", "janus or multi_modality", repr(kind), AGAIN)
-        words = Vocabulary.read(files, str(folder))
         config = read_config(data, words.image, str(folder / "config.json"))
-        _refuse_ids(words, config, str(folder))
+        words.fitting(config.text_config.vocab_size, str(folder))
         paths = weight_files(folder)
         weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
         if kind == "multi_modality":
@@ -519,7 +454,7 @@ class Janus(ModelFamily):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             settings = Settings(licence="Apache-2.0", sampling=Sampling(2.0))
-            model = cls.fresh(PICO_SIZES, _byte_tokenizer(), settings, "pico")
+            model = cls.fresh(PICO_SIZES, byte_tokenizer(SPECIAL.values(), SPECIAL), settings, "pico")
             for module in model.net.model.vqmodel.modules():
                 if isinstance(module, nn.Conv2d | nn.Embedding):
                     module.reset_parameters()
@@ -557,28 +492,7 @@ class Janus(ModelFamily):
     def prompt_ids(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (U, T) and mask (U, T) of drawing prompts, left-padded to the longest."""
         draw, words = self.template.draw, self.words
-        rows = [[words.bos, *words.encode(draw.replace("{text}", p)), words.boi] for p in prompts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[words.pad] * (longest - len(row)) + row for row in rows], device=self.device)
-        count = torch.tensor([len(row) for row in rows], device=self.device)
-        return ids, torch.arange(longest, device=self.device) >= longest - count.unsqueeze(1)
-
-    @torch.no_grad()
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Embeddings of the distinct prompts in the model's chat format; see the class for what they hold."""
-        distinct = list(dict.fromkeys(prompts))
-        ids, mask = self.prompt_ids(distinct)
-        place = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.tensor([place[prompt] for prompt in prompts])
-        return Condition.of(self._embedded(ids), mask).rows(rows)
-
-    @property
-    def _llama(self) -> Any:
-        return self.net.model.language_model
-
-    def _embedded(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.net.get_input_embeddings()(ids)
-        return embedded
+        return self._padded([[words.bos, *words.encode(draw.replace("{text}", p)), words.boi] for p in prompts])
 
     def unconditional(self, mask_UT: Tensor) -> Tensor:
         """Embeddings (U, T, D) of dropped prompts of these lengths: pads but for the first token and the last."""
@@ -589,73 +503,20 @@ class Janus(ModelFamily):
         return self._embedded(ids)
 
     def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct prompts in use: embeddings (U, T, D), mask (U, T), and which of them each image takes (B,)."""
-        used, dropped, inverse = condition.distinct()
-        features, mask = condition.features[used], condition.mask[used]
-        if bool(dropped.any()):
-            features = torch.where(dropped[:, None, None], self.unconditional(mask), features)
-        longest = int(mask.sum(1).max())
-        return features[:, -longest:], mask[:, -longest:], inverse
+        return condition.in_use(self.unconditional)
 
     # -- drawing --
 
-    def logits(self, condition: Condition, ids: Tensor) -> Tensor:
-        """Teacher-forced logits (B, N, V), float32."""
-        found: Tensor = self.net.model.generation_head(self.hidden(condition, ids))
+    @property
+    def transformer(self) -> Any:
+        return self.net.model.language_model
+
+    def image_embeddings(self, ids: Tensor) -> Tensor:
+        return image_embeddings(self.net, ids)
+
+    def image_logits(self, state: Tensor) -> Tensor:
+        found: Tensor = self.net.model.generation_head(state)
         return found.float()
-
-    def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
-        """Last hidden states (B, N, D), by transformers' forward pass over prompt and picture together.
-
-        `ids` may be the first tokens of images only. Every image runs its own copy of the prompt: the picture is most
-        of the sequence, and one pass lets `net.gradient_checkpointing_enable()` trade time for memory at a published
-        size.
-        """
-        text, mask, which = self._rows(condition)
-        before = ids[:, :-1].to(self.device)
-        h = torch.cat([text[which], image_embeddings(self.net, before)], 1)
-        seen = torch.cat([mask[which], mask.new_ones(before.shape)], 1)
-        state: Tensor = self._llama(
-            inputs_embeds=h, attention_mask=seen.long(), position_ids=positions(seen), use_cache=False
-        ).last_hidden_state
-        return state[:, text.shape[1] - 1 :]
-
-    @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        seeds: Sequence[int],
-        sampling: Sampling | None = None,
-        progress: Callable[[int], None] | None = None,
-        prefix: Tensor | None = None,
-    ) -> Tensor:
-        """Draw tokens (B, N). Guidance of 1 or less is none, and computes no unconditional rows.
-
-        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
-        logit), so another batch gives the same ids unless a draw falls that close to the border of two tokens.
-        """
-        sampling = sampling or self.sampling
-        parts = []
-        for start in range(0, len(condition), ROWS_PER_BATCH):
-            rows = torch.arange(start, min(start + ROWS_PER_BATCH, len(condition)))
-            part = condition.rows(rows)
-            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens).to(self.device)
-            read, which, without = self.read(part, sampling.guidance > 1)
-            given = None if prefix is None else prefix[rows].to(self.device)
-            parts.append(sample_ids(self.net, read, which, without, sampling, inverse_cdf(draws), given=given))
-            if progress is not None:
-                progress(int(rows[-1]) + 1)
-        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, dtype=torch.int64)
-
-    def read(self, condition: Condition, guided: bool) -> tuple[Prefix, Tensor, Tensor | None]:
-        """Each distinct prompt through the language model once; its rows per image, with and without the caption."""
-        if not guided:
-            text, mask, which = self._rows(condition)
-            return read_prompts(self._llama, text, mask), which, None
-        count = len(condition)
-        twice = condition.rows(torch.arange(count).repeat(2))
-        text, mask, which = self._rows(self.dropped(twice, torch.arange(2 * count) >= count))
-        return read_prompts(self._llama, text, mask), which[:count], which[count:]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -663,7 +524,7 @@ class Janus(ModelFamily):
         vq = self.net.model.vqmodel
         rows = F.normalize(vq.quantize.embedding.weight.float(), dim=-1)
         parts = []
-        for part in self._checked(images).split(ROWS_PER_BATCH):
+        for part in self._checked(images).split(self.rows_per_batch):
             scaled = (part.to(self.device).float() / 127.5 - 1).to(vq.quant_conv.weight.dtype)
             latent = vq.quant_conv(vq.encoder(scaled)).float()
             parts.append((F.normalize(latent.permute(0, 2, 3, 1), dim=-1).flatten(1, 2) @ rows.T).argmax(-1))
@@ -672,15 +533,8 @@ class Janus(ModelFamily):
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does (parity.md 3.3)."""
-        parts = [self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(ROWS_PER_BATCH)]
+        parts = [self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(self.rows_per_batch)]
         return torch.cat([((part + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
-
-    def _checked(self, images: Tensor) -> Tensor:
-        side = self.card.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
-            got = f"{images.dtype} {tuple(images.shape)}"
-            raise UsageError("images", f"uint8 (B, 3, {side}, {side})", got, "resize them first")
-        return images
 
     # -- understanding --
 
@@ -698,70 +552,8 @@ class Janus(ModelFamily):
         seen: Tensor = self.net.model.aligner(state)
         return seen
 
-    def question_ids(self, question: str) -> list[int]:
-        """A question in the model's chat format, the picture's place held by its n image tokens between two marks."""
-        words, count = self.words, int(self.net.config.vision_config.num_image_tokens)
-        marked = self.template.ask.replace("{image}", words.tokenizer.id_to_token(words.image) or "")
-        ids = words.encode(marked.replace("{text}", question))
-        if ids.count(words.image) != 1:
-            raise UsageError("question", "words", "the token that stands for the picture", "take it out")
-        place = ids.index(words.image)
-        return [words.bos, *ids[:place], words.boi, *[words.image] * count, words.eoi, *ids[place + 1 :]]
-
-    def reply_ids(self, reply: str) -> list[int]:
-        """A reply as it follows a question, without the end token that a whole one ends with."""
-        return self.words.encode(self.template.reply + reply)
-
-    @torch.no_grad()
-    def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
-        """One reply per picture, uint8 (B, 3, H, W): the likeliest token each time, to the end or `limit` tokens."""
-        replies: list[str] = []
-        for part in self._checked(images).split(ROWS_PER_BATCH):
-            prefix = self._asked(part, question)
-            rows = torch.arange(len(part), device=self.device)
-            cache, h, said = Cache(self._llama, prefix, rows, limit), prefix.last, list[Tensor]()
-            ended = torch.zeros(len(part), dtype=torch.bool, device=self.device)
-            while not said or (len(said) < limit and not bool(ended.all())):
-                said.append(self.net.lm_head(h).argmax(-1).masked_fill(ended, self.words.eos))
-                ended = ended | (said[-1] == self.words.eos)
-                h = cache.step(self._embedded(said[-1]))
-            replies += [self.words.decode(_until(row, self.words.eos)) for row in torch.stack(said, 1).tolist()]
-        return replies
-
-    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
-        """Log-probability in nats, (B, len(answers)), that the reply begins with each answer; differentiable.
-
-        "yes" against "no" judges a picture without reading prose. Answers of different lengths aren't comparable by
-        themselves: a longer one is a product of more factors.
-        """
-        spoken = [torch.tensor(self.reply_ids(answer), device=self.device) for answer in answers]
-        if not spoken or any(not len(ids) for ids in spoken):
-            raise UsageError("answers", "at least one, of at least one token each", repr(list(answers)), "name them")
-        parts = []
-        for part in self._checked(images).split(ROWS_PER_BATCH):
-            prefix = self._asked(part, question)
-            parts.append(torch.stack([self._spoken(prefix, ids) for ids in spoken], 1))
-        return torch.cat(parts)
-
-    def _spoken(self, prefix: Prefix, ids_L: Tensor) -> Tensor:
-        """Log-probability (B,) of these tokens after the prefix; the question itself isn't run again."""
-        ids = ids_L.expand(len(prefix.last), -1)
-        states = [prefix.last.unsqueeze(1)]
-        if ids.shape[1] > 1:
-            states.append(read_on(self._llama, prefix, self._embedded(ids[:, :-1])))
-        return token_logprobs(self.net.lm_head(torch.cat(states, 1)), ids).sum(1)
-
-    def describe(self, images: Tensor) -> list[str]:
-        """A caption per picture: the answer to the model's own question for one."""
-        return self.answer(images, self.template.describe)
-
-    def _asked(self, images: Tensor, question: str) -> Prefix:
-        ids = torch.tensor(self.question_ids(question), device=self.device)
-        seen = self.see(self.pixels(images))
-        place = int((ids == self.words.image).nonzero()[0])
-        text = self._embedded(ids).expand(len(images), -1, -1)
-        h = torch.cat([text[:, :place], seen, text[:, place + seen.shape[1] :]], 1)
-        return read_prompts(self._llama, h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device))
+    def seen(self, images: Tensor) -> Tensor:
+        return self.see(self.pixels(images))
 
     # -- codebook --
 
@@ -771,42 +563,10 @@ class Janus(ModelFamily):
         The replaced table if there is one, else the model's own; of a `fresh` model what its modules give. Each with
         its gradient.
         """
-        for table in (self.net.replaced_table, self.net.image_table):
-            if table is not None:
-                found: Tensor = table
-                return found
-        return aligned_rows(self.net)
+        table = table_of(self.net)
+        return aligned_rows(self.net) if table is None else table
 
-    def set_image_table(self, table: Tensor | None) -> None:
-        """Let image tokens be read from `table` (V, D), or as before again (None).
-
-        `logits` and `generate` look rows up in it, and a gradient reaches it. What is drawn from (the head) and what
-        pictures are decoded from (the tokenizer's codebook) stay. How it leaves in an export: see there.
-        """
-        wanted = (self.card.choices, self.net.config.text_config.hidden_size)
-        if table is not None and tuple(table.shape) != wanted:
-            raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
-        like = self.net.lm_head.weight
-        # past nn.Module's assignment, which would make a trained table one of the net's own parameters
-        self.net._buffers[REPLACED] = None if table is None else table.to(like.device, like.dtype)
-
-    # -- editing and leaving --
-
-    def editable(self, part: str) -> list[str]:
-        """attention, ffn, head (which draws image tokens), all (these three), layers[a:b]; joined by +.
-
-        The layers are those that answer questions as well; the head only draws.
-        """
-        count = int(self.net.config.text_config.num_hidden_layers)
-        blocks = [f"layers.{i}" for i in range(count)]
-        parts = {
-            "attention": [f"{b}.self_attn.{n}_proj" for b in blocks for n in "qkvo"],
-            "ffn": [f"{b}.mlp.{n}_proj" for b in blocks for n in ("gate", "up", "down")],
-            "head": [f"generation_head.{n}" for n in ("proj_out", "vision_head")],
-        }
-        parts["all"] = [name for names in parts.values() for name in names]
-        found = select_modules(parts, part, count)
-        return [f"model.{'language_model.' * name.startswith('layers.')}{name}" for name in found]
+    # -- leaving --
 
     def export(self, directory: Path, layout: Layout = "hf") -> None:
         """Write the model into `directory`, which must exist; every file appears whole or not at all.
@@ -855,25 +615,6 @@ class Janus(ModelFamily):
         }
 
 
-def read_settings(path: Path) -> Settings:
-    """`safear.json`, or a published model's settings where there is none; UsageError names what is wrong in it."""
-    if not path.is_file():
-        return Settings()
-    try:
-        return Settings.model_validate(read_json(path).data)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = f"{path}: {'.'.join(map(str, fault['loc']))}"
-        raise UsageError(where, "the settings of a Janus", fault["msg"], AGAIN) from None
-
-
-def _refuse_ids(words: Vocabulary, config: Any, where: str) -> None:
-    size = config.text_config.vocab_size
-    ids = {role: int(number) for role, number in vars(words).items() if role in SPECIAL}
-    if beyond := {role: number for role, number in ids.items() if not 0 <= number < size}:
-        raise UsageError(f"{where}/tokenizer.json", f"special ids below {size}", str(beyond), AGAIN)
-
-
 def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> Net:
     """The network with these weights; a file without an output layer of its own is a tied one."""
     tied = HEAD not in weights
@@ -897,31 +638,8 @@ def _card(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelC
     return ModelCard("janus", variant, side, tokens, choices, (tokens,), parameters, licence, files)
 
 
-def _until(ids: Sequence[int], end: int) -> Sequence[int]:
-    return ids[: ids.index(end)] if end in ids else ids
-
-
-def _byte_tokenizer() -> dict[str, bytes]:
-    """Files of a tokenizer that knows single bytes and the special tokens: different texts never look alike."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={character: i for i, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL.values()))
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": name for role, name in SPECIAL.items()}}
-    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps(named).encode()}
-
-
 PICO_SIZES = {
-    "text_config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
+    "text_config": PICO_TEXT,
     "vision_config": {
         "hidden_size": 32,
         "num_hidden_layers": 2,

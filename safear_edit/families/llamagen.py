@@ -13,24 +13,25 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.folder import AGAIN, read_settings
 from safear_edit.families.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
 from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.text import MINILM_WIDTH, TextEncoder, text_encoder
-from safear_edit.yaml_strict import read_json
 
 
 @dataclass(frozen=True)
@@ -377,8 +378,6 @@ def _decode_step(net: GPT, cache: _Cache, h_RD: Tensor, position: int) -> Tensor
 # -- the family -------------------------------------------------------------------------------------------------------
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "llamagen"
-ROWS_PER_BATCH = 64
-"""Images sampled together; bounds memory, changes no image."""
 PUBLISHED = {
     "xl-256": ("t2i_XL_stage1_256.pt", GPTConfig()),
     "xl-512": ("t2i_XL_stage2_512.pt", GPTConfig(block_size=1024)),
@@ -386,8 +385,20 @@ PUBLISHED = {
 PUBLISHED_VQ, PUBLISHED_TEXT = "vq_ds16_t2i.pt", "flan-t5-xl"
 USAGE_ENTRIES = 65536
 """Length of the usage buffer that upstream's strict loader wants in a tokenizer's state dict; inference ignores it."""
-AGAIN = "export the model again"
 Layout = Literal["safear", "upstream"]
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`safear.json`: how the weight files are to be read."""
+
+    family: str = "llamagen"
+    variant: str = ""
+    gpt: GPTConfig
+    vq: VQConfig
+    text: str
+    sampling: Sampling
 
 
 @family("llamagen")
@@ -412,7 +423,10 @@ class LlamaGen(ModelFamily):
         folder = ref.path or MINI_FOLDER
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
             return cls._published(folder, ref.variant, device, dtype)
-        config = read_settings(folder / "safear.json")
+        config = read_settings(folder / "safear.json", Settings)
+        if config.gpt.vocab_size != (size := config.vq.codebook_size):
+            where, got = f"{folder / 'safear.json'}: gpt.vocab_size", str(config.gpt.vocab_size)
+            raise UsageError(where, f"{size}, as in vq", got, AGAIN)
         gpt, vq = GPT(config.gpt), VQModel(config.vq)
         files = {"gpt.safetensors": gpt, "vq.safetensors": vq}
         for name, module in files.items():
@@ -457,12 +471,8 @@ class LlamaGen(ModelFamily):
 
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""
-        used, dropped, inverse = condition.distinct()
-        features, mask = condition.features[used], condition.mask[used]
-        if bool(dropped.any()):
-            features = torch.where(dropped[:, None, None], self.net.unconditional(mask), features)
-        longest = int(mask.sum(1).max())
-        return self.net.text_pass(features[:, -longest:], mask[:, -longest:]).rows(inverse)
+        features, mask, which = condition.in_use(self.net.unconditional)
+        return self.net.text_pass(features, mask).rows(which)
 
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits (B, N, V), float32."""
@@ -483,46 +493,23 @@ class LlamaGen(ModelFamily):
             raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
         self.net.table = table
 
-    @torch.no_grad()
-    def generate(
-        self,
-        condition: Condition,
-        seeds: Sequence[int],
-        sampling: Sampling | None = None,
-        progress: Callable[[int], None] | None = None,
-        prefix: Tensor | None = None,
-    ) -> Tensor:
-        """Draw tokens (B, N). Guidance of 1 or less is none, as upstream, and computes no unconditional rows.
-
-        Row i depends on its prompt and its seed. Matrix products of another height round differently (1e-6 in a
-        logit), so another batch gives the same ids unless a draw falls that close to the border of two tokens.
-        """
-        sampling = sampling or self.sampling
-        parts = []
-        for start in range(0, len(condition), ROWS_PER_BATCH):
-            rows = torch.arange(start, min(start + ROWS_PER_BATCH, len(condition)))
-            part = condition.rows(rows)
-            draws = uniforms([seeds[i] for i in rows.tolist()], self.card.tokens).to(self.device)
-            text = self.text_pass(part)
-            without = None
-            if sampling.guidance > 1:
-                without = self.text_pass(self.dropped(part, torch.ones(len(part), dtype=torch.bool)))
-            given = None if prefix is None else prefix[rows].to(self.device)
-            parts.append(sample_ids(self.net, text, without, sampling, inverse_cdf(draws), prefix=given))
-            if progress is not None:
-                progress(int(rows[-1]) + 1)
-        return torch.cat(parts) if parts else torch.empty(0, self.card.tokens, dtype=torch.int64)
+    def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
+        draws = uniforms(seeds, self.card.tokens).to(self.device)
+        text, without = self.text_pass(condition), None
+        if sampling.guidance > 1:
+            without = self.text_pass(self.dropped(condition, torch.ones(len(condition), dtype=torch.bool)))
+        return sample_ids(self.net, text, without, sampling, inverse_cdf(draws), prefix=prefix)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N)."""
         scaled = (images.to(self.device).float() / 127.5 - 1).to(self.vq.quant_conv.weight.dtype)
-        return torch.cat([self.vq.encode(part) for part in scaled.split(ROWS_PER_BATCH)])
+        return torch.cat([self.vq.encode(part) for part in scaled.split(self.rows_per_batch)])
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, N) to uint8 (B, 3, H, W)."""
-        parts = [to_uint8(self.vq.decode(part).float()) for part in ids.to(self.device).split(ROWS_PER_BATCH)]
+        parts = [to_uint8(self.vq.decode(part).float()) for part in ids.to(self.device).split(self.rows_per_batch)]
         return torch.cat(parts)
 
     def editable(self, part: str) -> list[str]:
@@ -549,65 +536,22 @@ class LlamaGen(ModelFamily):
             _write_pickle(directory / file, self.net.state_dict())
             _write_pickle(directory / PUBLISHED_VQ, {**self.vq.state_dict(), **used})
             return
-        settings = {
-            "family": self.name,
-            "variant": self.card.variant,
-            **asdict(Settings(self.net.config, self.vq.config, self.text.kind, self.sampling)),
-        }
+        settings = Settings(
+            variant=self.card.variant,
+            gpt=self.net.config,
+            vq=self.vq.config,
+            text=self.text.kind,
+            sampling=self.sampling,
+        )
         write_weights(directory / "gpt.safetensors", self.net.state_dict())
         write_weights(directory / "vq.safetensors", self.vq.state_dict())
-        write_atomic(directory / "safear.json", json.dumps(settings, indent=1) + "\n")
+        write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def _write_pickle(path: Path, weights: dict[str, Tensor]) -> None:
     content = io.BytesIO()
     torch.save({"model": {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}}, content)
     write_atomic(path, content.getvalue())
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The sections of `safear.json` that say how the weight files are to be read."""
-
-    gpt: GPTConfig
-    vq: VQConfig
-    text: str
-    sampling: Sampling
-
-
-def read_settings(path: Path) -> Settings:
-    """`safear.json` with the sections that LlamaGen needs; UsageError names what is missing, unknown or ill-typed."""
-    data = read_json(path).data
-    sections = data if isinstance(data, dict) else {}
-    text = sections.get("text")
-    if not isinstance(text, str):
-        raise UsageError(f"{path}: text", "a text encoder's name", repr(text), AGAIN)
-    gpt, vq, sampling = (
-        _section(kind, sections.get(name), f"{path}: {name}")
-        for name, kind in (("gpt", GPTConfig), ("vq", VQConfig), ("sampling", Sampling))
-    )
-    if gpt.vocab_size != vq.codebook_size:
-        raise UsageError(f"{path}: gpt.vocab_size", f"{vq.codebook_size}, as in vq", str(gpt.vocab_size), AGAIN)
-    return Settings(gpt, vq, text, sampling)
-
-
-def _section(kind: type[Any], values: object, where: str) -> Any:
-    """A dataclass from JSON: known names, and numbers (or lists of whole numbers) where the class has them."""
-    wanted = {f.name: str(f.type) for f in fields(kind)}
-    required = {f.name for f in fields(kind) if f.default is MISSING}
-    if not isinstance(values, dict) or not required <= values.keys() <= wanted.keys():
-        got = ", ".join(map(str, values)) if isinstance(values, dict) else repr(values)
-        raise UsageError(where, f"an object of {', '.join(wanted)}", got or "an empty one", AGAIN)
-    for name, value in values.items():
-        many, whole = wanted[name].startswith("tuple"), not wanted[name].startswith("float")
-        numbers = value if isinstance(value, list) else [value]
-        if (
-            isinstance(value, list) != many
-            or not numbers
-            or not all(type(n) is int or (type(n) is float and not whole) for n in numbers)
-        ):
-            raise UsageError(f"{where}.{name}", wanted[name], repr(value), AGAIN)
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:

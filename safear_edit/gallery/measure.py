@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +34,6 @@ ASKED, UNSEEN = 500, 250
 WITH_AND_WITHOUT = 12
 """Pictures that have what a yes-or-no question asks about, and as many that haven't, where the renders suffice."""
 DESCRIBED = 240
-
-
-class Understands(Protocol):
-    """What a family that provides understanding can be asked."""
-
-    def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]: ...
-
-    def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
         figures[name] = _figures(pictures, look(judge, images)) | {"images_per_second": round(len(images) / seconds, 1)}
         print(name, json.dumps(figures[name]), flush=True)
     if "understanding" in model.provides:
-        figures["understanding"] = understanding(cast(Understands, model), model.card.image_size)
+        figures["understanding"] = understanding(model, model.card.image_size)
         print("understanding", json.dumps(figures["understanding"]), flush=True)
     (folder / "quality.json").write_text(json.dumps(figures, indent=1) + "\n")
     _contact_sheet(model).save(folder / "sheet.png")
@@ -81,7 +73,7 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
 
 
 @torch.no_grad()
-def understanding(model: Understands, side: int, described: int = DESCRIBED) -> dict[str, Any]:
+def understanding(model: ModelFamily, side: int, described: int = DESCRIBED) -> dict[str, Any]:
     """Yes-or-no accuracy in all and by kind, and how often captions name object and style, on unseen combinations.
 
     side: edge in pixels of the pictures that the model takes. Questions are of the held-out wordings.
@@ -109,7 +101,7 @@ def understanding(model: Understands, side: int, described: int = DESCRIBED) -> 
 
 
 def _yes_no(
-    model: Understands, images: Tensor, pictures: Sequence[Picture], kind: Kind, rng: np.random.Generator
+    model: ModelFamily, images: Tensor, pictures: Sequence[Picture], kind: Kind, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
     """Whether each answer was right: every value of the kind in every held-out wording, yes and no equally often."""
     found = []
