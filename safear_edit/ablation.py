@@ -1,10 +1,10 @@
 """What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
 `python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table;
-with `--methods sft svare sace`, it compares these methods instead, each with its own recipe's defaults. Each (variant,
-seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure counts prompts on
-which the base drew the concept with the very seed that is scored (no screening: this table compares methods with each
-other and its rates are not the audit's).
+with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's numbers
+but for those named. Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run
+continues. Erasure counts prompts on which the base drew the concept with the very seed that is scored (no screening:
+this table compares methods with each other and its rates are not the audit's).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from safear_edit import registry
 from safear_edit.compiler import Recipe, compile_recipe, load_base_recipe, method_params
@@ -27,11 +28,17 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH, judges_of
 from safear_edit.families.base import ModelFamily
 from safear_edit.judges.base import Judge, judged
-from safear_edit.pairs import Material, build_keep, build_pairs
+from safear_edit.pairs import Material, Pairs, build_keep, build_pairs
 from safear_edit.progress import silent
+from safear_edit.scale_erasure import ScaleErasure, Words
 from safear_edit.spec import load_spec
 
-SLICES = {"direct": "erased", "paraphrase": "erased", "other-styles": "kept", "objects": "kept"}
+ERASED = ("direct", "paraphrase")
+"""Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
+SCALE_ERASURE = "scale_erasure"
+"""No method: it finds no edit, and guides the drawing instead."""
+ABOUT = ("variant", "seed", "minutes", "pairs")
+"""Keys of a row that are no slices."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VCE": ("vce", {}),
     "loss averaged per token": ("vce", {"average": "token"}),
@@ -61,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where rows.jsonl lives")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=100, help="per slice")
-    parser.add_argument("--methods", nargs="+", help="compare these instead of VCE's ingredients")
+    parser.add_argument("--methods", nargs="+", help="compare these: NAME[:param=value,…]")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["variant"], row["seed"]) for row in rows}
-    variants = {name: (name, {}) for name in options.methods} if options.methods else VARIANTS
+    variants = {text: variant(text) for text in options.methods} if options.methods else VARIANTS
     model = registry.load_model(options.model)
     for seed in options.seeds:
         missing = {name: wanted for name, wanted in variants.items() if (name, seed) not in done}
@@ -79,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(rows, list(variants)))
 
 
+def variant(text: str) -> tuple[str, dict[str, Any]]:
+    """A method and what is changed in its recipe, from NAME[:param=value,…]; values are read as YAML."""
+    name, _, changes = text.partition(":")
+    return name, yaml.safe_load(f"{{{changes.replace('=', ': ')}}}")
+
+
 def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int) -> Any:
     """Rows of one seed: pairs and the base's pictures are made once and shared by the variants."""
     if not missing:
@@ -88,8 +101,13 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
     wanted = [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs]
     pairs = build_pairs(model, wanted, judges[recipe.spec.judge.label], progress=silent)
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
-    base = {name: look(model, judges, recipe, name, count) for name in SLICES}
+    kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
+    base = _looked(model, judges, recipe, (*ERASED, *kept), count)
     for name, (method, changes) in missing.items():
+        if method == SCALE_ERASURE:
+            guarded = ScaleErasure(model, Words.of(recipe.spec))
+            yield _row(name, seed, 0.0, pairs, base, _looked(guarded, judges, recipe, base, count))
+            continue
         numbers = compiled(model, spec, method, seed).method.params | changes
         params = method_params(method, numbers, "ablation")
         start = time.monotonic()
@@ -106,10 +124,22 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         )
         minutes = (time.monotonic() - start) / 60
         applied = edit.apply(model.net)
-        edited = {slice_name: look(model, judges, recipe, slice_name, count) for slice_name in SLICES}
+        edited = _looked(model, judges, recipe, base, count)
         applied.undo()
-        shares = {s: compared(base[s], edited[s], kind) for s, kind in SLICES.items()}
-        yield {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)} | shares
+        yield _row(name, seed, minutes, pairs, base, edited)
+
+
+def _looked(
+    model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, slices: Iterable[str], count: int
+) -> dict[str, Looked]:
+    return {name: look(model, judges, recipe, name, count) for name in slices}
+
+
+def _row(
+    name: str, seed: int, minutes: float, pairs: Pairs, base: Mapping[str, Looked], edited: Mapping[str, Looked]
+) -> dict[str, Any]:
+    shares = {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
+    return {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)} | shares
 
 
 def compiled(model: ModelFamily, spec: Path, method: str, seed: int) -> Recipe:
@@ -149,12 +179,13 @@ def compared(base: Looked, edited: Looked, kind: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]], names: Sequence[str] = tuple(VARIANTS)) -> str:
     """Markdown: mean over the seeds with the spread (lowest to highest) where there are several."""
-    head = ["variant", "seeds", *SLICES, "minutes"]
+    slices = [key for key in (rows[0] if rows else {}) if key not in ABOUT]
+    head = ["variant", "seeds", *slices, "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in names:
         mine = [row for row in rows if row["variant"] == name]
         if mine:
-            cells = [_cell([100 * row[s] for row in mine], kind == "kept") for s, kind in SLICES.items()]
+            cells = [_cell([100 * row[s] for row in mine], s not in ERASED) for s in slices]
             minutes = statistics.mean(row["minutes"] for row in mine)
             lines.append("| " + " | ".join([name, str(len(mine)), *cells, f"{minutes:.1f}"]) + " |")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from safear_edit.ablation import Looked, compared, look
+from safear_edit.ablation import Looked, compared, look, table, variant
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH
 from safear_edit.families.llamagen import LlamaGen
@@ -51,3 +51,17 @@ def test_compared() -> None:
     before, after = Looked((True, True, False, None)), Looked((False, True, True, None))
     assert compared(before, after, "erased") == 0.5
     assert compared(before, after, "kept") == 0
+
+
+def test_a_method_may_come_with_numbers_of_its_own() -> None:
+    assert variant("svare") == ("svare", {})
+    wanted = {"erase_scales": [0, 1], "keep_weight": 4.0, "mode": "released"}
+    assert variant("sace:erase_scales=[0,1],keep_weight=4.0,mode=released") == ("sace", wanted)
+
+
+def test_the_table_has_the_concepts_own_groups() -> None:
+    rows = [{"variant": "sace", "seed": seed, "minutes": 1.0, "pairs": 9, "direct": 1.0, "styles": -0.01 * seed}
+            for seed in (1, 3)]  # fmt: skip
+    head, _, line = table(rows, ["sace"]).splitlines()
+    assert head == "| variant | seeds | direct | styles | minutes |"
+    assert line == "| sace | 2 | 100.0 (100.0 to 100.0) | -2.0 (-3.0 to -1.0) | 1.0 |"
