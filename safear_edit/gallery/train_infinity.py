@@ -4,6 +4,10 @@ As published: bitwise self-correction, coarse tokens weighted up, captions dropp
 layers' matrices are trained with Muon, everything else with AdamW; an exponential moving average is exported. The first
 COARSE_STEPS run all scales but the finest, which holds most of the tokens and the least of what a caption says: these
 steps cost a third and decide most of how well captions are obeyed.
+
+The shipped weights took several sittings, between which the end of the learning-rate schedule was moved: step 0 to
+1250 with its end at 2500, to 2000 at 2000, to 3000 at 4750, to 3500 at 3500. From step 2250 on two processes shared
+each batch and averaged their gradients: the same sums, rounded differently.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safear_edit.families.base import ModelCard, Sampling
+from safear_edit.families.base import ModelCard
 from safear_edit.families.bsq import BSQ, SelfCorrection, quantise
-from safear_edit.families.infinity import Infinity, InfinityConfig, Transformer, bit_loss
+from safear_edit.families.infinity import Infinity, InfinityConfig, ScaleSampling, Transformer, bit_loss
 from safear_edit.gallery.loop import Average, Report, clip, run
 from safear_edit.gallery.muon import Muon
 from safear_edit.gallery.pool import LENGTH, build_pool
@@ -38,13 +42,16 @@ CONFIG = InfinityConfig(
     text_maxlen=LENGTH,
     levels=len(SCHEDULE.grids),
 )
-BATCH, STEPS = 48, 6000
+BATCH, STEPS = 48, 3500
 COARSE_STEPS, COARSE_BATCH, COARSE_SCALES = 1550, 64, len(SCHEDULE.grids) - 1
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 CAPTION_DROP = 0.1
 FLIPS = 0.3
 """Largest share of flipped bits per scale: the published strength (parity.md 2.7)."""
-SAMPLING = Sampling(guidance=2.0, temperature=0.5)
+SAMPLING = ScaleSampling(guidance=2.0, temperature=0.5, guidances=(2.0,) * COARSE_SCALES + (1.0,))
+"""The finest scale draws what the coarser ones and the caption have settled: without guidance there, pictures come
+almost twice as fast, and of 240 captions (not those of `measure`) the judge reads the style in 98.3 instead of 98.8 %,
+the object in 97.5 instead of 98.8 %."""
 
 
 def train(folder: Path, bsq: BSQ, steps: int = STEPS) -> Transformer:
