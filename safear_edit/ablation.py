@@ -32,6 +32,7 @@ from safear_edit.pairs import Material, Pairs, build_keep, build_pairs
 from safear_edit.progress import silent
 from safear_edit.scale_erasure import ScaleErasure, Words
 from safear_edit.spec import load_spec
+from safear_edit.understanding import taught
 
 ERASED = ("direct", "paraphrase")
 """Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
@@ -116,7 +117,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
             .load()()
             .fit(
                 model,
-                Material(recipe.spec.name, pairs, keep, judges[recipe.spec.judge.label]),
+                Material(recipe.spec.name, pairs, keep, judges[recipe.spec.judge.label], taught(recipe.spec)),
                 params,
                 seed=seed,
                 progress=silent,

@@ -29,7 +29,7 @@ from safear_edit.yaml_strict import read_json
 
 if TYPE_CHECKING:
     from safear_edit.compiler import EvalPrompt, Recipe
-    from safear_edit.families.base import ModelFamily
+    from safear_edit.families.base import Condition, ModelFamily
     from safear_edit.judges.base import Judge
 
 MAGIC = "safear-edit baseline 1"
@@ -423,71 +423,97 @@ def measure_again(
     one model are compared (A/A). UsageError when the folder's recipe does not know a prompt: nobody then says who
     judges it.
     """
-    from safear_edit import registry
-    from safear_edit.compiler import load_recipe
-    from safear_edit.evaluate import judges_of
+    return Redraw.of(folder, wanted, device).record(replicate, progress)
 
-    told = read_folder(folder)
-    model = registry.load_model(str(folder.absolute()), device)
-    rows: dict[tuple[str, ...], Row] = {}
-    judges: dict[str, str] = {}
-    for files in RunFiles.find(folder).concepts:
-        recipe = load_recipe(files.recipe)
-        part = [row for row in wanted if row.concept == recipe.spec.name]
-        booth = _Booth(model, recipe, judges_of(recipe), replicate)
-        for row in booth.shoot(part, progress):
-            rows[row.key] = row
-        labels = {prompt.id: prompt.judge_label for prompt in recipe.evaluate.prompts}
-        used = [booth.judges[label] for label in {labels[row.id] for row in part}]
-        judges |= {judge.id: judge.digest for judge in used}
-    missing = [row.id for row in wanted if row.key not in rows]
-    if missing:
-        raise UsageError(str(folder), "the baseline's concepts", f"nothing about {missing[0]}", AGAIN)
-    return replace(told, rows=tuple(rows[row.key] for row in wanted), judges=judges, machine=device)
+
+@dataclass(frozen=True)
+class Redraw:
+    """The model of a released folder with everything that drawing the same prompts again takes, made once.
+
+    Captions are encoded when a batch is drawn first and kept (prompts × longest caption × caption width).
+    """
+
+    told: Record
+    wanted: Sequence[Row]
+    booths: Sequence[_Booth]
+    device: str
+
+    @classmethod
+    def of(cls, folder: Path, wanted: Sequence[Row], device: str = "cpu") -> Redraw:
+        """Load the model; UsageError when the folder's recipes don't know one of the prompts."""
+        from safear_edit import registry
+        from safear_edit.compiler import load_recipe
+        from safear_edit.evaluate import judges_of
+
+        told = read_folder(folder)
+        model = registry.load_model(str(folder.absolute()), device)
+        booths = []
+        for files in RunFiles.find(folder).concepts:
+            recipe = load_recipe(files.recipe)
+            part = [row for row in wanted if row.concept == recipe.spec.name]
+            booths.append(_Booth.of(model, recipe, judges_of(recipe), part))
+        known = {row.key for booth in booths for row in booth.rows}
+        missing = [row.id for row in wanted if row.key not in known]
+        if missing:
+            raise UsageError(str(folder), "the baseline's concepts", f"nothing about {missing[0]}", AGAIN)
+        return cls(told, wanted, booths, device)
+
+    def record(self, replicate: int, progress: Callback = silent) -> Record:
+        """Everything drawn and judged once, each prompt once; the other figures are those that the folder tells."""
+        rows = {row.key: row for booth in self.booths for row in booth.shoot(replicate, progress)}
+        judges = {judge.id: judge.digest for booth in self.booths for judge in booth.judges.values()}
+        made = tuple(rows[row.key] for row in self.wanted)
+        return replace(self.told, rows=made, judges=judges, machine=self.device)
 
 
 @dataclass(frozen=True)
 class _Booth:
-    """One loaded model with what its recipe says about pictures."""
+    """One loaded model with what its recipe says about pictures, and the rows in the order in which they are drawn."""
 
     model: ModelFamily
     recipe: Recipe
     judges: Mapping[str, Judge]
-    replicate: int
+    rows: Sequence[Row]
+    prompts: Mapping[str, EvalPrompt]
+    captions: dict[int, Condition] = field(default_factory=dict)
 
-    def shoot(self, rows: Sequence[Row], progress: Callback) -> list[Row]:
-        """`rows` with new outcomes, batched as the evaluation does it (same matrices, same rounding)."""
-        from safear_edit.evaluate import BATCH
-
-        prompts = {prompt.id: prompt for prompt in self.recipe.evaluate.prompts}
+    @classmethod
+    def of(cls, model: ModelFamily, recipe: Recipe, judges: Mapping[str, Judge], rows: Sequence[Row]) -> _Booth:
+        """UsageError for a row whose prompt the recipe does not know."""
+        prompts = {prompt.id: prompt for prompt in recipe.evaluate.prompts}
         for row in rows:
             if row.id not in prompts or prompts[row.id].prompt != row.prompt:
-                raise UsageError(f"recipe {self.recipe.spec.name}", f"prompt {row.id} of the baseline", "none", AGAIN)
-        ordered = sorted(rows, key=lambda row: (len(row.prompt), row.id))
+                raise UsageError(f"recipe {recipe.spec.name}", f"prompt {row.id} of the baseline", "none", AGAIN)
+        return cls(model, recipe, judges, sorted(rows, key=lambda row: (len(row.prompt), row.id)), prompts)
+
+    def shoot(self, replicate: int, progress: Callback) -> list[Row]:
+        """The rows with new outcomes, batched as the evaluation does it (same matrices, same rounding)."""
+        from safear_edit.evaluate import BATCH
+
         made: list[Row] = []
-        for start in range(0, len(ordered), BATCH):
-            part = ordered[start : start + BATCH]
-            made += self._batch(part, [prompts[row.id] for row in part])
-            progress(f"draw {self.recipe.spec.name}", len(made), len(ordered), "")
+        for start in range(0, len(self.rows), BATCH):
+            made += self._batch(start, self.rows[start : start + BATCH], replicate)
+            progress(f"draw {self.recipe.spec.name}", len(made), len(self.rows), "")
         return made
 
-    def _batch(self, rows: Sequence[Row], prompts: Sequence[EvalPrompt]) -> list[Row]:
+    def _batch(self, start: int, rows: Sequence[Row], replicate: int) -> list[Row]:
         from safear_edit.families.base import Sampling
+        from safear_edit.judges.base import judged
 
         numbers = self.recipe.evaluate.sampling
         sampling = Sampling(**numbers.model_dump()) if numbers else None
-        seeds = [self._seed(row) for row in rows]
-        ids = self.model.generate(self.model.condition([row.prompt for row in rows]), seeds, sampling)
-        images = self.model.decode(ids)
-        made = dict(enumerate(rows))
-        for label in dict.fromkeys(prompt.judge_label for prompt in prompts):
-            place = [i for i, prompt in enumerate(prompts) if prompt.judge_label == label]
-            for i, verdict in zip(place, self.judges[label].look(images[place]), strict=True):
-                made[i] = replace(rows[i], outcome=WORDS[verdict.present], score=f"{verdict.score:.2f}")
-        return [made[i] for i in range(len(rows))]
+        if start not in self.captions:
+            self.captions[start] = self.model.condition([row.prompt for row in rows])
+        ids = self.model.generate(self.captions[start], [_seed(row, replicate) for row in rows], sampling)
+        verdicts = judged(self.judges, self.model.decode(ids), [self.prompts[row.id].judge_label for row in rows])
+        return [
+            replace(row, outcome=WORDS[verdict.present], score=f"{verdict.score:.2f}")
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ]
 
-    def _seed(self, row: Row) -> int:
-        return image_seed(f"again {self.replicate}", row.prompt, int(row.seed)) if self.replicate else int(row.seed)
+
+def _seed(row: Row, replicate: int) -> int:
+    return image_seed(f"again {replicate}", row.prompt, int(row.seed)) if replicate else int(row.seed)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

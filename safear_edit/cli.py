@@ -12,20 +12,29 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from safear_edit import cli_gate, cli_stack
 from safear_edit.errors import SafearError, UsageError
+from safear_edit.options import (
+    FOLDER,
+    print_json,
+    print_result,
+    print_table,
+    shared,
+    shown_progress,
+    signing_key,
+    typed_command,
+)
 
 if TYPE_CHECKING:
-    from safear_edit.keys import SigningKey
     from safear_edit.likelihood import Audit
-    from safear_edit.pipeline import Order, Plan, Result
-    from safear_edit.progress import Progress
+    from safear_edit.pipeline import Order, Plan
+    from safear_edit.sections import Understood
 
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
 """Exit codes that no SafearError carries: a fault of ours, Ctrl-C, a command that can't be parsed."""
@@ -93,59 +102,6 @@ def _unexpected(error: Exception) -> int:
     return _fail(f"internal error, please report it: {type(error).__name__}: {summary}; {where}", INTERNAL)
 
 
-# -- options that several verbs share --------------------------------------------------------------------------------
-
-F = TypeVar("F", bound=Callable[..., Any])
-FOLDER = click.Path(path_type=Path)
-OPTIONS: dict[str, Callable[[F], F]] = {
-    "seed": click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Root of every random number."),
-    "device": click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
-    "json": click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress."),
-    "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
-    "overwrite": click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-    "model": click.option("--model", required=True, help="family[:variant] or a directory."),
-    "method": click.option("--method", default="vce", show_default=True, help="See: safear-edit ls methods."),
-    "set": click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
-    "map": click.option("--map", "found", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found."),
-    "key": click.option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY)."),
-    "unsigned": click.option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose."),
-}
-
-
-def shared(*names: str) -> Callable[[F], F]:
-    """Decorate a verb with options of OPTIONS, in that order of help."""
-
-    def decorate(function: F) -> F:
-        for name in reversed(names):
-            function = OPTIONS[name](function)
-        return function
-
-    return decorate
-
-
-def _progress(*, as_json: bool, quiet: bool) -> Progress:
-    from safear_edit.progress import Progress, mode_for
-
-    return Progress(mode_for(sys.stderr, quiet=quiet or as_json))
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout that also reads well in a log."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(table)
-
-
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from importlib import metadata
@@ -176,7 +132,7 @@ def verbs(context: click.Context) -> None:
 @verbs.command()
 @click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
 @click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
-@click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
+@shared("out")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
     "--throwaway-key",
@@ -184,12 +140,13 @@ def verbs(context: click.Context) -> None:
     metavar="TRUST",
     help="Sign with a key that is then forgotten; its public half goes there.",
 )
-@shared("method", "seed", "device", "set", "map", "key", "unsigned", "overwrite", "json", "quiet")
+@shared("joint", "method", "seed", "device", "set", "map", "key", "unsigned", "overwrite", "json", "quiet")
 def apply(
     sources: tuple[str, ...],
     model: str | None,
     out: Path,
     dry_run: bool,
+    joint: bool,
     method: str,
     seed: int,
     device: str,
@@ -205,7 +162,8 @@ def apply(
     """Walk it all: compile, construct, edit, evaluate, report, release.
 
     Several concepts are edited one after another, each on the model with those before it; a model that was released
-    keeps its own below. Every concept is measured again after each, against the untouched base.
+    keeps its own below. Every concept is measured again after each, against the untouched base. With --joint the
+    concepts get one edit together, which can only be taken off as a whole.
 
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
@@ -215,17 +173,19 @@ def apply(
     from safear_edit.rundir import refuse_existing
 
     orders = [pipeline.Order(source, model, method, seed, sets, device, found) for source in sources]
+    if joint and len(orders) == 1:
+        raise UsageError("--joint", "several concepts", "one", "leave --joint out")
     if dry_run:
-        _show_plans(orders, as_json, quiet)
+        _show_plans(orders, as_json, quiet, joint=joint)
         return 0
     refuse_existing(out, overwrite=overwrite)
-    signer = _signer(key, throwaway_key, unsigned, out)
-    with _progress(as_json=as_json, quiet=quiet) as progress:
+    signer = signing_key(key, throwaway_key, unsigned, out)
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
         if _stacks(orders):
             from safear_edit import stacking
 
-            terms = stacking.Terms(signer, unsigned, overwrite, _command(), progress, progress.say)
-            result = stacking.grow(orders, out, terms)
+            terms = stacking.Terms(signer, unsigned, overwrite, typed_command(), progress, progress.say)
+            result = stacking.grow(orders, out, terms, joint=joint)
         else:
             result = pipeline.apply(
                 orders[0],
@@ -233,22 +193,11 @@ def apply(
                 key=signer,
                 unsigned=unsigned,
                 overwrite=overwrite,
-                command=_command(),
+                command=typed_command(),
                 progress=progress,
                 say=progress.say,
             )
-    return show_result(result, as_json)
-
-
-def show_result(result: Result, as_json: bool) -> int:
-    """Print what a finished walk left; its exit code."""
-    if as_json:
-        _print_json(result.as_json())
-    else:
-        print("\n".join(result.lines))
-    if result.advice:
-        print(f"safear-edit: {result.advice}", file=sys.stderr)
-    return result.exit_code
+    return print_result(result, as_json)
 
 
 @verbs.command()
@@ -293,7 +242,7 @@ def plan(
 @verbs.command("map")
 @click.argument("source", metavar="SPEC|RECIPE")
 @click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
-@click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
+@shared("out")
 @click.option("--pairs", type=click.IntRange(min=2), default=48, show_default=True, help="Contrastive pairs to draw.")
 @shared("seed", "device", "overwrite", "json", "quiet")
 def map_(
@@ -317,7 +266,7 @@ def map_(
     from safear_edit.rundir import refuse_existing
 
     refuse_existing(out, overwrite=overwrite)
-    with _progress(as_json=as_json, quiet=quiet) as progress:
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
         order = Order(source, model, seed=seed, device=device)
         found = map_concept(order, out, count=pairs, overwrite=overwrite, progress=progress)
     if as_json:
@@ -332,8 +281,8 @@ def map_(
         ]
         for group in found.groups
     ]
-    _table(["drawn with the concept up to", "tokens", "evidence (nats)", "concept found"], rows)
-    _table(["layer", "share of sensitivity"], [[name, f"{share:.3f}"] for name, share in found.depth])
+    print_table(["drawn with the concept up to", "tokens", "evidence (nats)", "concept found"], rows)
+    print_table(["layer", "share of sensitivity"], [[name, f"{share:.3f}"] for name, share in found.depth])
     print(f"{found.advice()}\n{out / 'map.png'}")
     return 0
 
@@ -374,7 +323,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> int:
 
     names = {str(path): (load_recipe(path).spec if path.suffix == ".json" else load_spec(path)).name for path in paths}
     if as_json:
-        _print_json(names)
+        print_json(names)
     else:
         for path, name in names.items():
             print(f"{path}: {name} is valid")
@@ -395,7 +344,7 @@ def schema(what: str) -> int:
         from safear_edit.compiler import recipe_schema as made
     else:
         from safear_edit.sections import report_schema as made
-    _print_json(made())
+    print_json(made())
     return 0
 
 
@@ -414,9 +363,9 @@ def list_(what: str, as_json: bool) -> int:
 
     rows = listing(what)
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
-        _table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
+        print_table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
     return 0
 
 
@@ -434,9 +383,9 @@ def doctor(as_json: bool) -> int:
 
     findings = examine()
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
-        _table(("", "what", "found"), [(f.status, f.name, f.detail) for f in findings])
+        print_table(("", "what", "found"), [(f.status, f.name, f.detail) for f in findings])
     return UNUSABLE if any(f.status == "fault" for f in findings) else 0
 
 
@@ -476,7 +425,7 @@ def verify(folder: Path, trust: Path, as_json: bool) -> int:
     found = verify_folder(folder, trust)
     if as_json:
         facts = {"key": found.key, "key_sha256": found.hint, "root": found.root, "result": found.result}
-        _print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings)})
+        print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings)})
         return 0
     print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
     print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
@@ -489,7 +438,7 @@ def verify(folder: Path, trust: Path, as_json: bool) -> int:
 @click.argument("folders", metavar="DIR [OTHER]", nargs=-1, required=True)
 @click.option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
 @click.option("--prompts", type=FOLDER, help="txt (one per line), csv or jsonl with a column `prompt`.")
-@click.option("--suite", type=click.Choice(["likelihood"]), help="Instead of prompts: nothing drawn, nothing judged.")
+@click.option("--suite", type=click.Choice(["likelihood", "understanding"]), help="Instead of prompts: nothing drawn.")
 @shared("seed", "device", "json", "quiet")
 def evaluate(
     folders: tuple[str, ...],
@@ -503,7 +452,8 @@ def evaluate(
 ) -> int:
     """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
 
-    With --suite likelihood: what both say about reference pictures of the concept and of what must stay.
+    With --suite likelihood: how likely both find reference pictures of the concept and of what must stay; with
+    --suite understanding: what both answer when asked about them (models that answer questions).
 
     \b
     safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
@@ -515,19 +465,44 @@ def evaluate(
         raise UsageError("eval", "one or two models", str(len(folders)), "compare two at a time")
     if (prompts is None) == (suite is None):
         got = "neither" if prompts is None else "both"
-        raise UsageError("eval", "--prompts FILE or --suite likelihood", got, "give one of them")
-    with _progress(as_json=as_json, quiet=quiet) as progress:
-        if prompts is None:
+        raise UsageError("eval", "--prompts FILE or --suite", got, "give one of them")
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
+        if suite == "understanding":
+            models, seen = pipeline.compare_understanding(folders, spec=spec, device=device, progress=progress)
+        elif prompts is None:
             names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
         else:
             found = pipeline.compare(folders, spec=spec, prompts=prompts, seed=seed, device=device, progress=progress)
+    if suite == "understanding":
+        return _show_understood(models, seen, as_json)
     if prompts is None:
         return _show_audit(names, audit, as_json)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _table(("prompt", "seed", *found.models), found.rows())
+        print_table(("prompt", "seed", *found.models), found.rows())
         print("\n".join(found.summary()))
+    return 0
+
+
+def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) -> int:
+    """Print what both answered about pictures; exit code 0, the verdict is a run's."""
+    if as_json:
+        print_json({"models": list(models), **found.model_dump(mode="json")})
+        return 0
+    rows = [
+        (
+            part.slice,
+            f"{part.base.k}/{part.n}",
+            f"{part.edited.k}/{part.n}",
+            f"{100 * part.change.drop:+.1f}",
+            f"{100 * part.change.lower95:+.1f} to {100 * part.change.upper95:+.1f}",
+            part.decision,
+        )
+        for part in found.slices
+    ]
+    print(f"{models[0]} → {models[1]}")
+    print_table(("questions about", "right before", "right after", "fall, points", "95 % bounds", "result"), rows)
     return 0
 
 
@@ -551,7 +526,7 @@ def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> in
         write_atomic(out, found.to_json() if out.suffix == ".json" else page)
     result = pipeline.Result(folder, found, (folder / "model.sig").exists(), unsigned_on_purpose=True)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         print("\n".join(result.lines))
     return result.exit_code
@@ -580,12 +555,12 @@ def generate(
     """
     from safear_edit import pipeline
 
-    with _progress(as_json=as_json, quiet=quiet) as progress:
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
         ref, paths = pipeline.generate(
             model, prompts, count=count, seed=seed, device=device, out=out, overwrite=overwrite, progress=progress
         )
     if as_json:
-        _print_json({"model": ref, "files": [str(path) for path in paths]})
+        print_json({"model": ref, "files": [str(path) for path in paths]})
     else:
         print(f"model {ref}")
         print("\n".join(map(str, paths)))
@@ -596,40 +571,18 @@ for _verb in (*cli_gate.VERBS, *cli_stack.VERBS):
     verbs.add_command(_verb)
 
 
-def _signer(key: str | None, throwaway: Path | None, unsigned: bool, out: Path) -> SigningKey | None:
-    """The key to sign with, found before any work is done; None if there is none or none is wanted."""
-    from safear_edit.keys import find_signer
-    from safear_edit.keys import throwaway as throwaway_key
-
-    if sum((key is not None, throwaway is not None, unsigned)) > 1:
-        raise UsageError("signing", "one of --key, --throwaway-key and --unsigned", "several", "leave the others out")
-    if unsigned:
-        return None
-    if throwaway is None:
-        return find_signer(key, os.environ)
-    print(f"signing with a throw-away key: it shows that {out} is unchanged, not who made it", file=sys.stderr)
-    return throwaway_key(throwaway)
-
-
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError(str(path), "a new file", "one that exists", "choose another --out or pass --overwrite")
 
 
-def _command() -> str:
-    """The command as it was typed, for the report."""
-    import shlex
-
-    return shlex.join(["safear-edit", *sys.argv[1:]])
-
-
 def _show_audit(models: tuple[str, str], audit: Audit, as_json: bool) -> int:
     """Print a likelihood audit; it informs and decides nothing, so the exit code is 0."""
     if as_json:
-        _print_json({"models": list(models), **json.loads(audit.to_json())})
+        print_json({"models": list(models), **json.loads(audit.to_json())})
         return 0
     print(f"{models[0]} → {models[1]}")
-    _table(("figure", "value", "95 % interval or bound", "says nothing here, because"), audit.rows())
+    print_table(("figure", "value", "95 % interval or bound", "says nothing here, because"), audit.rows())
     for warning in (*audit.doubts, *audit.warnings):
         print(f"warning: {warning}")
     return 0
@@ -643,19 +596,19 @@ def _stacks(orders: Sequence[Order]) -> bool:
     return len(orders) > 1 or (model is not None and looks_released(Path(model).expanduser()))
 
 
-def _show_plans(orders: Sequence[Order], as_json: bool, quiet: bool) -> list[Plan]:
+def _show_plans(orders: Sequence[Order], as_json: bool, quiet: bool, *, joint: bool = False) -> list[Plan]:
     """Print the plan of every order, one line per fact, and return them."""
     from safear_edit import pipeline
 
     if _stacks(orders):
         from safear_edit import stacking
 
-        with _progress(as_json=as_json, quiet=quiet) as progress:
-            plans = stacking.plan(orders, progress)
+        with shown_progress(as_json=as_json, quiet=quiet) as progress:
+            plans = stacking.plan(orders, progress, joint=joint)
     else:
         plans = [pipeline.plan(orders[0])]
     if as_json:
-        _print_json(plans[0].as_json() if len(plans) == 1 else [plan.as_json() for plan in plans])
+        print_json(plans[0].as_json() if len(plans) == 1 else [plan.as_json() for plan in plans])
         return plans
     for plan in plans:
         for name, value in plan.facts():

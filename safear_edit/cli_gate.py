@@ -6,37 +6,28 @@ and workflow annotations on stderr. A refusal (exit 2 or 4) is written there too
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import click
 
 from safear_edit.errors import SafearError, TrustError, UsageError
+from safear_edit.options import FOLDER, SEED, print_json, print_table, shared, shown_progress
 
 if TYPE_CHECKING:
     from safear_edit.baseline import Baseline, Record, Suite
     from safear_edit.gate import Conclusion, Simulation
-    from safear_edit.progress import Callback, Progress
+    from safear_edit.progress import Callback
 
-FOLDER = click.Path(path_type=Path)
 SUITE_NAMES = ("smoke", "ci", "audit")
 SUMMARY, WORKFLOW = "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"
 """What a CI runner sets: the file that its summary page shows, and that annotations are understood."""
 LARGEST_SUMMARY = 1000 << 10
 """Bytes; the runner drops a step's summary above 1024 KiB."""
-
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def _common(function: F) -> F:
-    function = click.option("--quiet", "-q", is_flag=True, help="No progress.")(function)
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress.")(function)
-
 
 # -- check ------------------------------------------------------------------------------------------------------------
 
@@ -45,7 +36,7 @@ def _common(function: F) -> F:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--baseline", "baselines", type=FOLDER, multiple=True, help="Accepted baseline; several must all hold.")
 @click.option("--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all).")
-@click.option("--trust", type=FOLDER, help="Verify the folder's signature first, against the *.pub files there.")
+@shared("trust")
 @click.option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
 @click.option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -57,11 +48,14 @@ def _common(function: F) -> F:
 )
 @click.option("--junit", type=FOLDER, help="Write JUnit XML here.")
 @click.option("--summary", type=FOLDER, help=f"Append Markdown here (default: the file that {SUMMARY} names).")
-@click.option("--self-test", is_flag=True, help="Don't check: say how often this gate errs, by simulation.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Don't check: say how often this gate errs, by simulation (with real pictures: python -m safear_edit.trial).",
+)
 @click.option("--runs", type=click.IntRange(1, 10_000), default=200, show_default=True, help="For --self-test.")
-@click.option("--draws", type=click.IntRange(0, 200), default=0, help="For --self-test: draw the model so often (A/A).")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="For --self-test.")
-@_common
+@click.option("--seed", type=SEED, default=0, show_default=True, help="For --self-test.")
+@shared("json", "quiet")
 def check(
     folder: Path,
     baselines: tuple[Path, ...],
@@ -74,7 +68,6 @@ def check(
     summary: Path | None,
     self_test: bool,
     runs: int,
-    draws: int,
     seed: int,
     as_json: bool,
     quiet: bool,
@@ -88,9 +81,9 @@ def check(
 
     chosen = SUITES[suite] if suite else None
     if self_test:
-        return _self_test(folder, baselines, chosen or SUITES["audit"], (runs, draws, seed), device, as_json)
+        return _self_test(baselines, chosen or SUITES["audit"], runs, seed, as_json)
     ask = _Question(folder, baselines, chosen, trust, fresh, device, inconclusive == "warn")
-    with _progress(quiet or as_json) as progress:
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
         found, error = ask.answer(progress)
     if junit is not None:
         _write_junit(junit, found)
@@ -101,7 +94,7 @@ def check(
         for line in workflow_commands(found):
             print(line, file=sys.stderr)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        print_json(found.as_json())
     if error is not None:
         raise error
     if not as_json:
@@ -166,36 +159,20 @@ def read_baselines(paths: Sequence[Path]) -> dict[str, Baseline]:
     return found
 
 
-def _self_test(
-    folder: Path, paths: Sequence[Path], suite: Suite, numbers: tuple[int, int, int], device: str, as_json: bool
-) -> int:
+def _self_test(paths: Sequence[Path], suite: Suite, runs: int, seed: int, as_json: bool) -> int:
     """Print how often this gate errs; exit 1 where the planned sizes don't do what they are for."""
     from dataclasses import asdict
 
     from safear_edit import gate
 
-    runs, draws, seed = numbers
     accepted = list(read_baselines(paths).values()) if paths else []
     shapes = gate.shapes_of(accepted[0]) if accepted else gate.planned_shapes(suite)
     found = gate.self_test(shapes, runs, seed)
-    if draws:
-        found.append(_real(folder, accepted, suite, draws, device))
     if as_json:
-        print(json.dumps({"seed": str(seed), "simulations": [asdict(one) for one in found]}, indent=1))
+        print_json({"seed": str(seed), "simulations": [asdict(one) for one in found]})
     else:
         _print_simulations(found, seed, {shape.name: shape.n for shape in shapes})
-    return 0 if accepted or gate.holds(found[:3]) else 1
-
-
-def _real(folder: Path, accepted: Sequence[Baseline], suite: Suite, draws: int, device: str) -> Simulation:
-    from safear_edit import gate
-    from safear_edit.baseline import accept, measure_again, read_folder
-    from safear_edit.pipeline import resolve_device
-
-    baseline = accepted[0] if accepted else accept(read_folder(folder), suite, "self-test")
-    where = resolve_device(device)
-    drawn = [measure_again(folder, baseline.record.rows, device=where, replicate=i + 1) for i in range(draws + 1)]
-    return gate.real_self_test(drawn, baseline.policy)
+    return 0 if accepted or gate.holds(found) else 1
 
 
 def _print_simulations(found: Sequence[Simulation], seed: int, sizes: dict[str, int]) -> None:
@@ -208,7 +185,7 @@ def _print_simulations(found: Sequence[Simulation], seed: int, sizes: dict[str, 
         exact = "" if one.expected_regressed is None else percent(one.expected_regressed)
         share = f"{percent(rate.estimate)} ({percent(rate.low)} to {percent(rate.high)})"
         rows.append((one.kind, str(one.runs), share, exact, str(one.inconclusive), str(one.passed)))
-    _table(("two models that are", "runs", "REGRESSED (95 %)", "computed", "INCONCLUSIVE", "PASS"), rows)
+    print_table(("two models that are", "runs", "REGRESSED (95 %)", "computed", "INCONCLUSIVE", "PASS"), rows)
     from safear_edit.baseline import ERASURE_FLIPS, PRESERVE_FLIPS
 
     print(f"sizes: {', '.join(f'{name} {n}' for name, n in sizes.items())}; seed {seed}")
@@ -233,8 +210,8 @@ def baseline() -> None:
 @click.option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
 @click.option("--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin.")
 @click.option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
-@click.option("--trust", type=FOLDER, help="Verify the folder's signature first, against the *.pub files there.")
-@_common
+@shared("trust")
+@shared("json", "quiet")
 def accept_verb(
     folder: Path,
     out: Path,
@@ -253,6 +230,7 @@ def accept_verb(
     from dataclasses import replace
 
     from safear_edit.baseline import SUITES, accept, read_folder
+    from safear_edit.gate import accepted_above
 
     if trust is not None:
         from safear_edit.verify import verify_folder
@@ -263,14 +241,18 @@ def accept_verb(
     made = accept(read_folder(folder), size, reason, policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
-    rows = list(_power_of(made, size))
+    rows, notes = list(_power_of(made, size)), accepted_above(made)
     if as_json:
         keys = ("slice", "n", "planned", "found")
-        print(json.dumps({"out": str(out), "slices": [dict(zip(keys, row, strict=True)) for row in rows]}, indent=1))
+        print_json({"out": str(out), "slices": [dict(zip(keys, row, strict=True)) for row in rows], "notes": notes})
         return 0
     print(f"{out}: {len(made.record.rows)} pictures of {made.record.model}, {made.record.digest[:12]}; review it")
     points = f"{100 * policy.margin:g}-point"
-    _table(("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows])
+    print_table(
+        ("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows]
+    )
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 
@@ -301,7 +283,7 @@ def _power_of(made: Baseline, suite: Suite) -> list[tuple[str, int, int, str]]:
 @click.option("--tests", type=click.IntRange(1, 1000), default=1, show_default=True, help="Comparisons in one check.")
 @click.option("--floor", type=float, default=0.9, show_default=True, help="Erased share to be shown with 95 %.")
 @click.option("--n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
-@_common
+@shared("json", "quiet")
 def power(
     drop: float,
     margin: float | None,
@@ -326,9 +308,9 @@ def power(
         raise UsageError("--flips", f"a share from 0 to {1 - drop:g}", str(flips), "0.1 is one pair in ten")
     rows = power_rows(drop, margin or drop, flips, wanted, tests, floor, n)
     if as_json:
-        print(json.dumps([{"claim": claim, "answer": answer} for claim, answer in rows], indent=1))
+        print_json([{"claim": claim, "answer": answer} for claim, answer in rows])
     else:
-        _table(("claim", "answer"), rows)
+        print_table(("claim", "answer"), rows)
     return 0
 
 
@@ -450,7 +432,7 @@ def _append_summary(path: Path, found: Conclusion, subject: str) -> None:
 
 def _print(found: Conclusion) -> None:
     rows = [(f.decision, f.id, f.observed, f.needed) for f in found.findings]
-    _table(("", "rule", "seen", "needed"), rows)
+    print_table(("", "rule", "seen", "needed"), rows)
     for finding in found.findings:
         if finding.why:
             ids = f" ({', '.join(finding.prompts)})" if finding.prompts else ""
@@ -458,18 +440,6 @@ def _print(found: Conclusion) -> None:
     for note in found.notes:
         print(f"note: {note}")
     print(found.summary)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from safear_edit import cli
-
-    cli._table(columns, rows)
-
-
-def _progress(quiet: bool) -> Progress:
-    from safear_edit.progress import Progress, mode_for
-
-    return Progress(mode_for(sys.stderr, quiet=quiet))
 
 
 VERBS: tuple[click.Command, ...] = (check, baseline, power)

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from safear_edit.errors import UsageError
+from safear_edit.options import (
+    FOLDER,
+    print_json,
+    print_result,
+    print_table,
+    shared,
+    shown_progress,
+    signing_key,
+    typed_command,
+)
 
 if TYPE_CHECKING:
     from safear_edit.pipeline import Result
-    from safear_edit.stack import Released
+    from safear_edit.stack import Member, Released
     from safear_edit.stacking import Terms
 
-FOLDER = click.Path(path_type=Path)
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def _ending(function: F) -> F:
-    """Options of a verb that publishes a folder."""
-    for option in reversed(
-        (
-            click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist."),
-            click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
-            click.option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY)."),
-            click.option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose."),
-            click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-            click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress."),
-            click.option("--quiet", "-q", is_flag=True, help="No progress."),
-        )
-    ):
-        function = option(function)
-    return function
+TOGETHER = "in one edit with"
+_ending = shared("out", "device", "key", "unsigned", "overwrite", "json", "quiet")
+"""Options of a verb that publishes a folder."""
 
 
 @click.group()
@@ -47,41 +41,50 @@ def stack() -> None:
 
 @stack.command("ls")
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@shared("json")
 def list_(folder: Path, as_json: bool) -> int:
     """List the edits of a released folder, first one first, and what they do to each other's concepts.
 
     \b
     safear-edit stack ls safer-llamagen
     """
-    from safear_edit import cli
     from safear_edit.stack import Released
 
     released = Released.read(folder)
-    rows = [
-        (member.name, member.layer.edit.info.method, f"{member.layer.strength:g}", member.layer.edit.digest[:12],
-         member.recipe.digest[:12], f"{len(member.layer.edit.weights)}")
-        for member in released.members
-    ]  # fmt: skip
-    columns = ("concept", "method", "strength", "edit", "recipe", "weights")
+    rows = [_row(member) for member in released.members]
     if as_json:
-        cli._print_json({"base": released.ref, "edits": [dict(zip(columns, row, strict=True)) for row in rows]})
+        print_json({"base": released.ref, "edits": rows})
         return 0
+    joint = [layer for layer in released.stack.layers if len(layer.concepts) > 1]
+    columns = [name for name in rows[0] if joint or name != TOGETHER]
     print(f"base {released.ref}")
-    cli._table(columns, rows)
+    print_table(columns, [[row[name] for name in columns] for row in rows])
+    for layer in joint:
+        print(f"{layer.name} is a joint edit: `stack remove` and `reweight` take it as a whole, by that name")
     _print_matrix(released)
     return 0
 
 
+def _row(member: Member) -> dict[str, str]:
+    layer, edit = member.layer, member.layer.edit
+    return {
+        "concept": member.name,
+        TOGETHER: " and ".join(name for name in layer.concepts if name != member.name),
+        "method": edit.info.method,
+        "strength": f"{layer.strength:g}",
+        "edit": edit.digest[:12],
+        "recipe": member.recipe.digest[:12],
+        "weights": str(len(edit.weights)),
+    }
+
+
 def _print_matrix(released: Released) -> None:
     """Rows: an edit by itself. Columns: in how many pictures that ask for a concept it is still found."""
-    from safear_edit import cli
-
-    names = [member.name for member in released.members]
+    edits, names = [layer.name for layer in released.stack.layers], released.stack.names
     if not released.alone:
         return
     found = {(cell.edit, cell.concept): f"{cell.found} of {cell.asked}" for cell in released.alone}
-    cli._table(("edit alone, concept found", *names), [(a, *(found.get((a, b), "") for b in names)) for a in names])
+    print_table(("edit alone, concept found", *names), [(a, *(found.get((a, b), "") for b in names)) for a in edits])
 
 
 @stack.command()
@@ -99,7 +102,7 @@ def remove(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Take one concept's edit off, measure the others again and say what changed; DIR stays as it is.
+    """Take one edit off by its concept's name, measure the others again and say what changed; DIR stays as it is.
 
     \b
     safear-edit stack remove safer-llamagen dog --out safe-llamagen
@@ -164,37 +167,33 @@ def _run(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    from safear_edit import cli
     from safear_edit.rundir import refuse_existing
 
     refuse_existing(out, overwrite=overwrite)
-    signer = cli._signer(key, None, unsigned, out)
+    signer = signing_key(key, None, unsigned, out)
     from safear_edit.stacking import Terms
 
-    with cli._progress(as_json=as_json, quiet=quiet) as progress:
-        terms = Terms(signer, unsigned, overwrite, cli._command(), progress, progress.say)
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
+        terms = Terms(signer, unsigned, overwrite, typed_command(), progress, progress.say)
         result = walk(terms)
-    return cli.show_result(result, as_json)
+    return print_result(result, as_json)
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.option("--layout", required=True, help="upstream, transformers or peft; what there is depends on the family.")
-@click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@shared("out", "overwrite", "json")
 def export(folder: Path, layout: str, out: Path, overwrite: bool, as_json: bool) -> int:
     """Write a released model in the layout of the code it came from, or its edits as peft adapters.
 
     \b
     safear-edit export safe-llamagen --layout upstream --out for-llamagen
     """
-    from safear_edit import cli
     from safear_edit.export import export as write
 
     made = write(folder, layout, out, overwrite=overwrite)
     if as_json:
-        cli._print_json(made.as_json())
+        print_json(made.as_json())
     else:
         print("\n".join(f"{digest[:12]}  {name}" for name, digest in made.files.items()))
         print(f"to check: {made.check}")

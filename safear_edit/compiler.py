@@ -37,13 +37,16 @@ from safear_edit.prompts import (
     pools,
 )
 from safear_edit.rundir import json_digest, write_atomic
-from safear_edit.spec import Count, Gates, Note, Part, Spec, Text, parse
+from safear_edit.spec import Count, Gates, Note, Part, Spec, Text, Understanding, parse
+from safear_edit.understanding import refuse_taught_questions
 from safear_edit.yaml_strict import Document, parse_value, read_json, read_yaml
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those it does not obey."""
 NEAR = 0.98
 """MiniLM similarity from which an evaluation prompt counts as nearly a training prompt."""
+ANSWER_WEIGHT = "understanding_weight"
+"""The number by which a method holds answers about pictures in place (methods/base.py)."""
 
 
 @contextmanager
@@ -271,11 +274,11 @@ def compile_recipe(
     """Resolve everything. Pure and deterministic.
 
     overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "evaluate.n.direct=40", "gates.min_obeyed=0.4",
-    "judge.threshold=0.6", "preserve.<group>.n=40". sampling: the family's default, to be fixed in the recipe.
-    model_ref: the reference as the user gave it (default: the card's). located: a map of this concept on these very
-    weights; the scales that the method edits then follow from it. trainable: counts what the method with these numbers
-    trains of the loaded model (default: estimated). Raises UsageError for an unknown method or
-    judge, or a method that does not fit the family; SpecError when prompts are too few or training would see some of
+    "judge.threshold=0.6", "understanding.concept=erase", "preserve.<group>.n=40". sampling: the family's default, to
+    be fixed in the recipe. model_ref: the reference as the user gave it (default: the card's). located: a map of this
+    concept on these very weights; the scales that the method edits then follow from it. trainable: counts what the
+    method with these numbers trains of the loaded model (default: estimated). Raises UsageError for an unknown method
+    or judge, or a method that does not fit the family; SpecError when prompts are too few or training would see some of
     the evaluation.
     """
     if not 0 <= seed < 2**63:
@@ -284,6 +287,7 @@ def compile_recipe(
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
+    params = _answering(params, model_card.family, overrides)
     registry.lookup("judges", spec.judge.use)
     drawn = pools(spec)
     pairs = _pairs(spec, drawn, base.construct.pairs, seed)
@@ -323,7 +327,8 @@ def _scales(
     method: str, params: BaseModel, card: Card, concept: str, located: Located | None
 ) -> tuple[BaseModel, str | None]:
     """Which scales a method that chooses scales edits, and why: up to where the concept is locked in, if that was
-    measured; as many after them are held as the method's own numbers hold. UsageError for a map of something else."""
+    measured; as many after them are held as the method's own numbers hold (with none after them, those that are edited,
+    for there is nothing else to hold under the neutral caption). UsageError for a map of something else."""
     asked: tuple[int, ...] | None = getattr(params, "erase_scales", None)
     if located is None:
         unknown = "as the method's defaults have it; where this model locks the concept in was not measured"
@@ -334,7 +339,7 @@ def _scales(
         got = f"one of {located.concept} on {located.model} ({located.model_digest[:12]}…), by {located.kind}"
         raise UsageError("--map", f"a map of {concept} on {card.ref} ({card.digest[:12]}…)", got, "measure it again")
     first = located.locked_in + 1
-    held = range(first, min(first + len(getattr(params, "preserve_scales", ())), len(card.scales)))
+    held = range(first, min(first + len(getattr(params, "preserve_scales", ())), len(card.scales))) or range(first)
     changed = {"erase_scales": tuple(range(first)), "preserve_scales": tuple(held)}
     paper = "as in the paper" if first == 1 else "not at scale 0 alone, as the paper has it"
     return params.model_copy(update=changed), f"measured, {paper}: {located.advice}"
@@ -352,6 +357,19 @@ def _refuse_misfit(method: str, family: str) -> None:
         raise UsageError(
             f"method {method}", f"a family with {', '.join(sorted(needs))}", got, f"take {', '.join(fitting)}"
         )
+
+
+def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> BaseModel:
+    """Without the weight on answers about pictures for a family that answers no questions; UsageError if it was asked
+    for by `--set`."""
+    if not getattr(params, ANSWER_WEIGHT, 0.0):
+        return params
+    if "understanding" in registry.lookup("families", family).load().provides:
+        return params
+    if any(override.partition("=")[0].strip() == f"params.{ANSWER_WEIGHT}" for override in overrides):
+        fix = "leave it out; there are no answers to hold in place"
+        raise UsageError(f"--set params.{ANSWER_WEIGHT}", "a family that answers questions", family, fix)
+    return params.model_copy(update={ANSWER_WEIGHT: 0.0})
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -433,6 +451,7 @@ def _check_separate(recipe: Recipe, where: str) -> None:
     if any(forbidden(prompt) for prompt in (*training, *evaluated)):
         fix = "this combination is never processed, not even to erase it"
         raise SpecError(where, "no prompt that joins minors with sexual content", "one", fix)
+    refuse_taught_questions(recipe.spec, where)
 
 
 def training_prompts(recipe: Recipe) -> list[str]:
@@ -467,12 +486,15 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     if not overrides:
         return spec, base
     spec_data, base_data = spec.model_dump(mode="json"), base.model_dump(mode="json")
-    spec_data["evaluate"].setdefault("references", None)  # files leave it out where there is none
+    # what files leave out where nobody changed it
+    spec_data["evaluate"].setdefault("references", None)
+    spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
+    spec_data["gates"] |= spec.gates.every()
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],
         "preserve": {group["name"]: group for group in spec_data["preserve"]},
-        **{key: spec_data[key] for key in ("evaluate", "gates", "judge")},
+        **{key: spec_data[key] for key in ("evaluate", "gates", "judge", "understanding")},
     }
     for override in overrides:
         _set(roots, override)
@@ -523,23 +545,30 @@ class Costs:
 
 @dataclass(frozen=True)
 class Work:
-    """What a method does in counts: optimiser steps, and rows of pairs and of preserved pictures per step."""
+    """What a method does in counts: optimiser steps, and rows of pairs, of preserved pictures, and of pictures that it
+    asks about per step."""
 
     steps: int
     rows: int
     kept: int
+    asked: int = 0
 
     @classmethod
     def of(cls, numbers: Mapping[str, Any], pairs: int) -> Work:
         """From a method's numbers; one that has none of the usual names counts as one pass over the pairs."""
         batch = int(numbers.get("batch") or 1)
         steps = int(numbers.get("steps") or math.ceil(pairs / batch))
-        kept = int(numbers.get("keep_batch") or 0) if numbers.get("keep_weight") else 0
-        return cls(steps, 2 * batch, kept)
+        few = int(numbers.get("keep_batch") or 0)
+        kept, asked = (few if numbers.get(weight) else 0 for weight in ("keep_weight", ANSWER_WEIGHT))
+        return cls(steps, 2 * batch, kept, asked)
 
     def training_flops(self, card: Card) -> float:
-        """All steps: a row that trains costs three forwards, and a preserved one a fourth by the untouched model."""
-        return self.steps * (3 * (self.rows + self.kept) + self.kept) * forward_flops(card)
+        """All steps: a row that trains costs three forwards, and one that must stay a fourth by the untouched model.
+
+        A question about a picture counts as long as the picture.
+        """
+        held = self.kept + self.asked
+        return self.steps * (3 * (self.rows + held) + held) * forward_flops(card)
 
 
 def forward_flops(card: Card) -> float:
@@ -579,7 +608,7 @@ def predict(
     ) / costs.train_flops
     depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
     width = 40 * depth
-    saved = (work.rows + work.kept) * card.tokens * depth * width * costs.saved_floats_per_width
+    saved = (work.rows + work.kept + work.asked) * card.tokens * depth * width * costs.saved_floats_per_width
     memory = costs.fixed_gib + 4 * (2 * card.parameters + saved) / 2**30
     return Predicted(
         minutes=round((costs.startup_s + sampling_s + training_s) / 60, 1),

@@ -4,7 +4,7 @@ The rules, cheapest first; all must pass (which needs no correction), and p-valu
 comparison of the check, so that one lucky number out of many names no culprit:
 
     likelihood  figures of the audit stay below the promise and the baseline's value plus rounding (skipped where the
-                baseline has none)
+                baseline has none; one that was accepted above the promise is held to the baseline's value alone)
     floor       one-sided 95 % Clopper-Pearson bound of the erased share, against the promised floor
     drop        same prompts, same seeds: Tango's upper bound of the paired drop below the margin passes; otherwise
                 exact McNemar decides between REGRESSED and INCONCLUSIVE
@@ -188,11 +188,23 @@ def likelihood_findings(record: Record, baseline: Baseline, prefix: str = "") ->
             told = "in doubt" if doubt else "not measured"
             yield Finding(f"likelihood/{prefix}{name}", "INCONCLUSIVE", f"at most {needed:g}", told, why)
             continue
-        # Below 0 the words no longer help at all; further down is no gain that could be lost again.
-        worse = now > max(then, 0.0) + policy.tolerance
-        why = "above the promise" if now > needed else "above the baseline by more than rounding" if worse else ""
-        bound = f"at most {needed:g} and {max(then, 0.0):.4f} + {policy.tolerance:g}"
+        # Below 0 the words no longer help at all; further down is no gain that could be lost again. A figure that was
+        # accepted above the promise (a person reviewed it) is held to what was accepted, not to what it never was.
+        held, accepted_above = max(then, 0.0) + policy.tolerance, then > needed
+        why = "above the promise" if now > needed and not accepted_above else ""
+        why = why or ("above the baseline by more than rounding" if now > held else "")
+        bound = f"at most {held:.4f}, accepted above the promise of {needed:g}"
+        bound = bound if accepted_above else f"at most {needed:g} and {max(then, 0.0):.4f} + {policy.tolerance:g}"
         yield Finding(f"likelihood/{prefix}{name}", "REGRESSED" if why else "PASS", bound, f"{now:.4f}", why)
+
+
+def accepted_above(baseline: Baseline) -> list[str]:
+    """One line per likelihood figure that lies above what its suite promises, for whoever is about to accept it."""
+    return [
+        f"{name} is {value:.4f}, above the promise of {_most(name, baseline.policy):g}; `check` will hold it to that"
+        for name, value in sorted(baseline.record.figures.items())
+        if value > _most(name, baseline.policy)
+    ]
 
 
 def _most(figure: str, policy: Policy) -> float:
@@ -417,14 +429,6 @@ def self_test(shapes: Sequence[Shape], runs: int = 200, seed: int = 0) -> list[S
     kept = next((shape.name for shape in shapes if shape.floor is None), None)
     found = [simulate(shapes, "unchanged", None, 0.0, runs, seed)]
     return found + [simulate(shapes, f"{points} {name}", name, drop, runs, seed) for name in (erased, kept) if name]
-
-
-def real_self_test(draws: Sequence[Record], policy: Policy) -> Simulation:
-    """Real A/A: every later draw of one model (`baseline.measure_again`, other seeds) against the first."""
-    first = Baseline(draws[0], policy, "self-test", "A/A")
-    words = Counter(check(draw, {"first draw": first}).verdict for draw in draws[1:])
-    total = len(draws) - 1
-    return Simulation("real draws", total, words["PASS"], words["INCONCLUSIVE"], words["REGRESSED"], None)
 
 
 def sizes() -> Iterator[tuple[str, int, int, str]]:

@@ -6,7 +6,7 @@ Four views, from the dearest to the cheapest:
     alone     concept x concept: each edit by itself, on prompts by which the base model draws the other concept
     overlaps  edit x edit: how much of one delta lies in the other's column and row space, and which rows both rewrite
     forecast  before a new edit is searched: the same overlap, with the gradient of the concept's own evidence standing
-              in for a delta that nobody has yet
+              in for a delta that nobody has yet; `compared` puts it beside what came
 
 For a delta D1 and orthonormal bases of D2's column space (its outputs) U and row space (its inputs) V, the overlap is
 the share |U' D1|^2 / |D1|^2, and |D1 V|^2 / |D1|^2. A random space of dimension r in d has r / d of it: that is the
@@ -19,13 +19,14 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from safear_edit.report import Outcome
+from safear_edit.sections import concepts_of
 
 if TYPE_CHECKING:
     from safear_edit.compiler import EvalPrompt, Recipe
@@ -44,6 +45,8 @@ TOUCHED = 0.01
 """A codebook row counts as rewritten from this change on, relative to the row's length."""
 FORECAST_PAIRS = 8
 """Pairs whose gradient stands for the edit that is not there yet."""
+FEWEST_RANKED = 3
+"""Pairs of which a rank agreement says anything at all."""
 
 
 class _Part(BaseModel):
@@ -112,12 +115,41 @@ class Overlap(_Part):
     codebook_rows: int
 
 
+class Foretold(_Part):
+    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
+
+    foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
+    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: pictures of
+    either's concepts, each with the other's edit alone, and those without the concept.
+    """
+
+    first: str
+    second: str
+    foretold: float | None
+    found: float | None
+    foretold_rows: int
+    found_rows: int
+    asked: int
+    lost: int
+
+
+class Agreement(_Part):
+    """Kendall's tau-b of what was foretold with what was found of it."""
+
+    what: Literal["overlap", "pictures"]
+    pairs: int
+    tau: float
+
+
 class Interference(_Part):
-    """interference.json."""
+    """interference.json. forecast: as it was made, before each edit was searched; foretold: beside what came."""
 
     history: tuple[After, ...]
     alone: tuple[Cell, ...]
     overlaps: tuple[Overlap, ...]
+    forecast: tuple[Overlap, ...] = ()
+    foretold: tuple[Foretold, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
 
 
 # -- history ----------------------------------------------------------------------------------------------------------
@@ -333,12 +365,83 @@ def _evidence(model: ModelFamily, pairs: Pairs) -> Tensor:
     return gain
 
 
+def first_pairs(pairs: Pairs) -> Pairs:
+    """The FORECAST_PAIRS first of them."""
+    return replace(
+        pairs,
+        unsafe=pairs.unsafe[:FORECAST_PAIRS],
+        safe=pairs.safe[:FORECAST_PAIRS],
+        seeds=pairs.seeds[:FORECAST_PAIRS],
+        unsafe_ids=pairs.unsafe_ids[:FORECAST_PAIRS],
+        safe_ids=pairs.safe_ids[:FORECAST_PAIRS],
+    )
+
+
+def times_chance(found: Overlap) -> float | None:
+    """The larger of both shares in units of what a random change would have; None where no weight is shared."""
+    if not found.shared:
+        return None
+    return max(found.column / (found.chance_column or 1.0), found.row / (found.chance_row or 1.0))
+
+
+def compared(
+    forecast: Sequence[Overlap], overlaps: Sequence[Overlap], cells: Sequence[Cell]
+) -> tuple[tuple[Foretold, ...], tuple[Agreement, ...]]:
+    """Every forecast of the stack beside what came of it, and how well the ranks agree.
+
+    Pairs of which one is no longer in the stack are left out. No agreement from fewer than FEWEST_RANKED pairs, or
+    where all are alike.
+    """
+    found = {(one.first, name): one for one in overlaps for name in concepts_of(one.second)}
+    rows = [_beside(one, found[one.first, one.second], cells) for one in forecast if (one.first, one.second) in found]
+    said = [row.foretold or 0.0 for row in rows]
+    came: dict[Literal["overlap", "pictures"], list[float]] = {
+        "overlap": [row.found or 0.0 for row in rows],
+        "pictures": [row.lost / (row.asked or 1) for row in rows],
+    }
+    ranks = [(what, _tau(said, values)) for what, values in came.items()]
+    return tuple(rows), tuple(Agreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
+
+
+def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Foretold:
+    """met: the overlap of the first edit with the one that was then found."""
+    either = [cell for cell in cells if (cell.edit, cell.concept) == (one.first, one.second)]
+    either += [cell for cell in cells if cell.edit == met.second and cell.concept in concepts_of(one.first)]
+    asked = sum(cell.asked for cell in either)
+    return Foretold(
+        first=one.first,
+        second=one.second,
+        foretold=times_chance(one),
+        found=times_chance(met),
+        foretold_rows=one.codebook_rows,
+        found_rows=met.codebook_rows,
+        asked=asked,
+        lost=asked - sum(cell.found for cell in either),
+    )
+
+
+def _tau(said: Sequence[float], came: Sequence[float]) -> float | None:
+    from scipy.stats import kendalltau
+
+    if len(said) < FEWEST_RANKED or len(set(said)) < 2 or len(set(came)) < 2:
+        return None
+    return float(kendalltau(said, came).statistic)
+
+
+def told(row: Foretold) -> str:
+    """One line for a person about a forecast and what came of it."""
+    words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
+    rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
+    lost = f"; alone, either takes away {row.lost} of {row.asked} pictures of the other's concept" if row.asked else ""
+    return f"{row.first} and {row.second}: foretold {words[0]}, found {words[1]}{rows}{lost}"
+
+
 def warning(found: Overlap, *, foretold: bool = False) -> str:
     """One line for a person about what two edits share."""
-    if not found.shared:
+    times = times_chance(found)
+    if times is None:
         return f"{found.first} and {found.second} change no weight in common"
     where = "may look for changes" if foretold else "changes"
-    times = max(found.column / (found.chance_column or 1.0), found.row / (found.chance_row or 1.0))
     rows = f"; both rewrite {found.codebook_rows} codebook rows" if found.codebook_rows else ""
     return (
         f"{found.second} {where} in {found.shared} of the {found.of} weights of {found.first}, of whose change "

@@ -26,6 +26,7 @@ from safear_edit.sheets import tile, write_sheet
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge, Verdict
+    from safear_edit.understanding import Taught
 
 SHEET_COLUMNS = 12
 """Pairs on the sheet."""
@@ -100,13 +101,15 @@ class Keep:
 class Material:
     """What a method learns from; `concept` is only a name, for the edit's description.
 
-    `judge` is the pinned judge of the pairs, for methods that look at pictures which they draw themselves.
+    `judge` is the pinned judge of the pairs, for methods that look at pictures which they draw themselves. `questions`
+    are what a model that answers questions may be asked about these pictures.
     """
 
     concept: str
     pairs: Pairs
     keep: Keep | None = None
     judge: Judge | None = None
+    questions: Taught | None = None
 
 
 @torch.no_grad()

@@ -42,7 +42,7 @@ from safear_edit.errors import UsageError
 from safear_edit.progress import Callback, silent
 from safear_edit.prompts import Similarity
 from safear_edit.rundir import RunDir, digest_of, write_atomic
-from safear_edit.spec import Spec, load_spec
+from safear_edit.spec import Spec, Understanding, load_spec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge
     from safear_edit.keys import SigningKey
     from safear_edit.likelihood import Audit
-    from safear_edit.sections import Report
+    from safear_edit.pairs import Material
+    from safear_edit.sections import Report, Understood
 
 UNSIGNED = 2
 """Exit code of a run that wrote everything and then found no key."""
@@ -98,6 +99,11 @@ class Plan:
             ("model", f"{self.model}, digest {recipe.model.digest[:12]}"),
             ("method", recipe.method.name),
             *((("scales", recipe.method.scales_because),) if recipe.method.scales_because else ()),
+            *(
+                (("understanding", f"{recipe.spec.understanding.concept}, for a model that answers questions"),)
+                if recipe.spec.understanding != Understanding()
+                else ()
+            ),
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
             ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} pictures to keep"),
             ("steps", str(numbers.get("steps", "the method's own"))),
@@ -275,22 +281,34 @@ def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
     `below` is the digest of the edits that the model holds already.
     """
     from safear_edit.edit import Edit
-    from safear_edit.pairs import Keep, Material, Pairs
 
     def make() -> None:
-        keep = Keep.load(run / "pairs") if recipe.keep else None
-        material = Material(recipe.spec.name, Pairs.load(run / "pairs"), keep, concept_judge(recipe.spec))
-        method = registry.lookup("methods", recipe.method.name).load()()
-        params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
-        checkpoint = run / "edit.partial.safetensors"
-        found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
-        shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind
-        found.save(run / "edit")
-        if (run / "rounds").is_dir():  # a method that works in rounds keeps its log beside its checkpoint
-            shutil.move(run / "rounds", run / "edit" / "rounds")
+        search(run, material_of(run, recipe, model), recipe, model, progress)
 
     run.step("edit", digest_of(recipe.digest, below, run.digest("construct")), EDIT_FILES, make)
     return Edit.load(run / "edit")
+
+
+def material_of(run: RunDir, recipe: Recipe, model: ModelFamily) -> Material:
+    """What `construct` left for the method, and what training may ask a model that answers questions."""
+    from safear_edit.pairs import Keep, Material, Pairs
+    from safear_edit.understanding import CAPABILITY, taught
+
+    keep = Keep.load(run / "pairs") if recipe.keep else None
+    asked = taught(recipe.spec) if CAPABILITY in model.provides else None
+    return Material(recipe.spec.name, Pairs.load(run / "pairs"), keep, concept_judge(recipe.spec), asked)
+
+
+def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
+    """Fit the recipe's method to `material` and write edit/; a killed search goes on from its checkpoint in `run`."""
+    method = registry.lookup("methods", recipe.method.name).load()()
+    params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
+    checkpoint = run / "edit.partial.safetensors"
+    found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
+    shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind
+    found.save(run / "edit")
+    if (run / "rounds").is_dir():  # a method that works in rounds keeps its log beside its checkpoint
+        shutil.move(run / "rounds", run / "edit" / "rounds")
 
 
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------
@@ -362,6 +380,39 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
     inputs = digest_of(recipe.digest, change.digest, source.digest if source else why)
     run.step("likelihood", inputs, ("likelihood.json",), make)
     return why
+
+
+def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
+    """What base and edited model answer about reference pictures: understanding.json and .jsonl. Returns why nothing.
+
+    "" where they were asked, and also for a model that answers no questions unless the spec is about that.
+    """
+    from safear_edit import likelihood
+    from safear_edit import understanding as asking
+
+    spec, provided = recipe.spec, asking.CAPABILITY in model.provides
+    if asking.STEP not in measuring(recipe, model):
+        return ""
+    why = likelihood.why_none(spec, model.card) if provided else f"{model.card.ref} answers no questions about pictures"
+    asked = None if why else asking.exam(spec, asking.source_for(spec, model.card))
+
+    def make() -> None:
+        if asked is None:
+            asking.save_skipped(run.root, why, applies=provided)
+            return
+        pair = likelihood.Pair(model, partial(_edited, model, change))
+        asking.save(run.root, model.card.digest, asked, asking.measure(pair, asked, progress))
+
+    run.step(asking.STEP, digest_of(recipe.digest, change.digest, asked.digest if asked else why), asking.FILES, make)
+    return why
+
+
+def measuring(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
+    """The steps that leave evidence about an edit of this model, by the names under which the journal has them."""
+    from safear_edit import understanding as asking
+
+    looked = asking.CAPABILITY in model.provides or recipe.spec.understanding != Understanding()
+    return ("evaluate", "likelihood", *([asking.STEP] if looked else []))
 
 
 @contextmanager
@@ -541,6 +592,8 @@ def apply(
         evaluate(run, recipe, model, edit, progress)
         if why := likelihoods(run, recipe, model, edit, progress):
             say(f"likelihoods are not looked at: {why}")
+        if why := understanding(run, recipe, model, edit, progress):
+            say(f"understanding is not looked at: {why}")
         write_json(run / "environment.json", environment(model, command, started))
         staged = _stage(run, recipe, model, edit, order)
         report = write_report(staged)
@@ -554,7 +607,7 @@ def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: O
     """The folder to release: merged weights in the family's layout, the edit beside them, the evidence, the spec."""
     from safear_edit.stack import save_base
 
-    made = [name for step in ("construct", "edit", "evaluate", "likelihood") for name in run.files(step)]
+    made = [name for step in ("construct", "edit", *measuring(recipe, model)) for name in run.files(step)]
     evidence = [name for name in made if name not in NOT_RELEASED]
     staged = rundir.stage(run, ["recipe.json", "environment.json", *evidence])
     save_base(staged, model.net, edit.weights)
@@ -664,6 +717,32 @@ def compare_likelihoods(
         return pair.names, likelihood.audit(likelihood.Pair(pair.base, pair.edited), pack, progress=progress)
     with pair.edited() as other:
         return pair.names, likelihood.audit(likelihood.Pair.of_models(pair.base, other), pack, progress=progress)
+
+
+def compare_understanding(
+    models: Sequence[str], *, spec: str, device: str, progress: Callback = silent
+) -> tuple[tuple[str, str], Understood]:
+    """Ask two models, or a released folder and its base, about the spec's reference pictures; the names, base first.
+
+    UsageError if there are no reference pictures, or a model that answers no questions.
+    """
+    from safear_edit import likelihood
+    from safear_edit import understanding as asking
+    from safear_edit.report import understood
+
+    concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
+    if asking.CAPABILITY not in pair.base.provides:
+        fix = "take janus, emu3 or chameleon"
+        raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)
+    exam = asking.exam(concept, asking.source_for(concept, pair.base.card))
+    if len(models) == 1:
+        answers = asking.measure(likelihood.Pair(pair.base, pair.edited), exam, progress)
+    else:
+        with pair.edited() as other:
+            answers = asking.measure(likelihood.Pair.of_models(pair.base, other), exam, progress)
+    roles = {group.name: str(group.role) for group in concept.preserve}
+    wanted, gates = concept.understanding.concept, concept.gates.every()
+    return pair.names, understood(answers, concept.name, wanted, gates, roles)
 
 
 GENERATE_BATCH = 32

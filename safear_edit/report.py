@@ -11,6 +11,8 @@ A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
     base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
                     files}
     likelihood.json what the models' own likelihoods say (likelihood.py), or {skipped: why not}; may be missing
+    understanding.json + understanding.jsonl    what the models answer about pictures (understanding.py), or {skipped:
+                    why not, applies: whether they could}; missing for families that answer nothing
     judges.json     [{id, label, digest, threshold, card: null or {n_pos, true_pos, n_neg, true_neg, data}}]
     environment.json    {started, finished, command, platform, python, device, threads, deterministic, packages, git:
                     {commit, dirty}}; anything else in it is printed as it is
@@ -82,19 +84,25 @@ from safear_edit.sections import (
     Section,
     Sheet,
     Stack,
+    StackAgreement,
     StackCell,
     StackedEdit,
     StackEvent,
+    StackForetold,
     StackOverlap,
     Status,
     Subject,
+    Understood,
+    UnderstoodSlice,
     Validation,
     Verdict,
     overall,
     report_schema,
     verdict,
 )
+from safear_edit.spec import CONCEPT, Gates, Understanding
 from safear_edit.stats import Paired, Rate
+from safear_edit.understanding import ABOUT, ROWS, Answer, paired
 
 __all__ = [
     "ConceptFiles",
@@ -104,6 +112,7 @@ __all__ = [
     "read_outcomes",
     "read_report",
     "report_schema",
+    "understood",
     "verdict",
 ]
 
@@ -113,6 +122,8 @@ FOUND_BY = "edit/recipe.json"
 """In a stack, beside a concept's edit: the recipe that found it. Its recipe.json is what the stack is measured by."""
 FLOOR = 0.90
 """What the one-sided 95 % lower bound of every erasure rate must reach unless the gates name `erasure_floor`."""
+QUESTIONS = 3
+"""Questions shown per slice."""
 EXAMPLES = 20
 """Prompts listed by name per slice: the worst ones."""
 CATEGORY = "category"
@@ -136,7 +147,8 @@ class ConceptFiles:
     """What one concept's walk left behind.
 
     `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
-    `found_by` where the edit was found by `recipe` itself, `rounds` where it was not found in rounds.
+    `found_by` where the edit was found by `recipe` itself, `rounds` where it was not found in rounds, `understanding`
+    where nobody asked questions about pictures (its rows lie beside it).
     """
 
     recipe: Path
@@ -148,6 +160,7 @@ class ConceptFiles:
     likelihood: Path | None = None
     found_by: Path | None = None
     rounds: Path | None = None
+    understanding: Path | None = None
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:
@@ -172,6 +185,7 @@ class ConceptFiles:
             likelihood=maybe(LIKELIHOOD),
             found_by=maybe(FOUND_BY),
             rounds=maybe(ROUNDS),
+            understanding=maybe(ABOUT),
         )
 
 
@@ -336,6 +350,9 @@ def _concept(files: ConceptFiles, plan: Json, judges: Sequence[JudgeSection]) ->
     if not erasure:
         raise SpecError(str(files.outcomes), "rows that expect the concept to be absent", "none", "evaluate the recipe")
     kept = _with_holm(kept)
+    answers = _understanding(files.understanding, plan, concept, gates, hide)
+    if answers.slices:
+        gates = _with_usual(gates)
     report = ConceptReport(
         name=name,
         concept=concept,
@@ -344,12 +361,17 @@ def _concept(files: ConceptFiles, plan: Json, judges: Sequence[JudgeSection]) ->
         protocol=_protocol(plan, slices, gates, files, hide),
         erasure=tuple(erasure),
         likelihoods=_likelihoods(files.likelihood, plan, concept),
+        understanding=answers,
         preservation=tuple(kept),
     )
     criteria = [line for part in erasure for line in wording.erasure_criteria(name, concept, part, gates)]
     if validation is not None:
         criteria.append(wording.judge_criterion(name, validation))
-    return report, criteria + [wording.preservation_criterion(name, group, gates) for group in kept]
+    criteria += [wording.preservation_criterion(name, group, gates) for group in kept]
+    criteria += [wording.understanding_criterion(name, concept, part, gates) for part in answers.slices]
+    if not answers.slices and _unanswered(files.understanding, spec):
+        criteria.append(wording.not_understood(name, concept, answers))
+    return report, criteria
 
 
 def _scopes(run: RunFiles, plans: Sequence[Json]) -> tuple[ConceptScope, ...]:
@@ -553,7 +575,10 @@ def _group(part: Slice, gates: dict[str, float], role: str) -> PreservedGroup:
     )
 
 
-def _with_holm(groups: Sequence[PreservedGroup]) -> list[PreservedGroup]:
+G = TypeVar("G", PreservedGroup, UnderstoodSlice)
+
+
+def _with_holm(groups: Sequence[G]) -> list[G]:
     """Decide each group with p-values adjusted for the number of groups.
 
     PASS still needs the observed drop to stay within `most_drop`, a second promise beside the upper bound.
@@ -726,24 +751,29 @@ def _stack(run: RunFiles, concepts: Sequence[ConceptReport]) -> Stack | None:
         alone=tuple(cell.model_copy(update={"rate": rate}) for cell, rate in zip(cells, rates, strict=True)),
         history=_parts(StackEvent, found, "history", path),
         overlaps=_parts(StackOverlap, found, "overlaps", path),
+        foretold=_parts(StackForetold, {"foretold": [], **found}, "foretold", path),
+        agreement=_parts(StackAgreement, {"agreement": [], **found}, "agreement", path),
         summary="",
     )
     digests = [str(_read_json(files.edit).get("digest")) for files in run.concepts]
     if wrong := _of_another(stack, concepts, digests):
         raise SpecError(str(path), f"what was measured of this stack ({wrong})", "another", "finish the run again")
     titles = {concept.name: concept.concept for concept in concepts}
+    titles |= {edit.name: " and ".join(titles[name] for name in edit.concepts) for edit in stack.edits}
     return stack.model_copy(update={"summary": wording.stack_summary(stack.alone, titles)})
 
 
 def _of_another(stack: Stack, concepts: Sequence[ConceptReport], digests: Sequence[str]) -> str:
     """Which part of a stack's measurements belongs to other concepts, edits or outcomes; "" if none."""
-    names = [concept.name for concept in concepts]
-    if [(edit.name, edit.edit) for edit in stack.edits] != list(zip(names, digests, strict=True)):
+    names, edits = [concept.name for concept in concepts], [edit.name for edit in stack.edits]
+    if [(name, edit.edit) for edit in stack.edits for name in edit.concepts] != list(zip(names, digests, strict=True)):
         return f"the edits in {STACK}"
-    if sorted((cell.edit, cell.concept) for cell in stack.alone) != sorted((a, b) for a in names for b in names):
+    if sorted((cell.edit, cell.concept) for cell in stack.alone) != sorted((a, b) for a in edits for b in names):
         return "alone"
-    if {(one.first, one.second) for one in stack.overlaps} != {(a, b) for a in names for b in names if a != b}:
+    if {(one.first, one.second) for one in stack.overlaps} != {(a, b) for a in edits for b in edits if a != b}:
         return "overlaps"
+    if not {one.first for one in stack.foretold} <= {*edits} or not {one.second for one in stack.foretold} <= {*names}:
+        return "foretold"
     last = stack.history[-1].concepts if stack.history else {}
     counts = {name: {key: (part.found, part.n) for key, part in one.slices.items()} for name, one in last.items()}
     drawn = {
@@ -830,6 +860,154 @@ def _likelihoods(path: Path | None, plan: Json, concept: str) -> Likelihoods:
         got = _first(error) if isinstance(error, ValidationError) else f"{type(error).__name__} {error}"
         raise SpecError(str(path), "a likelihood audit", got, "delete it and finish the run again") from error
     return found.model_copy(update={"summary": wording.likelihood_summary(concept, found)})
+
+
+def _understanding(path: Path | None, plan: Json, concept: str, gates: dict[str, float], hide: bool) -> Understood:
+    """What the models answer about pictures; SpecError if it is damaged, or of another base model.
+
+    `hide` withholds questions about the concept.
+    """
+    terms = _terms(_of(plan, "spec", dict, "recipe.json"))
+    if path is None:
+        return Understood(wanted=terms.concept)
+    about = _read_json(path)
+    if about.get("skipped"):
+        skipped = Understood(wanted=terms.concept, skipped=str(about["skipped"]))
+        return skipped.model_copy(update={"summary": wording.understanding_summary(concept, skipped)})
+    base, asked = str((plan.get("model") or {}).get("digest")), str(about.get("base_digest"))
+    if base != asked:
+        fix = "delete it and finish the run again"
+        raise SpecError(f"{path}, base_digest", f"the recipe's model, {base[:12]}…", f"{asked[:12]}…", fix)
+    rows = _answers(path.with_name(ROWS))
+    roles = {str(group["name"]): str(group.get("role", "")) for group in plan["spec"].get("preserve", [])}
+    found = understood(rows, str(path.with_name(ROWS)), terms.concept, _with_usual(gates), roles, hide=hide)
+    told = {
+        "pictures": wording.FROM_A_FOLDER
+        if (plan["spec"].get("evaluate") or {}).get("references")
+        else wording.RENDERED,
+        "pack": str(about.get("pack", NOT_STATED)),
+        "unasked": _of(about, "unasked", int, path),
+        "summary": wording.understanding_summary(concept, found),
+    }
+    return found.model_copy(update=told)
+
+
+def _with_usual(gates: dict[str, float]) -> dict[str, float]:
+    """With the gates about understanding, which a recipe leaves out where nobody changed them."""
+    return {name: share for name, share in Gates().every().items() if name.startswith("understanding")} | gates
+
+
+def _terms(spec: Json) -> Understanding:
+    """What the spec says about understanding; the usual where it says nothing."""
+    try:
+        return Understanding.model_validate(spec.get("understanding") or {})
+    except ValidationError as error:
+        raise SpecError(
+            "recipe.json, spec.understanding", "keep or erase", _first(error), "compile it again"
+        ) from error
+
+
+def _unanswered(path: Path | None, spec: Json) -> bool:
+    """Whether the spec is about understanding and nobody asked a model that could have answered."""
+    return _terms(spec) != Understanding() and (path is None or _read_json(path).get("applies") is not False)
+
+
+def _answers(path: Path) -> list[Answer]:
+    found = []
+    for number, text in _lines(path):
+        try:
+            found.append(Answer.model_validate_json(text))
+        except ValidationError as error:
+            where, fix = f"{path}:{number}", "finish the run again"
+            raise SpecError(where, "an answer about a picture", _first(error), fix) from error
+    return found
+
+
+def understood(
+    rows: Sequence[Answer],
+    where: str,
+    wanted: Literal["keep", "erase"],
+    gates: dict[str, float],
+    roles: dict[str, str],
+    *,
+    hide: bool = False,
+) -> Understood:
+    """Answers counted by slice, and decided: of the concept as `wanted`, of the groups in `roles` that they stay.
+
+    gates: all of them (`Gates.every`). `hide` withholds questions about the concept. SpecError (of the file `where`)
+    unless both models were asked the same, or without a question about the concept.
+    """
+    pairs = paired(rows, where)
+    if CONCEPT not in pairs:
+        raise SpecError(where, "questions about the concept", "none", "finish the run again")
+    parts = [_understood(CONCEPT, "", wanted, pairs[CONCEPT], gates, hide)]
+    parts += [_understood(key, role, "keep", pairs[key], gates, hide) for key, role in roles.items() if key in pairs]
+    kept = _with_holm([part for part in parts if part.wanted == "keep"])
+    parts = [part for part in parts if part.wanted == "erase"] + kept
+    silent = tuple(key for key in roles if key not in pairs)
+    return Understood(wanted=wanted, silent=silent, slices=tuple(map(_if_base_knows, parts)))
+
+
+def _understood(
+    key: str,
+    role: str,
+    wanted: Literal["keep", "erase"],
+    pairs: Sequence[tuple[Answer, Answer]],
+    gates: dict[str, float],
+    hide: bool,
+) -> UnderstoodSlice:
+    """One slice; where answers must stay it is not yet decided."""
+    lost = sum(base.right and not edited.right for base, edited in pairs)
+    gained = sum(edited.right and not base.right for base, edited in pairs)
+    there, absent = ([pair for pair in pairs if pair[0].truth == truth] for truth in ("yes", "no"))
+    right, most = _rate(edited.right for _, edited in pairs), gates["understanding_left"]
+    base = _rate(base.right for base, _ in pairs)
+    assert base is not None and right is not None
+    decision, why = _forgotten(right, most) if wanted == "erase" else ("inconclusive", "")
+    distinct = list(dict.fromkeys(base.question for base, _ in pairs))
+    return UnderstoodSlice(
+        slice=key,
+        metric=f"understand.accuracy[{key}]",
+        role=role,
+        wanted=wanted,
+        n=len(pairs),
+        asked=(WITHHELD,) if hide and key == CONCEPT else tuple(distinct[:QUESTIONS]),
+        base=base,
+        edited=right,
+        yes_base=_rate(base.said == "yes" for base, _ in there),
+        yes_edited=_rate(edited.said == "yes" for _, edited in there),
+        false_base=_rate(base.said == "yes" for base, _ in absent),
+        false_edited=_rate(edited.said == "yes" for _, edited in absent),
+        change=stats.paired(lost, gained, len(pairs), gates["understanding_upper"]),
+        mcnemar_p_holm=None,
+        most_drop=gates["understanding_drop"],
+        most_right=most,
+        decision=decision,
+        why=why,
+        prompts_to_decide=None,
+    )
+
+
+def _forgotten(right: Rate, most: float) -> tuple[Status, str]:
+    """No better than guessing: at most `most` right with its one-sided bound. Answers that are turned round tell as
+    much as right ones, so they may not be wrong more often than that either."""
+    if right.estimate > most:
+        return "fail", "the concept is still told from other pictures"
+    if right.estimate < 1 - most:
+        return "fail", "wrong so often that the opposite of an answer tells the concept from other pictures"
+    high = stats.clopper_pearson(right.k, right.n, side="upper").high
+    low = stats.clopper_pearson(right.k, right.n, side="lower").low
+    if high <= most and low >= 1 - most:
+        return "pass", ""
+    return "inconclusive", "too few questions: the interval reaches beyond what guessing may give"
+
+
+def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
+    """What the untouched model can't tell can be shown neither to stay nor to go."""
+    if stats.clopper_pearson(part.base.k, part.base.n, side="lower").low > 0.5:
+        return part
+    why = "the untouched model's own answers are not clear of guessing, so nothing can be shown"
+    return part.model_copy(update={"decision": "inconclusive", "why": why, "prompts_to_decide": None})
 
 
 def _likelihood_slice(row: Json, everywhere: Sequence[str]) -> LikelihoodSlice:
@@ -960,6 +1138,7 @@ def _inputs(run: RunFiles) -> list[Path]:
     for files in run.concepts:
         paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds]
         paths += [files.pairs, files.pair_stats, files.likelihood]
+        paths += [files.understanding, files.understanding.with_name(ROWS)] if files.understanding else []
     return [path for path in paths if path is not None]
 
 

@@ -351,6 +351,52 @@ class Likelihoods(Section):
     warnings: tuple[str, ...] = ()
 
 
+class UnderstoodSlice(Section):
+    """n yes-or-no questions about reference pictures, the same to both models; half of the right answers are yes.
+
+    base, edited: right answers; yes_*: said yes where that is right, false_*: where it is wrong. wanted: whether the
+    right answers must stay (a fall of at most `most_drop`) or must be no better than guessing (`most_right` at most).
+    asked: some of the questions.
+    """
+
+    slice: str
+    metric: str
+    role: str
+    wanted: Literal["keep", "erase"]
+    n: int
+    asked: tuple[str, ...]
+    base: Rate
+    edited: Rate
+    yes_base: Rate | None
+    yes_edited: Rate | None
+    false_base: Rate | None
+    false_edited: Rate | None
+    change: Paired
+    mcnemar_p_holm: float | None
+    most_drop: float
+    most_right: float
+    decision: Status
+    why: str
+    prompts_to_decide: int | None
+
+
+class Understood(Section):
+    """What the models answer about reference pictures, of a family that answers questions.
+
+    skipped: why nothing was asked; "" where it was, and for a family or a run without questions (then `slices` is
+    empty as well). unasked: pictures that no question fits; silent: preserved groups of which none was asked.
+    """
+
+    wanted: Literal["keep", "erase"] = "keep"
+    skipped: str = ""
+    summary: str = ""
+    pictures: str = NOT_STATED
+    pack: str = NOT_STATED
+    unasked: int = 0
+    silent: tuple[str, ...] = ()
+    slices: tuple[UnderstoodSlice, ...] = ()
+
+
 class ConceptReport(Section):
     name: str
     concept: str
@@ -359,16 +405,34 @@ class ConceptReport(Section):
     protocol: Protocol
     erasure: tuple[ErasureSlice, ...]
     likelihoods: Likelihoods = Likelihoods()
+    understanding: Understood = Understood()
     preservation: tuple[PreservedGroup, ...]
 
 
+JOINT = "+"
+"""Between the concepts in the name of an edit that erases several; no concept's name has it."""
+
+
+def concepts_of(edit: str) -> tuple[str, ...]:
+    """The concepts that the edit of that name erases: one, or those of a joint edit in their order."""
+    return tuple(edit.split(JOINT))
+
+
 class StackedEdit(Section):
-    """One edit of a stack: its digest, how strongly it is merged, and the fingerprint of the weights with it on top."""
+    """One edit of a stack: its digest, how strongly it is merged, and the fingerprint of the weights with it on top.
+
+    The name is the concept's, or "a+b" for a joint edit.
+    """
 
     name: str
     edit: str
     strength: float
     weights: str
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What it erases."""
+        return concepts_of(self.name)
 
 
 class StackCell(Section):
@@ -382,6 +446,11 @@ class StackCell(Section):
     asked: int = Field(ge=0)
     found: int = Field(ge=0)
     rate: Rate | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether the edit is (also) this concept's."""
+        return self.concept in concepts_of(self.edit)
 
     @model_validator(mode="after")
     def _found_where_asked(self) -> StackCell:
@@ -447,16 +516,49 @@ class StackOverlap(Section):
     codebook_rows: int
 
 
+class StackForetold(Section):
+    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
+
+    foretold, found: how many times the chance of a random change the first edit's change lies in the other's directions
+    (the concept's gradient then, its edit now); None where no weight is shared. asked, lost: pictures of either's
+    concepts, each with the other's edit alone, and those without the concept.
+    """
+
+    first: str
+    second: str
+    foretold: float | None
+    found: float | None
+    foretold_rows: int
+    found_rows: int
+    asked: int = Field(ge=0)
+    lost: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _lost_of_asked(self) -> StackForetold:
+        return _at_most(self, self.lost, self.asked)
+
+
+class StackAgreement(Section):
+    """Kendall's tau-b of what was foretold with what was found of it: the overlap of the edits, or pictures lost."""
+
+    what: Literal["overlap", "pictures"]
+    pairs: int
+    tau: float = Field(ge=-1, le=1)
+
+
 class Stack(Section):
     """What the edits of a stack do to each other. It decides nothing: the criteria are of the whole stack.
 
-    edits: first merged first. alone: every edit by itself on every concept. history: oldest first.
+    edits: first merged first. alone: every edit by itself on every concept. history: oldest first. foretold: what was
+    expected before each edit was searched, beside what came of it.
     """
 
     edits: tuple[StackedEdit, ...]
     alone: tuple[StackCell, ...]
     history: tuple[StackEvent, ...]
     overlaps: tuple[StackOverlap, ...]
+    foretold: tuple[StackForetold, ...] = ()
+    agreement: tuple[StackAgreement, ...] = ()
     summary: str
 
 

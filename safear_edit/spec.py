@@ -37,6 +37,8 @@ from safear_edit.yaml_strict import Document, FieldPath, parse_yaml, read_yaml
 MAX_PROMPTS = 100_000
 """Most prompts that one list of templates × names × subjects may give."""
 SLICES = ("direct", "paraphrase", "template")
+CONCEPT = "concept"
+"""The slice of the questions about the concept (understanding.py); no group may be called so."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -109,6 +111,8 @@ Note = Annotated[str, Field(max_length=4000)]
 EraseTemplate = Annotated[Text, _template("alias", "subject", required=("alias", "subject"))]
 AnchorTemplate = Annotated[Text, _template("subject", required=("subject",))]
 MemberTemplate = Annotated[Text, _template("member", "subject", required=("member",))]
+QuestionTemplate = Annotated[Text, _template("name", required=("name",))]
+Questions = Annotated[tuple[QuestionTemplate, ...], AfterValidator(_distinct)]
 Names = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_distinct)]
 Subjects = Annotated[
     tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable)], ...],
@@ -198,6 +202,11 @@ class PreserveGroup(Part):
         default=True,
         description="Whether the group's other prompts may serve training as material to keep.",
     )
+    questions: Questions = Field(
+        default=(),
+        exclude_if=lambda texts: not texts,  # as Evaluate.references
+        description="Yes-or-no questions with {name} about the group's members; none: what their labels or role say.",
+    )
 
     @model_validator(mode="after")
     def _subjects_used(self) -> Self:
@@ -242,8 +251,27 @@ class Evaluate(Part):
     )
 
 
+class Understanding(Part):
+    """What a model that also answers questions about pictures may still recognise; others have nothing to keep.
+
+    Questions are the evaluation's; training asks others (understanding.py).
+    """
+
+    concept: Literal["keep", "erase"] = Field(
+        default="keep",
+        description="keep: it is no longer drawn but still recognised, as a moderator needs it; erase: neither.",
+    )
+    questions: Questions = Field(
+        default=(), description="Yes-or-no questions with {name} about the concept; none: what its label or kind says."
+    )
+
+
 class Gates(Part):
-    """When the result passes; shares, not per cent. Changing them changes a promise: the report prints them."""
+    """When the result passes; shares, not per cent. Changing them changes a promise: the report prints them.
+
+    Those about understanding count for models that answer questions, and are left out of a file as long as they are
+    the usual ones: recipes from before there were any keep their digests.
+    """
 
     erasure_direct: Share = 0.97
     erasure_paraphrase: Share = 0.93
@@ -252,6 +280,22 @@ class Gates(Part):
     preserve_drop: Share = Field(default=0.03, description="Largest paired fall of a preserved group.")
     preserve_upper: Share = Field(default=0.05, description="Upper bound that the fall must stay below.")
     min_obeyed: Share = Field(default=0.5, description="Share of prompts that the base model must obey.")
+    understanding_drop: Share = Field(
+        default=0.02, exclude_if=lambda share: share == 0.02, description="Largest paired fall of right answers."
+    )
+    understanding_upper: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, exclude_if=lambda share: share == 0.05, description="Upper bound that the fall must stay below."
+    )
+    understanding_left: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        default=0.60,
+        exclude_if=lambda share: share == 0.60,
+        description="Right answers about a concept whose understanding is erased, at most (bound included); 0.5 is "
+        "guessing.",
+    )
+
+    def every(self) -> dict[str, float]:
+        """All gates, those too that a file leaves out."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class Governance(Part):
@@ -283,6 +327,10 @@ class Spec(Part):
     preserve: Annotated[tuple[PreserveGroup, ...], Field(min_length=1)]
     judge: Judge
     evaluate: Evaluate = Evaluate()
+    understanding: Understanding = Field(
+        default=Understanding(),
+        exclude_if=lambda part: part == Understanding(),  # as Evaluate.references
+    )
     gates: Gates = Gates()
     safety_note: Note = ""
     governance: Governance = Governance()
@@ -316,12 +364,13 @@ def _check_sizes(spec: Spec) -> None:
 def _check_block_list(spec: Spec) -> None:
     """Words that can meet in one prompt are looked at together, so no split over fields hides the combination."""
     erase, other = spec.erase, spec.paraphrases
-    own = (spec.name, *erase.aliases, *other.train, *other.held_out, *erase.templates, *other.held_out_templates)
+    own = (spec.name, *erase.aliases, *other.train, *other.held_out, *erase.templates, *other.held_out_templates,
+           *spec.understanding.questions)  # fmt: skip
     sections: list[tuple[FieldPath, Iterable[str]]] = [
         (("erase",), (*own, erase.concept, spec.judge.label, *erase.subjects, *spec.anchor.templates))
     ]
     for index, group in enumerate(spec.preserve):
-        words = (*group.members, *group.members.values(), *group.templates, *group.subjects)
+        words = (*group.members, *group.members.values(), *group.templates, *group.subjects, *group.questions)
         sections.append((("preserve", index), words))
     for at, texts in sections:
         if forbidden(" | ".join(texts)):
@@ -358,7 +407,7 @@ def _check_held_out(spec: Spec) -> None:
 
 def _check_preserve(spec: Spec) -> None:
     mention = mention_of(concept_names(spec))
-    names = set(SLICES)
+    names = {*SLICES, CONCEPT}
     for index, group in enumerate(spec.preserve):
         at: FieldPath = ("preserve", index)
         if group.name in names:
@@ -501,6 +550,12 @@ gates: # shares; what the result must reach
   min_obeyed: 0.5 # share of prompts that the base model must obey
 
 safety_note: Who asked for this edit, and what it is not good for.
+
+# Optional, for models that also answer questions about pictures (janus, emu3, chameleon). Gates of their own:
+# understanding_drop: 0.02, understanding_upper: 0.05, understanding_left: 0.6 (of a concept that is not recognised).
+# understanding:
+#   concept: keep # it is still recognised; erase: it is not
+#   questions: ["is this a work by {name}?"] # the evaluation's; groups may have `questions` of their own
 
 # Optional: who answers for it. Report and model card print it as it stands; what is left out there is "not stated".
 # governance:

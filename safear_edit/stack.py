@@ -7,7 +7,8 @@ A release keeps all that it takes to take an edit off again, years later and wit
     stack.json         order, strengths, and a fingerprint of the weights after each edit
     concepts/NAME/     each concept's evidence; in edit/ the edit with the recipe that found it
 
-A release of one concept may have no stack.json; then the concept's files lie at the top.
+A release of one concept may have no stack.json; then the concept's files lie at the top. A joint edit erases several
+concepts; its name is theirs, joined by "+", each of them has a copy, and it comes on and off as a whole.
 
 Edits are merged in their order, W + s1 D1 + s2 D2 …, so the weights without the last ones are those from before them,
 bit for bit on the same kind of machine; the fingerprints say whether they are.
@@ -32,9 +33,10 @@ from safear_edit.compiler import Recipe, load_recipe
 from safear_edit.edit import Edit, stacked
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.base import ModelCard, ModelFamily
-from safear_edit.interference import After, Cell, Interference, measured
+from safear_edit.interference import After, Cell, Interference, Overlap, measured
 from safear_edit.report import FOUND_BY, INTERFERENCE, STACK, read_outcomes
 from safear_edit.rundir import digest_of, looks_released, write_atomic
+from safear_edit.sections import concepts_of
 from safear_edit.training import identity_of
 from safear_edit.yaml_strict import read_json
 
@@ -46,11 +48,16 @@ AGAIN = "get a whole copy of the folder"
 
 @dataclass(frozen=True)
 class Layer:
-    """One edit of a stack, under its concept's name."""
+    """One edit of a stack, under its concept's name, or those of its concepts joined by "+"."""
 
     name: str
     edit: Edit
     strength: float = 1.0
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """What it erases; several for a joint edit."""
+        return concepts_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Stack:
     @property
     def names(self) -> tuple[str, ...]:
         """Concepts, first edited first."""
-        return tuple(layer.name for layer in self.layers)
+        return tuple(name for layer in self.layers for name in layer.concepts)
 
     @property
     def weights(self) -> list[str]:
@@ -113,7 +120,7 @@ class StackedEdit(_Part):
 
 
 class StackFile(_Part):
-    """stack.json; `concepts` is the order, and the same as the names of `edits`."""
+    """stack.json; `concepts` is the order, and the same as those of `edits`."""
 
     concepts: tuple[str, ...]
     edits: tuple[StackedEdit, ...]
@@ -128,7 +135,10 @@ class StackFile(_Part):
 
 @dataclass(frozen=True)
 class Member:
-    """A concept of a stack: its edit, the recipe that found it, and the folder with edit/, pairs/ and images/."""
+    """A concept of a stack: its edit, the recipe that found it, and the folder with edit/, pairs/ and images/.
+
+    The concepts of a joint edit have the same layer.
+    """
 
     layer: Layer
     recipe: Recipe
@@ -137,7 +147,12 @@ class Member:
     @property
     def name(self) -> str:
         """The concept's name."""
-        return self.layer.name
+        return self.recipe.spec.name
+
+
+def stack_of(members: Sequence[Member]) -> Stack:
+    """Their edits in order, a joint one once."""
+    return Stack(tuple({member.layer.name: member.layer for member in members}.values()))
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,8 @@ class Released:
     """A released folder as its files describe it; nothing of the model is loaded.
 
     fingerprints: of the weights after each edit, as recorded; none in a release of one concept. history: what was
-    measured after each change of the stack; alone: each edit by itself on every concept.
+    measured after each change of the stack; alone: each edit by itself on every concept; forecast: what was expected
+    before each edit was searched.
     """
 
     folder: Path
@@ -154,6 +170,7 @@ class Released:
     fingerprints: tuple[str, ...]
     history: tuple[After, ...] = field(repr=False)
     alone: tuple[Cell, ...] = field(default=(), repr=False)
+    forecast: tuple[Overlap, ...] = field(default=(), repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -168,12 +185,12 @@ class Released:
         ref = str(_fields(folder / CARD).get("ref"))
         if (folder / STACK).is_file():
             told = _checked(StackFile, folder / STACK)
-            members = tuple(_member(folder / "concepts" / one.name, one) for one in told.edits)
-            if told.concepts != tuple(one.name for one in told.edits) or not members:
+            members = tuple(member for one in told.edits for member in _members(folder, one))
+            if told.concepts != tuple(member.name for member in members) or not members:
                 raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
             seen = _checked(Interference, folder / INTERFERENCE)
             fingerprints = tuple(one.weights for one in told.edits)
-            return cls(folder, ref, members, fingerprints, seen.history, seen.alone)
+            return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
         recipe, edit = load_recipe(folder / "recipe.json"), Edit.load(folder / "edit")
         member = Member(Layer(recipe.spec.name, edit), recipe, folder)
         counts = {member.name: measured(read_outcomes(folder / "outcomes.jsonl"))}
@@ -182,7 +199,7 @@ class Released:
     @property
     def stack(self) -> Stack:
         """The edits that the released weights hold."""
-        return Stack(tuple(member.layer for member in self.members))
+        return stack_of(self.members)
 
     def member(self, name: str) -> Member:
         """The concept of that name; UsageError names those there are."""
@@ -190,6 +207,18 @@ class Released:
         if name not in found:
             raise registry.unknown(f"concept in {self.folder}", name, found)
         return found[name]
+
+    def layer(self, name: str) -> Layer:
+        """The edit of that name; UsageError names those there are, and for one concept of a joint edit that edit."""
+        found = {layer.name: layer for layer in self.stack.layers}
+        if name in found:
+            return found[name]
+        for layer in found.values():
+            if name in layer.concepts:
+                got = f"one concept of the joint edit {layer.name}"
+                fix = f"give {layer.name}, which is taken as a whole, or apply the specs without --joint"
+                raise UsageError(f"concept {name}", "an edit of its own", got, fix)
+        raise registry.unknown(f"concept in {self.folder}", name, found)
 
     def base(self, device: str = "cpu") -> ModelFamily:
         """The untouched model, its card included: the released weights with the kept values put back.
@@ -231,11 +260,17 @@ def save_stack(folder: Path, stack: Stack, net: nn.Module) -> None:
     write_atomic(folder / STACK, StackFile.of(stack, net).model_dump_json(indent=1) + "\n")
 
 
-def _member(folder: Path, told: StackedEdit) -> Member:
-    edit, recipe = Edit.load(folder / "edit"), load_recipe(folder / FOUND_BY)
-    if edit.digest != told.edit or recipe.spec.name != told.name:
-        raise TrustError(str(folder), f"{told.name}'s edit {told.edit[:12]}…", f"{edit.digest[:12]}…", AGAIN)
-    return Member(Layer(told.name, edit, told.strength), recipe, folder)
+def _members(folder: Path, told: StackedEdit) -> list[Member]:
+    """The concepts of one edit, which each have a copy of it."""
+    found: list[Member] = []
+    for name in concepts_of(told.name):
+        where = folder / "concepts" / name
+        edit, recipe = Edit.load(where / "edit"), load_recipe(where / FOUND_BY)
+        if edit.digest != told.edit or recipe.spec.name != name:
+            raise TrustError(str(where), f"{name}'s edit {told.edit[:12]}…", f"{edit.digest[:12]}…", AGAIN)
+        layer = found[0].layer if found else Layer(told.name, edit, told.strength)
+        found.append(Member(layer, recipe, where))
+    return found
 
 
 def _read_card(path: Path) -> ModelCard:

@@ -1,10 +1,11 @@
 """The walk of a stack: add concepts one after another to a model, take one off, weigh one anew.
 
     for each concept    compile → construct and edit on the model with the earlier edits → measure all concepts so far
+    or for all at once  the same with one edit for all of them (a joint edit), found on their merged material
     at the end          likelihoods, interference, report, release: as for one concept (pipeline.py), in one rename
 
 Every measurement compares with the pristine base, never with the model before the last edit. Three things differ from a
-concept by itself:
+concept by itself (stack_recipes.py):
 * What another concept of the stack erases can't be preserved: members of preserve groups that ask for it are left out,
   and so are prompts that another edit was trained on. The recipe that is reported (concepts/NAME/recipe.json) says
   what was left; the one that found the edit stays in edit/recipe.json.
@@ -24,20 +25,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safear_edit import interference, pipeline, registry, rundir
-from safear_edit.compiler import EvalPrompt, KeepPrompt, Recipe, recipe_warnings, save_recipe, training_prompts
+from safear_edit.compiler import Recipe, recipe_warnings, save_recipe
 from safear_edit.edit import Edit
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelFamily
 from safear_edit.interference import After, Interference, Overlap
 from safear_edit.pipeline import Draft, Order, Plan, Result, Reuse
 from safear_edit.progress import Callback, silent
-from safear_edit.prompts import expand_group, image_seed, mention_of, normalise
 from safear_edit.report import FOUND_BY, INTERFERENCE, read_outcomes
 from safear_edit.rundir import RunDir, digest_of, looks_released, write_atomic
-from safear_edit.spec import PreserveGroup, Spec
+from safear_edit.sections import JOINT, concepts_of
+from safear_edit.spec import Spec
 from safear_edit.stack import (
     CARD,
     STRONGEST,
@@ -47,13 +48,14 @@ from safear_edit.stack import (
     Stack,
     save_base,
     save_stack,
+    stack_of,
 )
+from safear_edit.stack_recipes import as_measured, beside, for_one_edit, guarded, refuse_unlike, sharing_steps
 
 if TYPE_CHECKING:
     from safear_edit.keys import SigningKey
+    from safear_edit.pairs import Material, Pairs
 
-GUARDED = 32
-"""Training prompts of each earlier concept that a later edit keeps erased; the mini's recipe keeps 192 in all."""
 EVIDENCE = ("edit/**/*", "pairs/*", "images/pairs.*", "*.yaml")
 """What a concept keeps of its search, by pattern."""
 
@@ -73,72 +75,8 @@ class Terms:
 # -- recipes in a stack -----------------------------------------------------------------------------------------------
 
 
-def beside(spec: Spec, others: Sequence[Spec]) -> Spec:
-    """The spec without the members of preserve groups that ask for what `others` erase.
-
-    A member does if it has the label of another's concept or mentions one of its names. UsageError if nothing is left.
-    """
-    labels = {(other.judge.use, other.judge.label) for other in others}
-    mentions = [mention_of((other.erase.concept, *other.erase.aliases)) for other in others]
-
-    def stays(member: str, label: str) -> bool:
-        return (spec.judge.use, label) not in labels and not any(mention(member) for mention in mentions)
-
-    groups: list[PreserveGroup] = []
-    for group in spec.preserve:
-        members = {member: label for member, label in group.members.items() if stays(member, label)}
-        if members:
-            groups.append(group.model_copy(update={"members": members}))
-    if not groups:
-        got = "only what other concepts of the stack erase"
-        raise UsageError(f"spec {spec.name}, preserve", "something that stays", got, "add a group to the spec")
-    return spec.model_copy(update={"preserve": tuple(groups)})
-
-
-def as_measured(recipe: Recipe, others: Sequence[Recipe]) -> tuple[Recipe, frozenset[str]]:
-    """The recipe by which a concept is measured in a stack with `others`, and the prompts that it leaves out, by id.
-
-    Left out: prompts of members that `beside` drops, and prompts that another edit was trained on. The number to score
-    falls by the prompts left out of a slice, so the rest are those that would have been scored anyway.
-    """
-    spec = beside(recipe.spec, [other.spec for other in others])
-    kept = {group.name: {normalise(prompt.text) for prompt in expand_group(group)} for group in spec.preserve}
-    trained = {normalise(text) for other in others for text in training_prompts(other)}
-    left_out, left = list[EvalPrompt](), list[EvalPrompt]()
-    for prompt in recipe.evaluate.prompts:
-        text = normalise(prompt.prompt)
-        dropped = prompt.expect == "present" and text not in kept.get(prompt.slice, ())
-        (left_out if dropped or text in trained else left).append(prompt)
-    if not left_out:
-        return recipe, frozenset()
-    lost, there = Counter(prompt.slice for prompt in left_out), {prompt.slice for prompt in left}
-    n = {name: max(1, size - lost[name]) for name, size in recipe.evaluate.n.items() if name in there}
-    evaluation = recipe.evaluate.model_copy(update={"prompts": tuple(left), "n": n})
-    return _changed(recipe, spec=spec, evaluate=evaluation), frozenset(prompt.id for prompt in left_out)
-
-
-def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
-    """The recipe with GUARDED training prompts of each earlier concept among its preserved ones.
-
-    Their pictures are drawn by the model that the edit is found on, where these concepts are erased already. None of
-    them is evaluated, here or there. A recipe whose method keeps nothing stays as it is.
-    """
-    evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}
-    texts = [pair.unsafe for other in earlier for pair in other.construct.pairs[:GUARDED]]
-    extra = [text for text in dict.fromkeys(texts) if normalise(text) not in evaluated]
-    if not recipe.keep or not extra:
-        return recipe
-    prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed)) for text in extra]
-    return _changed(recipe, keep=(*recipe.keep, *prompts))
-
-
-def _changed(recipe: Recipe, **parts: Any) -> Recipe:
-    """A recipe with other parts, and so with another digest (which a plain copy would have kept)."""
-    return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json"))
-
-
-def compiled_on(ground: Ground, order: Order, asked: Draft | Recipe) -> Recipe:
-    """The recipe for one more concept; UsageError if the stack has one of that name."""
+def compiled_on(ground: Ground, order: Order, asked: Draft | Recipe, together: Sequence[Spec] = ()) -> Recipe:
+    """The recipe for one more concept, `together` with others in one edit; UsageError if the stack has it already."""
     name = asked.spec.name
     if name in ground.stack.names:
         fix = "give it another name in its spec, or remove the first one"
@@ -146,8 +84,27 @@ def compiled_on(ground: Ground, order: Order, asked: Draft | Recipe) -> Recipe:
     if isinstance(asked, Recipe):
         return pipeline.frozen(order, asked, ground.model, ground.ref)
     earlier = [member.recipe for member in ground.members]
-    draft = replace(asked, spec=beside(asked.spec, [recipe.spec for recipe in earlier]))
+    draft = replace(asked, spec=beside(asked.spec, [*(recipe.spec for recipe in earlier), *together]))
     return guarded(pipeline.frozen(order, draft, ground.model, ground.ref), earlier)
+
+
+def compiled_together(ground: Ground, orders: Sequence[Order], asked: Sequence[Draft | Recipe]) -> list[Recipe]:
+    """The recipes of concepts that get one edit.
+
+    UsageError if one search can't serve them all, or for a finished recipe that keeps what another concept erases.
+    """
+    specs, recipes = [source.spec for source in asked], []
+    for order, source in zip(orders, asked, strict=True):
+        others = [spec for spec in specs if spec is not source.spec]
+        recipe = compiled_on(ground, order, source, others)
+        recipes.append(sharing_steps(recipe, len(asked)) if isinstance(source, Draft) else recipe)
+    refuse_unlike(recipes)
+    found = for_one_edit(recipes)
+    for source, recipe in zip(asked, found, strict=True):
+        if isinstance(source, Recipe) and recipe is not source:
+            got = "one that keeps or draws what another of them erases"
+            raise UsageError(f"recipe {source.spec.name}", "a recipe for a joint edit", got, "give its spec instead")
+    return found
 
 
 # -- where a walk begins ----------------------------------------------------------------------------------------------
@@ -155,21 +112,22 @@ def compiled_on(ground: Ground, order: Order, asked: Draft | Recipe) -> Recipe:
 
 @dataclass(frozen=True)
 class Ground:
-    """The pristine base model, what it is called, the edits that lie on it so far, and what was measured of them."""
+    """The pristine base model, what it is called, its edits so far, and what was measured and foretold of them."""
 
     model: ModelFamily
     ref: str
     members: tuple[Member, ...] = ()
     history: tuple[After, ...] = ()
+    forecast: tuple[Overlap, ...] = ()
 
     @property
     def stack(self) -> Stack:
         """The edits so far."""
-        return Stack(tuple(member.layer for member in self.members))
+        return stack_of(self.members)
 
-    def plus(self, member: Member) -> Ground:
-        """With one more concept on top."""
-        return replace(self, members=(*self.members, member))
+    def plus(self, *members: Member) -> Ground:
+        """With more concepts on top."""
+        return replace(self, members=(*self.members, *members))
 
 
 def ground_of(order: Order, asked: Draft | Recipe) -> Ground:
@@ -183,22 +141,23 @@ def ground_of(order: Order, asked: Draft | Recipe) -> Ground:
     ref, device = registry.ModelRef.parse(text), pipeline.resolve_device(order.device)
     if ref.path is not None and looks_released(ref.path):
         released = Released.read(ref.path)
-        return Ground(released.base(device), released.ref, released.members, released.history)
+        return Ground(released.base(device), released.ref, released.members, released.history, released.forecast)
     return Ground(registry.load_model(text, device), str(ref))
 
 
 # -- plan -------------------------------------------------------------------------------------------------------------
 
 
-def plan(orders: Sequence[Order], progress: Callback = silent) -> list[Plan]:
+def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = False) -> list[Plan]:
     """What `grow` would do, one plan per concept; for concepts on a released stack also which edits it may meet.
 
-    For the latter a few pairs are drawn (interference.forecast); nothing is trained and nothing is written.
+    For the latter a few pairs are drawn (interference.forecast); nothing is trained and nothing is written. The plans
+    of a joint edit each name all of its steps, and their own share of its minutes.
     """
     asked = [pipeline.read_source(order) for order in orders]
     ground, plans = ground_of(orders[0], asked[0]), []
     released = ground.stack
-    for recipe in _compiled(ground, orders, asked):
+    for recipe in _compiled(ground, orders, asked, joint=joint):
         found = foretold(ground.model, released, recipe, progress) if released.layers else []
         conflicts = tuple(interference.warning(overlap, foretold=True) for overlap in found)
         warnings = tuple(recipe_warnings(recipe, pipeline.similarity()))
@@ -206,8 +165,10 @@ def plan(orders: Sequence[Order], progress: Callback = silent) -> list[Plan]:
     return plans
 
 
-def _compiled(ground: Ground, orders: Sequence[Order], asked: Sequence[Draft | Recipe]) -> list[Recipe]:
+def _compiled(ground: Ground, orders: Sequence[Order], asked: Sequence[Draft | Recipe], *, joint: bool) -> list[Recipe]:
     """The recipes of all orders, each beside those before it; what can't be compiled is told before work begins."""
+    if joint:
+        return compiled_together(ground, orders, asked)
     recipes = []
     for order, source in zip(orders, asked, strict=True):
         recipes.append(compiled_on(ground, order, source))
@@ -233,18 +194,14 @@ def foretold(model: ModelFamily, stack: Stack, recipe: Recipe, progress: Callbac
     from safear_edit.pairs import FEWEST, build_pairs
 
     wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[: 4 * FEWEST]]
-    judge = pipeline.concept_judge(recipe.spec)
     with stack.apply(model.net):
-        pairs = build_pairs(model, wanted, judge, progress=progress, fewest=1)
-    few = replace(
-        pairs,
-        unsafe=pairs.unsafe[: interference.FORECAST_PAIRS],
-        safe=pairs.safe[: interference.FORECAST_PAIRS],
-        seeds=pairs.seeds[: interference.FORECAST_PAIRS],
-        unsafe_ids=pairs.unsafe_ids[: interference.FORECAST_PAIRS],
-        safe_ids=pairs.safe_ids[: interference.FORECAST_PAIRS],
-    )
-    return interference.forecast(model, stack, recipe.spec.name, changed_weights(model, recipe), few)
+        pairs = build_pairs(model, wanted, pipeline.concept_judge(recipe.spec), progress=progress, fewest=1)
+    return _foretold(model, stack, recipe, pairs)
+
+
+def _foretold(model: ModelFamily, stack: Stack, recipe: Recipe, pairs: Pairs) -> list[Overlap]:
+    weights = changed_weights(model, recipe)
+    return interference.forecast(model, stack, recipe.spec.name, weights, interference.first_pairs(pairs))
 
 
 def changed_weights(model: ModelFamily, recipe: Recipe) -> list[str]:
@@ -257,13 +214,15 @@ def changed_weights(model: ModelFamily, recipe: Recipe) -> list[str]:
 
 # -- grow -------------------------------------------------------------------------------------------------------------
 
+FORECAST = "forecast.json"
 
-def grow(orders: Sequence[Order], out: Path, terms: Terms) -> Result:
+
+def grow(orders: Sequence[Order], out: Path, terms: Terms, *, joint: bool = False) -> Result:
     """Add the concepts of `orders`, in their order, to the model that the first one names, and publish `out`.
 
-    A model that was released with a stack keeps it below. After an interruption the same call continues where it was.
-    UsageError before anything is loaded for sources that can't be read or name a concept twice; then as
-    `pipeline.apply`.
+    joint: in one edit instead of one after another. A model that was released with a stack keeps it below. After an
+    interruption the same call continues where it was. UsageError before anything is loaded for sources that can't be
+    read or name a concept twice; then as `pipeline.apply`.
     """
     started = datetime.now(UTC)
     asked = [pipeline.read_source(order) for order in orders]
@@ -271,10 +230,9 @@ def grow(orders: Sequence[Order], out: Path, terms: Terms) -> Result:
     with rundir.opened(out, overwrite=terms.overwrite) as run:
         ground = ground_of(orders[0], asked[0])
         terms.say(f"model {ground.ref}, {', '.join(ground.stack.names) or 'no concept'} erased so far")
-        for order, recipe in zip(orders, _compiled(ground, orders, asked), strict=True):
-            terms.say(f"adding {recipe.spec.name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
-            ground = ground.plus(_found(run, ground, recipe, order, terms))
-            ground = measure(run, ground, f"added {recipe.spec.name}", terms)
+        work = list(zip(orders, _compiled(ground, orders, asked, joint=joint), strict=True))
+        for part in [work] if joint else [[one] for one in work]:
+            ground = _added(run, ground, part, terms)
         return _finish(run, ground, started, terms)
 
 
@@ -283,17 +241,108 @@ def _refuse_twice(names: Sequence[str]) -> None:
         raise UsageError("apply", "each concept once", f"{twice[0]} twice", "leave one of them out")
 
 
-def _found(run: RunDir, ground: Ground, recipe: Recipe, order: Order, terms: Terms) -> Member:
-    """Construct and edit on the model with the earlier edits; the model is the base again afterwards."""
-    name, below = recipe.spec.name, ground.stack
-    part, progress = run.part(f"concepts/{name}"), named(terms.progress, name)
-    source = pipeline.source_path(order.source)
-    if source.suffix != ".json":
-        write_atomic(part / f"{name}.yaml", source.read_bytes())
+def _added(run: RunDir, ground: Ground, work: Sequence[tuple[Order, Recipe]], terms: Terms) -> Ground:
+    """The ground with one more edit, for the concept or concepts of `work`, measured."""
+    below, parts = ground.stack, list[RunDir]()
+    for order, recipe in work:
+        terms.say(f"adding {recipe.spec.name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
+        part = run.part(f"concepts/{recipe.spec.name}")
+        progress = named(terms.progress, recipe.spec.name)
+        source = pipeline.source_path(order.source)
+        if source.suffix != ".json":
+            write_atomic(part / f"{recipe.spec.name}.yaml", source.read_bytes())
+        with below.apply(ground.model.net):
+            pipeline.construct(part, recipe, ground.model, progress, below.digest)
+        ground = replace(ground, forecast=(*ground.forecast, *_forecast(part, ground, recipe)))
+        parts.append(part)
+    recipes = [recipe for _, recipe in work]
     with below.apply(ground.model.net):
-        pipeline.construct(part, recipe, ground.model, progress, below.digest)
-        edit = pipeline.find_edit(part, recipe, ground.model, progress, below.digest)
-    return Member(Layer(name, edit), recipe, part.root)
+        layer = _edit_of(run, parts, recipes, ground, terms)
+    ground = ground.plus(*(Member(layer, r, part.root) for r, part in zip(recipes, parts, strict=True)))
+    names = " and ".join(layer.concepts) + (" in one edit" if len(recipes) > 1 else "")
+    return measure(run, ground, f"added {names}", terms)
+
+
+def _forecast(part: RunDir, ground: Ground, recipe: Recipe) -> list[Overlap]:
+    """Which edits the one that is about to be searched may meet, from the pairs that it is searched with."""
+    from safear_edit.pairs import Pairs
+
+    if not ground.stack.layers:
+        return []
+
+    def make() -> None:
+        found = _foretold(ground.model, ground.stack, recipe, Pairs.load(part / "pairs"))
+        pipeline.write_json(part / FORECAST, [one.model_dump() for one in found])
+
+    inputs = digest_of(recipe.digest, ground.stack.digest, part.digest("construct"))
+    part.step("forecast", inputs, (FORECAST,), make)
+    return [Overlap.model_validate(row) for row in json.loads((part / FORECAST).read_text())]
+
+
+def _edit_of(run: RunDir, parts: Sequence[RunDir], recipes: Sequence[Recipe], ground: Ground, terms: Terms) -> Layer:
+    """One edit for the concepts of `recipes`, on the model with the edits below; a joint one lies in every part."""
+    below, names = ground.stack.digest, [recipe.spec.name for recipe in recipes]
+    name = JOINT.join(names)
+    progress = named(terms.progress, name)
+    if len(recipes) == 1:
+        return Layer(name, pipeline.find_edit(parts[0], recipes[0], ground.model, progress, below))
+    whole = run.part(f"joint/{name}")
+
+    def make() -> None:
+        several = [
+            pipeline.material_of(part, recipe, ground.model) for part, recipe in zip(parts, recipes, strict=True)
+        ]
+        pipeline.search(whole, merged(name, several), recipes[0], ground.model, progress)
+
+    made = [part.digest("construct") for part in parts]
+    inputs = digest_of(*(recipe.digest for recipe in recipes), below, *made)
+    whole.step("edit", inputs, pipeline.EDIT_FILES, make)
+    for part in parts:
+        part.step("edit", inputs, pipeline.EDIT_FILES, partial(_copied, whole / "edit", part / "edit"))
+    return Layer(name, Edit.load(whole / "edit"))
+
+
+def _copied(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+
+
+def merged(name: str, several: Sequence[Material]) -> Material:
+    """The material of several concepts as that of one; a kept prompt that some share is kept once.
+
+    Kept prompts and pairs were drawn by one model, each prompt from its own seed, so a shared one has one picture.
+    """
+    import torch
+
+    from safear_edit.pairs import Keep, Material, Pairs, PairStats
+    from safear_edit.understanding import Taught
+
+    pairs = [material.pairs for material in several]
+    reasons = sum((Counter(part.stats.reasons) for part in pairs), Counter[str]())
+    stats = PairStats(sum(p.stats.made for p in pairs), sum(p.stats.kept for p in pairs), dict(reasons))
+    both = Pairs(
+        [text for part in pairs for text in part.unsafe],
+        [text for part in pairs for text in part.safe],
+        [seed for part in pairs for seed in part.seeds],
+        torch.cat([part.unsafe_ids for part in pairs]),
+        torch.cat([part.safe_ids for part in pairs]),
+        stats,
+    )
+    kept = {
+        prompt: ids
+        for keep in (material.keep for material in several)
+        if keep
+        for prompt, ids in zip(keep.prompts, keep.ids, strict=True)
+    }
+    asked = [material.questions for material in several if material.questions]
+    about = tuple(dict.fromkeys(text for part in asked for text in part.concept))
+    rest = tuple(dict.fromkeys(text for part in asked for text in part.others if text not in about))
+    return Material(
+        name,
+        both,
+        Keep([*kept], torch.stack([*kept.values()])) if kept else None,
+        questions=Taught(about, rest, asked[0].erase) if asked else None,
+    )
 
 
 def named(progress: Callback, name: str) -> Callback:
@@ -333,7 +382,7 @@ def _measured_part(run: RunDir, stack: Stack, member: Member) -> RunDir:
 
 
 def _interference(run: RunDir, ground: Ground, terms: Terms) -> Interference:
-    """The matrix and the overlaps of the finished stack, with its history: interference.json."""
+    """The matrix and the overlaps of the finished stack, its history, and what was foretold: interference.json."""
     questions = []
     for member in ground.members:
         rows = read_outcomes(_measured_part(run, ground.stack, member) / "outcomes.jsonl")
@@ -345,11 +394,22 @@ def _interference(run: RunDir, ground: Ground, terms: Terms) -> Interference:
 
     def make() -> None:
         cells = interference.alone(ground.model, ground.stack, questions, terms.progress)
-        found = Interference(history=ground.history, alone=cells, overlaps=interference.overlaps(ground.stack, tables))
+        overlaps = interference.overlaps(ground.stack, tables)
+        there = [one for one in ground.forecast if one.first in edits and one.second in ground.stack.names]
+        rows, agreement = interference.compared(there, overlaps, cells)
+        found = Interference(
+            history=ground.history,
+            alone=cells,
+            overlaps=overlaps,
+            forecast=tuple(there),
+            foretold=rows,
+            agreement=agreement,
+        )
         write_atomic(run / INTERFERENCE, found.model_dump_json(indent=1) + "\n")
 
+    edits = {layer.name for layer in ground.stack.layers}
     asked = [prompt.id for question in questions for prompt in question.prompts]
-    told = [after.model_dump_json() for after in ground.history]
+    told = [part.model_dump_json() for part in (*ground.history, *ground.forecast)]
     run.step(INTERFERENCE, digest_of(ground.stack.digest, *asked, *told), (INTERFERENCE,), make)
     return Interference.model_validate_json((run / INTERFERENCE).read_text())
 
@@ -365,6 +425,8 @@ def _finish(run: RunDir, ground: Ground, started: datetime, terms: Terms, notes:
         progress = named(terms.progress, member.name)
         if why := pipeline.likelihoods(part, recipe, ground.model, ground.stack, progress):
             terms.say(f"{member.name}: likelihoods are not looked at: {why}")
+        if why := pipeline.understanding(part, recipe, ground.model, ground.stack, progress):
+            terms.say(f"{member.name}: understanding is not looked at: {why}")
     found = _interference(run, ground, terms)
     about = pipeline.environment(ground.model, terms.command, started)
     pipeline.write_json(run / "environment.json", about)
@@ -382,7 +444,8 @@ def _stage(run: RunDir, ground: Ground) -> Path:
     net, stack = ground.model.net, ground.stack
     staged = rundir.stage(run, ["environment.json", INTERFERENCE])
     for member in ground.members:
-        _stage_concept(staged / "concepts" / member.name, member, _measured_part(run, stack, member))
+        made = pipeline.measuring(member.recipe, ground.model)
+        _stage_concept(staged / "concepts" / member.name, member, _measured_part(run, stack, member), made)
     judges = [json.loads((staged / "concepts" / name / "judges.json").read_text()) for name in stack.names]
     distinct = {json.dumps(card, sort_keys=True): card for cards in judges for card in cards}
     pipeline.write_json(staged / "judges.json", list(distinct.values()))
@@ -396,8 +459,8 @@ def _stage(run: RunDir, ground: Ground) -> Path:
     return staged
 
 
-def _stage_concept(target: Path, member: Member, part: RunDir) -> None:
-    made = [name for step in ("evaluate", "likelihood") for name in part.files(step) if name != CARD]
+def _stage_concept(target: Path, member: Member, part: RunDir, steps: Sequence[str]) -> None:
+    made = [name for step in steps for name in part.files(step) if name != CARD]
     files = [(part.root, name) for name in (*made, "recipe.json")]
     for pattern in EVIDENCE:
         paths = (path for path in member.folder.glob(pattern) if path.is_file())
@@ -410,7 +473,7 @@ def _stage_concept(target: Path, member: Member, part: RunDir) -> None:
 
 
 def _told(found: Interference) -> list[str]:
-    """What the last change did to the other concepts, and which edits alone touch another's concept."""
+    """What the last change did to the other concepts, which edits alone touch another's concept, and forecasts."""
     lines = []
     if len(found.history) > 1:
         before, after = found.history[-2:]
@@ -418,43 +481,43 @@ def _told(found: Interference) -> list[str]:
         lines += [f"{after.event}: {name}, {key}: {now} (before: {then})" for name, key, then, now in changed]
         lines += [] if changed else [f"{after.event}: nothing else changed in what was measured"]
     for cell in found.alone:
-        if cell.edit != cell.concept and cell.found < cell.asked:
+        if cell.concept not in concepts_of(cell.edit) and cell.found < cell.asked:
             lines.append(f"{cell.edit}'s edit alone leaves {cell.concept} in {cell.found} of {cell.asked} pictures")
-    return lines
+    return [*lines, *map(interference.told, found.foretold)]
 
 
 # -- remove and reweight ----------------------------------------------------------------------------------------------
 
 
 def remove(folder: Path, name: str, out: Path, terms: Terms, device: str = "auto") -> Result:
-    """Publish `out`: the release without one concept, the rest measured again; says what changed.
+    """Publish `out`: the release without one edit, the rest measured again; says what changed.
 
-    Without the last concept the weights are those from before it, bit for bit (checked against the fingerprint that
-    was recorded then). UsageError for a concept that isn't there, or that is the only one.
+    Without the last edit the weights are those from before it, bit for bit (checked against the fingerprint that was
+    recorded then). UsageError for an edit that isn't there or is the only one, and for one concept of a joint edit.
     """
     released = Released.read(folder)
-    gone = released.member(name)
-    left = tuple(member for member in released.members if member is not gone)
+    gone = released.layer(name)
+    left = tuple(member for member in released.members if member.layer is not gone)
     if not left:
         fix = f"the model without it is the base, {released.ref}"
-        raise UsageError(f"stack remove {name}", "a stack of at least two concepts", "one", fix)
+        raise UsageError(f"stack remove {name}", "a stack of at least two edits", "one", fix)
     return _rebuilt(released, left, f"removed {name}", out, terms, device)
 
 
 def reweight(folder: Path, strengths: Mapping[str, float], out: Path, terms: Terms, device: str = "auto") -> Result:
     """Publish `out`: the release with some edits at other strengths (1 as found, 0 not at all), all measured again.
 
-    UsageError for a concept that isn't there and for a strength outside 0 … STRONGEST: below 0 an edit brings its
-    concept out.
+    UsageError for an edit that isn't there, one concept of a joint edit, and a strength outside 0 … STRONGEST: below 0
+    an edit brings its concept out.
     """
     released = Released.read(folder)
     for name, strength in strengths.items():
-        released.member(name)
+        released.layer(name)
         if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
             got, fix = f"{strength:g}", "1 is the edit as it was found, 0 takes its effect away"
             raise UsageError(f"stack reweight {name}", f"a strength from 0 to {STRONGEST:g}", got, fix)
     members = tuple(
-        replace(member, layer=replace(member.layer, strength=strengths.get(member.name, member.layer.strength)))
+        replace(member, layer=replace(member.layer, strength=strengths.get(member.layer.name, member.layer.strength)))
         for member in released.members
     )
     event = "reweighted " + ", ".join(f"{name} to {strength:g}" for name, strength in strengths.items())
@@ -468,7 +531,7 @@ def _rebuilt(
     started = datetime.now(UTC)
     with rundir.opened(out, overwrite=terms.overwrite) as run:
         model = released.base(pipeline.resolve_device(device))
-        ground = Ground(model, released.ref, members, released.history)
+        ground = Ground(model, released.ref, members, released.history, released.forecast)
         notes = _same_as_before(released, ground)
         return _finish(run, measure(run, ground, event, terms), started, terms, notes)
 
@@ -478,7 +541,7 @@ def _same_as_before(released: Released, ground: Ground) -> list[str]:
     count = len(ground.members)
     if count >= len(released.members) or ground.members != released.members[:count]:
         return []
-    now = ground.stack.fingerprints(ground.model.net)[-1]
-    if now == released.fingerprints[count - 1]:
+    now = ground.stack.fingerprints(ground.model.net)
+    if now[-1] == released.fingerprints[len(now) - 1]:
         return ["the weights are those from before it was added, bit for bit"]
     return ["the weights differ in rounding from those before it was added: another kind of machine made them"]

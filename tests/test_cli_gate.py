@@ -219,7 +219,7 @@ def test_drawing_again_gives_what_the_folder_says(tmp_path: Path) -> None:
     again = measure_again(folder, told.rows)
     assert [row.key for row in again.rows] == [row.key for row in told.rows]
     assert [row.outcome for row in again.rows] == [row.outcome for row in told.rows]
-    assert again.judges == told.judges
+    assert told.judges.items() <= again.judges.items()
     other = measure_again(folder, told.rows, replicate=1)
     assert [row.score for row in other.rows] != [row.score for row in told.rows]
     assert {row.outcome for row in other.rows} <= set(WORDS.values())

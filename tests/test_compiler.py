@@ -139,6 +139,38 @@ def test_overrides(draft: Spec) -> None:
     assert named.spec.evaluate.references == "pictures" and named.digest != recipe.digest
 
 
+def test_answers_are_held_in_place_only_where_there_are_any(draft: Spec, picasso: Recipe) -> None:
+    """And what nobody changed is in no recipe, so that those from before understanding keep their digests."""
+    assert "understanding_weight" not in picasso.method.params
+    data = picasso.model_dump(mode="json")
+    assert "understanding" not in data["spec"] and not any("understanding" in name for name in data["gates"])
+    assert not any("questions" in group for group in data["spec"]["preserve"])
+    unified = replace(Card(), family="janus", ref="janus:mini")
+    kept = compile_recipe(draft, unified, load_base_recipe("vce"), overrides=SMALL)
+    assert kept.method.params["understanding_weight"] == 1.0
+    assert (
+        kept.predicted.minutes
+        > compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=SMALL).predicted.minutes
+    )
+    weight = "params.understanding_weight=0.5"
+    changed = compile_recipe(draft, unified, load_base_recipe("vce"), overrides=[*SMALL, weight])
+    assert changed.method.params["understanding_weight"] == 0.5
+    with pytest.raises(UsageError, match="answers questions, got llamagen"):
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, weight])
+
+
+def test_what_is_to_be_understood_can_be_set(draft: Spec) -> None:
+    sets = [*SMALL, "understanding.concept=erase", "gates.understanding_left=0.7"]
+    recipe = compile_recipe(draft, Card(), load_base_recipe("sft"), overrides=sets)
+    assert recipe.spec.understanding.concept == "erase" and recipe.gates.understanding_left == 0.7
+    data = recipe.model_dump(mode="json")
+    assert data["spec"]["understanding"] == {"concept": "erase", "questions": []}
+    assert data["gates"]["understanding_left"] == 0.7 and "understanding_drop" not in data["gates"]
+    with pytest.raises(SpecError, match="training never asks"):
+        asked = ["understanding.questions=['was this painted by {name}?']"]
+        compile_recipe(draft, Card(), load_base_recipe("sft"), overrides=[*SMALL, *asked])
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -299,7 +331,7 @@ def test_only_prompts_that_ask_for_the_concept_are_screened(picasso: Recipe) -> 
 @pytest.mark.parametrize(("steps", "plain", "minutes"), [(100, 100, 2.95), (100, 100, 3.93), (120, 200, 5.48)])
 def test_the_prediction_is_within_a_factor_of_two_of_real_runs(steps: int, plain: int, minutes: float) -> None:
     """concepts/picasso.yaml on llamagen:mini by VCE, two cores: alone, beside little, and beside other work."""
-    params = load_base_recipe("vce").params | {"steps": steps}
+    params = load_base_recipe("vce").params | {"steps": steps, "understanding_weight": 0.0}
     n = {"direct": 250, "paraphrase": 250, "template": 100, "other-styles": 400, "objects": 400, "plain": plain}
     found = predict(
         replace(Card(), parameters=3_957_579),
@@ -346,7 +378,8 @@ def test_scales_follow_the_map(tmp_path: Path) -> None:
     last = compile_recipe(
         spec, NEXT_SCALE, base, overrides=SMALL, located=read_map(written_map(tmp_path, locked_in=4) / "map.json")
     )
-    assert last.method.params["erase_scales"] == [0, 1, 2, 3, 4] and last.method.params["preserve_scales"] == []
+    assert last.method.params["erase_scales"] == [0, 1, 2, 3, 4]
+    assert last.method.params["preserve_scales"] == [0, 1, 2, 3, 4], "no scale after them is left to hold"
     save_recipe(found, tmp_path / "recipe.json")
     assert load_recipe(tmp_path / "recipe.json") == found
     assert "scales_because" not in compile_recipe(spec, Card(), load_base_recipe("vce")).model_dump()["method"]

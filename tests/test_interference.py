@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safear_edit import interference
 from safear_edit.edit import Edit, EditInfo
-from safear_edit.interference import After, leading, measured, overlap
+from safear_edit.interference import After, Cell, Overlap, leading, measured, overlap
 from safear_edit.report import Outcome
 from safear_edit.stack import Layer
 
@@ -77,3 +77,38 @@ def test_counts_and_changes() -> None:
     before, after = (After(event=e, concepts={"x": m}) for e, m in (("then", found), ("now", worse)))
     assert interference.changes(before, after) == [("x", "direct", "found in 1 of 3", "found in 2 of 3")]
     assert interference.changes(before, After(event="now", concepts={"new": found})) == []
+
+
+def met(first: str, second: str, times: float, rows: int = 0) -> Overlap:
+    return Overlap(first=first, second=second, shared=1, of=1, column=0.1 * times, row=0.1, chance_column=0.1,
+                   chance_row=0.1, cosine=0.0, codebook_rows=rows)  # fmt: skip
+
+
+def cells(lost: dict[tuple[str, str], int]) -> list[Cell]:
+    return [Cell(edit=a, concept=b, asked=48, found=48 - n) for (a, b), n in lost.items()]
+
+
+def test_a_forecast_stands_beside_what_came_and_ranks_are_compared() -> None:
+    forecast = [met("a", "b", 4.0, rows=3), met("a", "c", 2.0), met("b", "c", 3.0), met("gone", "c", 9.0)]
+    found = [met("a", "b", 5.0, rows=7), met("a", "c", 1.5), met("b", "c", 2.5), met("b", "a", 1.0)]
+    lost = {("a", "b"): 6, ("b", "a"): 4, ("a", "c"): 0, ("c", "a"): 0, ("b", "c"): 0, ("c", "b"): 12}
+    rows, agreement = interference.compared(forecast, found, cells(lost))
+    assert [(r.first, r.second, r.lost, r.asked) for r in rows] == [
+        ("a", "b", 10, 96), ("a", "c", 0, 96), ("b", "c", 12, 96)]  # fmt: skip
+    assert (rows[0].foretold, rows[0].found) == pytest.approx((4, 5))
+    assert (rows[0].foretold_rows, rows[0].found_rows) == (3, 7)
+    assert {one.what: one.tau for one in agreement} == pytest.approx({"overlap": 1.0, "pictures": 1 / 3})
+    assert "foretold 4.0 times chance, found 5.0 times chance, codebook rows 3 and 7" in interference.told(rows[0])
+    few, none = interference.compared(forecast[:2], found, cells(lost))
+    assert len(few) == 2 and none == (), "two pairs have no ranks to speak of"
+
+
+def test_a_joint_edit_is_compared_concept_by_concept() -> None:
+    lost = {("a", "b"): 1, ("a", "c"): 2, ("b+c", "a"): 4}
+    rows, _ = interference.compared([met("a", "b", 2.0), met("a", "c", 3.0)], [met("a", "b+c", 4.0)], cells(lost))
+    assert [(row.second, row.found, row.lost) for row in rows] == [
+        ("b", pytest.approx(4), 5),
+        ("c", pytest.approx(4), 6),
+    ]
+    apart = Overlap.model_validate({**met("a", "b", 1.0).model_dump(), "shared": 0})
+    assert interference.times_chance(apart) is None

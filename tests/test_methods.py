@@ -15,7 +15,7 @@ from safear_edit.families.base import Condition, ModelFamily
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.methods.base import PairTuning, Workbench, token_kl
+from safear_edit.methods.base import PairTuning, Workbench, answer_kl, fit_pairs, token_kl
 from safear_edit.methods.dpo import dpo
 from safear_edit.methods.esd import turned_away
 from safear_edit.methods.sace import entropy_hinge, part
@@ -26,7 +26,8 @@ from safear_edit.pairs import Keep, Material, Pairs, PairStats
 from safear_edit.progress import silent
 from safear_edit.registry import methods
 from safear_edit.tokens import token_logprobs
-from safear_edit.training import Draw, borrowed, inject
+from safear_edit.training import Draw, Readings, adapter_weights, borrowed, inject
+from safear_edit.understanding import Taught
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 SUBJECTS = ["a house", "a dog at night", "a fish", "an apple in the snow", "a cat", "a car"]
@@ -370,6 +371,111 @@ def test_every_pair_method_runs_on_a_unified_model(name: str, unified: Janus) ->
     assert edit.modules == sorted(unified.editable("attention"))
     assert edit.info.losses[-1] < edit.info.losses[0]
     assert all(torch.equal(before[key], tensor) for key, tensor in unified.net.state_dict().items())
+
+
+ABOUT_IT, ABOUT_OTHERS = ("is this by Picasso?", "is it cubism?"), ("is it a cat?", "is it a car?", "is it a house?")
+
+
+def asking(unified: Janus, erase: bool) -> Material:
+    """Pairs and preserved pictures of a unified model, with questions about them."""
+    captions = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS], [f"{s}!" for s in SUBJECTS]
+    ids = [unified.generate(unified.condition(prompts), range(i, i + 6)) for i, prompts in enumerate(captions, 9)]
+    pairs = Pairs(captions[0], captions[1], list(range(6)), ids[0], ids[1], PairStats(6, 6, {}))
+    return Material("Picasso", pairs, Keep(captions[2], ids[2]), None, Taught(ABOUT_IT, ABOUT_OTHERS, erase))
+
+
+def said(unified: Janus, ids: Tensor, question: str) -> Tensor:
+    """Shares (b, 2) of yes and no among themselves; a pico model hardly ever says either."""
+    with torch.no_grad():
+        return unified.answer_logprobs(unified.decode(ids), question, ["yes", "no"]).double().softmax(-1)
+
+
+def test_answer_kl_by_hand() -> None:
+    p, q = torch.tensor([[0.6, 0.3]]), torch.tensor([[0.2, 0.2]])
+    expected = 0.9 * math.log(0.9 / 0.4) + 0.1 * math.log(0.1 / 0.6)
+    expected += 2 / 3 * math.log(2 / 3 / 0.5) + 1 / 3 * math.log(1 / 3 / 0.5)
+    assert answer_kl(p.log(), q.log()).item() == pytest.approx(expected, rel=1e-5)
+    sure = torch.tensor([[0.0, -30.0]], requires_grad=True)
+    assert answer_kl(sure, sure).item() == 0
+    answer_kl(p.log(), sure).backward()  # type: ignore[no-untyped-call]
+    assert sure.grad is not None and bool(sure.grad.isfinite().all()), "the rest of a sure answer is rounding"
+    rare = torch.tensor([[-20.0, -21.0]]), torch.tensor([[-21.0, -20.0]])
+    assert answer_kl(*rare).item() == pytest.approx(math.tanh(0.5), rel=1e-4), "also where both are hardly ever said"
+
+
+@pytest.mark.parametrize("erase", [False, True])
+def test_answers_are_held_to_those_of_the_untouched_model(unified: Janus, erase: bool) -> None:
+    """By hand, for each step's own pictures and question; where the concept goes, about the safe picture instead."""
+    material = asking(unified, erase)
+    bench = Workbench(unified, material, PairTuning(keep_batch=6, understanding_weight=1.0), silent, reference=False)
+    assert material.keep is not None
+    ids = torch.cat([material.pairs.unsafe_ids, material.pairs.safe_ids, material.keep.ids])
+    asked = set()
+    with borrowed(unified.net, writes=()):
+        weights = adapter_weights(inject(unified.net, unified.editable("attention"), PairTuning(), 0))
+        for step in range(6):
+            rows = Draw(0, step).rows("answers", 18, 6)
+            told = torch.where((rows < 6) & erase, rows + 6, rows)
+            found = bench.answers(Draw(0, step), material.questions or Taught((), (), False))
+            by_hand = {}
+            for question in ABOUT_OTHERS if step % 2 else ABOUT_IT:
+                p, q = said(unified, ids[told], question), said(unified, ids[rows], question)
+                by_hand[question] = (p * (p / q).log()).sum(1).mean().item()
+            closest = min(by_hand, key=lambda question: abs(by_hand[question] - found.item()))
+            assert found.item() == pytest.approx(by_hand[closest], abs=1e-4)
+            asked.add(closest)
+            if not erase:
+                assert found.item() == 0
+        if erase:
+            assert asked == {*ABOUT_IT, *ABOUT_OTHERS}
+        whole, halves = bench.answers(Draw(0, 2), material.questions), 0.0  # type: ignore[arg-type]
+        for part in range(2):
+            halves += bench.answers(Draw(0, 2, part, 2), material.questions).item() / 2  # type: ignore[arg-type]
+        assert halves == pytest.approx(whole.item(), abs=1e-6), "the same question on every process"
+        with torch.no_grad():
+            next(w for name, w in weights.items() if name.endswith("lora_B")).normal_()
+        moved = bench.answers(Draw(0, 2), material.questions)  # type: ignore[arg-type]
+        assert moved.item() > 0.001 and moved.requires_grad
+
+
+def test_keeping_answers_reduces_their_drift(unified: Janus) -> None:
+    material = asking(unified, erase=False)
+    before = [said(unified, material.pairs.unsafe_ids, question) for question in (*ABOUT_IT, *ABOUT_OTHERS)]
+    drifts = []
+    for weight in (0.0, 20.0):
+        edit = fit("vce", unified, material, part="attention", understanding_weight=weight, keep_batch=8, steps=20)
+        with edit.apply(unified.net):
+            after = [said(unified, material.pairs.unsafe_ids, question) for question in (*ABOUT_IT, *ABOUT_OTHERS)]
+        drifts.append(sum((p * (p / q).log()).sum(1).mean().item() for p, q in zip(before, after, strict=True)))
+        assert ("understanding_weight" in edit.info.params) == (weight > 0)
+    assert drifts[1] < 0.5 * drifts[0], drifts
+
+
+def test_an_erased_understanding_answers_as_about_the_safe_picture(unified: Janus) -> None:
+    """Found by the answers alone: log-odds of yes about each unsafe picture against those about its pair's safe one."""
+
+    def odds(ids: Tensor) -> Tensor:
+        return torch.stack([said(unified, ids, question).log().diff(dim=-1) for question in ABOUT_IT])
+
+    def nothing(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+        return torch.zeros(()), {}
+
+    material = asking(unified, erase=True)
+    target = odds(material.pairs.safe_ids)
+    before = (odds(material.pairs.unsafe_ids) - target).square().mean().item()
+    assert before > 0.01, "the pictures are told apart"
+    numbers = {**LITTLE, "steps": 60, "learning_rate": 0.005, "keep_batch": 18, "understanding_weight": 1.0}
+    tuning = PairTuning(**numbers, part="attention")  # type: ignore[arg-type]
+    edit = fit_pairs("x", unified, material, tuning, nothing, seed=1, progress=silent, checkpoint=None)
+    with edit.apply(unified.net):
+        assert (odds(material.pairs.unsafe_ids) - target).square().mean().item() < 0.6 * before
+
+
+def test_a_model_that_answers_nothing_is_not_asked(model: LlamaGen, material: Material) -> None:
+    asked = Material(material.concept, material.pairs, material.keep, None, Taught(ABOUT_IT, ABOUT_OTHERS, True))
+    bench = Workbench(model, asked, PairTuning(batch=6, understanding_weight=1.0), silent, reference=False)
+    loss, readings = bench.keeping(Draw(0, 0), torch.tensor(1.0), {})
+    assert loss.item() == 1.0 and readings == {}
 
 
 @pytest.mark.parametrize("family", [LlamaGen, Infinity, Janus])

@@ -817,3 +817,151 @@ def test_a_damaged_audit_is_one_line(tmp_path: Path, audited: Audit, name: str) 
     with pytest.raises(SpecError, match=r"likelihood\.json") as caught:
         build_report(RunFiles.find(tmp_path))
     assert len(str(caught.value).splitlines()) == 1
+
+
+# -- understanding ----------------------------------------------------------------------------------------------------
+
+ASKED = 200
+"""Questions per slice."""
+Answered = dict[str, tuple[int, int]]
+"""Slice → how many right answers are lost and gained."""
+
+
+def asked_run(root: Path, flips: Answered, *, base_wrong: int = 4, terms: Row | None = None, **options: Any) -> Path:
+    """A run with questions: the base is wrong in `base_wrong` of each slice, of which `gained` become right."""
+    make_run(root, **options)
+    rows = []
+    for key, (lost, gained) in flips.items():
+        for i in range(ASKED):
+            right = {"base": i >= base_wrong, "edited": i < gained or base_wrong <= i < ASKED - lost}
+            for model, fine in right.items():
+                truth = "yes" if i % 2 else "no"
+                row = {"id": f"{key}-{i}", "slice": key, "picture": f"{i:016x}", "question": f"is it {key} {i % 5}?"}
+                yes = 0.9 if fine == (truth == "yes") else 0.1
+                rows.append(row | {"truth": truth, "model": model, "yes": yes})
+    (root / "understanding.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"schema_version": 1, "applies": True, "skipped": "", "base_digest": "a" * 64, "pack": "f" * 64}
+    _write(root / "understanding.json", about | {"unasked": 3})
+    if terms:
+        recipe = json.loads((root / "recipe.json").read_text())
+        recipe["spec"]["understanding"] = terms
+        _write(root / "recipe.json", recipe)
+    return root
+
+
+def of_answers(root: Path) -> tuple[Report, dict[str, str]]:
+    report = build_report(RunFiles.find(root))
+    key = "understanding/testpainter/"
+    return report, {k.removeprefix(key): v for k, v in decisions(report).items() if k.startswith(key)}
+
+
+def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Report) -> None:
+    root = asked_run(tmp_path, {"concept": (2, 1), "test-styles": (3, 0), "test-objects": (30, 2)})
+    made, found = of_answers(root)
+    assert found == {"concept": "pass", "test-styles": "pass", "test-objects": "fail"} and verdict(made)[0] == "fail"
+    concept, styles, objects = made.concepts[0].understanding.slices
+    assert (concept.base.k, concept.edited.k, concept.n) == (196, 195, 200)
+    assert concept.yes_base is not None and concept.false_edited is not None
+    assert (concept.yes_base.k, concept.yes_base.n, concept.false_edited.k) == (98, 100, 100 - 98)
+    assert (styles.change.lost, styles.change.upper95) == (3, pytest.approx(stats.tango_upper(3, 0, 200)))
+    assert objects.mcnemar_p_holm is not None and objects.mcnemar_p_holm < 0.001
+    assert made.concepts[0].understanding.unasked == 3 and made.concepts[0].protocol.gates["understanding_drop"] == 0.02
+    page = " ".join(re.sub(r"<[^>]+>", " ", render_html(made, root)).split()).replace("\xa0", " ")
+    assert "is still recognised" in page and "“is it concept 0?”" in page and "196 / 200 98.0 %" in page
+    assert "3 of them show nothing" in page and "9 What the models recognise" in page and "10 Pictures" in page
+    card = model_card(made)
+    assert "| Testpainter | 196 / 200 (98.0 %) | 195 / 200 (97.5 %) | 2 / 1 | +0.5" in card
+    assert "the edited model says yes to" in made.concepts[0].understanding.summary and "14.0 points" in card
+    assert any("free answers" in line for line in made.limitations)
+    assert {"understanding.json", "understanding.jsonl"} <= made.reproduce.inputs.keys()
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    plain = render_html(report, make_run(tmp_path / "plain"))
+    assert "What the models recognise" not in plain and "understanding" not in model_card(report)
+    assert not any("understanding" in name for name in report.concepts[0].protocol.gates)
+
+
+@pytest.mark.parametrize(
+    ("lost", "decision", "why"),
+    [
+        (97, "pass", ""),
+        (2, "fail", "still told"),
+        (70, "fail", "still told"),
+        (180, "fail", "the opposite of an answer"),
+        (78, "inconclusive", "too few questions"),
+        (114, "inconclusive", "too few questions"),
+    ],
+)
+def test_erased_understanding_is_no_better_than_guessing(tmp_path: Path, lost: int, decision: str, why: str) -> None:
+    flips = {"concept": (lost, 0), "test-styles": (0, 0), "test-objects": (0, 0)}
+    made, found = of_answers(asked_run(tmp_path, flips, terms={"concept": "erase"}))
+    assert found == {"concept": decision, "test-styles": "pass", "test-objects": "pass"}
+    criterion = next(c for c in made.verdict.criteria if c.id == "understanding/testpainter/concept")
+    assert re.search(why, criterion.why) and "not recognised in pictures either" in criterion.claim
+    assert "at most 60.0 %" in criterion.needed
+
+
+def test_gates_of_understanding_are_the_recipes(tmp_path: Path) -> None:
+    root = asked_run(tmp_path, {"concept": (6, 0), "test-styles": (0, 0)})
+    assert of_answers(root)[1] == {"concept": "fail", "test-styles": "pass"}
+    recipe = json.loads((root / "recipe.json").read_text())
+    recipe["gates"] |= {"understanding_drop": 0.05, "understanding_upper": 0.1}
+    _write(root / "recipe.json", recipe)
+    made, found = of_answers(root)
+    assert found["concept"] == "pass" and made.concepts[0].understanding.silent == ("test-objects",)
+    assert any("no question could be asked about pictures of test-objects" in line for line in made.limitations)
+
+
+def test_what_the_base_does_not_know_is_not_shown_to_stay_or_go(tmp_path: Path) -> None:
+    for name, terms in (("keep", None), ("erase", {"concept": "erase"})):
+        root = asked_run(tmp_path / name, {"concept": (0, 0), "test-styles": (0, 0)}, base_wrong=95, terms=terms)
+        made, found = of_answers(root)
+        assert found == {"concept": "inconclusive", "test-styles": "inconclusive"}
+        assert all("clear of guessing" in c.why for c in made.verdict.criteria if c.id.startswith("understanding/"))
+
+
+def test_questions_about_a_category_are_withheld(tmp_path: Path) -> None:
+    made, _ = of_answers(asked_run(tmp_path, {"concept": (0, 0), "test-styles": (0, 0)}, kind="category"))
+    concept, styles = made.concepts[0].understanding.slices
+    assert concept.asked == (WITHHELD,) and "is it concept" not in made.to_json() and "is it" in styles.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("terms", "applies", "criterion"), [(None, True, False), ({"concept": "erase"}, True, True),
+                                        ({"concept": "erase"}, False, False), ({"concept": "erase"}, None, True)]
+)  # fmt: skip
+def test_nothing_asked_counts_only_where_the_spec_is_about_it(
+    tmp_path: Path, terms: Row | None, applies: bool | None, criterion: bool
+) -> None:
+    root = asked_run(tmp_path, {}, terms=terms)
+    for name in ("understanding.json", "understanding.jsonl"):
+        (root / name).unlink()
+    if applies is not None:
+        _write(root / "understanding.json", {"schema_version": 1, "applies": applies, "skipped": "there are no <p>"})
+        (root / "understanding.jsonl").write_text("")
+    made, found = of_answers(root)
+    assert found == ({"concept": "inconclusive"} if criterion else {})
+    page = render_html(made, root)
+    assert ("Nothing was asked: there are no &lt;p&gt;." in page) == (applies is not None)
+    assert any("not looked at: there are no <p>" in line for line in made.limitations) == (applies is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("understanding.json", '"base_digest": "aaaa', '"base_digest": "cccc'),
+        ("understanding.json", '"unasked": 3', '"unasked": "few"'),
+        ("understanding.jsonl", '"yes": 0.9', '"yes": 9'),
+        ("understanding.jsonl", '"model": "edited"', '"model": "base"'),
+        ("understanding.jsonl", '"truth": "no", "model": "edited"', '"truth": "yes", "model": "edited"'),
+        ("understanding.jsonl", '"slice": "concept"', '"slice": "test-styles"'),
+        ("recipe.json", '"concept": "keep"', '"concept": "both"'),
+    ],
+)
+def test_damaged_answers_are_one_line(tmp_path: Path, name: str, old: str, new: str) -> None:
+    root = asked_run(tmp_path, {"concept": (0, 0)}, terms={"concept": "keep"})
+    text = (root / name).read_text()
+    assert old in text
+    (root / name).write_text(text.replace(old, new, 1 if "model" in new else -1))
+    with pytest.raises(SpecError, match=r"understanding") as caught:
+        build_report(RunFiles.find(root))
+    assert len(str(caught.value).splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def test_a_folder_of_reference_pictures_is_optional() -> None:
     named = parse(Spec, parse_yaml(filled, "draft"))
     assert named.evaluate.references == "pictures" and '"references":"pictures"' in named.model_dump_json()
     jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+
+
+def test_understanding_is_kept_unless_the_spec_says_otherwise() -> None:
+    """What nobody changed is left out, for the same reason; what is asked is checked as other templates are."""
+    draft = parse(Spec, parse_yaml(DRAFT, "draft"))
+    assert draft.understanding.concept == "keep" and "understanding" not in draft.model_dump_json()
+    assert draft.gates.every()["understanding_drop"] == 0.02
+    terms = "understanding:\n  concept: erase\n  questions: ['could it be by {name}?']\n"
+    changed = parse(Spec, parse_yaml(DRAFT + terms, "draft"))
+    assert changed.understanding.questions == ("could it be by {name}?",)
+    jsonschema.validate(parse_yaml(DRAFT + terms, "draft").data, spec_schema())
+    assert parse(Spec, parse_yaml(json.dumps(changed.model_dump(mode="json")), "again")) == changed
+    for wrong, says in (("{alias}", "no braces but those"), ("it", "a template with {name}")):
+        with pytest.raises(SpecError, match=re.escape(says)):
+            parse(Spec, parse_yaml(DRAFT + terms.replace("{name}", wrong), "draft"))
+    with pytest.raises(SpecError, match=r"understanding\.concept"):
+        parse(Spec, parse_yaml(DRAFT + terms.replace("erase", "forget"), "draft"))
+    with pytest.raises(SpecError, match="a slice name of its own"):
+        parse(Spec, parse_yaml(DRAFT.replace("- name: objects", "- name: concept"), "draft"))
 
 
 @pytest.mark.parametrize("name", ["picasso", "van_gogh", "dog", "hazard"])

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,15 +20,18 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from safear_edit import cli, registry, stacking
-from safear_edit.compiler import load_recipe
-from safear_edit.errors import TrustError, UsageError
+from safear_edit import cli, pipeline, registry, stack_recipes, stacking
+from safear_edit.compiler import load_recipe, training_prompts
+from safear_edit.errors import TrustError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
+from safear_edit.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.pipeline import Order
 from safear_edit.prompts import normalise
 from safear_edit.report import FOUND_BY
-from safear_edit.spec import load_spec
+from safear_edit.rundir import RunDir
 from safear_edit.stack import BASE, Released
+from safear_edit.stacking import Terms
 
 VERDICTS = (0, 1, 3)
 GPT = "gpt.safetensors"
@@ -57,7 +62,8 @@ class Coin(Judge):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """`base`, two specs, `keys`; and what was made of them: `one`, `two` (one, then the other), `both` (one call)."""
+    """`base`, three specs, `keys`; and what was made of two of them: `one`, `two` (one, then the other), `both` (one
+    call), `joint` (one edit)."""
     root = tmp_path_factory.mktemp("stack")
     coin = registry.Entry("judges", "coin", __name__, "Coin", "tosses", "a test")
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         (root / "base").mkdir()
         LlamaGen.pico(seed=0).export(root / "base")
-        for name in ("picasso", "van_gogh"):
+        for name in ("picasso", "van_gogh", "dog"):
             data = yaml.safe_load(registry.find_builtin("concepts", name).read_text())
             data["judge"]["use"] = "coin"
             for group in data["preserve"]:
@@ -77,6 +83,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert cli.run(apply("two", "van_gogh.yaml", "--model", "one", "--unsigned")) in VERDICTS
         signed = ["--key", "keys/safear.key"]
         assert cli.run(apply("both", "picasso.yaml", "van_gogh.yaml", "--model", "./base", *signed)) in VERDICTS
+        several = ("picasso.yaml", "van_gogh.yaml", "--joint", "--model", "./base", "--unsigned")
+        assert cli.run(apply("joint", *several)) in VERDICTS
         yield root
 
 
@@ -137,7 +145,7 @@ def test_what_another_concept_erases_is_not_preserved(folder: Path) -> None:
     assert "style=picasso" not in {p.judge_label for p in load_recipe(van_gogh / FOUND_BY).evaluate.prompts}
     rows = [json.loads(line) for line in (picasso / "outcomes.jsonl").read_text().splitlines()]
     assert rows and not any("gogh" in row["prompt"].lower() for row in rows if row["expect"] == "present")
-    trained = {normalise(text) for text in stacking.training_prompts(load_recipe(van_gogh / FOUND_BY))}
+    trained = {normalise(text) for text in training_prompts(load_recipe(van_gogh / FOUND_BY))}
     assert not trained & {normalise(row["prompt"]) for row in rows}
     report = json.loads((folder / "both/report.json").read_text())
     assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
@@ -146,7 +154,7 @@ def test_what_another_concept_erases_is_not_preserved(folder: Path) -> None:
 def test_a_later_edit_keeps_what_an_earlier_one_did(folder: Path) -> None:
     first, second = (load_recipe(folder / f"both/concepts/{name}/{FOUND_BY}") for name in ("picasso", "van_gogh"))
     unsafe = {pair.unsafe for pair in first.construct.pairs}
-    assert len(unsafe & {keep.prompt for keep in second.keep}) == stacking.GUARDED
+    assert len(unsafe & {keep.prompt for keep in second.keep}) == stack_recipes.GUARDED
     assert not unsafe & {keep.prompt for keep in first.keep}
 
 
@@ -171,7 +179,7 @@ def test_removing_the_last_edit_gives_back_the_weights_before_it(
     assert (folder / "back" / GPT).read_bytes() == (folder / "one" / GPT).read_bytes()
     outcomes = (folder / "back/concepts/picasso/outcomes.jsonl").read_bytes()
     assert outcomes == (folder / "one/outcomes.jsonl").read_bytes()
-    assert "stack of at least two" in refused(
+    assert "at least two edits" in refused(
         capsys, ["stack", "remove", str(folder / "back"), "picasso", "--out", "gone", "--unsigned", "-q"]
     )
 
@@ -272,17 +280,204 @@ def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytes
     assert "adapter edits" in line
 
 
-# -- pieces -----------------------------------------------------------------------------------------------------------
+# -- interrupted ------------------------------------------------------------------------------------------------------
 
 
-def test_beside_drops_members_by_label_and_by_name() -> None:
-    specs = {name: load_spec(registry.find_builtin("concepts", name)) for name in ("picasso", "van_gogh", "dog")}
-    left = stacking.beside(specs["picasso"], [specs["van_gogh"], specs["dog"]])
-    members = {member for group in left.preserve for member in group.members}
-    before = {member for group in specs["picasso"].preserve for member in group.members}
-    assert {"Van Gogh", "Vincent van Gogh", "a dog", "a puppy"} <= before - members
-    assert {"Monet", "a cat"} <= members
-    everything: Any = specs["picasso"].model_copy(update={"preserve": specs["picasso"].preserve[:1]})
-    only = everything.preserve[0].model_copy(update={"members": {"Van Gogh": "style=van_gogh"}})
-    with pytest.raises(UsageError, match="something that stays"):
-        stacking.beside(everything.model_copy(update={"preserve": (only,)}), [specs["van_gogh"]])
+class Interrupter:
+    """Ctrl-C at everything that a walk says for the first time: at every stage, of every change of the stack.
+
+    only: at stages with that word in their name alone.
+    """
+
+    def __init__(self, only: str = "") -> None:
+        self.cuts: list[tuple[str, str]] = []
+        self.change, self.only = "", only
+
+    def say(self, line: str) -> None:
+        self.change = line
+        self._cut("said")
+
+    def progress(self, stage: str, done: int, total: int, info: str = "") -> None:
+        self._cut(stage)
+
+    def _cut(self, stage: str) -> None:
+        if self.only in stage and (self.change, stage) not in self.cuts:
+            self.cuts.append((self.change, stage))
+            raise KeyboardInterrupt
+
+
+def walk(out: Path, terms: Terms, *, joint: bool) -> None:
+    overrides = tuple(f"{key}={value}" for key, value in SETS.items())
+    names = ("picasso.yaml", "van_gogh.yaml")
+    orders = [Order(name, "./base", overrides=overrides, device="cpu") for name in names]
+    stacking.grow(orders, out, terms, joint=joint)
+
+
+def same_files(folder: Path) -> dict[str, bytes]:
+    """Everything in a release that doesn't tell the time."""
+    timed = {"edit.json", "environment.json", "report.json", "report.html", "README.md", "bom.cdx.json"}
+    signed = {"model.sig", "claims.jsonl"}
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in timed | signed]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def assert_whole(folder: Path) -> None:
+    """No file of an unfinished run is half of one."""
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in folder.rglob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+    for path in folder.rglob("*.safetensors"):
+        load_file(path)
+
+
+def test_a_walk_that_is_interrupted_everywhere_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside every stage of every concept, before each change, and in the three steps of the release."""
+    user = Interrupter()
+    assert_ends_the_same(folder, "both", user, monkeypatch)
+    stages = {stage for _, stage in user.cuts}
+    assert {"picasso: pairs", "van_gogh: keep", "picasso: edit", "van_gogh: screen base"} <= stages
+    assert {"picasso: score base", "van_gogh: score edited", "interference", "publish"} <= stages
+
+
+def test_a_joint_search_that_is_interrupted_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = Interrupter("+")
+    assert_ends_the_same(folder, "joint", user, monkeypatch)
+    assert {"picasso+van_gogh: reference", "picasso+van_gogh: edit"} <= {stage for _, stage in user.cuts}
+
+
+def assert_ends_the_same(folder: Path, wanted: str, user: Interrupter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continue after every cut, until the release is that of the walk which nobody interrupted."""
+    out, run, joint = folder / f"cut-{wanted}", folder / f".cut-{wanted}.run", wanted == "joint"
+    terms = Terms(unsigned=True, progress=user.progress, say=user.say)
+    for _ in range(100):
+        try:
+            walk(out, terms, joint=joint)
+            break
+        except KeyboardInterrupt:
+            if user.cuts[-1][1] == "interference":
+                _cut_the_release(monkeypatch, user, lambda: walk(out, terms, joint=joint))
+            assert not out.exists()
+            assert_whole(run)
+    assert same_files(out) == same_files(folder / wanted)
+    assert not run.exists()
+
+
+def _cut_the_release(monkeypatch: pytest.MonkeyPatch, user: Interrupter, again: Callable[[], None]) -> None:
+    """The process ends before the stack is written, before the report, and before the one rename."""
+    for owner, name in ((stacking, "save_stack"), (pipeline, "write_report"), (RunDir, "publish")):
+        user.cuts.append(("release", name))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, _ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                again()
+
+
+def _ctrl_c(*words: object, **more: object) -> None:
+    raise KeyboardInterrupt
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_stacking as tests
+from safear_edit import registry
+coin = registry.Entry("judges", "coin", "test_stacking", "Coin", "tosses", "a test")
+registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
+def progress(stage, *more):
+    if stage == "van_gogh: score base":
+        os.kill(os.getpid(), signal.SIGKILL)
+tests.walk(Path("killed"), tests.Terms(unsigned=True, progress=progress), joint=False)
+"""
+
+
+def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
+    own = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not (folder / "killed").exists()
+    left = [path.name for path in (folder / ".killed.run/base").rglob("*.safetensors")]
+    assert "score-base-00000.safetensors" in left
+    walk(folder / "killed", Terms(unsigned=True), joint=False)
+    assert same_files(folder / "killed") == same_files(folder / "both")
+
+
+# -- joint ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_edit_is_one_edit_of_several_concepts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Released.read(folder / "joint")
+    (layer,) = made.stack.layers
+    assert layer.concepts == made.stack.names == ("picasso", "van_gogh") and layer.name == "picasso+van_gogh"
+    assert layer.edit.info.concept == layer.name and layer.edit.info.steps == 2 * SETS["params.steps"]
+    assert [after.event for after in made.history] == ["added picasso and van_gogh in one edit"]
+    assert [(cell.edit, cell.concept) for cell in made.alone] == [(layer.name, name) for name in layer.concepts]
+    model = made.base()
+    with layer.edit.apply(model.net):
+        kept = load_file(folder / "joint" / GPT)
+        assert all(torch.equal(model.net.state_dict()[name], kept[name]) for name in kept)
+    report = json.loads((folder / "joint/report.json").read_text())
+    assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
+    assert [edit["name"] for edit in report["stack"]["edits"]] == [layer.name]
+    page, card = ((folder / "joint" / name).read_text() for name in ("report.html", "README.md"))
+    assert "were erased together by one edit" in page and "one edit that erases these concepts together" in card
+    capsys.readouterr()
+    assert cli.run(["stack", "ls", str(folder / "joint")]) == 0
+    assert "is a joint edit" in capsys.readouterr().out
+    assert cli.run(["stack", "ls", str(folder / "joint"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["edits"]
+    assert [(row["concept"], row["in one edit with"]) for row in rows] == [
+        ("picasso", "van_gogh"),
+        ("van_gogh", "picasso"),
+    ]
+
+
+def test_one_concept_of_a_joint_edit_is_not_taken_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end = ["--out", str(folder / "never"), "--unsigned", "-q"]
+    joint = str(folder / "joint")
+    for words in (["remove", joint, "picasso"], ["reweight", joint, "van_gogh=0.5"]):
+        assert "one concept of the joint edit picasso+van_gogh" in refused(capsys, ["stack", *words, *end])
+    assert "at least two edits" in refused(capsys, ["stack", "remove", joint, "picasso+van_gogh", *end])
+    assert "did you mean" in refused(capsys, ["stack", "remove", joint, "picasso+van_gog", *end])
+    assert "--joint" in refused(capsys, apply("never", "picasso.yaml", "--joint", "--model", "./base", "--unsigned"))
+    assert not (folder / "never").exists()
+
+
+def test_a_joint_edit_on_a_stack_comes_off_as_a_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = apply("mixed", "van_gogh.yaml", "dog.yaml", "--joint", "--model", "one", "--unsigned")
+    assert cli.run(words) in VERDICTS
+    mixed = Released.read(folder / "mixed")
+    assert [layer.name for layer in mixed.stack.layers] == ["picasso", "van_gogh+dog"]
+    told = json.loads((folder / "mixed/interference.json").read_text())
+    assert [(row["first"], row["second"]) for row in told["foretold"]] == [("picasso", "van_gogh"), ("picasso", "dog")]
+    assert len(told["alone"]) == 6 and not told["agreement"]
+    capsys.readouterr()
+    words = ["stack", "remove", "mixed", "van_gogh+dog", "--out", "unmixed", "--unsigned", "-q"]
+    assert cli.run(words) in VERDICTS
+    assert "bit for bit" in capsys.readouterr().out
+    assert (folder / "unmixed" / GPT).read_bytes() == (folder / "one" / GPT).read_bytes()
+    assert not json.loads((folder / "unmixed/interference.json").read_text())["forecast"]
+
+
+def test_what_was_foretold_stands_beside_what_came(folder: Path) -> None:
+    (row,) = json.loads((folder / "both/interference.json").read_text())["foretold"]
+    assert (row["first"], row["second"]) == ("picasso", "van_gogh") and row["foretold"] > 0 and row["found"] > 0
+    report = json.loads((folder / "both/report.json").read_text())
+    assert report["stack"]["foretold"] == [row] and "What was foretold" in (folder / "both/report.html").read_text()
+
+
+def test_merged_material_keeps_a_shared_prompt_once() -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def material(name: str, kept: list[str]) -> Material:
+        ids = torch.randint(0, 9, (2, 4), generator=random)
+        pairs = Pairs([f"{name} a", f"{name} b"], ["a", "b"], [1, 2], ids, ids + 1, PairStats(3, 2, {"bad": 1}))
+        return Material(name, pairs, Keep(kept, torch.randint(0, 9, (len(kept), 4), generator=random)))
+
+    one, two = material("one", ["x", "y"]), material("two", ["y", "z"])
+    both = stacking.merged("one+two", [one, two])
+    assert both.concept == "one+two" and both.pairs.unsafe == ["one a", "one b", "two a", "two b"]
+    assert both.pairs.stats == PairStats(6, 4, {"bad": 2}) and both.pairs.unsafe_ids.shape == (4, 4)
+    assert both.keep is not None and both.keep.prompts == ["x", "y", "z"] and both.keep.ids.shape == (3, 4)

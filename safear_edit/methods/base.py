@@ -7,7 +7,7 @@ memory), scores winner and loser of a pair in one forward, and holds other conce
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
@@ -21,6 +21,7 @@ from safear_edit.pairs import Material
 from safear_edit.progress import Callback
 from safear_edit.tokens import token_logprobs
 from safear_edit.training import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
+from safear_edit.understanding import ANSWERS, CAPABILITY, Taught
 
 if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
@@ -30,6 +31,8 @@ Picture = Literal["unsafe", "safe"]
 Caption = Literal["unsafe", "safe", "none"]
 REFERENCE_ROWS = 32
 """Rows per forward of the untouched model; bounds memory, changes no number."""
+LEAST_REST = 1e-6
+"""Share of all other answers at least: below it lies float32's rounding."""
 REFERENCE_BYTES = 2**28
 """Logits of the untouched model are kept up to this size (a mini's all fit) and computed anew beyond it."""
 
@@ -69,6 +72,12 @@ class PairTuning(Tuning):
 
     keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the untouched model on preserved prompts")
     keep_batch: int = Field(8, ge=1, description="preserved pictures per step, over all processes")
+    understanding_weight: float = Field(
+        0.0,
+        ge=0,
+        exclude_if=lambda weight: weight == 0,  # recipes from before there was one keep their digests
+        description="weight of the KL to the untouched model's answers about keep_batch pictures per step",
+    )
     caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
 
 
@@ -111,6 +120,8 @@ class Workbench:
         self._unsafe = torch.tensor([place[prompt] for prompt in pairs.unsafe])
         self._safe = torch.tensor([place[prompt] for prompt in pairs.safe])
         self._keep = torch.tensor([place[prompt] for prompt in keep.prompts]) if keep else None
+        answers = CAPABILITY in model.provides and params.understanding_weight > 0
+        self._questions = material.questions if answers else None
         branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
         self._tables: dict[Hashable, dict[int, Tensor] | None] = {}
         self._stored_bytes = 0
@@ -226,11 +237,40 @@ class Workbench:
         return torch.stack([table[row // REFERENCE_ROWS][row % REFERENCE_ROWS] for row in rows.tolist()])
 
     def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
-        """`loss` plus the weighted drift, where the recipe asks for it and there is something to keep."""
-        if self._keep is None:
-            return loss, readings
-        drift = self.drift(draw)
-        return loss + self.params.keep_weight * drift, {**readings, "drift": float(drift.detach())}
+        """`loss` plus the weighted drift of pictures and of answers about pictures, where the recipe asks for them and
+        there is something to keep."""
+        if self._keep is not None:
+            drift = self.drift(draw)
+            loss, readings = loss + self.params.keep_weight * drift, {**readings, "drift": float(drift.detach())}
+        if self._questions is not None:
+            answers = self.answers(draw, self._questions)
+            loss = loss + self.params.understanding_weight * answers
+            readings = {**readings, "answers": float(answers.detach())}
+        return loss, readings
+
+    def answers(self, draw: Draw, questions: Taught) -> Tensor:
+        """`answer_kl` of yes and no to one question, by the untouched model and by this one, a scalar.
+
+        Every other step asks about the concept, the rest about what must stay; always about the step's share of all
+        training pictures (the pairs' and the preserved ones, which the model drew itself: the evaluation's are others).
+        What the untouched model answers is the target, right or wrong. Where the concept is not to be recognised
+        either, its picture's target is the answer about the safe picture of its pair.
+        """
+        pairs, keep = self.material.pairs, self.material.keep
+        parts = [pairs.unsafe_ids, pairs.safe_ids, *([keep.ids] if keep else [])]
+        rows = draw.rows("answers", sum(map(len, parts)), self.params.keep_batch)
+        told = torch.where(rows < len(pairs), rows + len(pairs), rows) if questions.erase else rows
+        asked = questions.others if draw.step % 2 else questions.concept
+        whole = Draw(draw.seed, draw.step // 2)  # one question for all parts of a step
+        question = asked[int(whole.rows(f"questions {draw.step % 2}", len(asked), 1))]
+        ids = torch.cat(parts)
+        with adapter_off(self.model.net):
+            seen, aims = (self.model.decode(ids[chosen].to(self.model.device)) for chosen in (rows, told))
+            reference = self._answered(aims, question)
+        return answer_kl(reference, self._answered(seen, question))
+
+    def _answered(self, images: Tensor, question: str) -> Tensor:
+        return self.model.answer_logprobs(images, question, ANSWERS)
 
     def _pairs(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Which pairs this step takes, and which of them without their caption."""
@@ -269,6 +309,27 @@ def token_kl(reference: Tensor, policy: Tensor) -> Tensor:
     return divergence.sum(-1) if divergence.dim() == 3 else divergence
 
 
+def answer_kl(reference: Tensor, policy: Tensor) -> Tensor:
+    """How far answers about pictures moved, in nats, mean over pictures; from log-probabilities (b, answers) of answers
+    that exclude each other:
+
+        KL( which of them || which of them ) + KL( one of them or anything else || the same )
+
+    Together that is the KL over all of them, except that "which" counts in full, as it does when an answer is judged,
+    also where a model would rather begin with another word ("Yes").
+    """
+
+    def whether(logp: Tensor) -> Tensor:
+        one = logp.logsumexp(-1)
+        return torch.stack([one, (1 - one.exp()).clamp(min=LEAST_REST).log()], -1)
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        return (p.exp() * (p - q)).sum(-1)
+
+    first, second = reference.float(), policy.float()
+    return (kl(first.log_softmax(-1), second.log_softmax(-1)) + kl(whether(first), whether(second))).mean()
+
+
 def fit_pairs(
     name: str,
     model: ModelFamily,
@@ -291,7 +352,8 @@ def fit_pairs(
     settings = params.model_dump(mode="json")
     about = [name, model.card.digest, modules, settings, seed, material.pairs.unsafe, material.pairs.safe]
     kept = [material.keep.prompts, material.keep.ids] if material.keep else []
-    identity = identity_of(*about, material.pairs.unsafe_ids, material.pairs.safe_ids, *kept)
+    asked = [asdict(material.questions)] if material.questions and params.understanding_weight else []
+    identity = identity_of(*about, *asked, material.pairs.unsafe_ids, material.pairs.safe_ids, *kept)
     tuned = fine_tune(
         model.net, modules, objective, params, seed=seed, identity=identity, progress=progress, checkpoint=checkpoint
     )

@@ -1,0 +1,139 @@
+"""Recipes in a stack: what is compiled, kept and evaluated of a concept beside others that are erased as well.
+
+What another concept of the stack erases can't be preserved, nor can a prompt be evaluated that another edit was trained
+on. Concepts of one joint edit also share their training: there nothing may be kept, and no pair drawn towards, what
+another of them takes away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from safear_edit import registry
+from safear_edit.compiler import EvalPrompt, KeepPrompt, Recipe, training_prompts
+from safear_edit.errors import UsageError
+from safear_edit.prompts import expand_group, image_seed, mention_of, normalise
+from safear_edit.spec import PreserveGroup, Spec
+
+GUARDED = 32
+"""Training prompts of each earlier concept that a later edit keeps erased; the mini's recipe keeps 192 in all."""
+
+
+def beside(spec: Spec, others: Sequence[Spec]) -> Spec:
+    """The spec without the members of preserve groups that ask for what `others` erase.
+
+    A member does if it has the label of another's concept or mentions one of its names. UsageError if nothing is left.
+    """
+    labels = {(other.judge.use, other.judge.label) for other in others}
+    mentions = [mention_of((other.erase.concept, *other.erase.aliases)) for other in others]
+
+    def stays(member: str, label: str) -> bool:
+        return (spec.judge.use, label) not in labels and not any(mention(member) for mention in mentions)
+
+    groups: list[PreserveGroup] = []
+    for group in spec.preserve:
+        members = {member: label for member, label in group.members.items() if stays(member, label)}
+        if members:
+            groups.append(group.model_copy(update={"members": members}))
+    if not groups:
+        got = "only what other concepts of the stack erase"
+        raise UsageError(f"spec {spec.name}, preserve", "something that stays", got, "add a group to the spec")
+    return spec.model_copy(update={"preserve": tuple(groups)})
+
+
+def as_measured(recipe: Recipe, others: Sequence[Recipe]) -> tuple[Recipe, frozenset[str]]:
+    """The recipe by which a concept is measured in a stack with `others`, and the prompts that it leaves out, by id.
+
+    Left out: prompts of members that `beside` drops, and prompts that another edit was trained on. The number to score
+    falls by the prompts left out of a slice, so the rest are those that would have been scored anyway.
+    """
+    spec = beside(recipe.spec, [other.spec for other in others])
+    kept = {group.name: {normalise(prompt.text) for prompt in expand_group(group)} for group in spec.preserve}
+    trained = {normalise(text) for other in others for text in training_prompts(other)}
+    left_out, left = list[EvalPrompt](), list[EvalPrompt]()
+    for prompt in recipe.evaluate.prompts:
+        text = normalise(prompt.prompt)
+        dropped = prompt.expect == "present" and text not in kept.get(prompt.slice, ())
+        (left_out if dropped or text in trained else left).append(prompt)
+    if not left_out:
+        return recipe, frozenset()
+    lost, there = Counter(prompt.slice for prompt in left_out), {prompt.slice for prompt in left}
+    n = {name: max(1, size - lost[name]) for name, size in recipe.evaluate.n.items() if name in there}
+    evaluation = recipe.evaluate.model_copy(update={"prompts": tuple(left), "n": n})
+    return changed(recipe, spec=spec, evaluate=evaluation), frozenset(prompt.id for prompt in left_out)
+
+
+def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
+    """The recipe with GUARDED training prompts of each earlier concept among its preserved ones.
+
+    Their pictures are drawn by the model that the edit is found on, where these concepts are erased already. None of
+    them is evaluated, here or there. A recipe whose method keeps nothing stays as it is.
+    """
+    evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}
+    texts = [pair.unsafe for other in earlier for pair in other.construct.pairs[:GUARDED]]
+    extra = [text for text in dict.fromkeys(texts) if normalise(text) not in evaluated]
+    if not recipe.keep or not extra:
+        return recipe
+    prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed)) for text in extra]
+    return changed(recipe, keep=(*recipe.keep, *prompts))
+
+
+def changed(recipe: Recipe, **parts: Any) -> Recipe:
+    """A recipe with other parts, and so with another digest (which a plain copy would have kept)."""
+    return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json"))
+
+
+# -- one edit for several ---------------------------------------------------------------------------------------------
+
+
+def for_one_edit(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """The recipes of concepts that one edit erases, without what of one would teach against another.
+
+    Left out are kept prompts, and pairs whose safe prompt is the picture to be drawn instead, if they mention another
+    concept of the set. UsageError if nothing is left of the pairs.
+    """
+    return [_without(recipe, [other for other in recipes if other is not recipe]) for recipe in recipes]
+
+
+def _without(recipe: Recipe, others: Sequence[Recipe]) -> Recipe:
+    names = [name for other in others for name in (other.spec.erase.concept, *other.spec.erase.aliases)]
+    mention = mention_of(names)
+    pairs = tuple(pair for pair in recipe.construct.pairs if not mention(pair.safe))
+    keep = tuple(kept for kept in recipe.keep if not mention(kept.prompt))
+    if not pairs:
+        fix = "erase it by an edit of its own: leave --joint out"
+        raise UsageError(f"--joint, {recipe.spec.name}", "pairs without the other concepts", "none", fix)
+    if len(pairs) == len(recipe.construct.pairs) and len(keep) == len(recipe.keep):
+        return recipe
+    return changed(recipe, construct=recipe.construct.model_copy(update={"pairs": pairs}), keep=keep)
+
+
+def sharing_steps(recipe: Recipe, concepts: int) -> Recipe:
+    """The recipe with as many steps as that many concepts would take one after another: each sees as much as alone."""
+    steps = recipe.method.params.get("steps")
+    if steps is None:
+        return recipe
+    params = {**recipe.method.params, "steps": concepts * int(steps)}
+    return changed(recipe, method=recipe.method.model_copy(update={"params": params}))
+
+
+def refuse_unlike(recipes: Sequence[Recipe]) -> None:
+    """UsageError unless one search can serve all: one method that trains on pairs, the same numbers and seed."""
+    from safear_edit.methods.base import PairTuning
+
+    first = recipes[0]
+    if not issubclass(registry.lookup("methods", first.method.name).load().Params, PairTuning):
+        fits = [name for name, entry in registry.methods().items() if issubclass(entry.load().Params, PairTuning)]
+        fix = f"take {', '.join(fits)}, or leave --joint out"
+        raise UsageError("--joint", "a method that trains on pairs", first.method.name, fix)
+    for recipe in recipes[1:]:
+        for what in ("method", "seed"):
+            if getattr(recipe, what) != getattr(first, what):
+                got = f"another one for {recipe.spec.name} than for {first.spec.name}"
+                raise UsageError("--joint", f"one {what} for all concepts", got, "leave --joint out")
+        if recipe.spec.understanding.concept != first.spec.understanding.concept:
+            got = f"{recipe.spec.understanding.concept} for {recipe.spec.name}"
+            fix = "leave --joint out"
+            raise UsageError("--joint", f"understanding.concept {first.spec.understanding.concept} for all", got, fix)
