@@ -61,6 +61,13 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     },
     "emu3": {"transformers": Layout(None, _TRANSFORMERS)},
     "chameleon": {"transformers": Layout(None, _TRANSFORMERS)},
+    "liquid": {
+        "transformers": Layout(
+            None,
+            "in github.com/FoundationVision/Liquid, evaluation/: python inference_t2i.py --model_path (this folder), "
+            "with the release's chameleon/vqgan.ckpt, which no edit changes",
+        )
+    },
 }
 """Published layouts by family. A family that is not here (a plug-in) has the one its `export` writes."""
 

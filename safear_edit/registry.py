@@ -218,6 +218,9 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         ),
         "pro-7b": Variant("published 7B, 384 px: draws, answers", SHARDS),
     },
+    "liquid": {
+        "7b": Variant("published 7B, 512 px: draws, answers (vqgan.yaml if there is one)", (*SHARDS, "vqgan.ckpt"))
+    },
     "llamagen": {
         "mini": Variant("the mini world's LlamaGen, shipped with this package"),
         "xl-256": Variant("published 775M text-to-image, 256 px", ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")),
@@ -227,7 +230,13 @@ VARIANTS: dict[str, dict[str, Variant]] = {
 """Variants with a name (parity.md section 1); families that aren't here take any variant and check it themselves."""
 
 
-MODEL_TYPES = {"chameleon": "chameleon", "emu3": "emu3", "janus": "janus", "multi_modality": "janus"}
+MODEL_TYPES = {
+    "chameleon": "chameleon",
+    "emu3": "emu3",
+    "gemma": "liquid",
+    "janus": "janus",
+    "multi_modality": "janus",
+}
 """model_type in a published folder's config.json → family; such a folder's own name is the variant."""
 
 

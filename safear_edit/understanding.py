@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from safear_edit.errors import SpecError
-from safear_edit.gallery import questions
 from safear_edit.progress import Callback, silent
 from safear_edit.prompts import fill, mention_of, normalise
 from safear_edit.rundir import write_atomic
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from safear_edit.families.base import ModelCard, ModelFamily
+    from safear_edit.gallery.questions import Kind
     from safear_edit.likelihood import Pair, Source
 
 STEP = CAPABILITY = "understanding"
@@ -99,11 +99,13 @@ def topics(spec: Spec) -> tuple[Topic, ...]:
     return tuple(found)
 
 
-_BY_KIND: Mapping[str, questions.Kind] = {"style": "style", "object": "object", "category": "hazard"}
-_BY_ROLE: Mapping[str, questions.Kind] = {"object": "object", "style": "style", "plain": "style"}
+_BY_KIND: Mapping[str, Kind] = {"style": "style", "object": "object", "category": "hazard"}
+_BY_ROLE: Mapping[str, Kind] = {"object": "object", "style": "style", "plain": "style"}
 
 
-def _topic(spec: Spec, where: str, label: str, names: Sequence[str], sort: questions.Kind, own: Sequence[str]) -> Topic:
+def _topic(spec: Spec, where: str, label: str, names: Sequence[str], sort: Kind, own: Sequence[str]) -> Topic:
+    from safear_edit.gallery import questions  # numpy comes with it: not when only listing
+
     aspect, _, value = label.partition("=")
     for kind in questions.KINDS if spec.judge.use == "gallery" else ():
         if aspect == kind and value in questions.values(kind):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import Sampling
-from safear_edit.families.chameleon import DECODER, Chameleon, ChameleonSettings
+from safear_edit.families.chameleon import Chameleon, ChameleonSettings
+from safear_edit.families.vqgan import DECODER
 from safear_edit.registry import load_model
 from safear_edit.tokens import token_logprobs
 

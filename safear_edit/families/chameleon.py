@@ -6,9 +6,9 @@ ChameleonForConditionalGeneration, whose network this file uses. Meta's release 
 
 A drawing prompt is: begin of sequence, the words, end of turn, begin of image; guidance leads away from a prompt
 without words and end of turn. A picture is 32 x 32 tokens without row ends. transformers has no decoder for them, so
-the one of the release's picture tokenizer is built here. Its weights are `model.vqmodel.decoder.*` in a folder that was
-converted with them (as Anole's), else in the release's `vqgan.ckpt`, put beside the weights; without either nothing can
-be drawn, and `load` says so. transformers' scaling of pictures (0.0078 for 1 / 127.5) is not followed.
+the one of the release's picture tokenizer is built in vqgan.py. Its weights are `model.vqmodel.decoder.*` in a folder
+that was converted with them (as Anole's), else in the release's `vqgan.ckpt`, put beside the weights; without either
+nothing can be drawn, and `load` says so. transformers' scaling of pictures (0.0078 for 1 / 127.5) is not followed.
 
 Verified (tests, on tiny random weights): transformers' forward pass gives the same states over the same sequence and
 the same answers, its tokenizer the same codes, its from_pretrained loads the exported folder (and doesn't use the
@@ -26,18 +26,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from safear_edit.checkpoint import read_weights
-from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.language import PICO_TEXT, Net
-from safear_edit.families.unified import PICO_CODES, EarlyFusion, Settings, Template
+from safear_edit.families.unified import Settings, Template
+from safear_edit.families.vqgan import AT, DECODER, PICO_SIZES, Decoder, DrawnByVQGAN, read_tokenizer
 from safear_edit.registry import family
 
-DECODER, VQGAN = "model.vqmodel.decoder.", ("vqgan.safetensors", "vqgan.ckpt", "tokenizer/vqgan.ckpt")
-UNUSED = "model.vqmodel.loss."
+UNUSED = f"{AT}loss."
 """What only the training of the tokenizer read; the release's file and folders converted from it carry it along."""
 
 
@@ -48,72 +45,6 @@ class ChameleonSettings(Settings):
     licence: str = "Chameleon Research License"
     sampling: Sampling = Sampling(3.0, temperature=0.7, top_p=0.9)
     template: Template = Template(draw="{text}", ask="{image}{text}", describe="Describe this image.")
-
-
-# -- the picture decoder ----------------------------------------------------------------------------------------------
-
-
-class _Up(nn.Module):
-    """Twice the width and height: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.conv(F.interpolate(x, scale_factor=2.0))
-        return found
-
-
-class _Level(nn.Module):
-    """Residual blocks of one resolution, an attention after each where the encoder has one, then the way up."""
-
-    def __init__(self, config: Any, width: int, out: int, attends: bool, rises: bool) -> None:
-        super().__init__()
-        from transformers.models.chameleon import modeling_chameleon as parts
-
-        widths = [width, *[out] * config.num_res_blocks]
-        self.block = nn.ModuleList([parts.ChameleonVQVAEEncoderResnetBlock(config, w, out) for w in widths])
-        attentions = [parts.ChameleonVQVAEEncoderAttnBlock(out) for _ in widths] if attends else []
-        self.attn = nn.ModuleList(attentions)
-        self.upsample = _Up(out) if rises else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            x = self.attn[i](x) if len(self.attn) else x
-        return x if self.upsample is None else self.upsample(x)
-
-
-class Decoder(nn.Module):
-    """The encoder's mirror image, under the names of the release's vqgan.py: (B, z, h, w) to (B, 3, H, W)."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        from transformers.models.chameleon import modeling_chameleon as parts
-
-        widths = [config.base_channels * factor for factor in config.channel_multiplier]
-        deepest, vanilla = widths[-1], config.attn_type == "vanilla"
-        self.conv_in = nn.Conv2d(config.latent_channels, deepest, 3, padding=1)
-        self.mid = nn.Module()
-        self.mid.block_1 = parts.ChameleonVQVAEEncoderResnetBlock(config, deepest, deepest)
-        self.mid.attn_1 = parts.ChameleonVQVAEEncoderAttnBlock(deepest) if vanilla else nn.Identity()
-        self.mid.block_2 = parts.ChameleonVQVAEEncoderResnetBlock(config, deepest, deepest)
-        wanted = (config.attn_resolutions or ()) if vanilla else ()
-        self.up = nn.ModuleList(
-            _Level(config, width, out, config.resolution // 2**level in wanted, level > 0)
-            for level, (width, out) in enumerate(zip([*widths[1:], deepest], widths, strict=True))
-        )
-        self.norm_out = nn.GroupNorm(32, widths[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)
-        middle: Any = self.mid
-        for part in (middle.block_1, middle.attn_1, middle.block_2, *reversed(self.up)):
-            x = part(x)
-        found: Tensor = self.conv_out(F.silu(self.norm_out(x)))
-        return found
 
 
 # -- layers, as llama.py calls them -----------------------------------------------------------------------------------
@@ -182,7 +113,7 @@ class _Llama:
 
 
 @family("chameleon")
-class Chameleon(EarlyFusion):
+class Chameleon(DrawnByVQGAN):
     """Chameleon and Anole: draws (Anole) and answers questions about pictures (https://arxiv.org/abs/2405.09818)."""
 
     name = "chameleon"
@@ -200,16 +131,7 @@ class Chameleon(EarlyFusion):
     }
     pico_sizes: ClassVar[Mapping[str, Any]] = {
         **PICO_TEXT,
-        "vq_config": {
-            "num_embeddings": PICO_CODES,
-            "embed_dim": 8,
-            "latent_channels": 8,
-            "resolution": 16,
-            "base_channels": 32,
-            "channel_multiplier": [1, 1, 2],
-            "num_res_blocks": 1,
-            "attn_resolutions": [8],
-        },
+        "vq_config": PICO_SIZES,
     }
 
     # -- the network --
@@ -234,22 +156,13 @@ class Chameleon(EarlyFusion):
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED)}
         if any(name.startswith(DECODER) for name in weights):
             return weights, []
-        if not (found := [folder / name for name in VQGAN if (folder / name).is_file()]):
-            fix = (
-                "put the release's tokenizer/vqgan.ckpt into the folder: transformers' conversion leaves this part out"
-            )
-            raise UsageError(str(folder), "weights of the picture decoder", "none", fix)
-        tokenizer = {f"model.vqmodel.{name}": tensor for name, tensor in read_weights(found[0], True).items()}
-        return {**weights, **{n: tensor for n, tensor in tokenizer.items() if n.startswith(DECODER)}}, found[:1]
+        tokenizer, file = read_tokenizer(folder, "decoder", "transformers' conversion leaves this part out")
+        return {**weights, **{n: tensor for n, tensor in tokenizer.items() if n.startswith(DECODER)}}, [file]
 
     @classmethod
     def image_names(cls, count: int) -> list[str]:
         """IMGIMG, the code's digits as letters A to J, and Z."""
         return [f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(code))}Z" for code in range(count)]
-
-    @property
-    def image_size(self) -> int:
-        return int(self.net.config.vq_config.resolution)
 
     @property
     def transformer(self) -> Any:
@@ -280,23 +193,3 @@ class Chameleon(EarlyFusion):
     def ends(self) -> tuple[int, ...]:
         """The end of the sequence, and the begin of a picture: what follows it isn't words."""
         return (self.words.eos, self.words.boi)
-
-    # -- the tokenizer --
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) of the card's image size to ids (B, N): the nearest codebook row, in float32."""
-        vq, parts = self.net.model.vqmodel.eval(), []
-        for part in self._checked(images).split(self.rows_per_batch):
-            found = vq.encode(part.to(self.device).float() / 127.5 - 1).image_tokens
-            parts.append(found.view(len(part), -1))
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def decode(self, ids: Tensor) -> Tensor:
-        """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
-        vq, parts = self.net.model.vqmodel.eval(), []
-        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(self.rows_per_batch):
-            drawn = vq.decoder(vq.post_quant_conv(vq.quantize.embedding(part).permute(0, 3, 1, 2)))
-            parts.append(((drawn.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8))
-        return torch.cat(parts)

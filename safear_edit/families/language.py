@@ -1,4 +1,4 @@
-"""What Janus, Emu3 and Chameleon share: a language model that draws by saying image tokens, and answers questions.
+"""What Janus, Emu3, Chameleon, Liquid share: a language model that draws by saying image tokens, answers questions.
 
 Scoring is transformers' forward pass; drawing and answering run its modules over keys and values that are allocated
 once (llama.py), with each distinct prompt run once for all of its pictures. A family adds how a picture becomes tokens,

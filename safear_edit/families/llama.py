@@ -1,8 +1,8 @@
 """Layers of Llama's form, run by hand: prompts once, then token by token over keys and values allocated once.
 
-Janus, Emu3 and Chameleon draw and answer with this. `llama` is transformers' LlamaModel, or whatever has its names:
-`layers` (input_layernorm, self_attn with q_proj, k_proj, v_proj, o_proj and head_dim, post_attention_layernorm, mlp),
-`norm` and `rotary_emb`.
+Janus, Emu3, Chameleon and Liquid draw and answer with this. `llama` is transformers' LlamaModel, or whatever has its
+names: `layers` (input_layernorm, self_attn with q_proj, k_proj, v_proj, o_proj and head_dim, post_attention_layernorm,
+mlp), `norm` and `rotary_emb`. Embeddings come in as the layers read them, scaled where a model scales them (Gemma).
 """
 
 from __future__ import annotations

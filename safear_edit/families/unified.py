@@ -1,4 +1,4 @@
-"""What Emu3 and Chameleon share: one transformer over one vocabulary, in which some tokens are pieces of pictures.
+"""What Emu3, Chameleon, Liquid share: one transformer over one vocabulary, in which some tokens are parts of pictures.
 
 Such a model draws by saying image tokens and sees a picture as the same tokens (early fusion), so one table of rows
 feeds both back. How it draws and answers is in language.py. A family file adds what differs: prompt format, special
@@ -79,7 +79,7 @@ def read_words(files: Mapping[str, bytes], special: Mapping[str, str], where: st
 
 
 class EarlyFusion(LanguageModel):
-    """A model that draws and sees pictures as tokens of its one vocabulary; the base of Emu3 and Chameleon.
+    """A model that draws and sees pictures as tokens of its one vocabulary; the base of Emu3, Chameleon and Liquid.
 
     A dropped caption is the model's own unconditional prompt (`drawing_ids(None)`), whatever the caption's length was.
 
@@ -91,6 +91,8 @@ class EarlyFusion(LanguageModel):
     table_name = f"{TABLE}.weight"
     special: ClassVar[Mapping[str, str]]
     """role → name of the token: bos, eos, pad, boi, eoi, image and what else the prompts of the family need."""
+    model_type: ClassVar[str] = ""
+    """Of config.json, where it isn't the family's name."""
     settings_type: ClassVar[type[Settings]]
     pico_sizes: ClassVar[Mapping[str, Any]]
     pico_settings: ClassVar[Mapping[str, Any]] = {}
@@ -105,7 +107,7 @@ class EarlyFusion(LanguageModel):
         self.sampling, self.template = settings.sampling, settings.template
         vocabulary = net.get_input_embeddings().weight
         words.fitting(len(vocabulary), where)
-        places = self.image_places(net, where)
+        places = self.image_places(where)
         codes = torch.full((len(vocabulary),), -1).index_copy(0, places, torch.arange(len(places)))
         net.register_buffer(PLACES, places.to(vocabulary.device), persistent=False)
         net.register_buffer(CODES, codes.to(vocabulary.device), persistent=False)
@@ -114,7 +116,7 @@ class EarlyFusion(LanguageModel):
         parameters = sum(p.numel() for p in net.parameters())
         net.add_module(TABLE, rows)
         net.generation_config = GenerationConfig.from_dict(self._generation())
-        factor = 2 ** (len(net.config.vq_config.channel_multiplier) - 1)
+        factor = 2 ** (len(net.model.vqmodel.config.channel_multiplier) - 1)
         self.side, rest = divmod(self.image_size, factor)
         if rest or not self.side:
             raise UsageError(f"{where}: image size", f"a multiple of {factor}", str(self.image_size), AGAIN)
@@ -122,6 +124,11 @@ class EarlyFusion(LanguageModel):
         self.card = ModelCard(self.name, variant, *sizes, settings.licence)
 
     # -- what a family adds --
+
+    @classmethod
+    def whole_config(cls, data: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        """A config.json's content, with what the release says about the picture tokenizer in another file."""
+        return data
 
     @classmethod
     @abstractmethod
@@ -137,6 +144,10 @@ class EarlyFusion(LanguageModel):
     def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
         """Published names to those of `build`'s network, and what further weight files were read for it."""
         return weights, []
+
+    def write_own(self, weights: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
+        """The reverse: write what the published layout keeps in files of its own; the weights that are left."""
+        return weights
 
     @property
     @abstractmethod
@@ -160,9 +171,9 @@ class EarlyFusion(LanguageModel):
         words = read_words(files, cls.special, str(folder))
         data = read_json(folder / "config.json").data
         kind = data.get("model_type") if isinstance(data, Mapping) else None
-        if kind != cls.name:
-            raise UsageError(f"{folder / 'config.json'}: model_type", cls.name, repr(kind), AGAIN)
-        net = cls._network(data, dtype, str(folder / "config.json"))
+        if kind != (wanted := cls.model_type or cls.name):
+            raise UsageError(f"{folder / 'config.json'}: model_type", wanted, repr(kind), AGAIN)
+        net = cls._network(cls.whole_config(data, folder), dtype, str(folder / "config.json"))
         paths = weight_files(folder)
         weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
         weights, more = cls.own_weights(weights, folder)
@@ -192,13 +203,14 @@ class EarlyFusion(LanguageModel):
     @classmethod
     def pico(cls, seed: int = 0) -> Self:
         """16x16 pixels, 16 tokens, two layers, a token per byte of text, weights so large that every input matters."""
-        tokens = [*cls.special.values(), *cls.image_names(PICO_CODES)]
-        files = byte_tokenizer(tokens, {role: cls.special[role] for role in ("bos", "eos", "pad")})
+        codes, ends = cls.image_names(PICO_CODES), {role: cls.special[role] for role in ("bos", "eos", "pad")}
+        files = byte_tokenizer([*cls.special.values(), *codes], ends)
         words = read_words(files, cls.special, "pico")
         data = {**cls.pico_sizes, "vocabulary_map": words.tokenizer.get_vocab()}
+        size = words.tokenizer.get_vocab_size() + PICO_CODES - len(codes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = cls._network(_sized(data, words.tokenizer.get_vocab_size()), torch.float32, "pico")
+            net = cls._network(_sized(data, size), torch.float32, "pico")
             _spread(net)
         published = cls.settings_type()  # type: ignore[call-arg]  # a family's own class has defaults
         changes = {"licence": "Apache-2.0", "sampling": Sampling(2.0), **cls.pico_settings}
@@ -213,15 +225,14 @@ class EarlyFusion(LanguageModel):
     @classmethod
     @abstractmethod
     def image_names(cls, count: int) -> list[str]:
-        """Names of the first `count` codes in a published vocabulary."""
+        """Names of the first `count` codes in a published vocabulary; empty where they have none."""
 
-    @staticmethod
-    def image_places(net: Net, where: str) -> Tensor:
+    def image_places(self, where: str) -> Tensor:
         """Vocabulary ids of the picture tokenizer's codes, (V,), in the order of the codes."""
-        count = net.model.vqmodel.quantize.embedding.num_embeddings
-        size = net.get_input_embeddings().num_embeddings
+        count = self.net.model.vqmodel.quantize.embedding.num_embeddings
+        size = self.net.get_input_embeddings().num_embeddings
         try:
-            found: dict[int, int] = net.model.vocabulary_mapping.img2bpe
+            found: dict[int, int] = self.net.model.vocabulary_mapping.img2bpe
             fits = sorted(found) == list(range(count)) and all(0 <= place < size for place in found.values())
         except (ValueError, TypeError, AttributeError):  # names or numbers that transformers can't take apart
             found, fits = {}, False
@@ -281,7 +292,8 @@ class EarlyFusion(LanguageModel):
     # -- codebook --
 
     def image_table(self) -> Tensor:
-        """What the transformer reads for each image token, (V, D), drawn and seen ones alike."""
+        """Rows that the transformer reads for image tokens, (V, D), drawn and seen ones alike, as they are published:
+        where a model scales what it looks up (Gemma), not yet scaled."""
         replaced: Tensor | None = getattr(self.net, REPLACED)
         own: Tensor = self.net.get_submodule(TABLE).weight
         return own if replaced is None else replaced
@@ -298,7 +310,7 @@ class EarlyFusion(LanguageModel):
         vocabulary = f"{self.layers_at}embed_tokens.weight"
         weights[vocabulary] = weights[vocabulary].clone()
         weights[vocabulary][self._places] = self.image_table().detach()
-        write_weights(directory / WEIGHTS[0], weights, {"format": "pt"})
+        write_weights(directory / WEIGHTS[0], self.write_own(weights, directory), {"format": "pt"})
         config = json.loads(self.net.config.to_json_string(use_diff=False))
         config["dtype"] = str(self.net.lm_head.weight.dtype).removeprefix("torch.")
         config["architectures"] = [type(self.net).__name__]
@@ -330,10 +342,11 @@ def _spread(net: Net) -> None:
     for module in net.model.vqmodel.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Embedding):
             module.reset_parameters()
+    embedded = 1 / float(getattr(net.get_input_embeddings(), "scalar_embed_scale", 1))
     for name, parameter in net.named_parameters():
         if parameter.dim() > 1 and "vqmodel" not in name:
             norm = "norm" in name
-            nn.init.normal_(parameter, mean=float(norm), std=1.0 if "embed" in name else 0.15)
+            nn.init.normal_(parameter, mean=float(norm), std=embedded if "embed" in name else 0.15)
 
 
 @torch.no_grad()
