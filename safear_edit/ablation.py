@@ -2,9 +2,10 @@
 
 `python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table;
 with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's numbers
-but for those named. Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run
-continues. Erasure counts prompts on which the base drew the concept with the very seed that is scored (no screening:
-this table compares methods with each other and its rates are not the audit's).
+but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own, refine.py).
+Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
+counts prompts on which the base drew the concept with the very seed that is scored (no screening: this table compares
+methods with each other and its rates are not the audit's).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.judges.base import Judge, judged
 from safear_edit.pairs import Material, Pairs, build_keep, build_pairs
 from safear_edit.progress import silent
+from safear_edit.refine import refiner_of
 from safear_edit.scale_erasure import ScaleErasure, Words
 from safear_edit.spec import load_spec
 from safear_edit.understanding import taught
@@ -38,7 +40,9 @@ ERASED = ("direct", "paraphrase")
 """Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
 SCALE_ERASURE = "scale_erasure"
 """No method: it finds no edit, and guides the drawing instead."""
-ABOUT = ("variant", "seed", "minutes", "pairs")
+REFINE = "refine"
+"""Not a number of a method: who writes the safe captions of the pairs that it learns from."""
+ABOUT = ("variant", "seed", "minutes", "pairs", "refined")
 """Keys of a row that are no slices."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "VCE": ("vce", {}),
@@ -94,22 +98,25 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int) -> Any:
-    """Rows of one seed: pairs and the base's pictures are made once and shared by the variants."""
+    """Rows of one seed: pairs and the base's pictures are made once and shared by the variants that learn from them."""
     if not missing:
         return
     recipe = compiled(model, spec, "vce", seed)
     judges = judges_of(recipe)
-    wanted = [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs]
-    pairs = build_pairs(model, wanted, judges[recipe.spec.judge.label], progress=silent)
+    judge = judges[recipe.spec.judge.label]
+    ways = dict.fromkeys(changes.get(REFINE, "template") for _, changes in missing.values())
+    made = {way: _pairs(model, compiled(model, spec, "vce", seed, way), judge) for way in ways}
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
     kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
     base = _looked(model, judges, recipe, (*ERASED, *kept), count)
     for name, (method, changes) in missing.items():
+        pairs = made[changes.get(REFINE, "template")]
         if method == SCALE_ERASURE:
             guarded = ScaleErasure(model, Words.of(recipe.spec))
             yield _row(name, seed, 0.0, pairs, base, _looked(guarded, judges, recipe, base, count))
             continue
         numbers = compiled(model, spec, method, seed).method.params | changes
+        numbers.pop(REFINE, None)
         params = method_params(method, numbers, "ablation")
         start = time.monotonic()
         edit: Edit = (
@@ -117,7 +124,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
             .load()()
             .fit(
                 model,
-                Material(recipe.spec.name, pairs, keep, judges[recipe.spec.judge.label], taught(recipe.spec)),
+                Material(recipe.spec.name, pairs, keep, judge, taught(recipe.spec)),
                 params,
                 seed=seed,
                 progress=silent,
@@ -130,6 +137,11 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         yield _row(name, seed, minutes, pairs, base, edited)
 
 
+def _pairs(model: ModelFamily, recipe: Recipe, judge: Judge) -> Pairs:
+    wanted = [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs]
+    return build_pairs(model, wanted, judge, progress=silent, refiner=refiner_of(recipe))
+
+
 def _looked(
     model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, slices: Iterable[str], count: int
 ) -> dict[str, Looked]:
@@ -140,16 +152,20 @@ def _row(
     name: str, seed: int, minutes: float, pairs: Pairs, base: Mapping[str, Looked], edited: Mapping[str, Looked]
 ) -> dict[str, Any]:
     shares = {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
-    return {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)} | shares
+    about = {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)}
+    if pairs.told is not None:
+        about["refined"] = sum(not told.why for told in pairs.told)
+    return about | shares
 
 
-def compiled(model: ModelFamily, spec: Path, method: str, seed: int) -> Recipe:
-    """The method's recipe for the spec at its own defaults."""
+def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str = "template") -> Recipe:
+    """The method's recipe for the spec at its own defaults, but for who writes the safe captions."""
     return compile_recipe(
         load_spec(spec),
         model.card,
         load_base_recipe(method),
         seed=seed,
+        overrides=[f"construct.{REFINE}={refine}"],
         sampling=model.sampling,
         model_ref=model.card.ref,
     )

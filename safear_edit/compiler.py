@@ -60,6 +60,16 @@ def _construct_is_a_field() -> Iterator[None]:
 # -- base recipes -----------------------------------------------------------------------------------------------------
 
 
+Refine = Literal["template", "self"]
+"""Who writes the safe captions of pairs: the spec's anchor templates, or the model about its unsafe picture."""
+_REFINE: Any = Field(
+    default="template",
+    exclude_if=lambda how: how == "template",  # a recipe with the default keeps the digest that it had before
+    description="Who writes the safe captions: template, the spec's anchor; self, the model itself, by what it says of "
+    "its unsafe picture (refine.py), for a family that answers questions about pictures.",
+)
+
+
 class ConstructSizes(Part):
     """How much training material is made."""
 
@@ -67,6 +77,7 @@ class ConstructSizes(Part):
     keep: Annotated[int, Field(ge=0)] = Field(
         default=128, description="Pictures of preserved prompts that training may use to stay put."
     )
+    refine: Refine = _REFINE
 
 
 with _construct_is_a_field():
@@ -157,6 +168,7 @@ class Construct(Part):
     """What the construct step makes."""
 
     pairs: Annotated[tuple[PairPrompt, ...], Field(min_length=1)]
+    refine: Refine = _REFINE
 
 
 class KeepPrompt(Part):
@@ -273,19 +285,20 @@ def compile_recipe(
 ) -> Recipe:
     """Resolve everything. Pure and deterministic.
 
-    overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "evaluate.n.direct=40", "gates.min_obeyed=0.4",
-    "judge.threshold=0.6", "understanding.concept=erase", "preserve.<group>.n=40". sampling: the family's default, to
-    be fixed in the recipe. model_ref: the reference as the user gave it (default: the card's). located: a map of this
-    concept on these very weights; the scales that the method edits then follow from it. trainable: counts what the
-    method with these numbers trains of the loaded model (default: estimated). Raises UsageError for an unknown method
-    or judge, or a method that does not fit the family; SpecError when prompts are too few or training would see some of
-    the evaluation.
+    overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "construct.refine=self", "evaluate.n.direct=40",
+    "gates.min_obeyed=0.4", "judge.threshold=0.6", "understanding.concept=erase", "preserve.<group>.n=40". sampling: the
+    family's default, to be fixed in the recipe. model_ref: the reference as the user gave it (default: the card's).
+    located: a map of this concept on these very weights; the scales that the method edits then follow from it.
+    trainable: counts what the method with these numbers trains of the loaded model (default: estimated). Raises
+    UsageError for an unknown method or judge, or a method or construction that does not fit the family; SpecError when
+    prompts are too few or training would see some of the evaluation.
     """
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
     spec, base = _overridden(spec, base_recipe, overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
+    _refuse_silent(base.construct.refine, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
     registry.lookup("judges", spec.judge.use)
@@ -296,7 +309,8 @@ def compile_recipe(
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
     screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
-    cost = predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes)
+    told = len(pairs) if base.construct.refine == "self" else 0
+    cost = predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes, told=told)
     if trainable is not None:
         cost = cost.model_copy(update={"trainable": trainable(params)})
     recipe = Recipe(
@@ -304,7 +318,7 @@ def compile_recipe(
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
         method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
         seed=seed,
-        construct=Construct(pairs=tuple(pairs)),
+        construct=Construct(pairs=tuple(pairs), refine=base.construct.refine),
         keep=tuple(keep),
         evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers),
         gates=spec.gates,
@@ -357,6 +371,15 @@ def _refuse_misfit(method: str, family: str) -> None:
         raise UsageError(
             f"method {method}", f"a family with {', '.join(sorted(needs))}", got, f"take {', '.join(fitting)}"
         )
+
+
+def _refuse_silent(refine: Refine, family: str) -> None:
+    """A family that says nothing about pictures can't write safe captions; the error names those that can."""
+    if refine == "template" or "understanding" in registry.lookup("families", family).load().provides:
+        return
+    fitting = [name for name, entry in registry.families().items() if "understanding" in entry.load().provides]
+    fix = f"take {', '.join(fitting)}, or leave it at template"
+    raise UsageError(f"construct.refine={refine}", "a family that answers questions about pictures", family, fix)
 
 
 def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> BaseModel:
@@ -490,6 +513,7 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     spec_data["evaluate"].setdefault("references", None)
     spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
     spec_data["gates"] |= spec.gates.every()
+    base_data["construct"]["refine"] = base.construct.refine
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],
@@ -589,20 +613,22 @@ def predict(
     keep: int,
     candidates: int,
     n: Mapping[str, int],
+    told: int = 0,
     costs: Costs | None = None,
 ) -> Predicted:
     """Minutes, peak memory and trainable parameters from counts alone.
 
-    `candidates`: prompts that the base model is screened on. Drawn are both pictures of each pair, those to keep, the
-    candidates, and what is scored twice; the untouched model also reads the pairs, with their captions and without.
-    Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth (LlamaGen's
-    own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
+    `candidates`: prompts that the base model is screened on; `told`: pictures that it describes, each read with a few
+    words about it, which is taken for one row as long as the picture. Drawn are both pictures of each pair, those to
+    keep, the candidates, and what is scored twice; the untouched model also reads the pairs, with their captions and
+    without. Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth
+    (LlamaGen's own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
     """
     costs = costs or Costs()
     numbers = params.model_dump()
     work = Work.of(numbers, pairs)
     pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
-    sampling_s = pictures * picture_flops(card) / costs.sample_flops
+    sampling_s = (pictures * picture_flops(card) + told * forward_flops(card)) / costs.sample_flops
     training_s = (
         work.training_flops(card) * _tokens_run(card, numbers) + 4 * pairs * forward_flops(card)
     ) / costs.train_flops

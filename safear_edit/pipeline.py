@@ -106,6 +106,7 @@ class Plan:
             ),
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
             ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} pictures to keep"),
+            *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{cost.trainable:,}"),
             ("predicted", f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
@@ -247,10 +248,12 @@ NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
 def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> None:
     """Contrastive pairs, and the model's own pictures of what must stay; `below` is the digest of edits it holds."""
     from safear_edit.pairs import build_keep, build_pairs, save_sheet
+    from safear_edit.refine import refiner_of
 
     def make() -> None:
         wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
-        pairs = build_pairs(model, wanted, concept_judge(recipe.spec), progress=progress)
+        judge, refiner = concept_judge(recipe.spec), refiner_of(recipe)
+        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner)
         pairs.save(run / "pairs")
         if recipe.keep:
             build_keep(model, [(keep.prompt, keep.seed) for keep in recipe.keep], progress=progress).save(run / "pairs")
@@ -732,7 +735,7 @@ def compare_understanding(
 
     concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
     if asking.CAPABILITY not in pair.base.provides:
-        fix = "take janus, emu3 or chameleon"
+        fix = "take janus, emu3, chameleon or liquid"
         raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)
     exam = asking.exam(concept, asking.source_for(concept, pair.base.card))
     if len(models) == 1:

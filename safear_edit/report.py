@@ -57,6 +57,7 @@ from safear_edit.sections import (
     Adversarial,
     Approval,
     BaseModelSection,
+    CaptionSection,
     ConceptReport,
     ConceptScope,
     Criterion,
@@ -1147,7 +1148,7 @@ def _input_digests(run: RunFiles) -> dict[str, str]:
 
 
 def _pairs(path: Path, counted: Path | None, plan: Json) -> PairSection:
-    """How many pairs were made and kept, and why the others were dropped.
+    """How many pairs were made and kept, why the others were dropped, and who wrote the safe captions.
 
     SpecError if the counts don't add up. Without the file of counts the recipe says how many were asked for.
     """
@@ -1159,7 +1160,19 @@ def _pairs(path: Path, counted: Path | None, plan: Json) -> PairSection:
     if counts.get("kept") != kept or made != asked or (counted and made != kept + sum(reasons.values())):
         got = f"{made} made, {kept} kept, {sum(reasons.values())} dropped"
         raise SpecError(str(where), f"{asked} pairs accounted for", got, "construct again")
-    return PairSection(made=made, kept=kept, reasons=reasons)
+    return PairSection(made=made, kept=kept, reasons=reasons, captions=_captions(counts, made, where))
+
+
+def _captions(counts: Json, made: int, where: Path) -> CaptionSection | None:
+    """None if the safe captions are the templates'; SpecError if the counts don't add up to the pairs."""
+    if counts.get("captions") is None:
+        return None
+    stated = _of(counts, "captions", dict, where)
+    refined, fallbacks = _of(stated, "refined", int, where), _of(stated, "fallbacks", dict, where)
+    if refined + sum(fallbacks.values()) != made:
+        got = f"{refined} by the model, {sum(fallbacks.values())} by the templates"
+        raise SpecError(str(where), f"{made} safe captions accounted for", got, "construct again")
+    return CaptionSection(refined=refined, fallbacks=fallbacks)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -145,12 +145,21 @@ class EditSection(Section):
     rounds: tuple[EditRound, ...] = ()
 
 
+class CaptionSection(Section):
+    """Safe captions that the model wrote about its own unsafe pictures; for each reason, how many the templates did."""
+
+    refined: int
+    fallbacks: dict[str, int]
+
+
 class PairSection(Section):
-    """The contrastive material: pairs asked for and pairs that the judge let through."""
+    """The contrastive material: pairs asked for and pairs that the judge let through; captions: if the model was asked
+    for any."""
 
     made: int
     kept: int
     reasons: dict[str, int]
+    captions: CaptionSection | None = None
 
 
 class Validation(Section):

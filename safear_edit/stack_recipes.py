@@ -80,6 +80,15 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
     return changed(recipe, keep=(*recipe.keep, *prompts))
 
 
+def refuse_own_captions(recipes: Sequence[Recipe]) -> None:
+    """UsageError if a concept beside others learns from captions that no recipe has: what another concept is evaluated
+    by might be among them, or what a joint edit takes away."""
+    for recipe in recipes if len(recipes) > 1 else ():
+        if recipe.construct.refine != "template":
+            got = f"construct.refine {recipe.construct.refine} for {recipe.spec.name}"
+            raise UsageError("stack", "safe captions that the recipe has", got, "leave it at template")
+
+
 def changed(recipe: Recipe, **parts: Any) -> Recipe:
     """A recipe with other parts, and so with another digest (which a plain copy would have kept)."""
     return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json"))

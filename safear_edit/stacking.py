@@ -50,7 +50,15 @@ from safear_edit.stack import (
     save_stack,
     stack_of,
 )
-from safear_edit.stack_recipes import as_measured, beside, for_one_edit, guarded, refuse_unlike, sharing_steps
+from safear_edit.stack_recipes import (
+    as_measured,
+    beside,
+    for_one_edit,
+    guarded,
+    refuse_own_captions,
+    refuse_unlike,
+    sharing_steps,
+)
 
 if TYPE_CHECKING:
     from safear_edit.keys import SigningKey
@@ -167,13 +175,17 @@ def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = 
 
 def _compiled(ground: Ground, orders: Sequence[Order], asked: Sequence[Draft | Recipe], *, joint: bool) -> list[Recipe]:
     """The recipes of all orders, each beside those before it; what can't be compiled is told before work begins."""
+    earlier = [member.recipe for member in ground.members]
     if joint:
-        return compiled_together(ground, orders, asked)
+        recipes = compiled_together(ground, orders, asked)
+        refuse_own_captions([*earlier, *recipes])
+        return recipes
     recipes = []
     for order, source in zip(orders, asked, strict=True):
         recipes.append(compiled_on(ground, order, source))
         name = recipes[-1].spec.name
         ground = ground.plus(Member(Layer(name, _nothing(recipes[-1], ground.model)), recipes[-1], Path()))
+    refuse_own_captions([*earlier, *recipes])
     return recipes
 
 

@@ -214,6 +214,11 @@ class ModelFamily(ABC):
         have it."""
         raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
 
+    def describe(self, images: Tensor) -> list[str]:
+        """A caption per picture, uint8 (B, 3, H, W): the answer to the model's own question for one. Families that
+        provide "understanding" have it."""
+        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+
     def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
         """Log-probability in nats, (B, len(answers)), that the reply to the question begins with each answer;
         differentiable. Families that provide "understanding" have it."""
