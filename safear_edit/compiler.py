@@ -484,9 +484,12 @@ def training_prompts(recipe: Recipe) -> list[str]:
 
 
 def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> list[str]:
-    """What a person should know before running: slices without the full reserve, and held-out prompts that nearly
-    equal a training prompt (needs `similarity`; the direct slice is near by design and not looked at)."""
+    """What a person should know before running: a keep term without pictures to keep, slices without the full reserve,
+    and held-out prompts that nearly equal a training prompt (needs `similarity`; the direct slice is near by design and
+    not looked at)."""
     found = []
+    if recipe.method.params.get("keep_weight") and not recipe.keep:
+        found.append("params.keep_weight keeps nothing: construct.keep is 0")
     for name, n in recipe.evaluate.n.items():
         have, want = len(recipe.slice(name)), math.ceil(SCREENING_RESERVE * n)
         if have < want:

@@ -214,6 +214,12 @@ def test_too_few_prompts_say_how_many_there_are(draft: Spec, override: str, says
     assert len(warned) == (0 if key.startswith("construct") else 1)
 
 
+def test_a_weight_on_nothing_is_noted() -> None:
+    sizes = [*SMALL, "construct.keep=0", "evaluate.n.template=10"]
+    recipe = compile_recipe(concept("picasso"), Card(), load_base_recipe("vce"), overrides=sizes)
+    assert recipe_warnings(recipe) == ["params.keep_weight keeps nothing: construct.keep is 0"]
+
+
 def test_words_that_meet_in_one_sentence_are_refused() -> None:
     """An alias and a held-out name can give the same prompt through different templates."""
     text = spec_template("rembrandt").replace("the manner of Rembrandt", '"Rembrandt, the Dutchman"')
