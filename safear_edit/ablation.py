@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from safear_edit.understanding import taught
 ERASED = ("direct", "paraphrase")
 """Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
 SCALE_ERASURE = "scale_erasure"
-"""No method: it finds no edit, and guides the drawing instead."""
+"""No method: it finds no edit, and guides the drawing instead; its numbers are those of its Window."""
 REFINE = "refine"
 """Not a number of a method: who writes the safe captions of the pairs that it learns from."""
 ABOUT = ("variant", "seed", "minutes", "pairs", "refined")
@@ -112,7 +112,8 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
     for name, (method, changes) in missing.items():
         pairs = made[changes.get(REFINE, "template")]
         if method == SCALE_ERASURE:
-            guarded = ScaleErasure(model, Words.of(recipe.spec))
+            words = Words.of(recipe.spec)
+            guarded = ScaleErasure(model, words, replace(ScaleErasure(model, words).window, **changes))
             yield _row(name, seed, 0.0, pairs, base, _looked(guarded, judges, recipe, base, count))
             continue
         numbers = compiled(model, spec, method, seed).method.params | changes
