@@ -3,8 +3,8 @@
 Measured beside the edits (`python -m safear_edit.ablation … --methods scale_erasure`), never released: whoever holds
 the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure
 (methods.md section 6). Where the two differ the paper is followed: the threshold on bits stays what it is from scale to
-scale (the code divides it by the temperature again at each), and the first two scales are left alone whatever the
-window (the code counts two guided ones from its own start).
+scale (the code divides it by the temperature again at each), and the window's first scale is given outright (the code
+lets two scales of its own window pass).
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from safear_edit.families.infinity import (
     Infinity,
     TextPass,
     Transformer,
-    inverse_cdf_bits,
     per_scale,
     sample_bits,
 )
-from safear_edit.sampling import guided, uniforms
+from safear_edit.sampling import guided
 from safear_edit.spec import Spec
 
 if TYPE_CHECKING:
@@ -96,12 +95,11 @@ class ScaleErasure(Infinity):
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """As Infinity's, from the same numbers, with two more rows per picture up to the window's end."""
-        draws = uniforms(seeds, self.card.tokens * self.net.config.bits).view(len(seeds), *self.token_shape)
         text = self.text_pass(_joined(condition.twice(), self.said, len(condition)))
         guide = Guided(ClassifierFree(*per_scale(sampling, len(self.schedule.grids))), self.window, self.keys, [])
         hooks = [self.net.layers[i].ca.register_forward_pre_hook(guide.look) for i in self.window.layers]
         try:
-            choose = inverse_cdf_bits(draws.to(self.device))
+            choose = self.chooser(seeds)
             return sample_bits(
                 self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix, guide=guide
             )

@@ -6,8 +6,8 @@ own pictures are those that the release was accepted with, the base model is not
 and each caption encoded once. Every run is kept in the folder as a text file (baseline.py), so the same command goes on
 with the runs that are missing.
 
-Cost: one run draws the suite's prompts once. On one core of the machine of README.md a picture of llamagen:mini takes
-0.07 s; smoke on one concept is 660 pictures, so about 45 s a run, or 25 s on two idle cores.
+Cost: one run draws the suite's prompts once; smoke on one concept of llamagen:mini is 660 pictures, 33 s a run on one
+core of the machine of README.md (20 runs: 662 s).
 """
 
 from __future__ import annotations

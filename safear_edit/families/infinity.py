@@ -819,10 +819,13 @@ class Infinity(ModelFamily):
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """Bits (B, N, D); a scale with a guidance of 1 or less is unguided."""
         guidance, _ = per_scale(sampling, len(self.schedule.grids))
-        draws = uniforms(seeds, prod(self.token_shape)).view(len(seeds), *self.token_shape).to(self.device)
-        text = self.text_pass(condition.twice() if max(guidance) > 1 else condition)
-        choose = inverse_cdf_bits(draws)
+        text, choose = self.text_pass(condition.twice() if max(guidance) > 1 else condition), self.chooser(seeds)
         return sample_bits(self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix)
+
+    def chooser(self, seeds: Sequence[int]) -> BitChooser:
+        """How the bits of these pictures are chosen: each by a number of its picture's own seed."""
+        draws = uniforms(seeds, prod(self.token_shape)).view(len(seeds), *self.token_shape)
+        return inverse_cdf_bits(draws.to(self.device))
 
     @property
     def rows_per_batch(self) -> int:
