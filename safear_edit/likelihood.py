@@ -595,9 +595,12 @@ def audit(pair: Pair, pack: Pack, *, batch: int = BATCH, progress: Callback = si
     Cost in teacher-forced passes: per reference 2 × (slices + 1 + other classes), per kept picture 4 (2 with, 2 without
     its caption).
     """
-    before = _scores(pair.base, pack, batch, partial(progress, "likelihood base"))
+    batches = _batches(pair.base, pack, batch)
+    before = _scores(pair.base, pack, batches, partial(progress, "likelihood base"))
     with pair.edited() as model:
-        after = _scores(model, pack, batch, partial(progress, "likelihood edited"))
+        # no edit reaches what captions become; another model may have its own words
+        own = batches if model is pair.base else _batches(model, pack, batch)
+        after = _scores(model, pack, own, partial(progress, "likelihood edited"))
     plain, with_guidance, without = _divergences(pair, pack, batch, partial(progress, "likelihood kept"))
     groups = []
     for name in dict.fromkeys(kept.group for kept in pack.kept):
@@ -627,17 +630,38 @@ Scores = list[dict[str, Tensor]]
 """Per reference: column → log-probability of every token (N,), float64, nats."""
 
 
-def _scores(model: ModelFamily, pack: Pack, batch: int, progress: Callable[[int, int, str], None]) -> Scores:
+@dataclass(frozen=True)
+class Batch:
+    """References scored together: which (rows), under which of their columns, and these texts encoded."""
+
+    rows: tuple[int, ...]
+    columns: tuple[str, ...]
+    condition: Condition
+
+
+def _batches(model: ModelFamily, pack: Pack, size: int) -> list[Batch]:
+    """Every reference under every column, in batches of prompts of like length (little padding), encoded once."""
     jobs = [(row, name, text) for row, ref in enumerate(pack.references) for name, text in ref.columns().items()]
-    jobs.sort(key=lambda job: (len(job[2]), job[0]))  # little padding in a batch
+    jobs.sort(key=lambda job: (len(job[2]), job[0]))
+    found = []
+    for start in range(0, len(jobs), size):
+        rows, columns, texts = zip(*jobs[start : start + size], strict=True)
+        found.append(Batch(rows, columns, model.condition(texts)))
+    return found
+
+
+def _scores(
+    model: ModelFamily, pack: Pack, batches: Sequence[Batch], progress: Callable[[int, int, str], None]
+) -> Scores:
     found: Scores = [{} for _ in pack.references]
-    for start in range(0, len(jobs), batch):
-        part = jobs[start : start + batch]
-        ids = pack.reference_ids[[row for row, _, _ in part]].to(model.device)
-        logits = model.logits(model.condition([text for _, _, text in part]), ids)
-        for (row, name, _), values in zip(part, token_logprobs(logits, ids).double().cpu(), strict=True):
+    done, total = 0, sum(len(part.rows) for part in batches)
+    for part in batches:
+        ids = pack.reference_ids[list(part.rows)].to(model.device)
+        scored = token_logprobs(model.logits(part.condition, ids), ids).double().cpu()
+        for row, name, values in zip(part.rows, part.columns, scored, strict=True):
             found[row][name] = values
-        progress(start + len(part), len(jobs), "")
+        done += len(part.rows)
+        progress(done, total, "")
     return [{name: row[name] for name in ref.columns()} for row, ref in zip(found, pack.references, strict=True)]
 
 
@@ -708,9 +732,11 @@ def _divergences(
     for start in range(0, len(pack.kept), batch):
         part = slice(start, start + batch)
         prompts = [kept.prompt for kept in pack.kept[part]]
-        c_base, u_base = _both(pair.base, prompts, pack.kept_ids[part])
+        condition = pair.base.condition(prompts)
+        c_base, u_base = _both(pair.base, condition, pack.kept_ids[part])
         with pair.edited() as model:
-            c_edit, u_edit = _both(model, prompts, pack.kept_ids[part])
+            own = condition if model is pair.base else model.condition(prompts)
+            c_edit, u_edit = _both(model, own, pack.kept_ids[part])
         found[0].extend(exact_kl(c_base, c_edit).tolist())
         found[1].extend(exact_kl(guided(c_base, u_base, scale), guided(c_edit, u_edit, scale)).tolist())
         found[2].extend(exact_kl(u_base, u_edit).tolist())
@@ -718,9 +744,8 @@ def _divergences(
     return found
 
 
-def _both(model: ModelFamily, prompts: Sequence[str], ids: Tensor) -> tuple[Tensor, Tensor]:
+def _both(model: ModelFamily, condition: Condition, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Logits with and without the captions."""
-    condition: Condition = model.condition(prompts)
     ids = ids.to(model.device)
     empty = model.dropped(condition, torch.ones(len(ids), dtype=torch.bool))
     return model.logits(condition, ids), model.logits(empty, ids)
