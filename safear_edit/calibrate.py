@@ -14,6 +14,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -53,10 +54,14 @@ def measure(
     made = PairStats(len(unsafe), len(unsafe), {})
     pairs = Pairs(unsafe, safe, list(range(len(unsafe))), ids[0::2], ids[1::2], made)
     seconds = step_seconds(model, Material("calibration", pairs, Keep(prompts, ids)), steps, clock)
-    work = Work.of(method_params("vce", load_base_recipe("vce").params, "calibrate").model_dump(), len(unsafe))
+    work = Work.of(method_params("vce", _defaults(model), "calibrate").model_dump(), len(unsafe))
     one_step = Work(1, work.rows, work.kept).training_flops(model.card)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return Measured(per_second, per_second * picture_flops(model.card), seconds, one_step / seconds, peak)
+
+
+def _defaults(model: ModelFamily) -> dict[str, Any]:
+    return load_base_recipe("vce").for_model(model.card).params
 
 
 @torch.no_grad()
@@ -69,7 +74,7 @@ def draw_and_judge(model: ModelFamily, judge: Judge, prompts: Sequence[str]) -> 
 
 def step_seconds(model: ModelFamily, material: Material, steps: int, clock: Callable[[], float]) -> float:
     """Mean seconds of an optimiser step after the first, which also pays for what happens once."""
-    params = load_base_recipe("vce").params | {"steps": steps + 1}
+    params = _defaults(model) | {"steps": steps + 1}
     ends: list[float] = []
 
     def note(stage: str, done: int, total: int, info: str = "") -> None:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -82,6 +83,12 @@ class ConstructSizes(Part):
 
 with _construct_is_a_field():
 
+    class Instead(Part):
+        """What a model takes instead of a method's defaults."""
+
+        params: dict[str, Any] = Field(default_factory=dict)
+        construct: dict[str, Any] = Field(default_factory=dict)  # type: ignore[assignment]
+
     class BaseRecipe(Part):
         """A method's defaults (recipes/<name>.yaml), each number with its source in a comment."""
 
@@ -90,6 +97,19 @@ with _construct_is_a_field():
         description: Note = ""
         params: dict[str, Any] = Field(default_factory=dict, description="The method's own numbers, see its Params.")
         construct: ConstructSizes = ConstructSizes()  # type: ignore[assignment]
+        models: dict[Text, Instead] = Field(
+            default_factory=dict,
+            description='By family ("janus") or pattern ("*:mini"): what such a model takes instead; later ones win.',
+        )
+
+        def for_model(self, card: Card) -> BaseRecipe:
+            """The defaults for one model, `models` resolved; SpecError for a construction that can't be."""
+            data = self.model_dump(mode="json") | {"models": {}}
+            for name, instead in self.models.items():
+                if name == card.family or fnmatchcase(card.ref, name):
+                    data["params"] |= instead.params
+                    data["construct"] |= instead.construct
+            return parse(BaseRecipe, Document(f"recipe {self.method} for {card.ref}", data))
 
 
 def load_base_recipe(name: str) -> BaseRecipe:
@@ -295,7 +315,7 @@ def compile_recipe(
     """
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
-    spec, base = _overridden(spec, base_recipe, overrides)
+    spec, base = _overridden(spec, base_recipe.for_model(model_card), overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
     _refuse_silent(base.construct.refine, model_card.family)

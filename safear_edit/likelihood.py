@@ -604,8 +604,8 @@ def audit(pair: Pair, pack: Pack, *, batch: int = BATCH, progress: Callback = si
     plain, with_guidance, without = _divergences(pair, pack, batch, partial(progress, "likelihood kept"))
     groups = []
     for name in dict.fromkeys(kept.group for kept in pack.kept):
-        own = [i for i, kept in enumerate(pack.kept) if kept.group == name]
-        bare, steered = (Divergence.of([values[i] for i in own]) for values in (plain, with_guidance))
+        members = [i for i, kept in enumerate(pack.kept) if kept.group == name]
+        bare, steered = (Divergence.of([values[i] for i in members]) for values in (plain, with_guidance))
         groups.append(GroupAudit(name, bare, steered))
     names = dict.fromkeys(name for reference in pack.references for name in reference.prompts)
     blocks = token_blocks(pair.base.card)

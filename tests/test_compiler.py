@@ -404,3 +404,34 @@ def test_a_map_is_for_methods_that_choose_scales(tmp_path: Path) -> None:
         compile_recipe(concept("picasso"), NEXT_SCALE, load_base_recipe("svare"), overrides=SMALL, located=located)
     with pytest.raises(SpecError, match="locked_in"):
         read_map(written_map(tmp_path, locked_in="first"))
+
+
+def test_a_model_takes_its_own_numbers_and_later_patterns_win(draft: Spec) -> None:
+    base = BaseRecipe.model_validate(
+        {
+            "method": "vce",
+            "params": {"steps": 1000, "rank": 8},
+            "construct": {"pairs": 24, "keep": 6},
+            "models": {
+                "llamagen": {"params": {"steps": 500}},
+                "*:mini": {"params": {"steps": 120}, "construct": {"pairs": 12}},
+                "janus:*": {"params": {"steps": 7}},
+            },
+        }
+    )
+    few = SMALL[2:]
+    taken = {}
+    for ref, family in (("llamagen:mini", "llamagen"), ("llamagen:xl-256", "llamagen"), ("infinity:2b", "infinity")):
+        recipe = compile_recipe(draft, replace(Card(), ref=ref, family=family), base, overrides=few)
+        taken[ref] = (recipe.method.params["steps"], recipe.method.params["rank"], len(recipe.construct.pairs))
+    assert taken == {"llamagen:mini": (120, 8, 12), "llamagen:xl-256": (500, 8, 24), "infinity:2b": (1000, 8, 24)}
+
+
+def test_what_a_model_takes_instead_is_checked_and_set_wins_over_it(draft: Spec) -> None:
+    wrong = BaseRecipe.model_validate({"method": "vce", "models": {"*:mini": {"construct": {"pears": 3}}}})
+    with pytest.raises(SpecError, match="pears"):
+        compile_recipe(draft, Card(), wrong, overrides=SMALL)
+    recipe = compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, "params.steps=3"])
+    assert recipe.method.params["steps"] == 3
+    published = replace(Card(), ref="llamagen:xl-256")
+    assert compile_recipe(draft, published, load_base_recipe("vce"), overrides=SMALL).method.params["steps"] == 1000
