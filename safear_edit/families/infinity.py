@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from math import log, prod
+from math import log, pi, prod
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -119,7 +119,24 @@ class _MLP(nn.Module):
         self.fc2 = nn.Linear(config.ffn_hidden, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        h = self.fc1(x)
+        if h.requires_grad or h.dtype != torch.float32 or h.device.type != "cpu":
+            return self.fc2(F.gelu(h, approximate="tanh"))
+        for rows in h.view(-1, h.shape[-1]).split(GELU_ROWS):
+            gelu_(rows)
+        return self.fc2(h)
+
+
+GELU_ROWS = 1024
+"""Rows between whose passes a core's cache holds them."""
+
+
+def gelu_(x: Tensor) -> None:
+    """Tanh-approximated GELU in place, as x * sigmoid(2u): torch's CPU kernel takes twice the time (rounding differs,
+    5e-7 for numbers of size 1)."""
+    gate = x * x
+    gate.mul_(2 * 0.044715 * (2 / pi) ** 0.5).add_(2 * (2 / pi) ** 0.5).mul_(x)
+    x.mul_(gate.sigmoid_())
 
 
 class SelfAttention(nn.Module):
