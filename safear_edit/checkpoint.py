@@ -9,6 +9,7 @@ and time, which hands the tensors back as safetensors.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.rundir import sha256_file as sha256_file  # the name under which readers of weights look for it
-from safear_edit.rundir import sync_folder
+from safear_edit.rundir import sync_folder, write_atomic
 from safear_edit.yaml_strict import parse_json, read_json
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
@@ -96,6 +97,20 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_pickle(path: Path, content: Mapping[str, Tensor | Mapping[str, Tensor]]) -> None:
+    """Write what torch.load reads back, for layouts that are published so: tensors, or named groups of them.
+
+    Each is copied to the CPU without what else its storage holds. The file appears whole or not at all.
+    """
+
+    def plain(value: Tensor | Mapping[str, Tensor]) -> Any:
+        return value.detach().cpu().clone() if isinstance(value, Tensor) else {k: plain(v) for k, v in value.items()}
+
+    data = io.BytesIO()
+    torch.save({name: plain(value) for name, value in content.items()}, data)
+    write_atomic(path, data.getvalue())
 
 
 def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ignore: Collection[str] = ()) -> None:

@@ -12,7 +12,6 @@ D bits of a token, C width, H heads, d channels of a head.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_weights
+from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.bsq import (
@@ -905,8 +904,9 @@ class Infinity(ModelFamily):
             flat = facts is not None and facts.weights.endswith(".pth")
             weights = facts.weights if facts and flat else f"infinity_{self.card.variant}.pth"
             tokenizer = facts.tokenizer if facts else "infinity_vae_d{bits}.pth"
-            _write_pickle(directory / weights, _plain(self.net))
-            _write_pickle(directory / tokenizer.replace("{bits}", str(self.net.config.bits)), {"vae": _plain(self.bsq)})
+            write_pickle(directory / weights, self.net.state_dict())
+            name = tokenizer.replace("{bits}", str(self.net.config.bits))
+            write_pickle(directory / name, {"vae": self.bsq.state_dict()})
             return
         settings = Settings(
             variant=self.card.variant,
@@ -919,16 +919,6 @@ class Infinity(ModelFamily):
         write_weights(directory / "gpt.safetensors", self.net.state_dict())
         write_weights(directory / "vae.safetensors", self.bsq.state_dict())
         write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
-
-
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-
-
-def _write_pickle(path: Path, content: dict[str, Tensor] | dict[str, dict[str, Tensor]]) -> None:
-    data = io.BytesIO()
-    torch.save(content, data)
-    write_atomic(path, data.getvalue())
 
 
 def scale_sampling(sampling: Sampling) -> ScaleSampling:

@@ -10,7 +10,6 @@ value = their mean, logit + log n. The caption therefore runs once, ahead of and
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_weights
+from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.folder import AGAIN, read_settings
@@ -533,8 +532,8 @@ class LlamaGen(ModelFamily):
         if layout == "upstream":
             file = PUBLISHED[self.card.variant][0] if self.card.variant in PUBLISHED else f"t2i_{self.card.variant}.pt"
             used = {"quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
-            _write_pickle(directory / file, self.net.state_dict())
-            _write_pickle(directory / PUBLISHED_VQ, {**self.vq.state_dict(), **used})
+            write_pickle(directory / file, {"model": self.net.state_dict()})
+            write_pickle(directory / PUBLISHED_VQ, {"model": {**self.vq.state_dict(), **used}})
             return
         settings = Settings(
             variant=self.card.variant,
@@ -546,12 +545,6 @@ class LlamaGen(ModelFamily):
         write_weights(directory / "gpt.safetensors", self.net.state_dict())
         write_weights(directory / "vq.safetensors", self.vq.state_dict())
         write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
-
-
-def _write_pickle(path: Path, weights: dict[str, Tensor]) -> None:
-    content = io.BytesIO()
-    torch.save({"model": {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}}, content)
-    write_atomic(path, content.getvalue())
 
 
 def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:
