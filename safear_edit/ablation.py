@@ -29,12 +29,14 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH, judges_of
 from safear_edit.families.base import ModelFamily
 from safear_edit.judges.base import Judge, judged
+from safear_edit.likelihood import why_none
 from safear_edit.pairs import Material, Pairs, build_keep, build_pairs
 from safear_edit.progress import silent
 from safear_edit.refine import refiner_of
 from safear_edit.scale_erasure import ScaleErasure, Words
-from safear_edit.spec import load_spec
-from safear_edit.understanding import taught
+from safear_edit.spec import CONCEPT, load_spec
+from safear_edit.understanding import CAPABILITY as UNDERSTANDING
+from safear_edit.understanding import Exam, answers, exam, source_for, taught
 
 ERASED = ("direct", "paraphrase")
 """Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
@@ -42,6 +44,8 @@ SCALE_ERASURE = "scale_erasure"
 """No method: it finds no edit, and guides the drawing instead; its numbers are those of its Window."""
 REFINE = "refine"
 """Not a number of a method: who writes the safe captions of the pairs that it learns from."""
+KNOWN = ("concept known", "others known")
+"""Of a model that answers questions: the change of right answers about the concept, and about all that is preserved."""
 ABOUT = ("variant", "seed", "minutes", "pairs", "refined")
 """Keys of a row that are no slices."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -108,13 +112,15 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
     made = {way: _pairs(model, compiled(model, spec, "vce", seed, way), judge) for way in ways}
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
     kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
+    asked = _exam(model, recipe)
     base = _looked(model, judges, recipe, (*ERASED, *kept), count)
+    knew = _known(model, asked)
     for name, (method, changes) in missing.items():
         pairs = made[changes.get(REFINE, "template")]
         if method == SCALE_ERASURE:
             words = Words.of(recipe.spec)
             guarded = ScaleErasure(model, words, replace(ScaleErasure(model, words).window, **changes))
-            yield _row(name, seed, 0.0, pairs, base, _looked(guarded, judges, recipe, base, count))
+            yield _row(name, seed, 0.0, pairs) | _changes(base, _looked(guarded, judges, recipe, base, count))
             continue
         numbers = compiled(model, spec, method, seed).method.params | changes
         numbers.pop(REFINE, None)
@@ -133,9 +139,10 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         )
         minutes = (time.monotonic() - start) / 60
         applied = edit.apply(model.net)
-        edited = _looked(model, judges, recipe, base, count)
+        row = _row(name, seed, minutes, pairs) | _changes(base, _looked(model, judges, recipe, base, count))
+        knows = _known(model, asked)
         applied.undo()
-        yield _row(name, seed, minutes, pairs, base, edited)
+        yield row | {slice: knows[slice] - knew[slice] for slice in knows}
 
 
 def _pairs(model: ModelFamily, recipe: Recipe, judge: Judge) -> Pairs:
@@ -149,14 +156,29 @@ def _looked(
     return {name: look(model, judges, recipe, name, count) for name in slices}
 
 
-def _row(
-    name: str, seed: int, minutes: float, pairs: Pairs, base: Mapping[str, Looked], edited: Mapping[str, Looked]
-) -> dict[str, Any]:
-    shares = {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
+def _row(name: str, seed: int, minutes: float, pairs: Pairs) -> dict[str, Any]:
     about = {"variant": name, "seed": seed, "minutes": round(minutes, 2), "pairs": len(pairs)}
     if pairs.told is not None:
         about["refined"] = sum(not told.why for told in pairs.told)
-    return about | shares
+    return about
+
+
+def _changes(base: Mapping[str, Looked], edited: Mapping[str, Looked]) -> dict[str, float]:
+    return {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
+
+
+def _exam(model: ModelFamily, recipe: Recipe) -> Exam | None:
+    """What a model that answers questions is asked; None for any other, or where there are no reference pictures."""
+    if UNDERSTANDING not in model.provides or why_none(recipe.spec, model.card):
+        return None
+    return exam(recipe.spec, source_for(recipe.spec, model.card))
+
+
+def _known(model: ModelFamily, asked: Exam | None) -> dict[str, float]:
+    """Shares of right answers, see KNOWN."""
+    given = answers(model, "edited", asked) if asked else []
+    parts = [[a.right for a in given if (a.slice == CONCEPT) == own] for own in (True, False)]
+    return {name: statistics.mean(part) for name, part in zip(KNOWN, parts, strict=True) if part}
 
 
 def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str = "template") -> Recipe:

@@ -266,12 +266,14 @@ class Answer(BaseModel):
 
 def measure(pair: Pair, asked: Exam, progress: Callback = silent) -> list[Answer]:
     """Both models' answers, the base's first. The base is left bitwise as found."""
-    before = _answers(pair.base, "base", asked, progress)
+    before = answers(pair.base, "base", asked, progress)
     with pair.edited() as model:
-        return before + _answers(model, "edited", asked, progress)
+        return before + answers(model, "edited", asked, progress)
 
 
-def _answers(model: ModelFamily, which: Literal["base", "edited"], asked: Exam, progress: Callback) -> list[Answer]:
+def answers(
+    model: ModelFamily, which: Literal["base", "edited"], asked: Exam, progress: Callback = silent
+) -> list[Answer]:
     """Every item's answer in the items' order; pictures with the same question are asked together."""
     import torch
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from safear_edit.ablation import Looked, compared, look, table, variant
+from safear_edit.ablation import Looked, _known, compared, look, table, variant
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH
+from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
+from safear_edit.spec import CONCEPT
+from safear_edit.understanding import Exam, Item, answers
 
 
 class Yes(Judge):
@@ -65,3 +68,16 @@ def test_the_table_has_the_concepts_own_groups() -> None:
     head, _, line = table(rows, ["sace"]).splitlines()
     assert head == "| variant | seeds | direct | styles | minutes |"
     assert line == "| sace | 2 | 100.0 (100.0 to 100.0) | -2.0 (-3.0 to -1.0) | 1.0 |"
+
+
+def test_a_model_that_answers_is_asked_about_the_concept_and_about_the_rest() -> None:
+    model = Janus.pico()
+    side = model.card.image_size
+    images = torch.randint(256, (3, 3, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    slices = (CONCEPT, "objects", "objects")
+    items = tuple(Item(str(i), where, str(i), f"is this {i}?", i != 1, i) for i, where in enumerate(slices))
+    asked = Exam(items, images, 0, "pack")
+    concept, first, second = (answer.right for answer in answers(model, "edited", asked))
+    assert first != second, "one of them is to be right, whatever a random model says"
+    assert _known(model, asked) == {"concept known": concept, "others known": 0.5}
+    assert _known(model, None) == {}
