@@ -35,8 +35,8 @@ def test_built_in_concepts(path: Path) -> None:
     jsonschema.validate(read_yaml(path).data, spec_schema())
 
 
-def test_all_four_are_there() -> None:
-    assert [path.stem for path in CONCEPTS] == ["dog", "hazard", "picasso", "van_gogh"]
+def test_all_are_there() -> None:
+    assert [path.stem for path in CONCEPTS] == ["church", "dog", "hazard", "monet", "picasso", "van_gogh"]
 
 
 def test_a_folder_of_reference_pictures_is_optional() -> None:
