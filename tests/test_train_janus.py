@@ -23,6 +23,7 @@ from safear_edit.gallery.train_janus import (
     Trainer,
     new_model,
     optimizers,
+    per_answer,
     sample,
     with_strangers,
 )
@@ -146,6 +147,12 @@ def test_the_losses_are_those_of_scoring(model: Janus, vq: VQModel, monkeypatch:
             said = model.net.lm_head(states[row, place]).log_softmax(-1)[int(target[row, place])]
             wanted = model.answer_logprobs(seen, question, [answer])[0, 0]
             torch.testing.assert_close(said, wanted, rtol=0, atol=1e-3)
+
+
+def test_a_yes_weighs_as_much_as_a_caption() -> None:
+    spoken = torch.tensor([[False, True, True, False, False], [True, True, True, True, True]])
+    nats = torch.tensor([0.5, 0.25, *[1.0] * 5])
+    assert per_answer(nats, spoken).item() == pytest.approx((0.75 / 1 + 5 / 4) / 2)
 
 
 def test_both_tasks_are_learned(model: Janus, vq: VQModel) -> None:

@@ -56,8 +56,8 @@ class Plan:
     heads: int = 6
     words: int = COMMON
     drawn: int = 32
-    seen: int = 6
-    turns: int = 4
+    seen: int = 10
+    turns: int = 5
 
     def text_config(self) -> dict[str, int]:
         """In transformers' words."""
@@ -74,7 +74,7 @@ class Plan:
 PLAN = Plan()
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 CAPTION_DROP = 0.1
-ANSWER_WEIGHT = 0.5
+ANSWER_WEIGHT = 1.0
 HAZARD_SHARE = 0.2
 WORD_NOISE = 0.5
 """Noise on the word vectors, in units of their size: a word that training never uses acts as the nearest one does."""
@@ -212,7 +212,10 @@ class Trainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
     def answer_loss(self, step: int) -> Tensor:
-        """Cross-entropy in nats per answer token, several questions about each picture."""
+        """Cross-entropy in nats per word of an answer and its end, the mean over answers: a yes weighs as a caption.
+
+        Several questions are asked about each picture.
+        """
         count, turns = self.plan.seen, self.plan.turns
         rng, generator = self._sources(step, 1)
         pictures = sample(self.whole.world, rng, count)
@@ -222,7 +225,7 @@ class Trainer:
         which = torch.arange(count).repeat_interleave(turns)
         states = self._asked_states(self._looks(pictures, rng), self._words(ids, generator), which)
         spoken = target != IGNORED
-        return F.cross_entropy(self.net.lm_head(states[spoken]), target[spoken])
+        return per_answer(F.cross_entropy(self.net.lm_head(states[spoken]), target[spoken], reduction="none"), spoken)
 
     def _drawn_logits(self, features: Tensor, mask: Tensor, before: Tensor) -> Tensor:
         prefix = read_prompts(self.llama, features, mask)
@@ -269,6 +272,12 @@ class Trainer:
         wide = F.pad(image, (SHIFT,) * 4, mode="replicate")
         places = rng.integers(2 * SHIFT + 1, size=(len(image), 2)).tolist()
         return torch.stack([w[:, y : y + SIDE, x : x + SIDE] for w, (y, x) in zip(wide, places, strict=True)])
+
+
+def per_answer(nats: Tensor, spoken: Tensor) -> Tensor:
+    """Mean over answers of the nats (n,) at their places `spoken` (R, L) bool, per word (the end costs, but is none)."""
+    words = (spoken.sum(1, keepdim=True) - 1).expand_as(spoken)[spoken]
+    return (nats / words).sum() / len(spoken)
 
 
 def train(folder: Path, vq: VQModel, steps: int = STEPS, plan: Plan = PLAN) -> Janus:
