@@ -275,7 +275,7 @@ class Trainer:
 
 
 def per_answer(nats: Tensor, spoken: Tensor) -> Tensor:
-    """Mean over answers of the nats (n,) at their places `spoken` (R, L) bool, per word (the end costs, but is none)."""
+    """Mean over answers of the nats (n,) at their places `spoken` (R, L) bool, per word (an end costs, but is none)."""
     words = (spoken.sum(1, keepdim=True) - 1).expand_as(spoken)[spoken]
     return (nats / words).sum() / len(spoken)
 
