@@ -129,8 +129,8 @@ def token_groups(model: ModelFamily) -> list[tuple[str, int]]:
             (f"scale {i} ({side}x{side})" if square else f"scale {i} ({count} tokens)", count)
             for i, (side, count) in enumerate(zip(sides, scales, strict=True))
         ]
-    side = round(model.card.tokens**0.5)
-    return [(f"row {i}", side) for i in range(side)]
+    side = round((model.card.tokens / model.card.depth) ** 0.5)
+    return [(f"row {i}", side * model.card.depth) for i in range(side)]
 
 
 @torch.no_grad()

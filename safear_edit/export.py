@@ -68,6 +68,14 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
             "with the release's chameleon/vqgan.ckpt, which no edit changes",
         )
     },
+    "vila_u": {
+        "upstream": Layout(
+            None,
+            "in github.com/mit-han-lab/vila-u: python inference.py --model_path (this folder) --prompt ... (an edit of "
+            "the codebook is the tensor image_table of vision_tower/, which that code does not read: only this package "
+            "honours it)",
+        )
+    },
 }
 """Published layouts by family. A family that is not here (a plug-in) has the one its `export` writes."""
 

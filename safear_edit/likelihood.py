@@ -667,8 +667,9 @@ def _scores(
 
 def token_blocks(card: ModelCard) -> list[slice]:
     """Where the depth profile is cut: scales, or the rows of a square raster picture."""
-    side = math.isqrt(card.tokens)
-    lengths = card.scales if len(card.scales) > 1 or side * side != card.tokens else (side,) * side
+    side = math.isqrt(card.tokens // card.depth)
+    square = side * side * card.depth == card.tokens
+    lengths = card.scales if len(card.scales) > 1 or not square else (side * card.depth,) * side
     ends = np.cumsum(lengths).tolist()
     return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
 

@@ -184,6 +184,8 @@ class Variant:
 
 SHARDS = ("config.json", "tokenizer.json", "model.safetensors.index.json")
 """A large model in transformers' layout."""
+VILA_U_FILES = ("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json")
+"""A folder of folders, each with its weights beside its config.json."""
 VARIANTS: dict[str, dict[str, Variant]] = {
     "chameleon": {
         "7b": Variant("published 7B, 512 px: answers; was tuned not to draw", (*SHARDS, "vqgan.ckpt")),
@@ -226,6 +228,10 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "xl-256": Variant("published 775M text-to-image, 256 px", ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")),
         "xl-512": Variant("published 775M text-to-image, 512 px", ("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt")),
     },
+    "vila_u": {
+        "7b-256": Variant("published 7B, 256 px, 4 codes per place: draws, answers", VILA_U_FILES),
+        "7b-384": Variant("published 7B, 384 px, 16 codes per place: draws, answers", VILA_U_FILES),
+    },
 }
 """Variants with a name (parity.md section 1); families that aren't here take any variant and check it themselves."""
 
@@ -236,6 +242,7 @@ MODEL_TYPES = {
     "gemma": "liquid",
     "janus": "janus",
     "multi_modality": "janus",
+    "vila_u_llama": "vila_u",
 }
 """model_type in a published folder's config.json → family; such a folder's own name is the variant."""
 

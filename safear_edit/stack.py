@@ -276,10 +276,10 @@ def _members(folder: Path, told: StackedEdit) -> list[Member]:
 def _read_card(path: Path) -> ModelCard:
     data = _fields(path)
     try:
-        card = ModelCard(**{part.name: data[part.name] for part in fields(ModelCard)})
+        card = ModelCard(**{part.name: data[part.name] for part in fields(ModelCard) if part.name != "depth"})
     except KeyError as error:
         raise SpecError(str(path), "a model's card", f"one without {error}", AGAIN) from None
-    return replace(card, scales=tuple(card.scales))
+    return replace(card, scales=tuple(card.scales), depth=data.get("depth", 1))  # older cards have none
 
 
 def _fields(path: Path) -> dict[str, Any]:

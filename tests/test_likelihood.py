@@ -209,6 +209,8 @@ def test_blocks_are_scales_or_rows() -> None:
     assert token_blocks(card(16, (16,))) == [slice(i, i + 4) for i in range(0, 16, 4)]
     assert token_blocks(card(14, (1, 4, 9))) == [slice(0, 1), slice(1, 5), slice(5, 14)]
     assert token_blocks(card(15, (15,))) == [slice(0, 15)]
+    deep = replace(card(36, (36,)), depth=4)  # 3 rows of 3 places of 4 codes
+    assert token_blocks(deep) == [slice(i, i + 12) for i in range(0, 36, 12)]
 
 
 def made_audit(cir: float, width: float, kl: float) -> Audit:

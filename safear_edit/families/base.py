@@ -34,7 +34,8 @@ class ModelCard:
     """What a model is, for recipes and reports.
 
     tokens: per image; choices: values of one token (codebook size, or 2 for bits); scales: tokens per scale, coarse to
-    fine, (tokens,) for a raster model; files: weight file name → sha256.
+    fine, (tokens,) for a raster model; files: weight file name → sha256; depth: tokens of one place of a picture,
+    which follow each other.
     """
 
     family: str
@@ -46,6 +47,7 @@ class ModelCard:
     parameters: int
     licence: str
     files: Mapping[str, str] = field(default_factory=dict)
+    depth: int = 1
 
     @property
     def ref(self) -> str:
