@@ -59,6 +59,13 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
         ),
         "transformers": Layout("hf", "transformers' JanusForConditionalGeneration.from_pretrained(this folder)"),
     },
+    "omnimamba": {
+        "upstream": Layout(
+            "upstream",
+            "in github.com/hustvl/OmniMamba: python scripts/inference_t2i.py --prompt TEXT, with OmniMamba-1.3b.pth in "
+            "ckpts/ (its loader is not strict: a wrong name passes unseen)",
+        )
+    },
     "emu3": {"transformers": Layout(None, _TRANSFORMERS)},
     "chameleon": {"transformers": Layout(None, _TRANSFORMERS)},
     "liquid": {

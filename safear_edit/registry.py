@@ -223,6 +223,12 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     "liquid": {
         "7b": Variant("published 7B, 512 px: draws, answers (vqgan.yaml if there is one)", (*SHARDS, "vqgan.ckpt"))
     },
+    "omnimamba": {
+        "1.3b": Variant(
+            "published 1.3B, 256 px: draws, answers (the tokenizer is gpt-neox-20b's)",
+            ("OmniMamba-1.3b.pth", "tokenizer.json"),
+        )
+    },
     "llamagen": {
         "mini": Variant("the mini world's LlamaGen, shipped with this package"),
         "xl-256": Variant("published 775M text-to-image, 256 px", ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")),

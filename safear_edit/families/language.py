@@ -1,8 +1,9 @@
-"""What Janus, Emu3, Chameleon, Liquid share: a language model that draws by saying image tokens, answers questions.
+"""What Janus, Emu3, Chameleon, Liquid, OmniMamba share: a model that draws by saying image tokens, answers questions.
 
 Scoring is transformers' forward pass; drawing and answering run its modules over keys and values that are allocated
 once (llama.py), with each distinct prompt run once for all of its pictures. A family adds how a picture becomes tokens,
-what the transformer reads for them, and the words that stand around prompts and questions.
+what the transformer reads for them, and the words that stand around prompts and questions. One whose layers aren't
+Llama's (OmniMamba) has its own `read_prompts`, `read_on` and `going_on` instead.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safear_edit.errors import UsageError
+from safear_edit.families import llama
 from safear_edit.families.base import Condition, ModelFamily, Sampling, each_once, select_modules
 from safear_edit.families.folder import AGAIN
-from safear_edit.families.llama import Cache, Prefix, positions, read_on, read_prompts
+from safear_edit.families.llama import positions
 from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.tokens import token_logprobs
 
@@ -119,6 +121,23 @@ def open_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+# -- running on -------------------------------------------------------------------------------------------------------
+
+
+class Read(Protocol):
+    """Prompts after the language model: what its layers keep of them, and each one's last state (U, D)."""
+
+    @property
+    def last(self) -> Tensor: ...
+
+
+class GoingOn(Protocol):
+    """Rows that go on token by token."""
+
+    def step(self, h_RD: Tensor) -> Tensor:
+        """The next token of every row through all layers; its state (R, D)."""
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -265,11 +284,23 @@ class LanguageModel(ModelFamily):
         read, which, without = self.read(condition, sampling.guidance > 1)
         return sample_ids(self, read, which, without, sampling, inverse_cdf(draws), given=prefix)
 
-    def read(self, condition: Condition, guided: bool) -> tuple[Prefix, Tensor, Tensor | None]:
+    def read_prompts(self, h_UTD: Tensor, mask_UT: Tensor, asking: bool = False) -> Any:
+        """Run left-padded prompts, to draw or to answer from, once; a Read."""
+        return llama.read_prompts(self.as_llama, h_UTD, mask_UT)
+
+    def read_on(self, read: Any, h_ULD: Tensor) -> Tensor:
+        """States (U, L, D) of L further tokens per prompt, differentiable; what was read stays as it is."""
+        return llama.read_on(self.as_llama, read, h_ULD)
+
+    def going_on(self, read: Any, rows_R: Tensor, room: int) -> GoingOn:
+        """These rows of what was read, with room for so many tokens more."""
+        return llama.Cache(self.as_llama, read, rows_R, room)
+
+    def read(self, condition: Condition, guided: bool) -> tuple[Read, Tensor, Tensor | None]:
         """Each distinct prompt through the transformer once; its rows per image, with and without the caption."""
         count = len(condition)
         text, mask, which = self._rows(condition.twice() if guided else condition)
-        prefix = read_prompts(self.as_llama, text, mask)
+        prefix = self.read_prompts(text, mask)
         return prefix, which[:count], which[count:] if guided else None
 
     # -- understanding --
@@ -306,7 +337,7 @@ class LanguageModel(ModelFamily):
         for part in self._checked(images).split(self.rows_per_batch):
             prefix = self._asked(part, question)
             rows = torch.arange(len(part), device=self.device)
-            cache, h, said = Cache(self.as_llama, prefix, rows, limit), prefix.last, list[Tensor]()
+            cache, h, said = self.going_on(prefix, rows, limit), prefix.last, list[Tensor]()
             ended = torch.zeros(len(part), dtype=torch.bool, device=self.device)
             while not said or (len(said) < limit and not bool(ended.all())):
                 said.append(self.said(h).argmax(-1).masked_fill(ended, self.words.eos))
@@ -333,25 +364,25 @@ class LanguageModel(ModelFamily):
             parts.append(torch.stack([self._spoken(prefix, ids) for ids in spoken], 1))
         return torch.cat(parts)
 
-    def _spoken(self, prefix: Prefix, ids_L: Tensor) -> Tensor:
+    def _spoken(self, prefix: Read, ids_L: Tensor) -> Tensor:
         """Log-probability (B,) of these tokens after the prefix; the question itself isn't run again."""
         ids = ids_L.expand(len(prefix.last), -1)
         states = [prefix.last.unsqueeze(1)]
         if ids.shape[1] > 1:
-            states.append(read_on(self.as_llama, prefix, self._embedded(ids[:, :-1])))
+            states.append(self.read_on(prefix, self._embedded(ids[:, :-1])))
         return token_logprobs(self.said(torch.cat(states, 1)), ids).sum(1)
 
     def describe(self, images: Tensor) -> list[str]:
         """A caption per picture: the answer to the model's own question for one."""
         return self.answer(images, self.template.describe)
 
-    def _asked(self, images: Tensor, question: str) -> Prefix:
+    def _asked(self, images: Tensor, question: str) -> Read:
         ids = torch.tensor(self.question_ids(question), device=self.device)
         seen = self.seen(images)
         place = int((ids == self.words.image).nonzero()[0])
         text = self._embedded(ids).expand(len(images), -1, -1)
         h = torch.cat([text[:, :place], seen, text[:, place + seen.shape[1] :]], 1)
-        return read_prompts(self.as_llama, h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device))
+        return self.read_prompts(h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device), asking=True)
 
     # -- editing --
 
@@ -387,7 +418,7 @@ class LanguageModel(ModelFamily):
 
 def sample_ids(
     model: LanguageModel,
-    prefix: Prefix,
+    prefix: Read,
     conditional: Tensor,
     unconditional: Tensor | None,
     sampling: Sampling,
@@ -405,7 +436,7 @@ def sample_ids(
         count, length, row = len(conditional), model.card.tokens, model.row
         rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
         room = length - 1 + (length - 1) // row
-        cache, h, chosen = Cache(model.as_llama, prefix, rows, room), prefix.last[rows], []
+        cache, h, chosen = model.going_on(prefix, rows, room), prefix.last[rows], []
         for position in range(length):
             if position and position % row == 0:
                 h = cache.step(model._end_of_row().expand(len(rows), -1))
