@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from safear_edit.families.janus import Janus
 from safear_edit.families.vq import VQConfig, VQModel
@@ -83,6 +84,13 @@ def test_words_of_like_meaning_lie_together() -> None:
     for one, like, other in (("dog", "hound", "castle"), ("castle", "fortress", "puppy"), ("painter", "artist", "dog")):
         assert row[one] @ row[like] > 2 * row[one] @ row[other]
     assert torch.equal(word_table(words, len(words) + 3, 48), table)
+
+
+def test_a_piece_is_told_from_the_word_that_it_looks_like() -> None:
+    table = word_table(["flower", "##flower", "dog", "##dog", "castle"], 8, 48)
+    flower, piece, dog, dog_piece = F.normalize(table[:4], dim=-1)
+    assert 0.8 < flower @ piece < 0.95 and 0.8 < dog @ dog_piece < 0.95
+    assert (piece - flower) @ (dog_piece - dog) > 0.1, "they have one direction in common"
 
 
 def test_strangers_leave_the_text_itself() -> None:

@@ -24,6 +24,11 @@ COMMON = 20_000
 ROLES = ("<|User|>", "<|Assistant|>")
 """The chat format's speakers, one token each."""
 UNKNOWN = "[UNK]"
+PIECE = "##"
+"""What a token begins with that goes on with the word before it."""
+GOES_ON = 0.5
+"""Size, beside a row's own, of the direction that all such tokens share. Without one, the rows of "##flower" and
+"flower" are equal, and so are their logits (the output layer is the same table): captions ran words together."""
 SCALE = 0.2
 """Root mean square of a row: the residual stream starts at a size that the first layers can still change."""
 
@@ -43,7 +48,7 @@ def choose_words(texts: Iterable[str], common: int = COMMON) -> list[str]:
     def kept(token: str, number: int) -> bool:
         if token.startswith("[") and token.endswith("]") and len(token) > 1:
             return token == UNKNOWN
-        bare = token.removeprefix("##")
+        bare = token.removeprefix(PIECE)
         return token.isascii() and (number < common or len(bare) == 1 or token in needed)
 
     return sorted((t for t, number in vocabulary.items() if kept(t, number)), key=vocabulary.__getitem__)
@@ -67,11 +72,14 @@ def tokenizer_files(words: Sequence[str]) -> dict[str, bytes]:
 def word_table(words: Sequence[str], rows: int, width: int) -> Tensor:
     """(rows, width) float32: MiniLM's sentence vector of each word alone, projected on its first principal axes.
 
-    Every row has the root mean square SCALE. Rows after the words are the special tokens': fixed random directions.
+    Every row has the root mean square SCALE. Rows after the words are the special tokens': fixed random directions, and
+    so is what pieces of words share.
     """
-    bare = [word.removeprefix("##") for word in words]
+    bare = [word.removeprefix(PIECE) for word in words]
     vectors = torch.cat([minilm().vectors(bare[i : i + 512]) for i in range(0, len(bare), 512)])
     centred = F.normalize(vectors - vectors.mean(0), dim=-1)
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :width]
-    special = torch.from_numpy(np.random.default_rng(0).standard_normal((rows - len(words), width))).float()
-    return SCALE * width**0.5 * F.normalize(torch.cat([centred @ axes, special]), dim=-1)
+    random = torch.from_numpy(np.random.default_rng(0).standard_normal((rows - len(words) + 1, width))).float()
+    pieces = torch.tensor([word.startswith(PIECE) for word in words])
+    own = F.normalize(centred @ axes, dim=-1) + GOES_ON * pieces.unsqueeze(1) * F.normalize(random[-1], dim=0)
+    return SCALE * width**0.5 * F.normalize(torch.cat([own, random[:-1]]), dim=-1)
