@@ -397,8 +397,7 @@ def _refuse_silent(refine: Refine, family: str) -> None:
     """A family that says nothing about pictures can't write safe captions; the error names those that can."""
     if refine == "template" or "understanding" in registry.lookup("families", family).load().provides:
         return
-    fitting = [name for name, entry in registry.families().items() if "understanding" in entry.load().provides]
-    fix = f"take {', '.join(fitting)}, or leave it at template"
+    fix = f"take one of {registry.families_with('understanding')}, or leave it at template"
     raise UsageError(f"construct.refine={refine}", "a family that answers questions about pictures", family, fix)
 
 

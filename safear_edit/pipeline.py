@@ -735,7 +735,7 @@ def compare_understanding(
 
     concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
     if asking.CAPABILITY not in pair.base.provides:
-        fix = "take janus, emu3, chameleon, omnimamba or liquid"
+        fix = f"take one of {registry.families_with(asking.CAPABILITY)}"
         raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)
     exam = asking.exam(concept, asking.source_for(concept, pair.base.card))
     if len(models) == 1:

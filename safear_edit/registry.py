@@ -112,6 +112,11 @@ def families() -> dict[str, Entry]:
     return entries("families")
 
 
+def families_with(capability: str) -> str:
+    """Names of the families that provide it, for a sentence; loads every family's module."""
+    return ", ".join(name for name, entry in families().items() if capability in entry.load().provides)
+
+
 def methods() -> dict[str, Entry]:
     return entries("methods")
 

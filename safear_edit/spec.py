@@ -551,7 +551,7 @@ gates: # shares; what the result must reach
 
 safety_note: Who asked for this edit, and what it is not good for.
 
-# Optional, for models that answer questions too (janus, emu3, chameleon, liquid, omnimamba). Gates of their own:
+# Optional, for models that also answer questions about pictures, as Janus does. Gates of their own:
 # understanding_drop: 0.02, understanding_upper: 0.05, understanding_left: 0.6 (of a concept that is not recognised).
 # understanding:
 #   concept: keep # it is still recognised; erase: it is not
