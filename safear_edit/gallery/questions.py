@@ -150,7 +150,7 @@ def turn(picture: Picture, rng: np.random.Generator) -> Turn:
     sort = rng.random()
     if sort < 0.25:
         return Turn(pick(DESCRIBE.train), short_caption(picture))
-    kind: Kind = KINDS[int(rng.choice(4, p=(0.35, 0.35, 0.15, 0.15)))]
+    kind: Kind = KINDS[int(rng.choice(4, p=(0.3, 0.45, 0.15, 0.1)))]
     if sort < 0.5 and kind != "hazard":
         return Turn(pick(ASKED[kind].train), answer_of(picture, kind))
     true = value_of(picture, kind)
