@@ -39,9 +39,10 @@ from safear_edit.gallery.world import CALM_POSES, CALM_VARIANTS, WORLD_SEED, Wor
 VISION = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 STEPS = 4300
 """The shipped weights had 5150 steps, each shared by two processes: 2000 of 40 drawn and 6 seen pictures (answers at
-half the weight, per word of all answers together), 2300 of 32 and 10, 850 of 16 and 16 with six questions each and rates
-that fell from 0.4 of their peaks. Until step 2750 pieces of words had the rows of whole words (janus_words.GOES_ON). So a
-fresh run differs. torch.compile saved a twentieth and took three minutes, so it isn't used."""
+half the weight, per word of all answers together), 2300 of 32 and 10, 850 of 16 and 16 with six questions each and
+rates that fell from 0.4 of their peaks. Until step 2750 pieces of words had the rows of whole words
+(janus_words.GOES_ON). So a fresh run differs. torch.compile saved a twentieth and took three minutes, so it isn't
+used."""
 
 
 @dataclass(frozen=True)
