@@ -57,8 +57,8 @@ from safear_edit.families.folder import (
     read_settings,
     weight_files,
 )
-from safear_edit.families.language import PICO_TEXT, REPLACED, LanguageModel, Net, Words, byte_tokenizer
-from safear_edit.families.llama import Cache, Prefix, positions
+from safear_edit.families.language import PICO_TEXT, REPLACED, LanguageModel, Net, Read, Words, byte_tokenizer
+from safear_edit.families.llama import positions
 from safear_edit.families.rqvae import (
     CODEBOOK,
     OWN_TOWER,
@@ -489,7 +489,7 @@ class VilaU(LanguageModel):
 
 def sample_places(
     model: VilaU,
-    prefix: Prefix,
+    prefix: Read,
     conditional: Tensor,
     unconditional: Tensor | None,
     sampling: Sampling,
@@ -507,7 +507,7 @@ def sample_places(
         count, rows = len(conditional), conditional
         if unconditional is not None:
             rows = torch.cat([conditional, unconditional])
-        cache, h = Cache(model.as_llama, prefix, rows, model.places - 1), prefix.last[rows]
+        cache, h = model.going_on(prefix, rows, model.places - 1), prefix.last[rows]
         depth, chosen = DepthCache(model.depth_transformer, len(rows)), list[Tensor]()
         total = torch.zeros(0)
         for position in range(model.card.tokens):
