@@ -640,7 +640,10 @@ class Batch:
 
 
 def _batches(model: ModelFamily, pack: Pack, size: int) -> list[Batch]:
-    """Every reference under every column, in batches of prompts of like length (little padding), encoded once."""
+    """Every reference under every column, in batches of prompts of like length (little padding).
+
+    All the encoded prompts are kept until both models have scored them.
+    """
     jobs = [(row, name, text) for row, ref in enumerate(pack.references) for name, text in ref.columns().items()]
     jobs.sort(key=lambda job: (len(job[2]), job[0]))
     found = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_unified import each_image_is_its_own
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
@@ -287,14 +288,7 @@ def test_adapters_reach_scoring_and_sampling_alike(pico: Janus) -> None:
 
 
 def test_an_image_depends_on_its_prompt_and_seed_only(pico: Janus) -> None:
-    condition = pico.condition(PROMPTS)
-    assert len(condition.features) == 3  # equal prompts once
-    together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
+    each_image_is_its_own(pico)
 
 
 def test_dropped_rows_keep_bos_length_and_mark_only(pico: Janus) -> None:

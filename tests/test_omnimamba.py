@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_unified import GREEDY, PROMPTS, close, each_image_is_its_own, greedy_is_argmax, pictures
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,13 +43,6 @@ from safear_edit.registry import ModelRef, families, listing, load_model, method
 from safear_edit.tokens import token_logprobs
 from safear_edit.training import Tuning, adapter_weights, borrowed, inject
 
-PROMPTS = ["a house by Picasso", "a dog", "a cat in the snow", "a dog"]
-GREEDY = Sampling(1.0, top_k=1)
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
-
 
 @pytest.fixture(scope="module")
 def pico() -> OmniMamba:
@@ -66,17 +60,6 @@ def exported(pico: OmniMamba, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(exported: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""
     return shutil.copytree(exported, tmp_path / "copy")
-
-
-def pictures(count: int = 3) -> Tensor:
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-
-
-def greedy_is_argmax(model: OmniMamba) -> bool:
-    condition = model.condition(PROMPTS)
-    ids = model.generate(condition, range(4), GREEDY)
-    with torch.no_grad():
-        return torch.equal(model.logits(condition, ids).argmax(-1), ids)
 
 
 # -- the format -------------------------------------------------------------------------------------------------------
@@ -190,14 +173,7 @@ def test_hidden_states_are_what_the_head_reads(pico: OmniMamba) -> None:
 
 
 def test_an_image_depends_on_its_prompt_and_seed_only(pico: OmniMamba) -> None:
-    condition = pico.condition(PROMPTS)
-    assert len(condition.features) == 3  # equal prompts once
-    together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
+    each_image_is_its_own(pico)
 
 
 def test_each_prompt_is_run_once_for_all_its_pictures(pico: OmniMamba, monkeypatch: pytest.MonkeyPatch) -> None:

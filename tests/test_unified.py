@@ -18,6 +18,7 @@ from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.chameleon import Chameleon
 from safear_edit.families.emu3 import Emu3
+from safear_edit.families.language import LanguageModel
 from safear_edit.families.liquid import Liquid
 from safear_edit.families.unified import EarlyFusion
 from safear_edit.registry import ModelRef, listing, load_model
@@ -55,11 +56,23 @@ def pictures(count: int = 3) -> Tensor:
     return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-def greedy_is_argmax(model: EarlyFusion) -> bool:
+def greedy_is_argmax(model: LanguageModel) -> bool:
     condition = model.condition(PROMPTS)
     ids = model.generate(condition, range(4), GREEDY)
     with torch.no_grad():
         return torch.equal(model.logits(condition, ids).argmax(-1), ids)
+
+
+def each_image_is_its_own(model: LanguageModel) -> None:
+    """An image depends on its prompt and its seed only."""
+    condition = model.condition(PROMPTS)
+    assert len(condition.features) == 3  # equal prompts once
+    together = model.generate(condition, [5, 6, 7, 8])
+    for row in range(4):
+        assert torch.equal(model.generate(model.condition([PROMPTS[row]]), [5 + row])[0], together[row])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(model.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
+    assert not torch.equal(together[1], together[3])  # same prompt, other seed
 
 
 # -- drawing and scoring ----------------------------------------------------------------------------------------------
@@ -79,14 +92,7 @@ def test_hidden_states_are_what_the_head_reads(pico: EarlyFusion) -> None:
 
 
 def test_an_image_depends_on_its_prompt_and_seed_only(pico: EarlyFusion) -> None:
-    condition = pico.condition(PROMPTS)
-    assert len(condition.features) == 3  # equal prompts once
-    together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
+    each_image_is_its_own(pico)
 
 
 def test_a_picture_continued_from_its_own_beginning_is_the_same(pico: EarlyFusion) -> None:

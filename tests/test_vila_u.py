@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_unified import PROMPTS, close, each_image_is_its_own, greedy_is_argmax, pictures
 from torch import Tensor
 
 from safear_edit.cartography import token_groups
@@ -44,12 +45,6 @@ from safear_edit.tokens import token_logprobs
 from safear_edit.training import Tuning, adapter_weights, borrowed, inject
 
 GOLDENS = Path(__file__).parent / "goldens" / "vila_u"
-PROMPTS = ["a house by Picasso", "a dog", "a cat in the snow", "a dog"]
-GREEDY = Sampling(1.0, top_k=1)
-
-
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +67,6 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 def load(folder: Path, **options: Any) -> VilaU:
     return VilaU.load(ModelRef("vila_u", "pico", folder), **options)
-
-
-def pictures(count: int = 3) -> Tensor:
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-
-
-def greedy_is_argmax(model: VilaU) -> bool:
-    condition = model.condition(PROMPTS)
-    ids = model.generate(condition, range(4), GREEDY)
-    with torch.no_grad():
-        return torch.equal(model.logits(condition, ids).argmax(-1), ids)
 
 
 # -- against the published program ------------------------------------------------------------------------------------
@@ -178,12 +162,7 @@ def test_a_code_is_read_by_the_codes_after_it(pico: VilaU) -> None:
 
 
 def test_an_image_depends_on_its_prompt_and_seed_only(pico: VilaU) -> None:
-    condition = pico.condition(PROMPTS)
-    assert len(condition.features) == 3  # equal prompts once
-    together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
+    each_image_is_its_own(pico)
 
 
 def test_without_guidance_no_unconditional_rows_are_run(pico: VilaU) -> None:

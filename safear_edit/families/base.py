@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 from safear_edit.registry import ModelRef
@@ -114,6 +115,19 @@ class Condition:
             features = torch.where(dropped[:, None, None], unconditional(mask), features)
         longest = int(mask.sum(1).max())
         return features[:, -longest:], mask[:, -longest:], which
+
+    def taking(self, features_1TC: Tensor, mask_1T: Tensor) -> Self:
+        """Dropped images take this caption instead, whatever the length of their own was; it is one caption more."""
+        if not bool(self.dropped.any()):
+            return self
+        longest = max(self.mask.shape[1], mask_1T.shape[1])
+        parts = ((self.features, self.mask), (features_1TC.type_as(self.features), mask_1T))
+        return type(self)(
+            torch.cat([F.pad(f, (0, 0, longest - f.shape[1], 0)) for f, _ in parts]),
+            torch.cat([F.pad(m, (longest - m.shape[1], 0)) for _, m in parts]),
+            self.index.masked_fill(self.dropped, len(self.mask)),
+            torch.zeros_like(self.dropped),
+        )
 
     def twice(self) -> Self:
         """These images, then the same ones with their captions dropped: what guidance needs."""

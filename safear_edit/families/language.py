@@ -392,12 +392,12 @@ class LanguageModel(ModelFamily):
         Whatever reads image tokens looks rows up in it, and a gradient reaches it. What is drawn from (the head) and
         what pictures are decoded from (the tokenizer's codebook) stay. How it leaves in an export: see there.
         """
-        like = self.net.get_input_embeddings().weight
-        wanted = (self.card.choices, like.shape[1])
-        if table is not None and tuple(table.shape) != wanted:
-            raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
+        own = self.image_table()
+        if table is not None and table.shape != own.shape:
+            got, fix = str(tuple(table.shape)), "change rows, not the shape"
+            raise UsageError("image table", f"shape {tuple(own.shape)}", got, fix)
         # past nn.Module's assignment, which would make a trained table one of the net's own parameters
-        self.net._buffers[REPLACED] = None if table is None else table.to(like.device, like.dtype)
+        self.net._buffers[REPLACED] = None if table is None else table.to(own.device, own.dtype)
 
     def editable(self, part: str) -> list[str]:
         """attention, ffn, what the family adds, all (these), layers[a:b]; joined by +.
@@ -416,6 +416,28 @@ class LanguageModel(ModelFamily):
         return [f"{self.layers_at if name.startswith('layers.') else 'model.'}{name}" for name in found]
 
 
+@dataclass(frozen=True)
+class Pick:
+    """How the next token of `count` pictures is taken from logits: under guidance if there are as many rows again, and
+    where it is not `given` (B, P) already. `kept` collects the guided logits."""
+
+    count: int
+    sampling: Sampling
+    choose: Chooser
+    given: Tensor | None
+    kept: list[Tensor] | None
+
+    def next(self, logits: Tensor, position: int) -> Tensor:
+        """Tokens (B,) from logits (B, V) or (2 B, V)."""
+        if len(logits) > self.count:
+            logits = guided(logits[: self.count], logits[self.count :], self.sampling.guidance)
+        if self.kept is not None:
+            self.kept.append(logits)
+        if self.given is not None and position < self.given.shape[1]:
+            return self.given[:, position]
+        return self.choose(probabilities(logits, self.sampling), position)
+
+
 def sample_ids(
     model: LanguageModel,
     prefix: Read,
@@ -432,26 +454,20 @@ def sample_ids(
     conditional, unconditional (B,): rows of `prefix`; None for no guidance (then its rows aren't computed).
     given: tokens (B, P) of the first P positions, not to be chosen. keep_logits collects the guided logits (for tests).
     """
+    pick = Pick(len(conditional), sampling, choose, given, keep_logits)
     with torch.inference_mode():
-        count, length, row = len(conditional), model.card.tokens, model.row
+        length, row = model.card.tokens, model.row
         rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
+        each = len(rows) // len(conditional)
         room = length - 1 + (length - 1) // row
         cache, h, chosen = model.going_on(prefix, rows, room), prefix.last[rows], []
         for position in range(length):
             if position and position % row == 0:
                 h = cache.step(model._end_of_row().expand(len(rows), -1))
-            logits = model.image_logits(h)
-            if len(h) > count:
-                logits = guided(logits[:count], logits[count:], sampling.guidance)
-            if keep_logits is not None:
-                keep_logits.append(logits)
-            if given is not None and position < given.shape[1]:
-                ids = given[:, position]
-            else:
-                ids = choose(probabilities(logits, sampling), position)
+            ids = pick.next(model.image_logits(h), position)
             chosen.append(ids)
             if position + 1 < length:
-                h = cache.step(model.image_embeddings(ids).repeat(len(h) // count, 1))
+                h = cache.step(model.image_embeddings(ids).repeat(each, 1))
         ids = torch.stack(chosen, 1)
     return ids.clone()  # out of inference mode, so that training may take the ids
 

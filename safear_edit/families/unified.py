@@ -254,18 +254,10 @@ class EarlyFusion(LanguageModel):
         return torch.where((codes < 0).unsqueeze(-1), words, self.image_embeddings(codes.clamp(min=0)))
 
     def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """The unconditional prompt is one caption more, and dropped images take it."""
+        """Dropped images take the unconditional prompt."""
         if bool(condition.dropped.any()):
-            features, mask = condition.features, condition.mask
-            ids, whole = self.prompt_ids([None])
-            longest = max(mask.shape[1], ids.shape[1])
-            parts = ((features, mask), (self._embedded(ids).type_as(features), whole))
-            condition = Condition(
-                torch.cat([F.pad(f, (0, 0, longest - f.shape[1], 0)) for f, _ in parts]),
-                torch.cat([F.pad(m, (longest - m.shape[1], 0)) for _, m in parts]),
-                condition.index.masked_fill(condition.dropped, len(mask)),
-                torch.zeros_like(condition.dropped),
-            )
+            ids, mask = self.prompt_ids([None])
+            condition = condition.taking(self._embedded(ids), mask)
         return condition.in_use()
 
     # -- drawing and seeing --

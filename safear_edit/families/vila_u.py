@@ -57,7 +57,7 @@ from safear_edit.families.folder import (
     read_settings,
     weight_files,
 )
-from safear_edit.families.language import PICO_TEXT, REPLACED, LanguageModel, Net, Read, Words, byte_tokenizer
+from safear_edit.families.language import PICO_TEXT, REPLACED, LanguageModel, Net, Pick, Read, Words, byte_tokenizer
 from safear_edit.families.llama import positions
 from safear_edit.families.rqvae import (
     CODEBOOK,
@@ -71,7 +71,7 @@ from safear_edit.families.spm import tokenizer_json
 from safear_edit.families.unified import Settings, Template, read_words
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
+from safear_edit.sampling import Chooser, inverse_cdf, uniforms
 from safear_edit.yaml_strict import parse_json
 
 KIND = "vila_u_llama"
@@ -338,18 +338,10 @@ class VilaU(LanguageModel):
         return self._padded([self.drawing_ids(prompt) for prompt in prompts])
 
     def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """The unconditional prompt is one caption more, and dropped images take it."""
+        """Dropped images take the unconditional prompt."""
         if bool(condition.dropped.any()):
-            features, mask = condition.features, condition.mask
-            ids, whole = self.prompt_ids([None])
-            longest = max(mask.shape[1], ids.shape[1])
-            parts = ((features, mask), (self._embedded(ids).type_as(features), whole))
-            condition = Condition(
-                torch.cat([F.pad(f, (0, 0, longest - f.shape[1], 0)) for f, _ in parts]),
-                torch.cat([F.pad(m, (longest - m.shape[1], 0)) for _, m in parts]),
-                condition.index.masked_fill(condition.dropped, len(mask)),
-                torch.zeros_like(condition.dropped),
-            )
+            ids, mask = self.prompt_ids([None])
+            condition = condition.taking(self._embedded(ids), mask)
         return condition.in_use()
 
     # -- drawing and seeing --
@@ -431,18 +423,6 @@ class VilaU(LanguageModel):
         own: Tensor = self.net.get_submodule(TABLE).weight
         return own if replaced is None else replaced
 
-    def set_image_table(self, table: Tensor | None) -> None:
-        """Let codes be read from `table` (V, d), or as before again (None); a gradient reaches it.
-
-        What says codes, and the codebook that quantises and decodes, stay.
-        """
-        own = self.net.get_submodule(TABLE).weight
-        if table is not None and table.shape != own.shape:
-            fix = "change rows, not the shape"
-            raise UsageError("image table", f"shape {tuple(own.shape)}", str(tuple(table.shape)), fix)
-        # past nn.Module's assignment, which would make a trained table one of the net's own parameters
-        self.net._buffers[REPLACED] = None if table is None else table.to(own.device, own.dtype)
-
     def editable(self, part: str) -> list[str]:
         """attention, ffn (of the language model), depth (which only draws), projector (which reads pictures), all
         (these), layers[a:b]; joined by +."""
@@ -503,30 +483,22 @@ def sample_places(
     conditional, unconditional (B,): rows of `prefix`; None for no guidance (then its rows aren't computed).
     given: codes (B, n) of the first n positions, not to be chosen. keep_logits collects the guided logits (for tests).
     """
+    pick = Pick(len(conditional), sampling, choose, given, keep_logits)
     with torch.inference_mode():
-        count, rows = len(conditional), conditional
-        if unconditional is not None:
-            rows = torch.cat([conditional, unconditional])
+        rows = conditional if unconditional is None else torch.cat([conditional, unconditional])
+        each = len(rows) // len(conditional)
         cache, h = model.going_on(prefix, rows, model.places - 1), prefix.last[rows]
         depth, chosen = DepthCache(model.depth_transformer, len(rows)), list[Tensor]()
         total = torch.zeros(0)
         for position in range(model.card.tokens):
             place, code = divmod(position, model.depth)
             if code:
-                state = depth.next(total.repeat(len(rows) // count, 1))
+                state = depth.next(total.repeat(each, 1))
             else:
                 if place:
-                    h = cache.step(model.projected(total).repeat(len(rows) // count, 1))
+                    h = cache.step(model.projected(total).repeat(each, 1))
                 state = depth.first(h)
-            logits = model.image_logits(state)
-            if unconditional is not None:
-                logits = guided(logits[:count], logits[count:], sampling.guidance)
-            if keep_logits is not None:
-                keep_logits.append(logits)
-            if given is not None and position < given.shape[1]:
-                ids = given[:, position]
-            else:
-                ids = choose(probabilities(logits, sampling), position)
+            ids = pick.next(model.image_logits(state), position)
             chosen.append(ids)
             total = total + model.rows_of(ids) if code else model.rows_of(ids)
         ids = torch.stack(chosen, 1)
