@@ -25,6 +25,7 @@ from safear_edit.progress import silent
 from safear_edit.registry import methods
 from safear_edit.self_judge import ANSWERS, Agreement, SelfJudge
 from safear_edit.tokens import token_logprobs
+from safear_edit.understanding import Taught
 
 THINGS = ["a house", "a dog", "a fish", "an apple", "a cat", "a car", "a tree", "a horse"]
 SUBJECTS = [f"{thing} {where}".strip() for thing in THINGS for where in ("", "at night", "in the snow")]
@@ -189,8 +190,8 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     material = material_of(model)
     before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
     images = model.decode(torch.cat([material.pairs.unsafe_ids, material.pairs.safe_ids]))
-    question = "is this in the style of {concept}?"
-    scores = torch.tensor([v.score for v in SelfJudge(model, question.format(concept="Picasso")).look(images)])
+    question = "is this in the style of Picasso?"
+    scores = torch.tensor([v.score for v in SelfJudge(model, question).look(images)])
     halfway = float(scores.double().median())
     asked: list[str] = []
 
@@ -203,8 +204,11 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     present = (scores.double() >= halfway).tolist()
     told = sum(u and not s for u, s in zip(present[:COUNT], present[COUNT:], strict=True))
     assert 2 <= told < COUNT
-    edit = fit(model, material, tmp_path / "edit.partial", rounds=1, question=question)
-    assert asked == ["is this in the style of Picasso?"]
+    with pytest.raises(UsageError, match="a question about the concept that the model can judge by, got none"):
+        fit(model, material, rounds=1)
+    taught = replace(material, questions=Taught((question, "was this painted by Picasso?"), (), erase=False))
+    edit = fit(model, taught, tmp_path / "edit.partial", rounds=1)
+    assert asked == [question], "the first that training may ask"
     (row,) = log_of(tmp_path)
     assert row["pairs"] == told and edit.weights == [model.table_name]
     agreement = row["agreement"]
@@ -219,7 +223,7 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
 def test_a_model_that_tells_nothing_apart_is_told_so() -> None:
     model = Janus.pico(seed=0)
     with pytest.raises(UsageError, match="25 pairs that the model tells apart"):
-        fit(model, material_of(model), fewest=COUNT + 1)
+        fit(model, material_of(model), fewest=COUNT + 1, question="is this by Picasso?")
 
 
 def test_the_score_is_yes_against_no() -> None:

@@ -69,7 +69,7 @@ class SafeCB:
         probe: int = Field(100, ge=1, description="training prompts, under seeds of their own, that decide that")
         fewest: int = Field(8, ge=1, description="harmful pictures that a round needs to learn from")
         judge: Literal["self", "pinned"] = Field("self", description="self: the model, where it can answer questions")
-        question: str = Field("is this in the style of {concept}?", description="what it is asked; {concept} is filled")
+        question: str | None = Field(None, description="what it is asked; null: training's first about the concept")
 
     name: ClassVar[str]
 
@@ -406,7 +406,12 @@ class Search:
 def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> Judge | None:
     """Who looks at the pictures of the search; None where nobody can, which is enough for a single round."""
     if params.judge == "self" and "understanding" in model.provides:
-        return SelfJudge(model, params.question.replace("{concept}", material.concept.replace("_", " ")))
+        taught = material.questions.concept[:1] if material.questions else ()
+        for question in (params.question, *taught):
+            if question:
+                return SelfJudge(model, question)
+        fix = "give params.question, or set params.judge to pinned"
+        raise UsageError("safe_cb", "a question about the concept that the model can judge by", "none", fix)
     if material.judge is None and params.rounds > 1:
         fix = "give the material a judge, or set params.rounds to 1"
         raise UsageError("safe_cb", "somebody to judge what the edited model draws", "nobody", fix)
