@@ -36,7 +36,7 @@ from safear_edit.families.omnimamba import (
     to_published,
     unread,
 )
-from safear_edit.families.vit import HALVES, IMAGENET, pixels, scaled
+from safear_edit.families.vit import DINO, HALVES, IMAGENET, SIGLIP, pixels, scaled
 from safear_edit.pairs import Material, Pairs, PairStats
 from safear_edit.progress import silent
 from safear_edit.registry import ModelRef, families, listing, load_model, methods
@@ -337,8 +337,9 @@ def test_answers_look_at_the_picture_and_are_scored(pico: OmniMamba) -> None:
 def test_answers_are_what_one_pass_over_question_and_reply_says(pico: OmniMamba) -> None:
     back, ids = pico.net.backbone, pico.question_ids("what is it?")
     towers, shown = pico.net.vision_backbone, pixels(pictures(), 30)
-    both = [towers["dino_featurizer"](scaled(shown, *IMAGENET)), towers["siglip_featurizer"](scaled(shown, *HALVES))]
-    seen = pico.net.projector(torch.cat(both, 2))
+    dino = towers[DINO].forward_features(scaled(shown, *IMAGENET))[:, 3:]  # a class token and two registers come first
+    siglip = towers[SIGLIP].forward_features(scaled(shown, *HALVES))
+    seen = pico.net.projector(torch.cat([dino, siglip], 2))
     said = torch.empty(3, 0, dtype=torch.int64)
     for _ in range(6):
         words = back.embedding(torch.cat([torch.tensor(ids[18:]).expand(3, -1), said], 1))

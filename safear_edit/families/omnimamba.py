@@ -26,7 +26,7 @@ Verified: once, by hand, beside the original program on tiny random weights (its
 v2.2.2 with its kernels replaced by a loop over tokens, timm's towers): its state dict, saved as its release is, loads
 here, and what is exported from here loads there strictly, bit for bit; prompts, special ids, codes, greedy pictures and
 greedy answers are the same, logits, answers' log-probabilities and seen pictures within rounding. In the tests:
-transformers' Mamba2 and timm's towers say the same, and drawing and answering equal one pass over the whole sequence.
+transformers' Mamba2 says the same, and drawing and answering equal one pass over the whole sequence.
 Not verified: no published weights or tokenizer files can be had here, so nothing was drawn with them, and whether the
 release holds all tensors of its state dict, as this file expects, is read from its training code. The Triton kernels,
 their lower precision and CUDA graphs were not run. Resized pixels differ from PIL's by a level or two here and there.
@@ -64,7 +64,7 @@ from safear_edit.families.language import (
     open_tokenizer,
 )
 from safear_edit.families.mamba import MambaSizes, Memory
-from safear_edit.families.vit import HALVES, IMAGENET, Tower, TowerSizes, pixels, scaled
+from safear_edit.families.vit import DINO, SIGLIP, Towers, TowerSizes
 from safear_edit.families.vq import VQConfig, VQModel, to_uint8
 from safear_edit.registry import ModelRef, family
 from safear_edit.rundir import sha256_file, write_atomic
@@ -84,7 +84,7 @@ Layout = Literal["safear", "upstream"]
 
 
 MAMBA, VQ = MambaSizes(), VQConfig()
-DINO, SIGLIP = TowerSizes(1024, 24, 16, 4096, registers=4), TowerSizes(1152, 27, 16, 4304)
+DINO_SIZES, SIGLIP_SIZES = TowerSizes(1024, 24, 16, 4096, registers=4), TowerSizes(1152, 27, 16, 4304)
 """Sizes of the published parts."""
 
 
@@ -102,8 +102,8 @@ class Sizes:
     positions: int = 1500
     mamba: MambaSizes = MAMBA
     vq: VQConfig = VQ
-    dino: TowerSizes = DINO
-    siglip: TowerSizes = SIGLIP
+    dino: TowerSizes = DINO_SIZES
+    siglip: TowerSizes = SIGLIP_SIZES
 
     def __post_init__(self) -> None:
         fits = {
@@ -230,8 +230,7 @@ class Net(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.backbone = Backbone(sizes)
-        towers = {"dino_featurizer": Tower(sizes.dino), "siglip_featurizer": Tower(sizes.siglip)}
-        self.vision_backbone = nn.ModuleDict(towers).requires_grad_(False)
+        self.vision_backbone = Towers(sizes.dino, sizes.siglip)
         self.projector = Projector(sizes.dino.width + sizes.siglip.width, sizes.mamba.width)
         self.to(dtype)
         self.vqvae = VQModel(sizes.vq).requires_grad_(False)
@@ -270,8 +269,8 @@ _OWN_TASK = re.compile(r"mixer\.tasks\.(t2i|mmu)\.(down|up)\.")
 def unread(sizes: Sizes) -> re.Pattern[str]:
     """Published tensors that neither drawing nor answering reads: kept as they are, for an export to give back."""
     towers = "|".join(
-        rf"{name}_featurizer\.(norm|fc_norm|attn_pool|head|blocks\.{tower.depth - 1})\."
-        for name, tower in (("dino", sizes.dino), ("siglip", sizes.siglip))
+        rf"{name}\.(norm|fc_norm|attn_pool|head|blocks\.{tower.depth - 1})\."
+        for name, tower in ((DINO, sizes.dino), (SIGLIP, sizes.siglip))
     )
     return re.compile(rf"vision_backbone\.({towers})|{re.escape(_VQ)}vqvae\.quantize\.codebook_used$")
 
@@ -513,12 +512,7 @@ class OmniMamba(LanguageModel):
 
     def seen(self, images: Tensor) -> Tensor:
         """Pictures uint8 (B, 3, H, W) as the language model reads them, (B, n, D): the patches of both towers."""
-        sizes, dtype = self.net.sizes, self.net.backbone.embedding.weight.dtype
-        parts = []
-        for name, side, trained_on in (("dino", sizes.dino.image, IMAGENET), ("siglip", sizes.siglip.image, HALVES)):
-            tower = self.net.vision_backbone[f"{name}_featurizer"]
-            parts.append(tower(scaled(pixels(images.to(self.device), side), *trained_on).to(dtype)))
-        return self.net.projector(torch.cat(parts, 2))
+        return self.net.projector(self.net.vision_backbone(images.to(self.device)))
 
     def question_ids(self, question: str) -> list[int]:
         """A question in the model's format, every patch of the picture held by a token that is never read."""

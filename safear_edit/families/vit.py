@@ -1,14 +1,15 @@
-"""The two picture towers that OmniMamba sees with: DINOv2 with registers, and SigLIP, under the names of timm.
+"""The two picture towers that OmniMamba sees with: timm's DINOv2 with registers, and its SigLIP.
 
 Source of the semantics: https://github.com/TRI-ML/prismatic-vlms, from which OmniMamba took its picture backbone
-(https://github.com/hustvl/OmniMamba, models/cobra/backbones/vision/dinosiglip_vit.py): both towers are timm's, and what
-they say is the output of their last block but one, of the patches only, before the last norm. So the last block, the
-last norm and SigLIP's pooling are never run, and aren't here.
+(https://github.com/hustvl/OmniMamba, models/cobra/backbones/vision/dinosiglip_vit.py): what they say is the output of
+their last block but one, of the patches only, before the last norm. So the last block, the last norm and SigLIP's
+pooling are never run, and aren't here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 
-EPS = 1e-6
+DINO, SIGLIP = "dino_featurizer", "siglip_featurizer"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Mean and deviation of the pixels that a tower was trained on."""
@@ -45,77 +46,44 @@ class TowerSizes:
         return (self.image // self.patch) ** 2
 
 
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+class Towers(nn.ModuleDict):
+    """DINOv2 and SigLIP, frozen."""
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def __init__(self, dino: TowerSizes, siglip: TowerSizes) -> None:
+        super().__init__({DINO: tower(dino), SIGLIP: tower(siglip)})
+        self.sides = {DINO: dino.image, SIGLIP: siglip.image}
+        self.requires_grad_(False)
 
-
-class Feedforward(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BND)))
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures uint8 (B, 3, H, W) to what both towers say of each patch, (B, n, D of both)."""
+        said = []
+        for name, trained_on in ((DINO, IMAGENET), (SIGLIP, HALVES)):
+            net: Any = self[name]
+            shown = scaled(pixels(images, self.sides[name]), *trained_on).to(net.pos_embed)
+            said.append(net.forward_features(shown)[:, net.num_prefix_tokens :])
+        return torch.cat(said, 2)
 
 
-class Scale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
+def tower(sizes: TowerSizes) -> nn.Module:
+    """timm's transformer, under its names, without what would come after the last block but one."""
+    from timm.models.vision_transformer import VisionTransformer  # seconds to import: for this family alone
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return x_BND * self.gamma
-
-
-class Block(nn.Module):
-    def __init__(self, sizes: TowerSizes) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(sizes.width, EPS), nn.LayerNorm(sizes.width, EPS)
-        self.attn = Attention(sizes.width, sizes.heads)
-        self.mlp = Feedforward(sizes.width, sizes.inner)
-        self.ls1, self.ls2 = (Scale(sizes.width) if sizes.registers else nn.Identity() for _ in range(2))
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.ls1(self.attn(self.norm1(x_BND)))
-        return x_BND + self.ls2(self.mlp(self.norm2(x_BND)))
-
-
-class Patches(nn.Module):
-    def __init__(self, sizes: TowerSizes) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, sizes.width, sizes.patch, stride=sizes.patch)
-
-
-class Tower(nn.Module):
-    """Pixels (B, 3, S, S), scaled, to what the last block but one says of their patches, (B, n, D)."""
-
-    def __init__(self, sizes: TowerSizes) -> None:
-        super().__init__()
-        self.patch_embed = Patches(sizes)
-        self.pos_embed = nn.Parameter(torch.zeros(1, sizes.patches, sizes.width))
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.depth - 1))
-        self.beside = 0
-        if sizes.registers:
-            self.beside = 1 + sizes.registers
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.width))
-            self.reg_token = nn.Parameter(torch.zeros(1, sizes.registers, sizes.width))
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        x = self.patch_embed.proj(pixels_BCHW).flatten(2).transpose(1, 2) + self.pos_embed
-        if self.beside:
-            x = torch.cat([t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token)] + [x], 1)
-        for block in self.blocks:
-            x = block(x)
-        return x[:, self.beside :]
+    return VisionTransformer(
+        img_size=sizes.image,
+        patch_size=sizes.patch,
+        num_classes=0,
+        global_pool="",
+        embed_dim=sizes.width,
+        depth=sizes.depth - 1,
+        num_heads=sizes.heads,
+        mlp_ratio=(sizes.inner + 0.5) / sizes.width,  # timm cuts the product down to a whole number
+        init_values=1.0 if sizes.registers else None,
+        class_token=sizes.registers > 0,
+        no_embed_class=True,
+        reg_tokens=sizes.registers,
+        final_norm=False,
+        weight_init="skip",
+    )
 
 
 def pixels(images: Tensor, side: int) -> Tensor:
