@@ -3,9 +3,10 @@
 `python -m safear_edit.ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown table;
 with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's numbers
 but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own, refine.py).
-Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. Erasure
-counts prompts on which the base drew the concept with the very seed that is scored (no screening: this table compares
-methods with each other and its rates are not the audit's).
+Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. What its
+search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on which the base drew the
+concept with the very seed that is scored (no screening: this table compares methods with each other and its rates are
+not the audit's).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = registry.load_model(options.model)
     for seed in options.seeds:
         missing = {name: wanted for name, wanted in variants.items() if (name, seed) not in done}
-        for row in _seed(model, options.spec, seed, missing, options.prompts):
+        for row in _seed(model, options.spec, seed, missing, options.prompts, options.folder):
             rows.append(row)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -101,7 +102,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, yaml.safe_load(f"{{{changes.replace('=', ': ')}}}")
 
 
-def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int) -> Any:
+def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, folder: Path) -> Any:
     """Rows of one seed: pairs and the base's pictures are made once and shared by the variants that learn from them."""
     if not missing:
         return
@@ -125,6 +126,8 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         numbers = compiled(model, spec, method, seed).method.params | changes
         numbers.pop(REFINE, None)
         params = method_params(method, numbers, "ablation")
+        found = folder / f"{name}, seed {seed}"
+        found.mkdir(exist_ok=True)
         start = time.monotonic()
         edit: Edit = (
             registry.lookup("methods", method)
@@ -135,6 +138,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
                 params,
                 seed=seed,
                 progress=silent,
+                checkpoint=found / "edit.partial",
             )
         )
         minutes = (time.monotonic() - start) / 60
