@@ -1,4 +1,4 @@
-"""Infinity against numbers recorded from the public upstream code (tests/goldens/infinity), and the family contract."""
+"""Infinity against numbers recorded from the public upstream code (tests/goldens/infinity); what is its own."""
 
 from __future__ import annotations
 
@@ -286,14 +286,9 @@ def test_logits_of_a_scale_depend_on_coarser_scales_only(pico: Infinity) -> None
     assert bool((one[:, 5:] - other[:, 5:]).abs().amax((0, 2, 3)).gt(1e-4).all()), "every finer token sees it"
 
 
-def test_an_image_depends_on_its_prompt_and_seed_only(pico: Infinity, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_change_no_picture(pico: Infinity, monkeypatch: pytest.MonkeyPatch) -> None:
     condition = pico.condition(PROMPTS)
     together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
     monkeypatch.setattr(infinity, "MOST_ROWS", 3)
     counts: list[int] = []
     assert torch.equal(pico.generate(condition, [5, 6, 7, 8], progress=counts.append), together)
@@ -313,53 +308,24 @@ def test_a_caption_is_projected_once_however_many_pictures_it_has(pico: Infinity
 def test_dropped_rows_take_the_unconditional_caption(pico: Infinity) -> None:
     condition = pico.condition(PROMPTS)
     bits = pico.generate(condition, range(4))
-    rows = torch.tensor([True, False, False, False])
     with torch.no_grad():
-        mixed, plain = pico.logits(pico.dropped(condition, rows), bits), pico.logits(condition, bits)
+        mixed = pico.logits(pico.dropped(condition, torch.tensor([True, False, False, False])), bits)
         count = int(condition.mask[0].sum())
         features = pico.net.cfg_uncond[:count].unsqueeze(0)
         text = pico.net.text_pass(features, torch.ones(1, count, dtype=torch.bool))
         close(mixed[:1], pico.net(text, teacher_inputs(bits[:1], pico.schedule), pico.schedule), 1e-4)
-    assert not torch.allclose(mixed[0], plain[0])
-    close(mixed[1:], plain[1:], 1e-4)
-
-
-def test_a_picture_continued_from_its_own_prefix_is_the_same(pico: Infinity) -> None:
-    condition, other = pico.condition(PROMPTS), pico.condition(list(reversed(PROMPTS)))
-    bits = pico.generate(condition, range(4))
-    for length in (0, 1, 5, 9, 21):
-        assert torch.equal(pico.generate(condition, range(4), prefix=bits[:, :length]), bits)
-    switched = pico.generate(other, range(4), prefix=bits[:, :5])
-    assert torch.equal(switched[:, :5], bits[:, :5]) and not torch.equal(switched, bits)
 
 
 def test_hidden_states_are_what_the_head_reads(pico: Infinity) -> None:
     condition = pico.condition(PROMPTS)
     bits = pico.generate(condition, range(4))
     with torch.no_grad():
-        states, logits = pico.hidden(condition, bits), pico.logits(condition, bits)
-        close(pico.net.head(states).unflatten(-1, (-1, 2)), logits, 1e-6)
-        close(pico.hidden(condition, bits[:, :5]), states[:, :5], 1e-5)
+        close(pico.net.head(pico.hidden(condition, bits)).unflatten(-1, (-1, 2)), pico.logits(condition, bits), 1e-6)
 
 
-def test_training_after_sampling_reaches_every_editable_layer(pico: Infinity) -> None:
-    condition = pico.condition(PROMPTS)
-    bits = pico.generate(condition, range(4))
-    pico.net.zero_grad()
-    token_logprobs(pico.logits(condition, bits), bits).sum().backward()
-    for name in pico.editable("all"):
-        gradient = pico.net.get_submodule(name).get_parameter("weight").grad
-        assert gradient is not None and bool(gradient.any()), name
-    pico.net.zero_grad()
-
-
-def test_saved_and_loaded_it_draws_the_same(pico: Infinity, tmp_path: Path) -> None:
+def test_an_export_says_its_scales(pico: Infinity, tmp_path: Path) -> None:
     pico.export(tmp_path)
     again = Infinity.load(ModelRef("infinity", "pico", tmp_path))
-    condition = pico.condition(PROMPTS)
-    bits = pico.generate(condition, range(4))
-    assert torch.equal(again.generate(again.condition(PROMPTS), range(4)), bits)
-    assert torch.equal(again.decode(bits), pico.decode(bits))
     assert again.card.scales == (1, 4, 16) and again.card.choices == 2 and again.card.image_size == 16
     assert again.schedule == pico.schedule and set(again.card.files) == {"gpt.safetensors", "vae.safetensors"}
 

@@ -1,4 +1,4 @@
-"""LlamaGen against numbers recorded from the public upstream code (tests/goldens/llamagen), and the family contract."""
+"""LlamaGen against numbers recorded from the public upstream code (tests/goldens/llamagen); what is its own."""
 
 from __future__ import annotations
 
@@ -184,45 +184,14 @@ def test_seeded_runs_replay_upstreams_multinomial(net: GPT, run: str, seed: int,
 PROMPTS = ["a house by Picasso", "a dog", "a cat in the snow, in the style of Claude Monet", "a dog"]
 
 
-def test_greedy_generation_is_the_argmax_of_the_logits_everywhere(pico: LlamaGen) -> None:
-    condition = pico.condition(PROMPTS)
-    ids = pico.generate(condition, range(4), Sampling(1.0, top_k=1))
-    with torch.no_grad():
-        assert torch.equal(pico.logits(condition, ids).argmax(-1), ids)
-
-
-def test_an_image_depends_on_its_prompt_and_seed_only(pico: LlamaGen) -> None:
-    condition = pico.condition(PROMPTS)
-    together = pico.generate(condition, [5, 6, 7, 8])
-    for row in range(4):
-        assert torch.equal(pico.generate(pico.condition([PROMPTS[row]]), [5 + row])[0], together[row])
-    order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(pico.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
-    assert not torch.equal(together[1], together[3])  # same prompt, other seed
-
-
 def test_dropped_rows_take_the_unconditional_caption(pico: LlamaGen) -> None:
     condition = pico.condition(PROMPTS)
     ids = pico.generate(condition, range(4))
-    rows = torch.tensor([True, False, False, False])
     with torch.no_grad():
-        mixed, plain = pico.logits(pico.dropped(condition, rows), ids), pico.logits(condition, ids)
+        mixed = pico.logits(pico.dropped(condition, torch.tensor([True, False, False, False])), ids)
         mask = condition.mask[condition.index]
         text = pico.net.text_pass(pico.net.unconditional(mask), mask)
         close(mixed[:1], pico.net(text, ids)[:1], 1e-5)
-    assert not torch.allclose(mixed[0], plain[0])
-    close(mixed[1:], plain[1:], 1e-5)
-
-
-def test_saved_and_loaded_it_draws_the_same(pico: LlamaGen, tmp_path: Path) -> None:
-    pico.export(tmp_path)
-    again = LlamaGen.load(ModelRef("llamagen", "pico", tmp_path))
-    condition = pico.condition(PROMPTS)
-    ids = pico.generate(condition, range(4))
-    assert torch.equal(again.generate(again.condition(PROMPTS), range(4)), ids)
-    images = pico.decode(ids)
-    assert images.shape == (4, 3, 16, 16) and images.dtype == torch.uint8
-    assert torch.equal(again.decode(ids), images) and again.encode(images).shape == ids.shape
 
 
 def test_editable_parts_are_linear_layers(pico: LlamaGen) -> None:
@@ -271,13 +240,6 @@ def test_settings_that_do_not_fit_are_refused_in_one_line(
     assert where in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_it_says_that_it_answers_no_questions(pico: LlamaGen) -> None:
-    pictures = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    for ask in (lambda: pico.answer(pictures, "what?"), lambda: pico.answer_logprobs(pictures, "what?", ["yes"])):
-        with pytest.raises(UsageError, match="answers questions"):
-            ask()
-
-
 def test_a_missing_or_misplaced_weight_file_is_refused(pico: LlamaGen, tmp_path: Path) -> None:
     pico.export(tmp_path)
     weights = tmp_path / "vq.safetensors"
@@ -312,33 +274,6 @@ def test_upstream_files_are_written_and_read(pico: LlamaGen, tmp_path: Path, mon
     for own, read in ((pico.net, again.net), (pico.vq, again.vq)):
         assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in read.state_dict().items())
     assert again.sampling == Sampling(7.5, top_k=1000) and again.card.licence == "MIT"
-
-
-def test_a_picture_continued_from_its_own_prefix_is_the_same(pico: LlamaGen) -> None:
-    condition, other = pico.condition(PROMPTS), pico.condition(list(reversed(PROMPTS)))
-    ids = pico.generate(condition, range(4))
-    for length in (0, 5, 16):
-        assert torch.equal(pico.generate(condition, range(4), prefix=ids[:, :length]), ids)
-    switched = pico.generate(other, range(4), prefix=ids[:, :5])
-    assert torch.equal(switched[:, :5], ids[:, :5]) and not torch.equal(switched, ids)
-
-
-def test_the_image_table_is_replaced_and_restored(pico: LlamaGen) -> None:
-    condition = pico.condition(PROMPTS)
-    ids = pico.generate(condition, range(4))
-    before, own = pico.logits(condition, ids).detach(), pico.image_table()
-    table = (own.detach() + 0.5).requires_grad_(True)
-    pico.set_image_table(table)
-    changed = pico.logits(condition, ids)
-    assert torch.equal(changed[:, 0], before[:, 0]) and not torch.equal(changed[:, 1], before[:, 1])
-    (gradient,) = torch.autograd.grad(changed.sum(), table)
-    assert gradient.abs().sum() > 0 and "table" not in pico.net.state_dict()
-    drawn = pico.generate(condition, range(4))
-    pico.set_image_table(None)
-    assert torch.equal(pico.logits(condition, ids), before) and pico.image_table() is own
-    assert not torch.equal(drawn, ids)
-    with pytest.raises(UsageError, match="shape"):
-        pico.set_image_table(table[:3])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

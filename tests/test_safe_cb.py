@@ -14,7 +14,7 @@ from torch import Tensor
 from safear_edit.codebook_map import harmful_space
 from safear_edit.edit import Edit
 from safear_edit.errors import UsageError
-from safear_edit.families.base import ModelFamily
+from safear_edit.families.base import REPLACED, ModelFamily
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
@@ -120,7 +120,7 @@ def test_rounds_learn_from_what_the_edited_model_draws(model: LlamaGen, material
     space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 2)
     assert space.energy(table + edit.tensors["tok_embeddings.weight"]).max() < 1e-6
     assert (tmp_path / "rounds" / ENERGY).read_bytes().startswith(b"\x89PNG")
-    assert model.net.table is None
+    assert getattr(model.net, REPLACED) is None
 
 
 def test_a_round_that_does_not_help_is_undone_and_is_the_last(
@@ -151,7 +151,7 @@ def test_a_killed_search_goes_on_after_its_last_whole_round(
 
     with pytest.raises(KeyboardInterrupt):
         SafeCB().fit(model, material, params, seed=1, progress=stop, checkpoint=path)
-    assert model.net.table is None, "the model is left as it was, also after an error"
+    assert getattr(model.net, REPLACED) is None, "the model is left as it was, also after an error"
     again = SafeCB().fit(
         model, material, params, seed=1, progress=lambda stage, *_: first.append(stage), checkpoint=path
     )

@@ -27,6 +27,8 @@ CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""
 ROWS_PER_BATCH = 64
 """Images sampled or looked at together; bounds memory, changes no image."""
+REPLACED = "replaced_image_table"
+"""Buffer of a net with a codebook, not saved: None, or the rows that image tokens are read from instead of its own."""
 Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention"]
 
 
@@ -222,8 +224,17 @@ class ModelFamily(ABC):
         raise UsageError(f"family {self.name}", "one with a learned codebook", "none", "choose another method")
 
     def set_image_table(self, table: Tensor | None) -> None:
-        """Read image tokens from `table` (V, D), which may carry a gradient; None: from the model's own again."""
-        raise UsageError(f"family {self.name}", "one with a learned codebook", "none", "choose another method")
+        """Read image tokens from `table` (V, D), which may carry a gradient; None: from the model's own again.
+
+        Whatever reads image tokens looks rows up in it. What is drawn from (the head) and what pictures are decoded
+        from (the tokenizer's codebook) stay. An export has these rows.
+        """
+        own = self.image_table()
+        if table is not None and table.shape != own.shape:
+            got, fix = str(tuple(table.shape)), "change rows, not the shape"
+            raise UsageError("image table", f"shape {tuple(own.shape)}", got, fix)
+        # past nn.Module's assignment, which would make a trained table one of the net's own parameters
+        self.net._buffers[REPLACED] = None if table is None else table.to(own.device, own.dtype)
 
     def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
         """One reply per picture, uint8 (B, 3, H, W), of at most `limit` tokens. Families that provide "understanding"
@@ -280,6 +291,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """`generate` for one batch: arguments as there, `prefix` on the model's device."""
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """`images` if they are as large as the model's own, UsageError otherwise."""
+        side = self.card.image_size
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise UsageError("images", f"uint8 (B, 3, {side}, {side})", got, "resize them first")
+        return images
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:

@@ -763,7 +763,7 @@ class Infinity(ModelFamily):
         digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest()}
         schedule = Schedule.square(1, 2, 4)
         card = _card(net, bsq, schedule, "pico", digest)
-        return cls(net, bsq, schedule, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
+        return cls(net, bsq, schedule, text_encoder("minilm", 32, MINI_FOLDER), card, ScaleSampling(2.0))
 
     def to(self, device: str | torch.device) -> Infinity:
         """Move the weights; returns itself."""

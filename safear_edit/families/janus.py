@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
-from safear_edit.families.base import Condition, ModelCard, Sampling
+from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
     AGAIN,
     LAYOUT_FILES,
@@ -36,7 +36,6 @@ from safear_edit.families.folder import (
 )
 from safear_edit.families.language import (
     PICO_TEXT,
-    REPLACED,
     ROLES,
     Ask,
     BaseSettings,

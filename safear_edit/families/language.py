@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Net = Any
 """A transformers model, with what the family file registers on it."""
-REPLACED = "replaced_image_table"
-"""Buffer, not saved: None, or the rows that image tokens are read from instead of the model's own."""
 Draw = Annotated[str, Field(pattern=r"\{text\}")]
 Ask = Annotated[str, Field(pattern=r"(?s)\{image\}.*\{text\}")]
 
@@ -305,13 +303,6 @@ class LanguageModel(ModelFamily):
 
     # -- understanding --
 
-    def _checked(self, images: Tensor) -> Tensor:
-        side = self.card.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
-            got = f"{images.dtype} {tuple(images.shape)}"
-            raise UsageError("images", f"uint8 (B, 3, {side}, {side})", got, "resize them first")
-        return images
-
     def question_ids(self, question: str) -> list[int]:
         """A question in the model's format, the picture's place held by as many image tokens as it has, ends of rows
         included."""
@@ -385,19 +376,6 @@ class LanguageModel(ModelFamily):
         return self.read_prompts(h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device), asking=True)
 
     # -- editing --
-
-    def set_image_table(self, table: Tensor | None) -> None:
-        """Let image tokens be read from `table` (V, D), or as before again (None).
-
-        Whatever reads image tokens looks rows up in it, and a gradient reaches it. What is drawn from (the head) and
-        what pictures are decoded from (the tokenizer's codebook) stay. How it leaves in an export: see there.
-        """
-        own = self.image_table()
-        if table is not None and table.shape != own.shape:
-            got, fix = str(tuple(table.shape)), "change rows, not the shape"
-            raise UsageError("image table", f"shape {tuple(own.shape)}", got, fix)
-        # past nn.Module's assignment, which would make a trained table one of the net's own parameters
-        self.net._buffers[REPLACED] = None if table is None else table.to(own.device, own.dtype)
 
     def editable(self, part: str) -> list[str]:
         """attention, ffn, what the family adds, all (these), layers[a:b]; joined by +.

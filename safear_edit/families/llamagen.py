@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
-from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.folder import AGAIN, read_settings
 from safear_edit.families.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.registry import ModelRef, family
@@ -197,8 +197,7 @@ class GPT(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.apply(_initialise)
         nn.init.zeros_(self.output.weight)
-        self.table: Tensor | None = None
-        """Rows to read image tokens from instead of `tok_embeddings`; never saved (see `LlamaGen.set_image_table`)."""
+        self.register_buffer(REPLACED, None, persistent=False)
         self.rope: Tensor
         self.register_buffer("rope", rope_table(config), persistent=False)
 
@@ -239,7 +238,13 @@ class GPT(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """What the layers read for image tokens, ids.shape + (D,)."""
-        return self.tok_embeddings(ids) if self.table is None else F.embedding(ids, self.table)
+        return F.embedding(ids, self.table)
+
+    @property
+    def table(self) -> Tensor:
+        """The rows that image tokens are read from."""
+        replaced: Tensor | None = getattr(self, REPLACED)
+        return self.tok_embeddings.weight if replaced is None else replaced
 
     def hidden(self, text: TextPass, ids_BN: Tensor) -> Tensor:
         """Final hidden states (B, N, D), normed, of the positions that predict each token."""
@@ -483,14 +488,7 @@ class LlamaGen(ModelFamily):
 
     def image_table(self) -> Tensor:
         """`tok_embeddings`, or what `set_image_table` put in its place, (V, D)."""
-        return self.net.tok_embeddings.weight if self.net.table is None else self.net.table
-
-    def set_image_table(self, table: Tensor | None) -> None:
-        """Read image tokens from `table`; UsageError for another shape. Not exported: an Edit changes the weight."""
-        wanted = tuple(self.net.tok_embeddings.weight.shape)
-        if table is not None and tuple(table.shape) != wanted:
-            raise UsageError("image table", f"shape {wanted}", str(tuple(table.shape)), "change rows, not the shape")
-        self.net.table = table
+        return self.net.table
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)
@@ -502,7 +500,7 @@ class LlamaGen(ModelFamily):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N)."""
-        scaled = (images.to(self.device).float() / 127.5 - 1).to(self.vq.quant_conv.weight.dtype)
+        scaled = (self._checked(images).to(self.device).float() / 127.5 - 1).to(self.vq.quant_conv.weight.dtype)
         return torch.cat([self.vq.encode(part) for part in scaled.split(self.rows_per_batch)])
 
     @torch.no_grad()
@@ -529,10 +527,11 @@ class LlamaGen(ModelFamily):
         "upstream": the two .pt files under the published names, {"model": state dict} as LlamaGen's own loaders take
         them (a variant that isn't published gets t2i_VARIANT.pt); a T5 encoder isn't copied.
         """
+        weights = self.net.state_dict() | {self.table_name: self.image_table().detach()}
         if layout == "upstream":
             file = PUBLISHED[self.card.variant][0] if self.card.variant in PUBLISHED else f"t2i_{self.card.variant}.pt"
             used = {"quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
-            write_pickle(directory / file, {"model": self.net.state_dict()})
+            write_pickle(directory / file, {"model": weights})
             write_pickle(directory / PUBLISHED_VQ, {"model": {**self.vq.state_dict(), **used}})
             return
         settings = Settings(
@@ -542,7 +541,7 @@ class LlamaGen(ModelFamily):
             text=self.text.kind,
             sampling=self.sampling,
         )
-        write_weights(directory / "gpt.safetensors", self.net.state_dict())
+        write_weights(directory / "gpt.safetensors", weights)
         write_weights(directory / "vq.safetensors", self.vq.state_dict())
         write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
 

@@ -49,10 +49,9 @@ from torch.nn import functional as F
 from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families import mamba
-from safear_edit.families.base import Condition, ModelCard, Sampling, each_once, select_modules
+from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, each_once, select_modules
 from safear_edit.families.folder import AGAIN, TEXT_FILES, WEIGHTS, all_files, read_settings, weight_files
 from safear_edit.families.language import (
-    REPLACED,
     ROLES,
     Ask,
     BaseSettings,

@@ -46,7 +46,7 @@ from torch.nn import functional as F
 
 from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import SafearError, UsageError
-from safear_edit.families.base import Condition, ModelCard, Sampling, select_modules
+from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.folder import (
     AGAIN,
     TEXT_FILES,
@@ -57,7 +57,7 @@ from safear_edit.families.folder import (
     read_settings,
     weight_files,
 )
-from safear_edit.families.language import PICO_TEXT, REPLACED, LanguageModel, Net, Pick, Read, Words, byte_tokenizer
+from safear_edit.families.language import PICO_TEXT, LanguageModel, Net, Pick, Read, Words, byte_tokenizer
 from safear_edit.families.llama import positions
 from safear_edit.families.rqvae import (
     CODEBOOK,
