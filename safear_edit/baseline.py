@@ -20,10 +20,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from safear_edit.counting import FLOOR
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.progress import Callback, silent
 from safear_edit.prompts import image_seed
-from safear_edit.report import FLOOR, ConceptFiles, Outcome, RunFiles, read_outcomes, read_report
+from safear_edit.report import read_report
+from safear_edit.run_files import ConceptFiles, Outcome, RunFiles, read_outcomes
 from safear_edit.rundir import sha256_file, write_atomic
 from safear_edit.yaml_strict import read_json
 

@@ -34,7 +34,7 @@ from safear_edit.compiler import SCREENING_RESERVE, Recipe
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import evaluate, judges_of
 from safear_edit.families.base import ModelFamily
-from safear_edit.report import read_outcomes
+from safear_edit.run_files import read_outcomes
 from safear_edit.stack import Layer, Released, Stack
 from safear_edit.stack_recipes import changed
 

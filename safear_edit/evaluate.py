@@ -7,7 +7,7 @@ Three passes, each one row per picture in outcomes.jsonl:
     score,  edited   the same prompts and seeds with the edit applied
 
 What is scored is decided by the recipe's order and by pictures that are not scored themselves, so no lucky picture can
-choose itself (evaluation.md section 4; report.py refuses rows chosen in any other way). Batches are fixed by the plan
+choose itself (evaluation.md section 4; counting.py refuses rows chosen in any other way). Batches are fixed by the plan
 and kept one file each until the end, so a killed evaluation continues and still writes the same bytes.
 """
 
@@ -32,7 +32,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.judges.base import judged, make_judge
 from safear_edit.progress import Callback, silent
-from safear_edit.report import Outcome
+from safear_edit.run_files import Outcome
 from safear_edit.rundir import digest_of, write_atomic
 from safear_edit.sections import WITHHELD
 from safear_edit.sheets import Strip, tile, write_sheet

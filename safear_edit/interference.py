@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from safear_edit.report import Outcome
+from safear_edit.run_files import Outcome
 from safear_edit.sections import concepts_of
 
 if TYPE_CHECKING:

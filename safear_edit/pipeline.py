@@ -432,7 +432,8 @@ def write_report(folder: Path) -> Report:
     from safear_edit import bom
     from safear_edit.card import model_card
     from safear_edit.render import render_html
-    from safear_edit.report import RunFiles, build_report
+    from safear_edit.report import build_report
+    from safear_edit.run_files import RunFiles
 
     report = build_report(RunFiles.find(folder, model=folder))
     write_atomic(folder / "report.json", report.to_json())
@@ -445,7 +446,8 @@ def write_report(folder: Path) -> Report:
 def rebuild_report(folder: Path) -> tuple[Report, str]:
     """The report of a released folder and its page, from the files alone; nothing is written."""
     from safear_edit.render import render_html
-    from safear_edit.report import RunFiles, build_report
+    from safear_edit.report import build_report
+    from safear_edit.run_files import RunFiles
 
     report = build_report(RunFiles.find(folder, model=folder))
     return report, render_html(report, folder)
@@ -731,7 +733,7 @@ def compare_understanding(
     """
     from safear_edit import likelihood
     from safear_edit import understanding as asking
-    from safear_edit.report import understood
+    from safear_edit.answered import understood
 
     concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
     if asking.CAPABILITY not in pair.base.provides:

@@ -34,7 +34,7 @@ from safear_edit.edit import Edit, stacked
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.interference import After, Cell, Interference, Overlap, measured
-from safear_edit.report import FOUND_BY, INTERFERENCE, STACK, read_outcomes
+from safear_edit.run_files import FOUND_BY, INTERFERENCE, STACK, read_outcomes
 from safear_edit.rundir import digest_of, looks_released, write_atomic
 from safear_edit.sections import concepts_of
 from safear_edit.training import identity_of

@@ -35,7 +35,7 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.interference import After, Interference, Overlap
 from safear_edit.pipeline import Draft, Order, Plan, Result, Reuse
 from safear_edit.progress import Callback, silent
-from safear_edit.report import FOUND_BY, INTERFERENCE, read_outcomes
+from safear_edit.run_files import FOUND_BY, INTERFERENCE, read_outcomes
 from safear_edit.rundir import RunDir, digest_of, looks_released, write_atomic
 from safear_edit.sections import JOINT, concepts_of
 from safear_edit.spec import Spec

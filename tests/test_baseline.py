@@ -16,7 +16,8 @@ from test_report import Row, make_run
 from safear_edit.baseline import LIKELIHOOD, SUITES, Policy, accept, read_baseline, read_folder
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.gate import check
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 
 
 def released(root: Path, change: Callable[[Row], Row | None] = lambda row: row) -> Path:

@@ -11,7 +11,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from test_report import make_run
 
 from safear_edit.bom import bom, to_json
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 from safear_edit.sections import Report
 
 

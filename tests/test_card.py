@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from test_report import make_run
 
 from safear_edit.card import model_card
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 
 OPTIONS: dict[str, Any] = {"concept": "T|est\n<b>*painter*", "governance": {"responsible": "Lab *1*"}}
 

@@ -17,7 +17,8 @@ from test_baseline import released, worse
 from safear_edit import cli, cli_gate
 from safear_edit.baseline import WORDS, measure_again, read_folder
 from safear_edit.gate import Conclusion, Finding
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 
 ROOT = Path(__file__).resolve().parent.parent
 CI = ROOT / "examples" / "ci"

@@ -26,7 +26,8 @@ from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.judges.base import Judge, Verdict
 from safear_edit.judges.gallery import GalleryJudge
-from safear_edit.report import Outcome, RunFiles, build_report, read_outcomes
+from safear_edit.report import build_report
+from safear_edit.run_files import Outcome, RunFiles, read_outcomes
 from safear_edit.sections import WITHHELD
 from safear_edit.spec import load_spec
 

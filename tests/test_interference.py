@@ -11,7 +11,7 @@ from torch import Tensor
 from safear_edit import interference
 from safear_edit.edit import Edit, EditInfo
 from safear_edit.interference import After, Cell, Overlap, leading, measured, overlap
-from safear_edit.report import Outcome
+from safear_edit.run_files import Outcome
 from safear_edit.stack import Layer
 
 INFO: dict[str, Any] = {"method": "m", "params": {}, "concept": "c", "base_digest": "d", "seed": 0, "steps": 1,

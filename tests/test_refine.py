@@ -39,7 +39,8 @@ from safear_edit.refine import (
 )
 from safear_edit.registry import builtin_folder
 from safear_edit.render import render_html
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 from safear_edit.rundir import RunDir
 from safear_edit.spec import Spec, concept_names, load_spec
 from safear_edit.stack_recipes import refuse_own_captions
@@ -316,7 +317,7 @@ def test_a_random_model_says_nothing_that_could_be_a_prompt(
 
 
 def test_variants_of_the_ablation_learn_from_pairs_of_their_own(
-    built: Built, model: Janus, monkeypatch: pytest.MonkeyPatch
+    built: Built, model: Janus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drawing and judging a whole recipe is left out; compiling, fitting and the rows are real."""
     plain = replace(built.pairs, told=None)
@@ -332,7 +333,8 @@ def test_variants_of_the_ablation_learn_from_pairs_of_their_own(
     monkeypatch.setattr(ablation, "_looked", lambda *given: {"direct": ablation.Looked((True,))})
     names = ["vce:steps=1,understanding_weight=0", "vce:refine=self,steps=1,understanding_weight=0"]
     variants = {name: ablation.variant(name) for name in names}
-    rows = list(ablation._seed(model, builtin_folder("concepts") / "picasso.yaml", 0, variants, 1))
+    rows = list(ablation._seed(model, builtin_folder("concepts") / "picasso.yaml", 0, variants, 1, tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}, seed 0" for name in names}
     assert made == ["template", "self"] and [row["variant"] for row in rows] == names
     assert "refined" not in rows[0] and rows[1]["refined"] == 6
     assert ablation.table(rows, names).splitlines()[0] == "| variant | seeds | direct | minutes |"

@@ -11,7 +11,8 @@ from test_report import make_run
 
 from safear_edit.errors import SpecError
 from safear_edit.render import render_html
-from safear_edit.report import RunFiles, build_report
+from safear_edit.report import build_report
+from safear_edit.run_files import RunFiles
 from safear_edit.sections import Report
 
 HOSTILE = "<script>alert(1)</script>"

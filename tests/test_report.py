@@ -26,8 +26,9 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.likelihood import Audit, Pair, audit, save_skipped
 from safear_edit.render import render_html
-from safear_edit.report import RunFiles, build_report, read_report, report_schema, verdict
-from safear_edit.sections import WITHHELD, Report
+from safear_edit.report import build_report, read_report
+from safear_edit.run_files import RunFiles
+from safear_edit.sections import WITHHELD, Report, report_schema, verdict
 
 Row = dict[str, Any]
 Change = Callable[[Row], Row | None]

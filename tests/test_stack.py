@@ -17,7 +17,7 @@ from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.interference import Interference
 from safear_edit.registry import find_builtin
-from safear_edit.report import FOUND_BY, INTERFERENCE
+from safear_edit.run_files import FOUND_BY, INTERFERENCE
 from safear_edit.spec import load_spec
 from safear_edit.stack import Layer, Released, Stack, save_base, save_stack
 

@@ -28,7 +28,7 @@ from safear_edit.judges.base import Judge, Verdict
 from safear_edit.pairs import Keep, Material, Pairs, PairStats
 from safear_edit.pipeline import Order
 from safear_edit.prompts import normalise
-from safear_edit.report import FOUND_BY
+from safear_edit.run_files import FOUND_BY
 from safear_edit.rundir import RunDir
 from safear_edit.stack import BASE, Released
 from safear_edit.stacking import Terms
