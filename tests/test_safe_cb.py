@@ -167,7 +167,6 @@ def test_a_killed_search_goes_on_after_its_last_whole_round(
         {"null_space": "weakest_half"},
         {"safe": "current"},
         {"protect": False},
-        {"repair": "both"},
     ],
 )
 def test_every_reading_of_the_paper_runs(reading: dict[str, object], model: LlamaGen, material: Material) -> None:
