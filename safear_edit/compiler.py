@@ -192,10 +192,14 @@ class Construct(Part):
 
 
 class KeepPrompt(Part):
-    """A preserved prompt on the training side."""
+    """A preserved prompt on the training side.
+
+    guards: it asks for what an earlier edit of a stack erases, so what is kept is that this stays erased.
+    """
 
     prompt: Text
     seed: Seed
+    guards: bool = Field(default=False, exclude_if=lambda guards: not guards)  # without, a recipe keeps its digest
 
 
 class EvalPrompt(Part):

@@ -237,10 +237,10 @@ class Edit:
 
 
 class Applied:
-    """A merged edit that can be taken out again; made by `Edit.apply`."""
+    """A merged edit that can be taken out again; made by `Edit.apply`. originals: tensors of the net, as they were."""
 
     def __init__(self, net: nn.Module, originals: list[tuple[Tensor, Tensor]]) -> None:
-        self._net, self._originals = net, originals
+        self._net, self.originals = net, originals
 
     def undo(self) -> None:
         """Put the original weights back, bitwise; a second call does nothing.
@@ -259,7 +259,7 @@ class Applied:
     def restore(self) -> None:
         """Write the originals, whatever lies on top of them; `undo` is the safe way to call this."""
         with torch.no_grad():
-            for weight, original in self._originals:
+            for weight, original in self.originals:
                 weight.copy_(original)
 
     def __enter__(self) -> Self:
@@ -273,6 +273,23 @@ class Applied:
 
 _APPLIED: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
 """What is merged into each live net, first to last: the order that `undo` has to keep."""
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """`net` without anything that is merged into it, for a look at the base; afterwards bitwise as before."""
+    first = dict[int, tuple[Tensor, Tensor]]()
+    for one in _APPLIED.get(net, []):
+        for weight, original in one.originals:
+            first.setdefault(id(weight), (weight, original))
+    held = [(weight, original, weight.data) for weight, original in first.values()]
+    try:  # the tensors' memory is swapped, not written: a backward pass through the merged weights may be to come
+        for weight, original, _ in held:
+            weight.data = original
+        yield
+    finally:
+        for weight, _, merged in held:
+            weight.data = merged
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safear_edit.checkpoint import write_weights
+from safear_edit.edit import untouched
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.progress import Callback
 from safear_edit.refine import FORBIDDEN, Captions, Refiner, Told
@@ -107,23 +109,31 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Keep:
-    """m preserved prompts with the base model's own picture of each, tokens (m, N) or bits (m, N, d)."""
+    """m preserved prompts with the base model's own picture of each, tokens (m, N) or bits (m, N, d).
+
+    guards: of a stack, which of them hold an earlier edit in place; None for none. Their pictures are by the model with
+    the earlier edits.
+    """
 
     prompts: list[str]
     ids: Tensor
+    guards: tuple[bool, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def save(self, folder: Path) -> None:
         """Write keep.safetensors and keep.jsonl."""
-        _write(folder / "keep", {"ids": self.ids}, [{"prompt": prompt} for prompt in self.prompts])
+        marks = [{}] * len(self) if self.guards is None else [{"guards": mark} for mark in self.guards]
+        rows = [{"prompt": prompt} | mark for prompt, mark in zip(self.prompts, marks, strict=True)]
+        _write(folder / "keep", {"ids": self.ids}, rows)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is damaged."""
-        tensors, rows = _read(folder / "keep", ("ids",), ("prompt",))
-        return cls([row["prompt"] for row in rows], tensors["ids"])
+        tensors, rows = _read(folder / "keep", ("ids",), ("prompt",), ("guards",))
+        guards = tuple(bool(row["guards"]) for row in rows) if rows and "guards" in rows[0] else None
+        return cls([row["prompt"] for row in rows], tensors["ids"], guards)
 
 
 @dataclass(frozen=True)
@@ -221,16 +231,33 @@ def _reasons(verdicts: Sequence[Verdict]) -> list[str | None]:
 
 
 @torch.no_grad()
-def build_keep(model: ModelFamily, wanted: Sequence[tuple[str, int]], *, progress: Callback, batch: int = 64) -> Keep:
-    """Draw the model's own picture of each (prompt, seed) that must not change; no judge: what it draws is right."""
+def build_keep(
+    model: ModelFamily,
+    wanted: Sequence[tuple[str, int]],
+    *,
+    progress: Callback,
+    guards: Sequence[bool] = (),
+    batch: int = 64,
+) -> Keep:
+    """Draw the untouched model's picture of each (prompt, seed) that must not change; no judge: what it draws is right.
+
+    guards: for each, whether it holds an earlier edit in place; then the model draws it as it is, with that edit.
+    """
     if not wanted:
         raise UsageError("keep", "at least one prompt", "none", "leave keep out instead")
-    ids = []
-    for start in range(0, len(wanted), batch):
-        part = wanted[start : start + batch]
-        ids.append(_draw(model, [prompt for prompt, _ in part], [seed for _, seed in part]))
-        progress("keep", start + len(part), len(wanted), "")
-    return Keep([prompt for prompt, _ in wanted], torch.cat(ids))
+    own = [i for i in range(len(wanted)) if not (guards and guards[i])]
+    held = sorted({*range(len(wanted))} - {*own})
+    drawn = dict[int, Tensor]()
+    for which, how in ((own, untouched(model.net)), (held, nullcontext())):
+        with how:
+            for start in range(0, len(which), batch):
+                part = which[start : start + batch]
+                drawn |= zip(
+                    part, _draw(model, [wanted[i][0] for i in part], [wanted[i][1] for i in part]), strict=True
+                )
+                progress("keep", len(drawn), len(wanted), "")
+    ids = torch.stack([drawn[i] for i in range(len(wanted))])
+    return Keep([prompt for prompt, _ in wanted], ids, tuple(guards) if held else None)
 
 
 def _draw(model: ModelFamily, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

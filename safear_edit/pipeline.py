@@ -256,7 +256,8 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
         pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner)
         pairs.save(run / "pairs")
         if recipe.keep:
-            build_keep(model, [(keep.prompt, keep.seed) for keep in recipe.keep], progress=progress).save(run / "pairs")
+            kept, guards = [(keep.prompt, keep.seed) for keep in recipe.keep], [keep.guards for keep in recipe.keep]
+            build_keep(model, kept, guards=guards, progress=progress).save(run / "pairs")
         (run / "images").mkdir(exist_ok=True)
         save_sheet(pairs, model, run / "images/pairs.png", hide=recipe.spec.kind == "category")
 

@@ -68,16 +68,20 @@ def as_measured(recipe: Recipe, others: Sequence[Recipe]) -> tuple[Recipe, froze
 def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
     """The recipe with GUARDED training prompts of each earlier concept among its preserved ones.
 
-    Their pictures are drawn by the model that the edit is found on, where these concepts are erased already. None of
-    them is evaluated, here or there. A recipe whose method keeps nothing stays as it is.
+    These, and preserved prompts that mention such a concept ("a dog by Claude Monet"), stay as the model has them that
+    the edit is found on, where the concepts are erased already; all others as the untouched model has them, so that
+    what one edit costs the next one mends. No training prompt of an earlier concept is evaluated, here or there. A
+    recipe whose method keeps nothing stays as it is.
     """
     evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}
     texts = [pair.unsafe for other in earlier for pair in other.construct.pairs[:GUARDED]]
     extra = [text for text in dict.fromkeys(texts) if normalise(text) not in evaluated]
     if not recipe.keep or not extra:
         return recipe
-    prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed)) for text in extra]
-    return changed(recipe, keep=(*recipe.keep, *prompts))
+    mentions = mention_of([name for other in earlier for name in (other.spec.erase.concept, *other.spec.erase.aliases)])
+    own = [kept.model_copy(update={"guards": True}) if mentions(kept.prompt) else kept for kept in recipe.keep]
+    prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed), guards=True) for text in extra]
+    return changed(recipe, keep=(*own, *prompts))
 
 
 def refuse_own_captions(recipes: Sequence[Recipe]) -> None:

@@ -11,7 +11,7 @@ concept by itself (stack_recipes.py):
   what was left; the one that found the edit stays in edit/recipe.json.
 * A recipe depends on the concepts below it only, so two concepts in one call give the weights of two calls.
 * A later edit also keeps what earlier ones did: some of their training prompts are among its preserved pictures, drawn
-  by the model in which they are erased already.
+  by the model in which they are erased already. Everything else it keeps as the untouched model has it.
 """
 
 from __future__ import annotations
@@ -341,18 +341,19 @@ def merged(name: str, several: Sequence[Material]) -> Material:
         stats,
     )
     kept = {
-        prompt: ids
+        prompt: (ids, mark)
         for keep in (material.keep for material in several)
         if keep
-        for prompt, ids in zip(keep.prompts, keep.ids, strict=True)
+        for prompt, ids, mark in zip(keep.prompts, keep.ids, keep.guards or (False,) * len(keep), strict=True)
     }
+    pictures, marks = [ids for ids, _ in kept.values()], tuple(mark for _, mark in kept.values())
     asked = [material.questions for material in several if material.questions]
     about = tuple(dict.fromkeys(text for part in asked for text in part.concept))
     rest = tuple(dict.fromkeys(text for part in asked for text in part.others if text not in about))
     return Material(
         name,
         both,
-        Keep([*kept], torch.stack([*kept.values()])) if kept else None,
+        Keep([*kept], torch.stack(pictures), marks if any(marks) else None) if kept else None,
         questions=Taught(about, rest, asked[0].erase) if asked else None,
     )
 

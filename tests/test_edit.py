@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safear_edit.edit import FILES, PEFT_CONFIG, PEFT_TENSORS, TENSORS, Edit, EditInfo, exactly, stacked
+from safear_edit.edit import FILES, PEFT_CONFIG, PEFT_TENSORS, TENSORS, Edit, EditInfo, exactly, stacked, untouched
 from safear_edit.errors import TrustError, UsageError
 
 RANK = 3
@@ -66,6 +66,20 @@ def test_edits_compose_in_any_number_and_come_off_bitwise(dtype: torch.dtype) ->
             model[2].weight.detach().float(), before["2.weight"].float() + total, atol=tolerance, rtol=0.05
         )
     assert same(state(model), before)
+
+
+def test_the_base_can_be_looked_at_below_its_edits() -> None:
+    model = net()
+    before = state(model)
+    with stacked(model, [(edit(1), 1.0), (edit(2), 0.5)]):
+        merged = state(model)
+        with untouched(model):
+            assert same(state(model), before)
+        with pytest.raises(RuntimeError, match="boom"), untouched(model):
+            raise RuntimeError("boom")
+        assert same(state(model), merged) and not same(merged, before)
+    with untouched(model):
+        assert same(state(model), before)
 
 
 def test_an_error_inside_takes_the_edit_off() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,25 @@ def test_drift_is_zero_until_the_adapter_moves(model: LlamaGen, material: Materi
         assert drift.item() > 1e-4 and drift.requires_grad
         loss, readings = bench.keeping(Draw(0, 0), torch.zeros(()), {})
         assert loss.item() == pytest.approx(drift.item()) == pytest.approx(readings["drift"])
+
+
+def test_below_earlier_edits_lies_what_is_kept_but_for_guards(model: LlamaGen, material: Material) -> None:
+    """On a model with an edit, preserved pictures are held to the untouched model, guards to the model as it is."""
+    below = fit("vce", model, material)
+    assert material.keep is not None
+    keep, reference = material.keep, model.logits(model.condition(material.keep.prompts), material.keep.ids).detach()
+    params = PairTuning(keep_weight=1.0, keep_batch=6, caption_drop=0.0)
+    drifts = []
+    with below.apply(model.net), borrowed(model.net, writes=()):
+        far = token_kl(reference, model.logits(model.condition(keep.prompts), keep.ids)).mean(1)
+        inject(model.net, model.editable("all"), PairTuning(), 0)
+        for guards in (None, (True, False, True, False, False, False), (True,) * 6):
+            bench = Workbench(model, replace(material, keep=replace(keep, guards=guards)), params, silent)
+            drifts.append(bench.drift(Draw(0, 0)).item())
+    far = far.detach()
+    assert far.min() > 1e-4 and drifts[2] == 0
+    assert drifts[0] == pytest.approx(float(far.mean()), rel=1e-3)
+    assert drifts[1] == pytest.approx(float(far[[1, 3, 4, 5]].sum()) / 6, rel=1e-3)
 
 
 def test_views_name_caption_and_picture(model: LlamaGen, material: Material) -> None:

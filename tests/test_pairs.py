@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from safear_edit.edit import Edit, EditInfo
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
@@ -127,6 +128,21 @@ def test_keep_is_the_models_own_pictures(model: LlamaGen) -> None:
     for ids, (prompt, seed) in zip(keep.ids, wanted, strict=True):
         alone = model.generate(model.condition([prompt]), [seed])[0]
         assert alike(model.decode(ids[None])[0], model.decode(alone[None])[0])
+
+
+def test_what_guards_an_earlier_edit_is_drawn_with_it_and_the_rest_without(model: LlamaGen, tmp_path: Path) -> None:
+    wanted = [("a house", 5), ("a dog", 6), ("a cat", 7)]
+    base, (name, weight) = (
+        build_keep(model, wanted, progress=silent),
+        next((n, p) for n, p in model.net.named_parameters() if n.endswith("w2.weight")),
+    )
+    info = EditInfo(method="x", params={}, concept="x", base_digest="", rank=None, alpha=None, seed=0, steps=1,
+                    losses=(), minutes=0.0)  # fmt: skip
+    with Edit("delta", {name: torch.randn_like(weight) / 2}, info).apply(model.net):
+        keep = build_keep(model, wanted, guards=(False, True, False), progress=silent)
+    assert torch.equal(keep.ids[[0, 2]], base.ids[[0, 2]]) and not torch.equal(keep.ids[1], base.ids[1])
+    keep.save(tmp_path)
+    assert Keep.load(tmp_path).guards == keep.guards == (False, True, False) and base.guards is None
 
 
 def test_save_and_load(tmp_path: Path, pairs: Pairs) -> None:

@@ -7,6 +7,7 @@ memory), scores winner and loser of a pair in one forward, and holds other conce
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from safear_edit.edit import Edit, EditInfo
+from safear_edit.edit import Edit, EditInfo, untouched
 from safear_edit.pairs import Material
 from safear_edit.progress import Callback
 from safear_edit.tokens import token_logprobs
@@ -210,7 +211,18 @@ class Workbench:
         return token_kl(reference, policy).mean()
 
     def _kept(self, drop: bool, rows: Tensor) -> Tensor:
-        return self._kept_logits(rows, torch.full((len(rows),), drop))
+        """What preserved rows are to stay like: the untouched model, or the one with earlier edits where those hold."""
+        assert self.material.keep is not None
+        guards = self.material.keep.guards
+        held = torch.tensor([guards[row] for row in rows.tolist()]) if guards else torch.zeros(len(rows)).bool()
+        parts = dict[int, Tensor]()
+        for mark, how in ((False, untouched(self.model.net)), (True, nullcontext())):
+            which = (held == mark).nonzero()[:, 0]
+            if len(which):
+                with how:
+                    logits = self._kept_logits(rows[which], torch.full((len(which),), drop))
+                parts |= zip(which.tolist(), logits, strict=True)
+        return torch.stack([parts[i] for i in range(len(rows))])
 
     def _kept_logits(self, rows: Tensor, dropped: Tensor) -> Tensor:
         assert self._keep is not None and self.material.keep is not None
@@ -352,6 +364,7 @@ def fit_pairs(
     settings = params.model_dump(mode="json")
     about = [name, model.card.digest, modules, settings, seed, material.pairs.unsafe, material.pairs.safe]
     kept = [material.keep.prompts, material.keep.ids] if material.keep else []
+    kept += [material.keep.guards] if material.keep and material.keep.guards else []
     asked = [asdict(material.questions)] if material.questions and params.understanding_weight else []
     identity = identity_of(*about, *asked, material.pairs.unsafe_ids, material.pairs.safe_ids, *kept)
     tuned = fine_tune(
