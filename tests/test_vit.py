@@ -1,4 +1,4 @@
-"""OmniMamba's picture towers: against timm's, and resizing against PIL's."""
+"""OmniMamba's picture towers: against whole ones of timm, and resizing against PIL's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from safear_edit.families.vit import HALVES, IMAGENET, Tower, TowerSizes, pixels, scaled
+from safear_edit.families.vit import DINO, HALVES, IMAGENET, SIGLIP, Towers, TowerSizes, pixels, scaled, tower
 
 SIZES = {"width": 32, "depth": 3, "heads": 2, "inner": 64, "patch": 7, "image": 30}
 
@@ -20,31 +21,38 @@ def spread(net: nn.Module) -> None:
             nn.init.normal_(parameter, mean=float("norm" in name or "gamma" in name), std=0.3)
 
 
-@pytest.mark.parametrize("registers", [0, 4])
-@torch.no_grad()
-def test_patches_are_what_timm_says_of_them_before_its_last_block(registers: int) -> None:
-    vision = pytest.importorskip("timm.models.vision_transformer")
+def whole(registers: int) -> VisionTransformer:
     kinds = {
         0: {"class_token": False, "global_pool": "map"},
         4: {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True},
     }
     same = {"img_size": 30, "patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
-    theirs = vision.VisionTransformer(**same, **kinds[registers], num_classes=0).eval()
-    spread(theirs)
-    tower = Tower(TowerSizes(**SIZES, registers=registers))
-    rest = tower.load_state_dict(theirs.state_dict(), strict=False)
-    assert not rest.missing_keys
-    assert all(name.startswith(("norm.", "blocks.2.", "attn_pool.")) for name in rest.unexpected_keys)
-    shown = torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(1))
-    (wanted,) = theirs.get_intermediate_layers(shown, n={1})
-    assert wanted.shape == (2, 16, 32)
-    torch.testing.assert_close(tower(shown), wanted, rtol=0, atol=1e-4)
+    net = VisionTransformer(**same, **kinds[registers], num_classes=0).eval()
+    spread(net)
+    return net
 
 
-def test_towers_differ_by_what_stands_beside_the_patches() -> None:
-    names = [{name for name, _ in Tower(TowerSizes(**SIZES, registers=n)).named_parameters()} for n in (0, 2)]
-    own = {"cls_token", "reg_token", *(f"blocks.{i}.ls{j}.gamma" for i in (0, 1) for j in (1, 2))}
-    assert names[1] - names[0] == own and names[0] < names[1]
+@torch.no_grad()
+def test_patches_are_what_whole_towers_say_of_them_before_their_last_block() -> None:
+    theirs = {DINO: whole(4), SIGLIP: whole(0)}
+    towers = Towers(TowerSizes(**SIZES, registers=4), TowerSizes(**SIZES))
+    for name, net in theirs.items():
+        rest = towers[name].load_state_dict(net.state_dict(), strict=False)
+        assert not rest.missing_keys
+        assert all(key.startswith(("norm.", "blocks.2.", "attn_pool.")) for key in rest.unexpected_keys)
+    images = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    said = [
+        theirs[name].get_intermediate_layers(scaled(pixels(images, 30), *trained_on), n={1})[0]
+        for name, trained_on in ((DINO, IMAGENET), (SIGLIP, HALVES))
+    ]
+    assert said[0].shape == (2, 16, 32)
+    torch.testing.assert_close(towers(images), torch.cat(said, 2), rtol=0, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in towers.parameters())
+
+
+def test_published_towers_have_their_inner_width() -> None:
+    with torch.device("meta"):
+        assert tower(TowerSizes(1152, 2, 16, 4304)).blocks[0].mlp.fc1.out_features == 4304
 
 
 @pytest.mark.parametrize(("side", "wanted"), [(256, 384), (384, 200), (16, 16)])
