@@ -245,10 +245,9 @@ def build_keep(
     """
     if not wanted:
         raise UsageError("keep", "at least one prompt", "none", "leave keep out instead")
-    own = [i for i in range(len(wanted)) if not (guards and guards[i])]
-    held = sorted({*range(len(wanted))} - {*own})
-    drawn = dict[int, Tensor]()
-    for which, how in ((own, untouched(model.net)), (held, nullcontext())):
+    marks, drawn = list(guards) or [False] * len(wanted), dict[int, Tensor]()
+    for held, how in ((False, untouched(model.net)), (True, nullcontext())):
+        which = [i for i, mark in enumerate(marks) if mark == held]
         with how:
             for start in range(0, len(which), batch):
                 part = which[start : start + batch]
@@ -257,7 +256,7 @@ def build_keep(
                 )
                 progress("keep", len(drawn), len(wanted), "")
     ids = torch.stack([drawn[i] for i in range(len(wanted))])
-    return Keep([prompt for prompt, _ in wanted], ids, tuple(guards) if held else None)
+    return Keep([prompt for prompt, _ in wanted], ids, tuple(marks) if any(marks) else None)
 
 
 def _draw(model: ModelFamily, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -33,7 +33,7 @@ from safear_edit.run_files import (
     Outcome,
     RunFiles,
     as_text,
-    digest_of,
+    file_digest,
     first_fault,
     lines_of,
     read_object,
@@ -273,7 +273,7 @@ def _validation_of(rows: Sequence[Outcome], label: str, judges: Sequence[JudgeSe
 def _protocol(
     plan: Json, slices: Sequence[Slice], gates: dict[str, float], files: ConceptFiles, hide: bool
 ) -> Protocol:
-    digest = str(plan.get("digest") or digest_of(files.recipe))
+    digest = str(plan.get("digest") or file_digest(files.recipe))
     sampling = required(plan, "evaluate", dict, files.recipe).get("sampling") or {}
     fixed, left_out = _fixed(files.found_by, plan, files.recipe, hide) if files.found_by else (digest, ())
     return Protocol(
@@ -324,7 +324,7 @@ def _fixed(path: Path, plan: Json, measured: Path, hide: bool) -> tuple[str, tup
         )
         for prompt in gone
     ]
-    return str(found.get("digest") or digest_of(path)), tuple(told)
+    return str(found.get("digest") or file_digest(path)), tuple(told)
 
 
 def _prompt_id(prompt: object, where: Path) -> str:
@@ -409,7 +409,7 @@ def _edit(path: Path, rounds: Path | None, plan: Json) -> EditSection:
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         base_digest=str(info.get("base_digest", NOT_STATED)),
-        file_sha256=digest_of(weights) if weights.is_file() else NOT_STATED,
+        file_sha256=file_digest(weights) if weights.is_file() else NOT_STATED,
         rounds=_rounds(rounds) if rounds else (),
     )
 
@@ -503,7 +503,7 @@ def _model_files(folder: Path, evidence: set[Path]) -> Iterator[File]:
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in OWN_FILES and path.resolve() not in evidence:
-            yield File(name=name, sha256=digest_of(path), bytes=path.stat().st_size)
+            yield File(name=name, sha256=file_digest(path), bytes=path.stat().st_size)
 
 
 def _evidence(run: RunFiles) -> set[Path]:
@@ -543,7 +543,7 @@ def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
         raise SpecError(str(path), "a pixelated sheet (the concept is a category)", "redaction none", "draw it again")
     return Sheet(
         file=path.relative_to(root).as_posix(),
-        sha256=digest_of(path),
+        sha256=file_digest(path),
         caption=str(words.get("caption") or path.stem),
         selection=str(words.get("selection") or "how the pictures were chosen is not stated"),
         redaction=redaction,
@@ -586,7 +586,7 @@ def _inputs(run: RunFiles) -> list[Path]:
 
 
 def _input_digests(run: RunFiles) -> dict[str, str]:
-    return {path.relative_to(run.root).as_posix(): digest_of(path) for path in _inputs(run)}
+    return {path.relative_to(run.root).as_posix(): file_digest(path) for path in _inputs(run)}
 
 
 def _pairs(path: Path, counted: Path | None, plan: Json) -> PairSection:

@@ -255,7 +255,7 @@ def as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def digest_of(path: Path) -> str:
+def file_digest(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:

@@ -8,7 +8,7 @@ another of them takes away.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from safear_edit import registry
@@ -76,12 +76,17 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
     evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}
     texts = [pair.unsafe for other in earlier for pair in other.construct.pairs[:GUARDED]]
     extra = [text for text in dict.fromkeys(texts) if normalise(text) not in evaluated]
-    if not recipe.keep or not extra:
+    if not recipe.keep or not earlier:
         return recipe
-    mentions = mention_of([name for other in earlier for name in (other.spec.erase.concept, *other.spec.erase.aliases)])
+    mentions = _naming(earlier)
     own = [kept.model_copy(update={"guards": True}) if mentions(kept.prompt) else kept for kept in recipe.keep]
     prompts = [KeepPrompt(prompt=text, seed=image_seed("keep", text, recipe.seed), guards=True) for text in extra]
     return changed(recipe, keep=(*own, *prompts))
+
+
+def _naming(recipes: Sequence[Recipe]) -> Callable[[str], str | None]:
+    """`mention_of` for the concepts that these recipes erase."""
+    return mention_of([name for one in recipes for name in (one.spec.erase.concept, *one.spec.erase.aliases)])
 
 
 def refuse_own_captions(recipes: Sequence[Recipe]) -> None:
@@ -111,8 +116,7 @@ def for_one_edit(recipes: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _without(recipe: Recipe, others: Sequence[Recipe]) -> Recipe:
-    names = [name for other in others for name in (other.spec.erase.concept, *other.spec.erase.aliases)]
-    mention = mention_of(names)
+    mention = _naming(others)
     pairs = tuple(pair for pair in recipe.construct.pairs if not mention(pair.safe))
     keep = tuple(kept for kept in recipe.keep if not mention(kept.prompt))
     if not pairs:

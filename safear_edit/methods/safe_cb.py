@@ -407,12 +407,11 @@ class Search:
 def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> Judge | None:
     """Who looks at the pictures of the search; None where nobody can, which is enough for a single round."""
     if params.judge == "self" and "understanding" in model.provides:
-        taught = material.questions.concept[:1] if material.questions else ()
-        for question in (params.question, *taught):
-            if question:
-                return SelfJudge(model, question)
-        fix = "give params.question, or set params.judge to pinned"
-        raise UsageError("safe_cb", "a question about the concept that the model can judge by", "none", fix)
+        question = params.question or (material.questions.concept[0] if material.questions else None)
+        if question is None:
+            fix = "give params.question, or set params.judge to pinned"
+            raise UsageError("safe_cb", "a question about the concept that the model can judge by", "none", fix)
+        return SelfJudge(model, question)
     if material.judge is None and params.rounds > 1:
         fix = "give the material a judge, or set params.rounds to 1"
         raise UsageError("safe_cb", "somebody to judge what the edited model draws", "nobody", fix)
