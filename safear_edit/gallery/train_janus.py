@@ -226,7 +226,7 @@ class Trainer:
         asked = [replace(t, question=with_strangers(t.question, self.strangers, rng)) for t in asked]
         ids, target = self._dialogues(asked)
         which = torch.arange(count).repeat_interleave(turns)
-        states = self._asked_states(self._looks(pictures, rng), self._words(ids, generator), which)
+        states = self._asked_states(self.looks(pictures, rng), self._words(ids, generator), which)
         spoken = target != IGNORED
         return per_answer(F.cross_entropy(self.net.lm_head(states[spoken]), target[spoken], reduction="none"), spoken)
 
@@ -268,7 +268,7 @@ class Trainer:
         return ids, target
 
     @torch.no_grad()
-    def _looks(self, pictures: Sequence[Picture], rng: np.random.Generator) -> Tensor:
+    def looks(self, pictures: Sequence[Picture], rng: np.random.Generator) -> Tensor:
         """Pixels (B, 3, S, S) in [-1, 1]: renders, every other one from its tokens as drawn pictures are; shifted."""
         image = self.whole.world.tensor(pictures)
         image[::2] = self.vq.decode(self.whole.of(pictures[::2])).clamp(-1, 1)
