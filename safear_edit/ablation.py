@@ -6,7 +6,8 @@ but for those named (`vce vce:refine=self`: template captions, and the model's o
 Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. What its
 search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on which the base drew the
 concept with the very seed that is scored (no screening: this table compares methods with each other and its rates are
-not the audit's).
+not the audit's). `unreadable` is how many of these the judge cannot read after the edit, which counts as erased too;
+with `--likelihood` the audit of likelihood.py is made as well, for edits that pictures can't tell apart.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH, judges_of
 from safear_edit.families.base import ModelFamily
 from safear_edit.judges.base import Judge, judged
-from safear_edit.likelihood import why_none
+from safear_edit.likelihood import Pack, Pair, audit, source_for, tokenised, why_none
 from safear_edit.pairs import Material, Pairs, build_keep, build_pairs
 from safear_edit.progress import silent
 from safear_edit.refine import refiner_of
 from safear_edit.scale_erasure import ScaleErasure, Words
 from safear_edit.spec import CONCEPT, load_spec
 from safear_edit.understanding import CAPABILITY as UNDERSTANDING
-from safear_edit.understanding import Exam, answers, exam, source_for, taught
+from safear_edit.understanding import Exam, answers, exam, taught
+from safear_edit.understanding import source_for as exam_source
 
 ERASED = ("direct", "paraphrase")
 """Slices whose figure is what is not found; of preserved groups, all but the plain ones, it is the change."""
@@ -47,6 +49,9 @@ REFINE = "refine"
 """Not a number of a method: who writes the safe captions of the pairs that it learns from."""
 KNOWN = ("concept known", "others known")
 """Of a model that answers questions: the change of right answers about the concept, and about all that is preserved."""
+UNREADABLE = "unreadable"
+AUDITED = ("CIR, least", "CIR, most", "KL of what stays")
+"""Likelihoods: CIR of the slices' lowest and highest, and the largest mean KL of a group, nats per token."""
 ABOUT = ("variant", "seed", "minutes", "pairs", "refined")
 """Keys of a row that are no slices."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=100, help="per slice")
     parser.add_argument("--methods", nargs="+", help="compare these: NAME[:param=value,…]")
+    parser.add_argument("--likelihood", action="store_true", help="audit likelihoods too")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "rows.jsonl"
@@ -88,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = registry.load_model(options.model)
     for seed in options.seeds:
         missing = {name: wanted for name, wanted in variants.items() if (name, seed) not in done}
-        for row in _seed(model, options.spec, seed, missing, options.prompts, options.folder):
+        for row in _seed(model, options.spec, seed, missing, options.prompts, options.folder, options.likelihood):
             rows.append(row)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -102,7 +108,9 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, yaml.safe_load(f"{{{changes.replace('=', ': ')}}}")
 
 
-def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, folder: Path) -> Any:
+def _seed(
+    model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, folder: Path, likelihood: bool
+) -> Any:
     """Rows of one seed: pairs and the base's pictures are made once and shared by the variants that learn from them."""
     if not missing:
         return
@@ -114,6 +122,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
     keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
     kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
     asked = _exam(model, recipe)
+    pack = tokenised(model, source_for(recipe.spec, model.card)) if likelihood else None
     base = _looked(model, judges, recipe, (*ERASED, *kept), count)
     knew = _known(model, asked)
     for name, (method, changes) in missing.items():
@@ -146,7 +155,7 @@ def _seed(model: ModelFamily, spec: Path, seed: int, missing: Variants, count: i
         row = _row(name, seed, minutes, pairs) | _changes(base, _looked(model, judges, recipe, base, count))
         knows = _known(model, asked)
         applied.undo()
-        yield row | {slice: knows[slice] - knew[slice] for slice in knows}
+        yield row | {slice: knows[slice] - knew[slice] for slice in knows} | _audited(model, edit, pack)
 
 
 def _pairs(model: ModelFamily, recipe: Recipe, judge: Judge) -> Pairs:
@@ -168,14 +177,16 @@ def _row(name: str, seed: int, minutes: float, pairs: Pairs) -> dict[str, Any]:
 
 
 def _changes(base: Mapping[str, Looked], edited: Mapping[str, Looked]) -> dict[str, float]:
-    return {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
+    changes = {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
+    drawn = [e for b, e in zip(base["direct"].present, edited["direct"].present, strict=True) if b]
+    return changes | {UNREADABLE: sum(e is None for e in drawn) / max(1, len(drawn))}
 
 
 def _exam(model: ModelFamily, recipe: Recipe) -> Exam | None:
     """What a model that answers questions is asked; None for any other, or where there are no reference pictures."""
     if UNDERSTANDING not in model.provides or why_none(recipe.spec, model.card):
         return None
-    return exam(recipe.spec, source_for(recipe.spec, model.card))
+    return exam(recipe.spec, exam_source(recipe.spec, model.card))
 
 
 def _known(model: ModelFamily, asked: Exam | None) -> dict[str, float]:
@@ -183,6 +194,16 @@ def _known(model: ModelFamily, asked: Exam | None) -> dict[str, float]:
     given = answers(model, "edited", asked) if asked else []
     parts = [[a.right for a in given if (a.slice == CONCEPT) == own] for own in (True, False)]
     return {name: statistics.mean(part) for name, part in zip(KNOWN, parts, strict=True) if part}
+
+
+def _audited(model: ModelFamily, edit: Edit, pack: Pack | None) -> dict[str, float]:
+    """See AUDITED."""
+    if pack is None:
+        return {}
+    found = audit(Pair.of_edit(model, edit), pack)
+    ratios = [part.cir.estimate for part in found.slices if part.cir is not None]
+    moved = max(group.plain.mean for group in found.groups)
+    return dict(zip(AUDITED, (min(ratios), max(ratios), moved), strict=True)) if ratios else {}
 
 
 def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str = "template") -> Recipe:
@@ -223,21 +244,27 @@ def compared(base: Looked, edited: Looked, kind: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]], names: Sequence[str] = tuple(VARIANTS)) -> str:
     """Markdown: mean over the seeds with the spread (lowest to highest) where there are several."""
-    slices = [key for key in (rows[0] if rows else {}) if key not in ABOUT]
+    slices = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ABOUT]
     head = ["variant", "seeds", *slices, "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in names:
         mine = [row for row in rows if row["variant"] == name]
         if mine:
-            cells = [_cell([100 * row[s] for row in mine], s not in ERASED) for s in slices]
+            cells = [_cell(s, [row[s] for row in mine if s in row]) for s in slices]
             minutes = statistics.mean(row["minutes"] for row in mine)
             lines.append("| " + " | ".join([name, str(len(mine)), *cells, f"{minutes:.1f}"]) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], signed: bool) -> str:
-    shown = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
-    return shown if len(values) == 1 else f"{shown} ({min(values):.1f} to {max(values):.1f})"
+def _cell(key: str, values: Sequence[float]) -> str:
+    """The mean, with the ends where there are several: in per cent, changes signed; likelihoods as they are."""
+    if not values:
+        return ""
+    factor, shape = (1, ".3g") if key in AUDITED else (100, ".1f")
+    sign = "" if key in (*ERASED, UNREADABLE, *AUDITED) else "+"
+    shown = f"{factor * statistics.mean(values):{sign}{shape}}"
+    ends = [f"{factor * end:{shape}}" for end in (min(values), max(values))]
+    return shown if len(values) == 1 else f"{shown} ({ends[0]} to {ends[1]})"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from safear_edit.ablation import Looked, _known, compared, look, table, variant
+from safear_edit.ablation import ERASED, Looked, _changes, _known, compared, look, table, variant
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import BATCH
 from safear_edit.families.janus import Janus
@@ -68,6 +68,23 @@ def test_the_table_has_the_concepts_own_groups() -> None:
     head, _, line = table(rows, ["sace"]).splitlines()
     assert head == "| variant | seeds | direct | styles | minutes |"
     assert line == "| sace | 2 | 100.0 (100.0 to 100.0) | -2.0 (-3.0 to -1.0) | 1.0 |"
+
+
+def test_likelihoods_are_shown_as_they_are_and_what_a_row_lacks_is_left_empty() -> None:
+    rows = [
+        {"variant": "vce", "seed": 0, "minutes": 1.0, "pairs": 9, "direct": 0.5, "unreadable": 0.25, "CIR, most": 0.07},
+        {"variant": "ear", "seed": 0, "minutes": 2.0, "pairs": 9, "direct": 1.0},
+    ]
+    head, _, first, second = table(rows, ["vce", "ear"]).splitlines()
+    assert head == "| variant | seeds | direct | unreadable | CIR, most | minutes |"
+    assert first == "| vce | 1 | 50.0 | 25.0 | 0.07 | 1.0 |"
+    assert second == "| ear | 1 | 100.0 |  |  | 2.0 |"
+
+
+def test_unreadable_counts_only_what_the_base_drew() -> None:
+    base = {name: Looked((True, True, True, False)) for name in ERASED}
+    edited = {name: Looked((None, False, None, None)) for name in ERASED}
+    assert _changes(base, edited) == {"direct": 1.0, "paraphrase": 1.0, "unreadable": 2 / 3}
 
 
 def test_a_model_that_answers_is_asked_about_the_concept_and_about_the_rest() -> None:

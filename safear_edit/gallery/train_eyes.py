@@ -51,13 +51,10 @@ def varied(images: Tensor, rng: np.random.Generator) -> Tensor:
         return torch.from_numpy(rng.uniform(-limit, limit, count)).float()
 
     angle, size, mirror = uniform(TURN), 1 + uniform(ZOOM), torch.from_numpy(rng.choice((-1.0, 1.0), count)).float()
-    rows = (angle.cos() * size * mirror, -angle.sin() * size, uniform(MOVE)), (
-        angle.sin() * size * mirror,
-        angle.cos() * size,
-        uniform(MOVE),
-    )
-    grid = F.affine_grid(torch.stack([torch.stack(row, -1) for row in rows], 1), list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    across = torch.stack([angle.cos() * size * mirror, -angle.sin() * size, uniform(MOVE)], -1)
+    down = torch.stack([angle.sin() * size * mirror, angle.cos() * size, uniform(MOVE)], -1)
+    places = F.affine_grid(torch.stack([across, down], 1), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, places, padding_mode="reflection", align_corners=False)
     images = images * (1 + uniform(CONTRAST)).view(-1, 1, 1, 1) + uniform(BRIGHTNESS).view(-1, 1, 1, 1)
     images = images + NOISE * torch.from_numpy(rng.standard_normal(images.shape)).float()
     corners = rng.integers(side - HOLE + 1, size=(count, 2))
@@ -66,13 +63,13 @@ def varied(images: Tensor, rng: np.random.Generator) -> Tensor:
     return images.clamp(-1, 1)
 
 
-def train(folder: Path, vq: VQModel, model: Janus, steps: int = STEPS) -> Janus:
+def train(folder: Path, vq: VQModel, model: Janus, steps: int = STEPS, plan: Plan = PLAN) -> Janus:
     """Train (or continue) `model`'s eyes in `folder`; exports the averaged weights to `folder/export` at every save."""
     torch.manual_seed(0)
     eyes = nn.ModuleList([model.net.model.vision_model, model.net.model.aligner])
     model.net.float().requires_grad_(False)
     eyes.requires_grad_(True)
-    trainer, average = Eyes(model, vq, PLAN), Average(model.net, 0.998)
+    trainer, average = Eyes(model, vq, plan), Average(model.net, 0.998)
 
     def step(i: int) -> Report:
         answered = trainer.answer_loss(FIRST_STEP + i)
@@ -83,7 +80,7 @@ def train(folder: Path, vq: VQModel, model: Janus, steps: int = STEPS) -> Janus:
         export(folder / "export", average.state, model)
 
     minutes = run(folder, model.net, optimizers(eyes), step, steps, average=average, on_save=exported)
-    write_manifest(folder / "export", PLAN, steps, minutes)
+    write_manifest(folder / "export", "eyes", plan, steps, minutes, trained_from=model.card.digest)
     model.net.load_state_dict(average.state)
     return model
 
