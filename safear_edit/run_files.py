@@ -22,11 +22,10 @@ what the stack was measured by, and concepts/NAME/edit/recipe.json what the edit
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,6 +33,7 @@ from safear_edit.errors import SpecError
 from safear_edit.rundir import sha256_file
 from safear_edit.sections import Json
 from safear_edit.understanding import ABOUT, Answer
+from safear_edit.yaml_strict import parse_json
 
 STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
@@ -197,14 +197,14 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(path: Path) -> list[Json]:
-    found = _parsed(_read(path), str(path))
+    found = parse_json(_read(path), str(path)).data
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise SpecError(str(path), "a JSON list of objects", type(found).__name__, "finish the run again")
     return found
 
 
 def read_object(path: Path) -> Json:
-    found = _parsed(_read(path), str(path))
+    found = parse_json(_read(path), str(path)).data
     if not isinstance(found, dict):
         raise SpecError(str(path), "a JSON object", type(found).__name__, "finish the run again")
     return found
@@ -220,22 +220,6 @@ def _read(path: Path) -> str:
 def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SpecError:
     got = error.strerror if isinstance(error, OSError) and error.strerror else "bytes that are not UTF-8"
     return SpecError(str(path), "a readable file", got, "finish the run (the same command resumes it)")
-
-
-def _parsed(text: str, where: str) -> Any:
-    """JSON without NaN and infinities, which are no evidence."""
-
-    def refuse(word: str) -> NoReturn:
-        raise ValueError(f"{word} is not a number")
-
-    def finite(digits: str) -> float:
-        number = float(digits)
-        return number if math.isfinite(number) else refuse(digits)
-
-    try:
-        return json.loads(text, parse_constant=refuse, parse_float=finite)
-    except (ValueError, RecursionError) as error:
-        raise SpecError(where, "JSON", str(error), "finish the run again") from error
 
 
 def required(holder: Json, key: str, kind: type, where: str | Path) -> Any:
