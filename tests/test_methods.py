@@ -366,6 +366,7 @@ def test_sace_moves_the_first_scale_to_the_neutral_caption(bitwise: Infinity, bi
         patch.setattr(bitwise, "logits", watched)
         edit = fit("sace", bitwise, bits, part="cross_attention", preserve_scales=(1,), steps=30)
     assert set(asked) == {1, 2}
+    assert asked.count(1) == asked.count(2), "the frozen model is run on the neutral caption alone"
     with edit.apply(bitwise.net):
         assert gap() < 0.5 * before
     with pytest.raises(UsageError, match="scales 0 to 2 of this model, got 3"):

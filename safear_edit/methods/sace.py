@@ -77,12 +77,7 @@ def sace_loss(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequenc
     """
     first = max(params.erase_scales) + 1
     student = bench.logits(draw, "unsafe", "safe", first_scales=first)
-    if params.target == "frozen":
-        there = bench.reference(draw, "unsafe", "safe", first_scales=first)
-        here = bench.reference(draw, "safe", "safe", first_scales=first)
-    else:
-        there, here = student.detach(), bench.logits(draw, "safe", "safe", first_scales=first).detach()
-    target = (1 - params.eta) * there + params.eta * here
+    target = _target(bench, draw, params, first, student.detach())
     erased = [part(student, scales, k) for k in params.erase_scales]
     matched = [(z - part(target, scales, k)).square().mean() for z, k in zip(erased, params.erase_scales, strict=True)]
     hinges = [entropy_hinge(z, params.entropy_max) for z in erased]
@@ -93,6 +88,19 @@ def sace_loss(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequenc
         held = _held(bench, draw, params, scales)
         loss, readings["preserve"] = loss + params.preserve_weight * held, float(held.detach())
     return loss, readings
+
+
+def _target(bench: Workbench, draw: Draw, params: SACE.Params, first: int, student: Tensor) -> Tensor:
+    """t of equation 4 at the first scales, without gradient; with eta 1 only the neutral caption's logits are run."""
+    frozen = params.target == "frozen"
+    if frozen:
+        here = bench.reference(draw, "safe", "safe", first_scales=first)
+    else:
+        here = bench.logits(draw, "safe", "safe", first_scales=first).detach()
+    if params.eta == 1:
+        return here
+    there = bench.reference(draw, "unsafe", "safe", first_scales=first) if frozen else student
+    return (1 - params.eta) * there + params.eta * here
 
 
 def _held(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequence[int]) -> Tensor:
