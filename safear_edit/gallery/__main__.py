@@ -1,8 +1,8 @@
 """Make the embedded assets from nothing: `python -m safear_edit.gallery ASSET --folder F [--steps N]`.
 
 Every training is resumable (the same command continues it) and prints its progress; `sheet` shows the world itself.
-Order: vq, llamagen and janus (read vq's folder), eyes (of janus); bsq, infinity (reads bsq's); judge, clip; then
-`measure` tells how good a mini is.
+Order: vq, llamagen and janus (read vq's folder); bsq, infinity (reads bsq's); judge, clip; then `measure` tells how
+good a mini is.
 """
 
 from __future__ import annotations
@@ -52,18 +52,6 @@ def janus(options: argparse.Namespace) -> None:
     train_janus.train(options.folder, tokenizer, options.steps or train_janus.STEPS)
 
 
-def eyes(options: argparse.Namespace) -> None:
-    """The eyes of `--model` (a Janus mini) trained further and nothing else; `--vq` as for janus."""
-    from safear_edit.families.janus import Janus
-    from safear_edit.gallery import train_eyes, train_vq
-    from safear_edit.registry import load_model
-
-    model = load_model(options.model)
-    if not isinstance(model, Janus):
-        raise SystemExit(f"--model: expected a Janus model, got {model.card.ref}; give janus or a folder of one")
-    train_eyes.train(options.folder, train_vq.train(options.vq), model, options.steps or train_eyes.STEPS)
-
-
 def bsq(options: argparse.Namespace) -> None:
     """The multi-scale BSQ tokenizer of infinity:mini."""
     from safear_edit.gallery import train_bsq
@@ -106,7 +94,6 @@ ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vq": vq,
     "llamagen": llamagen,
     "janus": janus,
-    "eyes": eyes,
     "bsq": bsq,
     "infinity": infinity,
     "judge": judge,
@@ -121,11 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("asset", choices=sorted(ASSETS))
     parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
     parser.add_argument("--steps", type=int, help="training steps (default: the asset's own)")
-    parser.add_argument(
-        "--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (llamagen, janus, eyes)"
-    )
+    parser.add_argument("--vq", type=Path, default=Path("runs/vq"), help="folder of the tokenizer (llamagen, janus)")
     parser.add_argument("--bsq", type=Path, default=Path("runs/bsq"), help="folder of the tokenizer (for infinity)")
-    parser.add_argument("--model", default="llamagen", help="model reference (measure, eyes)")
+    parser.add_argument("--model", default="llamagen", help="model reference to measure")
     options = parser.parse_args(arguments)
     ASSETS[options.asset](options)
 

@@ -226,7 +226,7 @@ class Trainer:
         asked = [replace(t, question=with_strangers(t.question, self.strangers, rng)) for t in asked]
         ids, target = self._dialogues(asked)
         which = torch.arange(count).repeat_interleave(turns)
-        states = self._asked_states(self.looks(pictures, rng), self._words(ids, generator), which)
+        states = self._asked_states(self._looks(pictures, rng), self._words(ids, generator), which)
         spoken = target != IGNORED
         return per_answer(F.cross_entropy(self.net.lm_head(states[spoken]), target[spoken], reduction="none"), spoken)
 
@@ -268,7 +268,7 @@ class Trainer:
         return ids, target
 
     @torch.no_grad()
-    def looks(self, pictures: Sequence[Picture], rng: np.random.Generator) -> Tensor:
+    def _looks(self, pictures: Sequence[Picture], rng: np.random.Generator) -> Tensor:
         """Pixels (B, 3, S, S) in [-1, 1]: renders, every other one from its tokens as drawn pictures are; shifted."""
         image = self.whole.world.tensor(pictures)
         image[::2] = self.vq.decode(self.whole.of(pictures[::2])).clamp(-1, 1)
@@ -300,7 +300,7 @@ def train(folder: Path, vq: VQModel, steps: int = STEPS, plan: Plan = PLAN) -> J
         export(folder / "export", average.state, model)
 
     minutes = run(folder, model.net, optimizers(model.net), step, steps, average=average, on_save=exported)
-    write_manifest(folder / "export", "janus", plan, steps, minutes)
+    write_manifest(folder / "export", plan, steps, minutes)
     model.net.load_state_dict(average.state)
     return model
 
@@ -322,16 +322,16 @@ def export(folder: Path, state: Mapping[str, Tensor], model: Janus) -> None:
     Janus(net.half(), model.words, model.source, model.settings, model.card).export(folder)
 
 
-def write_manifest(folder: Path, asset: str, plan: Plan, steps: int, minutes: float, **about: str) -> None:
+def write_manifest(folder: Path, plan: Plan, steps: int, minutes: float) -> None:
     """`manifest.json`: how the files beside it were made, and their digests."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     manifest = {
         "asset": "janus:mini",
-        "made_by": f"python -m safear_edit.gallery {asset}",
+        "made_by": "python -m safear_edit.gallery janus",
         "seed": WORLD_SEED,
         "steps": steps,
         "plan": asdict(plan),
         "minutes": round(minutes, 1),
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest | about, indent=1, sort_keys=True) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
