@@ -333,11 +333,11 @@ def test_variants_of_the_ablation_learn_from_pairs_of_their_own(
     monkeypatch.setattr(ablation, "_looked", lambda *given: {"direct": ablation.Looked((True,))})
     names = ["vce:steps=1,understanding_weight=0", "vce:refine=self,steps=1,understanding_weight=0"]
     variants = {name: ablation.variant(name) for name in names}
-    rows = list(ablation._seed(model, builtin_folder("concepts") / "picasso.yaml", 0, variants, 1, tmp_path))
+    rows = list(ablation._seed(model, builtin_folder("concepts") / "picasso.yaml", 0, variants, 1, tmp_path, False))
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}, seed 0" for name in names}
     assert made == ["template", "self"] and [row["variant"] for row in rows] == names
     assert "refined" not in rows[0] and rows[1]["refined"] == 6
-    assert ablation.table(rows, names).splitlines()[0] == "| variant | seeds | direct | minutes |"
+    assert ablation.table(rows, names).splitlines()[0] == "| variant | seeds | direct | unreadable | minutes |"
 
 
 def test_the_report_says_who_wrote_the_captions(tmp_path: Path) -> None:
