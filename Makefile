@@ -13,12 +13,13 @@ demo: $(VENV)/.installed
 	$(BIN)/safear-edit verify $(DEMO) --trust $(TRUST)
 
 test: $(VENV)/.installed-test check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`).
 $(VENV)/.installed: pyproject.toml

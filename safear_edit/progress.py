@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+
 Callback = Callable[[str, int, int, str], None]
 Mode = Literal["live", "plain", "silent"]
 

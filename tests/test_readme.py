@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from safear_edit import cli
+from safear_edit.cli import main
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split(" > ")[0] for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -26,7 +26,7 @@ def _ours() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", _ours(), ids=" ".join)
 def test_every_command_exists_with_its_options(words: list[str]) -> None:
-    verb = cli.verbs.commands[words[0]]
+    verb = main.verbs.commands[words[0]]
     if isinstance(verb, click.Group):
         verb = verb.commands[words[1]]
     known = {option for parameter in verb.params for option in parameter.opts}
@@ -39,12 +39,12 @@ def test_the_fast_ones_run(words: list[str], tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     if words[:1] == ["validate"] and not Path(words[1]).exists():
-        assert cli.run(["init", Path(words[1]).stem]) == 0
-    assert cli.run(words) == 0
+        assert main.run(["init", Path(words[1]).stem]) == 0
+    assert main.run(words) == 0
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    for name in cli.verbs.commands:
+    for name in main.verbs.commands:
         assert re.search(rf"safear-edit {name}\b|`{name}[ `]", README), name
 
 
@@ -61,12 +61,14 @@ def test_links_and_files_exist() -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_file_tree_is_complete() -> None:
-    """Every module is in the README's list of files, and nothing that is not there."""
-    tree = README.split("## Files", 1)[1].split("\n## ", 1)[0]
-    listed = set(re.findall(r"\b(\w+\.py)\b", tree))
-    modules = {p.name for p in (ROOT / "safear_edit").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert listed == modules
+def test_the_folder_tree_is_complete() -> None:
+    """Every folder of the package is in the README's list, and nothing that is not there."""
+    tree = README.split("## Folders", 1)[1].split("\n## ", 1)[0]
+    listed = set(re.findall(r"^ +safear_edit/([\w/]+)/ ", tree, re.MULTILINE))
+    folders = {
+        path.parent.relative_to(ROOT / "safear_edit").as_posix() for path in (ROOT / "safear_edit").rglob("__init__.py")
+    }
+    assert listed == folders - {"."}
 
 
 def test_exit_codes_are_those_of_the_code() -> None:
@@ -74,10 +76,10 @@ def test_exit_codes_are_those_of_the_code() -> None:
 
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     classes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SafearError)}
-    assert table == classes | {0, cli.INTERNAL, cli.INTERRUPTED, cli.UNUSABLE}
+    assert table == classes | {0, main.INTERNAL, main.INTERRUPTED, main.UNUSABLE}
 
 
 def test_verbs_have_help_with_an_example() -> None:
-    for name, verb in cli.verbs.commands.items():
+    for name, verb in main.verbs.commands.items():
         with click.Context(verb, info_name=name) as context:
             assert f"safear-edit {name}" in verb.get_help(context)

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from safear_edit import registry
+from safear_edit.cli.listing import listing
 from safear_edit.errors import UsageError
-from safear_edit.registry import ModelRef, find_builtin, listing, load_model, lookup
+from safear_edit.families.load import load_model
+from safear_edit.families.reference import ModelRef
+from safear_edit.registry import find_builtin, lookup
 
 PLUGIN = '''
 class Toy:
@@ -37,8 +40,9 @@ def add_plugin(monkeypatch: pytest.MonkeyPatch, folder: Path, points: str, code:
 
 def test_listing_and_compiling_need_no_torch() -> None:
     code = (
-        "import sys; from safear_edit import compiler, registry, spec; "
-        "rows = [registry.listing(what) for what in ('models', 'methods', 'judges', 'concepts', 'recipes')]; "
+        "import sys; from safear_edit.cli import listing; from safear_edit.compiler import compile; "
+        "from safear_edit.spec import spec; "
+        "rows = [listing.listing(what) for what in ('models', 'methods', 'judges', 'concepts', 'recipes')]; "
         "assert all(row.summary for group in rows for row in group); "
         "assert rows[1] and rows[2] and rows[3]; "
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
@@ -155,7 +159,8 @@ def test_built_in_files_of_an_installed_package(monkeypatch: pytest.MonkeyPatch,
 def test_a_mini_without_weights_is_neither_listed_nor_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A family's code may come before its mini."""
     assert "llamagen:mini" in {row.name for row in listing("models")}
-    monkeypatch.setattr(registry, "shipped", lambda ref: ref.family == "llamagen")
+    for module in ("safear_edit.cli.listing", "safear_edit.families.load"):
+        monkeypatch.setattr(f"{module}.shipped", lambda ref: ref.family == "llamagen")
     names = {row.name for row in listing("models")}
     assert {"llamagen:mini", "infinity:2b"} <= names and "infinity:mini" not in names
     with pytest.raises(UsageError, match=r"infinity:mini: expected weights that ship .* or take llamagen:mini"):

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.registry import ModelRef
+from safear_edit.families.reference import ModelRef
 
 if TYPE_CHECKING:
-    from safear_edit.text import TextEncoder
+    from safear_edit.families.text import TextEncoder
+
 
 CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from safear_edit.families.base import Sampling
 from safear_edit.families.language import PICO_TEXT, Net
-from safear_edit.families.unified import Settings, Template
-from safear_edit.families.vqgan import AT, DECODER, PICO_SIZES, Decoder, DrawnByVQGAN, read_tokenizer
+from safear_edit.families.tokenizers.vqgan import AT, DECODER, PICO_SIZES, Decoder, read_tokenizer
+from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
 from safear_edit.registry import family
 
 UNUSED = f"{AT}loss."

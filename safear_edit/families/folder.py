@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from safear_edit.errors import UsageError
-from safear_edit.yaml_strict import parse_json, read_json
+from safear_edit.files.strict import parse_json, read_json
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The weights in one file, or the index of their shards."""

@@ -25,10 +25,13 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
-from safear_edit.families.bsq import (
+from safear_edit.families.folder import read_settings
+from safear_edit.families.reference import ModelRef
+from safear_edit.families.sampling import guided, uniforms
+from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
+from safear_edit.families.tokenizers.bsq import (
     BSQ,
     IGNORED,
     BSQConfig,
@@ -38,13 +41,11 @@ from safear_edit.families.bsq import (
     teacher_inputs,
     to_uint8,
 )
-from safear_edit.families.folder import read_settings
-from safear_edit.families.schedules import Schedule
-from safear_edit.registry import ModelRef, family
-from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.sampling import guided, uniforms
-from safear_edit.text import MINILM_WIDTH, TextEncoder, text_encoder
-from safear_edit.yaml_strict import read_json
+from safear_edit.families.tokenizers.schedules import Schedule
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.registry import family
 
 EPS = 1e-6
 LARGEST_SCALE = log(100)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
@@ -47,12 +46,15 @@ from safear_edit.families.language import (
     byte_tokenizer,
     open_tokenizer,
 )
-from safear_edit.registry import ModelRef, family
-from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.yaml_strict import read_json
+from safear_edit.families.reference import ModelRef
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import assign_strict, read_weights, write_weights
+from safear_edit.registry import family
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
 
 TABLE = "image_table"
 """A parameter more than transformers' JanusForConditionalGeneration has: see `Janus.image_table`."""

@@ -20,15 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safear_edit.errors import UsageError
-from safear_edit.families import llama
 from safear_edit.families.base import Condition, ModelFamily, Sampling, each_once, select_modules
 from safear_edit.families.folder import AGAIN
-from safear_edit.families.llama import positions
-from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
-from safear_edit.tokens import token_logprobs
+from safear_edit.families.layers import llama
+from safear_edit.families.layers.llama import positions
+from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
+from safear_edit.families.tokens import token_logprobs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
 
 Net = Any
 """A transformers model, with what the family file registers on it."""

@@ -34,16 +34,16 @@ import torch
 import yaml
 from torch import Tensor
 
-from safear_edit.checkpoint import write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.folder import AGAIN
 from safear_edit.families.language import PICO_TEXT, Net
-from safear_edit.families.unified import Settings, Template
-from safear_edit.families.vqgan import AT, FILES, PICO_SIZES, Decoder, DrawnByVQGAN, read_tokenizer
+from safear_edit.families.tokenizers.vqgan import AT, FILES, PICO_SIZES, Decoder, read_tokenizer
+from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
+from safear_edit.files.atomic import write_atomic
+from safear_edit.files.strict import read_yaml
+from safear_edit.files.weights import write_weights
 from safear_edit.registry import family
-from safear_edit.rundir import write_atomic
-from safear_edit.yaml_strict import read_yaml
 
 SIZES = "vqgan.yaml"
 OUTER = {"embed_dim": "embed_dim", "n_embed": "num_embeddings"}

@@ -22,15 +22,16 @@ from pydantic import ConfigDict, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.folder import AGAIN, read_settings
-from safear_edit.families.vq import GROUPS, VQConfig, VQModel, to_uint8
-from safear_edit.registry import ModelRef, family
-from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
-from safear_edit.text import MINILM_WIDTH, TextEncoder, text_encoder
+from safear_edit.families.reference import ModelRef
+from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
+from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
+from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.registry import family
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ class _Cache:
     """Keys and values of all layers, (R, H, 1 + N, hd) each, the caption slot first; allocated once, never moved.
 
     Batched matrix products over these views beat scaled_dot_product_attention for a single query row, and one product
-    of complex numbers turns queries and keys together (measured by `python -m safear_edit.benchmark sampling`).
+    of complex numbers turns queries and keys together (measured by `python -m safear_edit.studies benchmark sampling`).
     """
 
     def __init__(self, net: GPT, text: TextPass) -> None:

@@ -46,9 +46,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_pickle, write_weights
 from safear_edit.errors import UsageError
-from safear_edit.families import mamba
 from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, each_once, select_modules
 from safear_edit.families.folder import AGAIN, TEXT_FILES, WEIGHTS, all_files, read_settings, weight_files
 from safear_edit.families.language import (
@@ -62,11 +60,14 @@ from safear_edit.families.language import (
     byte_tokenizer,
     open_tokenizer,
 )
-from safear_edit.families.mamba import MambaSizes, Memory
-from safear_edit.families.vit import DINO, SIGLIP, Towers, TowerSizes
-from safear_edit.families.vq import VQConfig, VQModel, to_uint8
-from safear_edit.registry import ModelRef, family
-from safear_edit.rundir import sha256_file, write_atomic
+from safear_edit.families.layers import mamba
+from safear_edit.families.layers.mamba import MambaSizes, Memory
+from safear_edit.families.layers.vit import DINO, SIGLIP, Towers, TowerSizes
+from safear_edit.families.reference import ModelRef
+from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.registry import family
 
 PUBLISHED = "OmniMamba-1.3b.pth"
 TABLE = "image_table"

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import UsageError
 from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
@@ -42,9 +41,10 @@ from safear_edit.families.language import (
     byte_tokenizer,
     open_tokenizer,
 )
-from safear_edit.registry import ModelRef
-from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.yaml_strict import read_json
+from safear_edit.families.reference import ModelRef
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import assign_strict, read_weights, write_weights
 
 TABLE = "image_tokens"
 """Embedding: the rows of its image tokens, in the order of the picture tokenizer's codes."""
@@ -352,3 +352,32 @@ def _tell_pictures_apart(model: EarlyFusion) -> None:
     conv.weight.div_(spread.view(-1, *[1] * (conv.weight.dim() - 1)))
     assert conv.bias is not None
     conv.bias.sub_(middle).div_(spread)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+class DrawnByVQGAN(EarlyFusion):
+    """A family whose pictures are this tokenizer's codes, row by row, with no token between the rows."""
+
+    @property
+    def image_size(self) -> int:
+        return int(self.net.model.vqmodel.config.resolution)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of the card's image size to ids (B, N): the nearest codebook row, in float32."""
+        vq, parts = self.net.model.vqmodel.eval(), []
+        for part in self._checked(images).split(self.rows_per_batch):
+            found = vq.encode(part.to(self.device).float() / 127.5 - 1).image_tokens
+            parts.append(found.view(len(part), -1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
+        vq, parts = self.net.model.vqmodel.eval(), []
+        for part in ids.to(self.device).unflatten(1, (self.side, self.side)).split(self.rows_per_batch):
+            drawn = vq.decoder(vq.post_quant_conv(vq.quantize.embedding(part).permute(0, 3, 1, 2)))
+            parts.append(((drawn.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8))
+        return torch.cat(parts)

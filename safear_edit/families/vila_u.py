@@ -44,7 +44,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.checkpoint import assign_strict, read_weights, write_weights
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.folder import (
@@ -58,8 +57,11 @@ from safear_edit.families.folder import (
     weight_files,
 )
 from safear_edit.families.language import PICO_TEXT, LanguageModel, Net, Pick, Read, Words, byte_tokenizer
-from safear_edit.families.llama import positions
-from safear_edit.families.rqvae import (
+from safear_edit.families.layers.llama import positions
+from safear_edit.families.layers.spm import tokenizer_json
+from safear_edit.families.reference import ModelRef
+from safear_edit.families.sampling import Chooser, inverse_cdf, uniforms
+from safear_edit.families.tokenizers.rqvae import (
     CODEBOOK,
     OWN_TOWER,
     DepthCache,
@@ -67,12 +69,11 @@ from safear_edit.families.rqvae import (
     ResidualTokenizer,
     read_tensors,
 )
-from safear_edit.families.spm import tokenizer_json
 from safear_edit.families.unified import Settings, Template, read_words
-from safear_edit.registry import ModelRef, family
-from safear_edit.rundir import sha256_file, write_atomic
-from safear_edit.sampling import Chooser, inverse_cdf, uniforms
-from safear_edit.yaml_strict import parse_json
+from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.strict import parse_json
+from safear_edit.files.weights import assign_strict, read_weights, write_weights
+from safear_edit.registry import family
 
 KIND = "vila_u_llama"
 """model_type of the release's config.json."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import UsageError
-from safear_edit.rundir import json_digest, sha256_file
+from safear_edit.files.atomic import json_digest, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor

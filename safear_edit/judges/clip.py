@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safear_edit.errors import TrustError, UsageError
+from safear_edit.families.text import MINILM_SHA256, minilm_folder
 from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold, file_digest, settings_digest
 from safear_edit.registry import judge
-from safear_edit.text import MINILM_SHA256, minilm_folder
 
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "clip"
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -137,7 +137,7 @@ def load_clip(model: str = "gallery", weights: str | None = None) -> Clip:
 def _check_shipped() -> None:
     manifest = FOLDER / "manifest.json"
     if not manifest.is_file():
-        raise UsageError(str(FOLDER), "the gallery's CLIP", "nothing there", "python -m safear_edit.gallery clip")
+        raise UsageError(str(FOLDER), "the gallery's CLIP", "nothing there", "python -m safear_edit.minis clip")
     for name, wanted in json.loads(manifest.read_text())["files"].items():
         found = file_digest(FOLDER / name)
         if found != wanted:

@@ -99,7 +99,7 @@ class GalleryReader:
                 str(folder),
                 "the judge's files",
                 f"no {Path(error.filename).name}",
-                "python -m safear_edit.gallery judge",
+                "python -m safear_edit.minis judge",
             ) from error
         self.digest = file_digest(folder / "model.safetensors")
         if self.digest != manifest["files"]["model.safetensors"]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+
 FLOOR = 0.25
 """The detector drops boxes below this score itself, so no lower threshold means anything."""
 SMALLEST = 96

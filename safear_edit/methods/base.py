@@ -17,15 +17,17 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from safear_edit.edit import Edit, EditInfo, untouched
-from safear_edit.pairs import Material
+from safear_edit.compiler.questions import ANSWERS, CAPABILITY, Taught
+from safear_edit.construct.pairs import Material
+from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.fine_tune import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
+from safear_edit.families.merged import without_edits
+from safear_edit.families.tokens import token_logprobs
 from safear_edit.progress import Callback
-from safear_edit.tokens import token_logprobs
-from safear_edit.training import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
-from safear_edit.understanding import ANSWERS, CAPABILITY, Taught
 
 if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
+
 
 P = TypeVar("P", bound=BaseModel, contravariant=True)
 Picture = Literal["unsafe", "safe"]
@@ -216,7 +218,7 @@ class Workbench:
         guards = self.material.keep.guards
         held = torch.tensor([guards[row] for row in rows.tolist()]) if guards else torch.zeros(len(rows)).bool()
         parts = dict[int, Tensor]()
-        for mark, how in ((False, untouched(self.model.net)), (True, nullcontext())):
+        for mark, how in ((False, without_edits(self.model.net)), (True, nullcontext())):
             which = (held == mark).nonzero()[:, 0]
             if len(which):
                 with how:

@@ -16,19 +16,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.edit import Edit
+from safear_edit.construct.pairs import Material
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.fine_tune import Draw, Readings, adapter_off
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, Sampling
+from safear_edit.families.sampling import guided, inverse_cdf, probabilities, uniforms
 from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
 from safear_edit.methods.esd import turned_away
-from safear_edit.pairs import Material
 from safear_edit.progress import Callback
 from safear_edit.registry import method
-from safear_edit.sampling import guided, inverse_cdf, probabilities, uniforms
-from safear_edit.training import Draw, Readings, adapter_off
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
+
 
 RELEASED_GUIDANCE = 5.0
 """Of the published training loop, which draws at temperature 1; it only matters for the first token of a chain."""

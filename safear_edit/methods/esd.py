@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.edit import Edit
+from safear_edit.construct.pairs import Material
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.fine_tune import Draw, Readings
 from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
-from safear_edit.pairs import Material
 from safear_edit.progress import Callback
 from safear_edit.registry import method
-from safear_edit.training import Draw, Readings
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily

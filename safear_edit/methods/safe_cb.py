@@ -19,22 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safear_edit.checkpoint import write_weights
-from safear_edit.codebook_map import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
-from safear_edit.edit import Edit, EditInfo
+from safear_edit.construct.pairs import Material
+from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.fine_tune import Draw, borrowed, identity_of, schedule
 from safear_edit.errors import UsageError
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.files.atomic import write_atomic
+from safear_edit.files.weights import write_weights
 from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.self_judge import Agreement, SelfJudge
 from safear_edit.methods.base import token_kl
-from safear_edit.pairs import Material
+from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
 from safear_edit.progress import Callback
 from safear_edit.registry import method
-from safear_edit.rundir import write_atomic
-from safear_edit.self_judge import Agreement, SelfJudge
-from safear_edit.tokens import token_logprobs
-from safear_edit.training import Draw, borrowed, identity_of, schedule
 
 if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
+
 
 BATCH = 64
 """Pictures drawn, or read, together; bounds memory."""

@@ -1,0 +1,454 @@
+"""The gate's verbs: `check`, `baseline accept` and `power`; cli.py attaches VERBS.
+
+`check` writes its result wherever a pipeline looks for one: a table or JSON on stdout, JUnit XML, a Markdown summary
+and workflow annotations on stderr. A refusal (exit 2 or 4) is written there too, so that no dashboard shows a gap.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import click
+
+from safear_edit.cli.options import FOLDER, SEED, print_json, print_table, shared, shown_progress
+from safear_edit.errors import SafearError, TrustError, UsageError
+
+if TYPE_CHECKING:
+    from safear_edit.gate.baseline import Baseline
+    from safear_edit.gate.record import Record, Suite
+    from safear_edit.gate.rules import Conclusion
+    from safear_edit.gate.simulate import Simulation
+    from safear_edit.progress import Callback
+
+
+SUITE_NAMES = ("smoke", "ci", "audit")
+SUMMARY, WORKFLOW = "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"
+"""What a CI runner sets: the file that its summary page shows, and that annotations are understood."""
+LARGEST_SUMMARY = 1000 << 10
+"""Bytes; the runner drops a step's summary above 1024 KiB."""
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--baseline", "baselines", type=FOLDER, multiple=True, help="Accepted baseline; several must all hold.")
+@click.option("--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all).")
+@shared("trust")
+@click.option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
+@click.option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--inconclusive",
+    type=click.Choice(["fail", "warn"]),
+    default="fail",
+    show_default=True,
+    help="warn: exit 0 when nothing is shown either way (pull requests; never a release).",
+)
+@click.option("--junit", type=FOLDER, help="Write JUnit XML here.")
+@click.option("--summary", type=FOLDER, help=f"Append Markdown here (default: the file that {SUMMARY} names).")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Don't check: say how often this gate errs, by simulation (by real images: python -m safear_edit.studies "
+    "false_alarms).",
+)
+@click.option("--runs", type=click.IntRange(1, 10_000), default=200, show_default=True, help="For --self-test.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="For --self-test.")
+@shared("json", "quiet")
+def check(
+    folder: Path,
+    baselines: tuple[Path, ...],
+    suite: str | None,
+    trust: Path | None,
+    fresh: bool,
+    device: str,
+    inconclusive: str,
+    junit: Path | None,
+    summary: Path | None,
+    self_test: bool,
+    runs: int,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare a released folder with accepted baselines: PASS 0, REGRESSED 1, INCONCLUSIVE 3; unusable 2, untrusted 4.
+
+    \b
+    safear-edit check safe-llamagen --baseline baselines/picasso.txt --junit gate.xml
+    """
+    from safear_edit.gate.record import SUITES
+
+    chosen = SUITES[suite] if suite else None
+    if self_test:
+        return _self_test(baselines, chosen or SUITES["audit"], runs, seed, as_json)
+    ask = _Question(folder, baselines, chosen, trust, fresh, device, inconclusive == "warn")
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
+        found, error = ask.answer(progress)
+    if junit is not None:
+        _write_junit(junit, found)
+    page = summary or (Path(os.environ[SUMMARY]) if os.environ.get(SUMMARY) else None)
+    if page is not None:
+        _append_summary(page, found, str(folder))
+    if os.environ.get(WORKFLOW) == "true":
+        for line in workflow_commands(found):
+            print(line, file=sys.stderr)
+    if as_json:
+        print_json(found.as_json())
+    if error is not None:
+        raise error
+    if not as_json:
+        _print(found)
+    return found.exit_code
+
+
+class _Question:
+    """One check as it was asked for."""
+
+    def __init__(
+        self,
+        folder: Path,
+        baselines: Sequence[Path],
+        suite: Suite | None,
+        trust: Path | None,
+        fresh: bool,
+        device: str,
+        tolerate_inconclusive: bool,
+    ) -> None:
+        self.folder, self.baselines, self.suite, self.trust = folder, baselines, suite, trust
+        self.fresh, self.device, self.tolerate = fresh, device, tolerate_inconclusive
+
+    def answer(self, progress: Callback) -> tuple[Conclusion, SafearError | None]:
+        """The conclusion; an expected failure is one as well, and is returned beside it to be raised in the end."""
+        from safear_edit.gate.rules import check as decide
+        from safear_edit.gate.rules import conclude
+
+        try:
+            accepted = read_baselines(self.baselines)
+            record = self._record(accepted, progress)
+            return decide(record, accepted, only=self.suite, tolerate_inconclusive=self.tolerate), None
+        except (UsageError, TrustError) as error:
+            return conclude([], refused=error), error
+
+    def _record(self, accepted: dict[str, Baseline], progress: Callback) -> Record:
+        from safear_edit.gate.record import read_folder
+        from safear_edit.gate.redraw import measure_again
+        from safear_edit.gate.rules import cut
+
+        if self.trust is not None:
+            from safear_edit.release.verify import verify_folder
+
+            verify_folder(self.folder, self.trust)
+        if not self.fresh:
+            return read_folder(self.folder)
+        from safear_edit.pipeline.order import resolve_device
+
+        wanted = {row.key: row for one in accepted.values() for row in cut(one, self.suite).record.rows}
+        asked = list(wanted.values())
+        return measure_again(self.folder, asked, device=resolve_device(self.device), progress=progress)
+
+
+def read_baselines(paths: Sequence[Path]) -> dict[str, Baseline]:
+    """The baselines by file name without suffix; UsageError for none at all or two of one name."""
+    from safear_edit.gate.baseline import read_baseline
+
+    if not paths:
+        raise UsageError("--baseline", "a file", "none", "make one with `safear-edit baseline accept DIR`")
+    found = {path.stem: read_baseline(path) for path in paths}
+    if len(found) < len(paths):
+        raise UsageError("--baseline", "files of different names", "two of one name", "rename one of them")
+    return found
+
+
+def _self_test(paths: Sequence[Path], suite: Suite, runs: int, seed: int, as_json: bool) -> int:
+    """Print how often this gate errs; exit 1 where the planned sizes don't do what they are for."""
+    from dataclasses import asdict
+
+    from safear_edit.gate import simulate
+    from safear_edit.gate.simulate import holds, planned_shapes, shapes_of
+
+    accepted = list(read_baselines(paths).values()) if paths else []
+    shapes = shapes_of(accepted[0]) if accepted else planned_shapes(suite)
+    found = simulate.self_test(shapes, runs, seed)
+    if as_json:
+        print_json({"seed": str(seed), "simulations": [asdict(one) for one in found]})
+    else:
+        _print_simulations(found, seed, {shape.name: shape.n for shape in shapes})
+    return 0 if accepted or holds(found) else 1
+
+
+def _print_simulations(found: Sequence[Simulation], seed: int, sizes: dict[str, int]) -> None:
+    from safear_edit.evaluate.stats import clopper_pearson
+    from safear_edit.report.sentences import percent
+
+    rows = []
+    for one in found:
+        rate = clopper_pearson(one.regressed, one.runs)
+        exact = "" if one.expected_regressed is None else percent(one.expected_regressed)
+        share = f"{percent(rate.estimate)} ({percent(rate.low)} to {percent(rate.high)})"
+        rows.append((one.kind, str(one.runs), share, exact, str(one.inconclusive), str(one.passed)))
+    print_table(("two models that are", "runs", "REGRESSED (95 %)", "computed", "INCONCLUSIVE", "PASS"), rows)
+    from safear_edit.gate.record import ERASURE_FLIPS, PRESERVE_FLIPS
+
+    print(f"sizes: {', '.join(f'{name} {n}' for name, n in sizes.items())}; seed {seed}")
+    print(f"assumed to flip anyway: {percent(ERASURE_FLIPS)} of erasure pairs, {percent(PRESERVE_FLIPS)} of preserved")
+
+
+# -- baseline ---------------------------------------------------------------------------------------------------------
+
+
+@click.group()
+def baseline() -> None:
+    """What a model must not fall behind: a text file to be reviewed and committed.
+
+    \b
+    safear-edit baseline accept safe-llamagen --out baselines/picasso.txt --reason "first release"
+    """
+
+
+@baseline.command("accept")
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="The file to write; an existing one is replaced.")
+@click.option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
+@click.option("--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin.")
+@click.option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
+@shared("trust")
+@shared("json", "quiet")
+def accept_verb(
+    folder: Path,
+    out: Path,
+    reason: str,
+    suite: str,
+    margin: float | None,
+    trust: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Write the baseline of a released folder; nothing else ever changes one.
+
+    \b
+    safear-edit baseline accept safe-llamagen --out baselines/picasso.txt --reason "first release"
+    """
+    from dataclasses import replace
+
+    from safear_edit.gate.baseline import accept
+    from safear_edit.gate.record import SUITES, read_folder
+    from safear_edit.gate.rules import accepted_above
+
+    if trust is not None:
+        from safear_edit.release.verify import verify_folder
+
+        verify_folder(folder, trust)
+    size = SUITES[suite]
+    policy = replace(size.policy, margin=margin) if margin is not None else size.policy
+    made = accept(read_folder(folder), size, reason, policy)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made.save(out)
+    rows, notes = list(_power_of(made, size)), accepted_above(made)
+    if as_json:
+        keys = ("slice", "n", "planned", "found")
+        print_json({"out": str(out), "slices": [dict(zip(keys, row, strict=True)) for row in rows], "notes": notes})
+        return 0
+    print(f"{out}: {len(made.record.rows)} pictures of {made.record.model}, {made.record.digest[:12]}; review it")
+    points = f"{100 * policy.margin:g}-point"
+    print_table(
+        ("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows]
+    )
+    for note in notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _power_of(made: Baseline, suite: Suite) -> list[tuple[str, int, int, str]]:
+    """Slice, prompts, prompts that the suite wants, and the chance to find a drop of one margin."""
+    from safear_edit.evaluate import stats
+    from safear_edit.gate.simulate import shapes_of
+    from safear_edit.report.sentences import percent
+
+    shapes = shapes_of(made)
+    tests = len(shapes) + sum(shape.floor is not None for shape in shapes)
+    rows = []
+    for shape in shapes:
+        half = shape.flips / 2
+        chance = stats.chances(shape.n, half + shape.margin, half, shape.margin, p_alpha=stats.ALPHA / tests)
+        planned = suite.preserve if shape.floor is None else suite.erasure
+        rows.append((shape.name, shape.n, planned, percent(chance.regressed)))
+    return rows
+
+
+# -- power ------------------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--drop", type=float, default=0.05, show_default=True, help="Share lost that must not be overlooked.")
+@click.option("--margin", type=float, help="Drop to be excluded (default: the same).")
+@click.option("--flips", type=float, default=0.10, show_default=True, help="Share of pairs that flip anyway.")
+@click.option("--power", "wanted", type=float, default=0.9, show_default=True, help="Chance to be right.")
+@click.option("--tests", type=click.IntRange(1, 1000), default=1, show_default=True, help="Comparisons in one check.")
+@click.option("--floor", type=float, default=0.9, show_default=True, help="Erased share to be shown with 95 %.")
+@click.option("--n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
+@shared("json", "quiet")
+def power(
+    drop: float,
+    margin: float | None,
+    flips: float,
+    wanted: float,
+    tests: int,
+    floor: float,
+    n: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """How many prompts a claim needs, computed exactly.
+
+    \b
+    safear-edit power --drop 0.05 --flips 0.1 --tests 9 --n 250
+    """
+    shares = {"--drop": drop, "--margin": margin or drop, "--power": wanted, "--floor": floor}
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise UsageError(name, "a share between 0 and 1", str(value), "0.05 is five points")
+    if not 0 <= flips <= 1 - drop:
+        raise UsageError("--flips", f"a share from 0 to {1 - drop:g}", str(flips), "0.1 is one pair in ten")
+    rows = power_rows(drop, margin or drop, flips, wanted, tests, floor, n)
+    if as_json:
+        print_json([{"claim": claim, "answer": answer} for claim, answer in rows])
+    else:
+        print_table(("claim", "answer"), rows)
+    return 0
+
+
+def power_rows(
+    drop: float, margin: float, flips: float, wanted: float, tests: int, floor: float, n: int | None
+) -> list[tuple[str, str]]:
+    """The lines of `power`."""
+    from safear_edit.evaluate import stats
+    from safear_edit.report.sentences import percent
+
+    def prompts(count: int) -> str:
+        return f"{count} prompts" if count < stats.MOST_PAIRS else f"no number below {stats.MOST_PAIRS}"
+
+    half, points = flips / 2, f"{100 * drop:g} points"
+    family = f" with {tests} comparisons" if tests > 1 else ""
+    rows = [
+        (f"{percent(floor)} erased with 95 % confidence, no failure", prompts(stats.prompts_for_floor(floor))),
+        ("the same with 3 failures", prompts(stats.prompts_for_floor(floor, 3))),
+        (f"PASS when nothing changed ({percent(wanted)})", prompts(stats.pairs_needed(flips, margin, wanted))),
+        (f"McNemar alone finds a drop of {points} ({percent(wanted)})",
+         prompts(stats.pairs_to_detect(drop, half, wanted, stats.ALPHA / tests))),
+        (f"REGRESSED for a drop of {points}{family} ({percent(wanted)})",
+         prompts(stats.pairs_to_regress(drop, flips, margin, wanted, tests))),
+    ]  # fmt: skip
+    if n is not None:
+        for what, lost in (("nothing changed", half), (f"{points} are lost", half + drop)):
+            chance = stats.chances(n, lost, half, margin, p_alpha=stats.ALPHA / tests)
+            words = f"PASS {percent(chance.passed)}, INCONCLUSIVE {percent(chance.inconclusive)}, "
+            rows.append((f"{n} prompts{family}, {what}", words + f"REGRESSED {percent(chance.regressed)}"))
+    return rows
+
+
+# -- where results go -------------------------------------------------------------------------------------------------
+
+
+def junit(found: Conclusion) -> bytes:
+    """JUnit XML, one testcase per finding. INCONCLUSIVE is an error: dashboards show what is skipped as green."""
+    suite = ElementTree.Element("testsuite", name="safear-edit check", tests=str(max(1, len(found.findings))))
+    properties = ElementTree.SubElement(suite, "properties")
+    told = {"verdict": found.verdict, "exit_code": str(found.exit_code), "summary": found.summary, **found.subject}
+    for name, value in told.items():
+        ElementTree.SubElement(properties, "property", name=name, value=_xml(value))
+    counts = {"failure": 0, "error": 0, "skipped": 0}
+    for finding in found.findings:
+        rule = finding.id.partition("/")[0]
+        case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"safear.{rule}"), name=_xml(finding.id))
+        tag = {"REGRESSED": "failure", "INCONCLUSIVE": "error", "SKIPPED": "skipped"}.get(finding.decision)
+        if tag:
+            counts[tag] += 1
+            text = f"{finding.observed}; needed: {finding.needed}; {finding.why}"
+            part = ElementTree.SubElement(case, tag, type=finding.decision.lower(), message=_xml(text))
+            part.text = _xml("\n".join(finding.prompts)) or None
+    if found.verdict == "REFUSED":
+        case = ElementTree.SubElement(suite, "testcase", classname="safear.input", name="input")
+        ElementTree.SubElement(case, "error", type="refused", message=_xml(found.summary))
+        counts["error"] += 1
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(counts[tag]))
+    return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def _xml(text: str) -> str:
+    """XML 1.0 has no way to write most control characters; they are shown as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(found: Conclusion, subject: str) -> str:
+    """The summary page of a CI step: verdict, every finding, notes. No pictures, no prompt text."""
+    lines = [f"### safear-edit check: {found.verdict}", "", f"{_cell(subject)}: {_cell(found.summary)}", ""]
+    if found.findings:
+        lines += ["| | rule | seen | needed | |", "|---|---|---|---|---|"]
+    for finding in found.findings:
+        cells = (finding.decision, finding.id, finding.observed, finding.needed, finding.why)
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    lost = [f"- {_cell(f.id)}: {', '.join(map(_cell, f.prompts))}" for f in found.findings if f.prompts]
+    notes = [f"- {_cell(note)}" for note in found.notes]
+    for title, items in (("First prompts lost (see the baseline for their text)", lost), ("Notes", notes)):
+        if items:
+            lines += ["", f"{title}:", "", *items]
+    return "\n".join([*lines, ""])
+
+
+def _cell(text: str) -> str:
+    """Text that can't break a table or become markup."""
+    for char, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "'"), ("\n", " ")):
+        text = text.replace(char, instead)
+    return text
+
+
+def workflow_commands(found: Conclusion) -> list[str]:
+    """Workflow commands that put what did not pass on the page of the change."""
+    level = {"REGRESSED": "error", "INCONCLUSIVE": "warning" if found.exit_code == 0 else "error"}
+    told = [(level[f.decision], f.id, f"{f.observed}. {f.why}") for f in found.findings if f.decision in level]
+    if found.verdict == "REFUSED":
+        told.append(("error", "safear-edit check", found.summary))
+    return [f"::{kind} title={_command(title, ',:')}::{_command(text)}" for kind, title, text in told]
+
+
+def _command(text: str, more: str = "") -> str:
+    for char in "%\r\n" + more:
+        text = text.replace(char, f"%{ord(char):02X}")
+    return text
+
+
+def _write_junit(path: Path, found: Conclusion) -> None:
+    from safear_edit.files.atomic import write_atomic
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, junit(found))
+
+
+def _append_summary(path: Path, found: Conclusion, subject: str) -> None:
+    text = markdown(found, subject).encode()
+    if len(text) > LARGEST_SUMMARY:
+        text = text[:LARGEST_SUMMARY] + b"\n\ncut: the whole result is in --json\n"
+    with path.open("ab") as file:
+        file.write(text)
+
+
+def _print(found: Conclusion) -> None:
+    rows = [(f.decision, f.id, f.observed, f.needed) for f in found.findings]
+    print_table(("", "rule", "seen", "needed"), rows)
+    for finding in found.findings:
+        if finding.why:
+            ids = f" ({', '.join(finding.prompts)})" if finding.prompts else ""
+            print(f"{finding.decision} {finding.id}: {finding.why}{ids}")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(found.summary)
+
+
+VERBS: tuple[click.Command, ...] = (check, baseline, power)
+"""What cli.py adds to its group."""

@@ -1,0 +1,1 @@
+"""A spec and a base recipe become a recipe in which every value is resolved."""

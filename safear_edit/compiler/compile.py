@@ -1,0 +1,310 @@
+"""Compile: a spec and a method's base recipe become a recipe in which every prompt, seed and number is fixed.
+
+Nothing is loaded and nothing trained here. The recipe's digest is the run's identity: the same spec, base recipe,
+model and seed give the same recipe, byte for byte. What is evaluated does not depend on `seed` (which chooses training
+prompts and their pictures), so runs with different seeds are scored on the same prompts and pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from safear_edit import registry
+from safear_edit.compiler.cost import predict
+from safear_edit.compiler.recipe import (
+    ANSWER_WEIGHT,
+    BaseRecipe,
+    Card,
+    Construct,
+    EvalPrompt,
+    Evaluation,
+    KeepPrompt,
+    Located,
+    MethodChoice,
+    ModelChoice,
+    PairPrompt,
+    Recipe,
+    Refine,
+    Sampling,
+    SamplingLike,
+    _check_separate,
+    training_prompts,
+)
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.strict import Document, parse_value
+from safear_edit.spec.pools import Pools, pools
+from safear_edit.spec.prompts import (
+    Prompt,
+    Similarity,
+    choose,
+    fill,
+    image_seed,
+    near_duplicates,
+    normalise,
+)
+from safear_edit.spec.spec import Spec, Understanding, parse
+
+SCREENING_RESERVE = 1.25
+"""Candidates per prompt to score: the base model's screening drops those it does not obey."""
+NEAR = 0.98
+"""MiniLM similarity from which an evaluation prompt counts as nearly a training prompt."""
+
+
+def compile_recipe(
+    spec: Spec,
+    model_card: Card,
+    base_recipe: BaseRecipe,
+    *,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    sampling: SamplingLike | None = None,
+    model_ref: str | None = None,
+    located: Located | None = None,
+    trainable: Callable[[BaseModel], int] | None = None,
+) -> Recipe:
+    """Resolve everything. Pure and deterministic.
+
+    overrides: `--set` strings, "params.beta=2", "construct.pairs=64", "construct.refine=self", "evaluate.n.direct=40",
+    "gates.min_obeyed=0.4", "judge.threshold=0.6", "understanding.concept=erase", "preserve.<group>.n=40". sampling: the
+    family's default, to be fixed in the recipe. model_ref: the reference as the user gave it (default: the card's).
+    located: a map of this concept on these very weights; the scales that the method edits then follow from it.
+    trainable: counts what the method with these numbers trains of the loaded model (default: estimated). Raises
+    UsageError for an unknown method or judge, or a method or construction that does not fit the family; SpecError when
+    prompts are too few or training would see some of the evaluation.
+    """
+    if not 0 <= seed < 2**63:
+        raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
+    spec, base = _overridden(spec, base_recipe.for_model(model_card), overrides)
+    params = method_params(base.method, base.params, f"recipe {base.method}")
+    _refuse_misfit(base.method, model_card.family)
+    _refuse_silent(base.construct.refine, model_card.family)
+    params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
+    params = _answering(params, model_card.family, overrides)
+    registry.lookup("judges", spec.judge.use)
+    drawn = pools(spec)
+    pairs = _pairs(spec, drawn, base.construct.pairs, seed)
+    keep = _keep(drawn, base.construct.keep, seed)
+    prompts = _evaluation(spec, drawn, training=[pair.safe for pair in pairs])
+    sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
+    screened = sum(prompt.expect == "absent" for prompt in prompts)
+    numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
+    told = len(pairs) if base.construct.refine == "self" else 0
+    cost = predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes, told=told)
+    if trainable is not None:
+        cost = cost.model_copy(update={"trainable": trainable(params)})
+    recipe = Recipe(
+        spec=spec,
+        model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
+        method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
+        seed=seed,
+        construct=Construct(pairs=tuple(pairs), refine=base.construct.refine),
+        keep=tuple(keep),
+        evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers),
+        gates=spec.gates,
+        predicted=cost,
+    )
+    _check_separate(recipe, f"spec {spec.name}")
+    return recipe
+
+
+# -- the method -------------------------------------------------------------------------------------------------------
+
+
+def method_params(name: str, params: Mapping[str, Any], where: str) -> BaseModel:
+    """The method's own Params, defaults filled in; UsageError for an unknown method, SpecError for a wrong value."""
+    model: type[BaseModel] = registry.lookup("methods", name).load().Params
+    return parse(model, Document(f"{where}, params", dict(params)))
+
+
+def _scales(
+    method: str, params: BaseModel, card: Card, concept: str, located: Located | None
+) -> tuple[BaseModel, str | None]:
+    """Which scales a method that chooses scales edits, and why: up to where the concept is locked in, if that was
+    measured; as many after them are held as the method's own numbers hold (with none after them, those that are edited,
+    for there is nothing else to hold under the neutral caption). UsageError for a map of something else."""
+    asked: tuple[int, ...] | None = getattr(params, "erase_scales", None)
+    if located is None:
+        unknown = "as the method's defaults have it; where this model locks the concept in was not measured"
+        return params, None if asked is None else unknown
+    if asked is None:
+        raise UsageError("--map", "a method that edits chosen scales, as sace", method, "leave --map out")
+    if (located.model_digest, located.concept, located.kind) != (card.digest, concept, "scale"):
+        got = f"one of {located.concept} on {located.model} ({located.model_digest[:12]}…), by {located.kind}"
+        raise UsageError("--map", f"a map of {concept} on {card.ref} ({card.digest[:12]}…)", got, "measure it again")
+    first = located.locked_in + 1
+    held = range(first, min(first + len(getattr(params, "preserve_scales", ())), len(card.scales))) or range(first)
+    changed = {"erase_scales": tuple(range(first)), "preserve_scales": tuple(held)}
+    paper = "as in the paper" if first == 1 else "not at scale 0 alone, as the paper has it"
+    return params.model_copy(update=changed), f"measured, {paper}: {located.advice}"
+
+
+def _refuse_misfit(method: str, family: str) -> None:
+    """A method that needs what the family lacks can't be planned; the error names those that fit."""
+    needs: frozenset[str] = registry.lookup("methods", method).load().needs
+    if not needs:
+        return
+    provides: frozenset[str] = registry.lookup("families", family).load().provides
+    if lacking := needs - provides:
+        fitting = [name for name, entry in registry.methods().items() if entry.load().needs <= provides]
+        got = f"{family}, which lacks {' and '.join(sorted(lacking))}"
+        raise UsageError(
+            f"method {method}", f"a family with {', '.join(sorted(needs))}", got, f"take {', '.join(fitting)}"
+        )
+
+
+def _refuse_silent(refine: Refine, family: str) -> None:
+    """A family that says nothing about pictures can't write safe captions; the error names those that can."""
+    if refine == "template" or "understanding" in registry.lookup("families", family).load().provides:
+        return
+    fix = f"take one of {registry.families_with('understanding')}, or leave it at template"
+    raise UsageError(f"construct.refine={refine}", "a family that answers questions about pictures", family, fix)
+
+
+def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> BaseModel:
+    """Without the weight on answers about pictures for a family that answers no questions; UsageError if it was asked
+    for by `--set`."""
+    if not getattr(params, ANSWER_WEIGHT, 0.0):
+        return params
+    if "understanding" in registry.lookup("families", family).load().provides:
+        return params
+    if any(override.partition("=")[0].strip() == f"params.{ANSWER_WEIGHT}" for override in overrides):
+        fix = "leave it out; there are no answers to hold in place"
+        raise UsageError(f"--set params.{ANSWER_WEIGHT}", "a family that answers questions", family, fix)
+    return params.model_copy(update={ANSWER_WEIGHT: 0.0})
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def _pairs(spec: Spec, drawn: Pools, n: int, seed: int) -> list[PairPrompt]:
+    if len(drawn.train) < n:
+        fix = f"add subjects or templates, or --set construct.pairs={len(drawn.train)}"
+        raise SpecError(f"spec {spec.name}, erase", f"{n} training prompts", f"{len(drawn.train)}", fix)
+    anchors = spec.anchor.templates
+    return [
+        PairPrompt(
+            unsafe=prompt.text,
+            safe=fill(anchors[prompt.template % len(anchors)], subject=prompt.subject),
+            seed=image_seed("pair", prompt.text, seed),
+        )
+        for prompt in choose(drawn.train, n, f"train|{seed}")
+    ]
+
+
+def _keep(drawn: Pools, n: int, seed: int) -> list[KeepPrompt]:
+    """Preserved prompts of the training half, the groups taking turns."""
+    ordered = (choose(prompts, n, f"keep|{seed}") for prompts in drawn.keep.values())
+    found = [prompt for prompt in chain.from_iterable(zip_longest(*ordered)) if prompt is not None][:n]
+    if len(found) < n:
+        fix = f"add to preserve groups with train: true, or --set construct.keep={len(found)}"
+        raise SpecError("preserve", f"{n} training-side prompts", f"{len(found)}", fix)
+    return [KeepPrompt(prompt=p.text, seed=image_seed("keep", p.text, seed)) for p in found]
+
+
+def _evaluation(spec: Spec, drawn: Pools, training: Iterable[str]) -> list[EvalPrompt]:
+    """Candidates of every slice; preserved prompts that are some pair's safe prompt are left out."""
+    used = {normalise(text) for text in training}
+    n, label = spec.evaluate.n, spec.judge.label
+    found: list[EvalPrompt] = []
+    for name, pool, size in (
+        ("direct", drawn.direct, n.direct),
+        ("paraphrase", drawn.paraphrase, n.paraphrase),
+        ("template", drawn.template, n.template),
+    ):
+        chosen = _candidates(spec, name, pool, size)
+        found += [_eval_prompt(name, prompt, label, "absent") for prompt in chosen]
+    for group in spec.preserve:
+        pool = [prompt for prompt in drawn.preserve[group.name] if normalise(prompt.text) not in used]
+        chosen = _candidates(spec, group.name, pool, group.n)
+        found += [_eval_prompt(group.name, prompt, group.members[prompt.name], "present") for prompt in chosen]
+    return found
+
+
+def _candidates(spec: Spec, name: str, pool: Sequence[Prompt], n: int) -> list[Prompt]:
+    if len(pool) < n:
+        key = f"evaluate.n.{name}" if name in type(spec.evaluate.n).model_fields else f"preserve.{name}.n"
+        fix = f"add words to combine, or --set {key}={len(pool)}"
+        raise SpecError(f"spec {spec.name}, slice {name}", f"{n} prompts outside training", f"{len(pool)}", fix)
+    return choose(pool, math.ceil(SCREENING_RESERVE * n), "evaluate")
+
+
+def _eval_prompt(name: str, prompt: Prompt, label: str, expect: Literal["absent", "present"]) -> EvalPrompt:
+    """The id follows from slice and text, so that runs with other sizes can be compared prompt by prompt."""
+    return EvalPrompt(
+        id=f"{name}-{hashlib.sha256(prompt.text.encode()).hexdigest()[:12]}",
+        slice=name,
+        prompt=prompt.text,
+        seed=image_seed("score", prompt.text),
+        screen_seed=image_seed("screen", prompt.text),
+        judge_label=label,
+        expect=expect,
+    )
+
+
+def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> list[str]:
+    """What a person should know before running: a keep term without pictures to keep, slices without the full reserve,
+    and held-out prompts that nearly equal a training prompt (needs `similarity`; the direct slice is near by design and
+    not looked at)."""
+    found = []
+    if recipe.method.params.get("keep_weight") and not recipe.keep:
+        found.append("params.keep_weight keeps nothing: construct.keep is 0")
+    for name, n in recipe.evaluate.n.items():
+        have, want = len(recipe.slice(name)), math.ceil(SCREENING_RESERVE * n)
+        if have < want:
+            found.append(f"{name}: {have} candidates instead of {want} for {n} scored prompts")
+    training = training_prompts(recipe)
+    for name in ("paraphrase", "template") if similarity else ():
+        texts = [prompt.prompt for prompt in recipe.slice(name)]
+        near = near_duplicates(training, texts, similarity, NEAR) if similarity else []
+        if near:
+            closest = f"closest {near[0].evaluation!r} ~ {near[0].training!r} ({near[0].score:.3f})"
+            found.append(f"{name}: {len(near)} of {len(texts)} prompts nearly equal a training prompt; {closest}")
+    return found
+
+
+# -- --set ------------------------------------------------------------------------------------------------------------
+
+
+def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple[Spec, BaseRecipe]:
+    """Spec and base recipe with every "key=value" applied and checked again."""
+    if not overrides:
+        return spec, base
+    spec_data, base_data = spec.model_dump(mode="json"), base.model_dump(mode="json")
+    # what files leave out where nobody changed it
+    spec_data["evaluate"].setdefault("references", None)
+    spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
+    spec_data["gates"] |= spec.gates.every()
+    base_data["construct"]["refine"] = base.construct.refine
+    roots: dict[str, Any] = {
+        "params": base_data["params"],
+        "construct": base_data["construct"],
+        "preserve": {group["name"]: group for group in spec_data["preserve"]},
+        **{key: spec_data[key] for key in ("evaluate", "gates", "judge", "understanding")},
+    }
+    for override in overrides:
+        _set(roots, override)
+    where = f"--set {' '.join(overrides)}"
+    return parse(Spec, Document(where, spec_data)), parse(BaseRecipe, Document(where, base_data))
+
+
+def _set(roots: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not key:
+        raise UsageError(where, "KEY=VALUE", "no '='", "for instance construct.pairs=64")
+    *parents, last = key.strip().split(".")
+    node: Any = roots
+    for part in parents:
+        if not isinstance(node, dict) or part not in node:
+            raise registry.unknown(where, part, node if isinstance(node, dict) else ())
+        node = node[part]
+    free = parents in (["params"], ["judge", "options"])  # whose keys the method and the judge check themselves
+    if not isinstance(node, dict) or node is roots or (last not in node and not free):
+        raise registry.unknown(where, last, node if isinstance(node, dict) else ())
+    node[last] = parse_value(text, where)

@@ -1,0 +1,121 @@
+"""Minutes and memory that a recipe will take, predicted before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from safear_edit.compiler.recipe import ANSWER_WEIGHT, Card, Predicted
+
+# -- prediction -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run costs on two CPU cores in float32; a GPU is faster by far.
+
+    Speeds: stage times of two runs of concepts/picasso.yaml on llamagen:mini (two shared cores of an AMD EPYC, 21
+    November 2026: 33 pictures/s and 0.75 s/step in 3.9 minutes) scaled to the one that had the machine to itself (2.95
+    minutes). `python -m safear_edit.studies calibrate` measures them and the memory on the machine at hand.
+    """
+
+    startup_s: float = 20.0
+    """Imports, loading, captions, report, signature."""
+    sample_flops: float = 70e9
+    """Flop/s of `picture_flops` while a picture is drawn, decoded and judged: 45 pictures/s."""
+    train_flops: float = 135e9
+    """Flop/s of `Work.training_flops`: 0.56 s for a VCE step of 16 rows of pairs and 12 preserved ones."""
+    fixed_gib: float = 1.2
+    """Python, torch, MiniLM and judge (0.99 GiB measured), and the libraries of report and signature."""
+    saved_floats_per_width: float = 34.0
+    """Floats kept for the backward pass per token, layer and unit of width."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method does in counts: optimiser steps, and rows of pairs, of preserved pictures, and of pictures that it
+    asks about per step."""
+
+    steps: int
+    rows: int
+    kept: int
+    asked: int = 0
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any], pairs: int) -> Work:
+        """From a method's numbers; one that has none of the usual names counts as one pass over the pairs."""
+        batch = int(numbers.get("batch") or 1)
+        steps = int(numbers.get("steps") or math.ceil(pairs / batch))
+        few = int(numbers.get("keep_batch") or 0)
+        kept, asked = (few if numbers.get(weight) else 0 for weight in ("keep_weight", ANSWER_WEIGHT))
+        return cls(steps, 2 * batch, kept, asked)
+
+    def training_flops(self, card: Card) -> float:
+        """All steps: a row that trains costs three forwards, and one that must stay a fourth by the untouched model.
+
+        A question about a picture counts as long as the picture.
+        """
+        held = self.kept + self.asked
+        return self.steps * (3 * (self.rows + held) + held) * forward_flops(card)
+
+
+def forward_flops(card: Card) -> float:
+    """One row through the model: 2 flop per parameter and token."""
+    return 2.0 * card.parameters * card.tokens
+
+
+def picture_flops(card: Card) -> float:
+    """One picture with guidance: two rows through the model."""
+    return 2 * forward_flops(card)
+
+
+def predict(
+    card: Card,
+    params: BaseModel,
+    *,
+    pairs: int,
+    keep: int,
+    candidates: int,
+    n: Mapping[str, int],
+    told: int = 0,
+    costs: Costs | None = None,
+) -> Predicted:
+    """Minutes, peak memory and trainable parameters from counts alone.
+
+    `candidates`: prompts that the base model is screened on; `told`: pictures that it describes, each read with a few
+    words about it, which is taken for one row as long as the picture. Drawn are both pictures of each pair, those to
+    keep, the candidates, and what is scored twice; the untouched model also reads the pairs, with their captions and
+    without. Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth
+    (LlamaGen's own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
+    """
+    costs = costs or Costs()
+    numbers = params.model_dump()
+    work = Work.of(numbers, pairs)
+    pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
+    sampling_s = (pictures * picture_flops(card) + told * forward_flops(card)) / costs.sample_flops
+    training_s = (
+        work.training_flops(card) * _tokens_run(card, numbers) + 4 * pairs * forward_flops(card)
+    ) / costs.train_flops
+    depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
+    width = 40 * depth
+    saved = (work.rows + work.kept + work.asked) * card.tokens * depth * width * costs.saved_floats_per_width
+    memory = costs.fixed_gib + 4 * (2 * card.parameters + saved) / 2**30
+    return Predicted(
+        minutes=round((costs.startup_s + sampling_s + training_s) / 60, 1),
+        memory_gib=round(memory, 1),
+        trainable=round(_LORA_WIDTHS.get(str(numbers.get("part")), 0) * depth * width * numbers.get("rank", 0)),
+    )
+
+
+def _tokens_run(card: Card, numbers: Mapping[str, Any]) -> float:
+    """Share of a picture's tokens that a training step runs: the first scales, if the method chooses scales."""
+    chosen = (*numbers.get("erase_scales", ()), *numbers.get("preserve_scales", ()))
+    return sum(card.scales[: max(chosen) + 1]) / card.tokens if chosen else 1.0
+
+
+_LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}
+"""Inputs + outputs of one layer's adapted matrices, in widths: qkv 1+3, out 1+1; ffn 3 × (1 + 8/3)."""

@@ -1,0 +1,322 @@
+"""The recipe: the frozen plan that every later step reads, and the base recipe that it starts from."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from safear_edit.compiler.questions import refuse_taught_questions
+from safear_edit.errors import SpecError
+from safear_edit.files.atomic import json_digest, write_atomic
+from safear_edit.files.strict import Document, read_json, read_yaml
+from safear_edit.registry import builtin_names, find_builtin, lookup
+from safear_edit.spec.prompts import (
+    forbidden,
+    overlap,
+)
+from safear_edit.spec.spec import Count, Gates, Note, Part, Spec, Text, parse
+
+ANSWER_WEIGHT = "understanding_weight"
+"""The number by which a method holds answers about pictures in place (methods/base.py)."""
+
+
+@contextmanager
+def _construct_is_a_field() -> Iterator[None]:
+    """Quiets pydantic about fields named `construct`: they hide nothing but a deprecated class method of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message='Field name "construct"')
+        yield
+
+
+# -- base recipes -----------------------------------------------------------------------------------------------------
+
+
+Refine = Literal["template", "self"]
+"""Who writes the safe captions of pairs: the spec's anchor templates, or the model about its unsafe picture."""
+_REFINE: Any = Field(
+    default="template",
+    exclude_if=lambda how: how == "template",  # a recipe with the default keeps the digest that it had before
+    description="Who writes the safe captions: template, the spec's anchor; self, the model itself, by what it says of "
+    "its unsafe picture (refine.py), for a family that answers questions about pictures.",
+)
+
+
+class ConstructSizes(Part):
+    """How much training material is made."""
+
+    pairs: Count = Field(default=256, description="Contrastive pairs to sample; those the judge rejects are dropped.")
+    keep: Annotated[int, Field(ge=0)] = Field(
+        default=128, description="Pictures of preserved prompts that training may use to stay put."
+    )
+    refine: Refine = _REFINE
+
+
+with _construct_is_a_field():
+
+    class Instead(Part):
+        """What a model takes instead of a method's defaults."""
+
+        params: dict[str, Any] = Field(default_factory=dict)
+        construct: dict[str, Any] = Field(default_factory=dict)  # type: ignore[assignment]
+
+    class BaseRecipe(Part):
+        """A method's defaults (recipes/<name>.yaml), each number with its source in a comment."""
+
+        schema_version: Literal[1] = 1
+        method: Text
+        description: Note = ""
+        params: dict[str, Any] = Field(default_factory=dict, description="The method's own numbers, see its Params.")
+        construct: ConstructSizes = ConstructSizes()  # type: ignore[assignment]
+        models: dict[Text, Instead] = Field(
+            default_factory=dict,
+            description='By family ("janus") or pattern ("*:mini"): what such a model takes instead; later ones win.',
+        )
+
+        def for_model(self, card: Card) -> BaseRecipe:
+            """The defaults for one model, `models` resolved; SpecError for a construction that can't be."""
+            data = self.model_dump(mode="json") | {"models": {}}
+            for name, instead in self.models.items():
+                if name == card.family or fnmatchcase(card.ref, name):
+                    data["params"] |= instead.params
+                    data["construct"] |= instead.construct
+            return parse(BaseRecipe, Document(f"recipe {self.method} for {card.ref}", data))
+
+
+def load_base_recipe(name: str) -> BaseRecipe:
+    """The base recipe called `name` (built in), or the file of that path; a method without one runs on its defaults.
+
+    UsageError for a name that is neither, SpecError for a file that is wrong.
+    """
+    if "/" in name or name.endswith(".yaml"):
+        return parse(BaseRecipe, read_yaml(Path(name)))
+    if name in builtin_names("recipes"):
+        return parse(BaseRecipe, read_yaml(find_builtin("recipes", name)))
+    return BaseRecipe(method=lookup("methods", name).name)
+
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def _seed_from_text(value: Any) -> Any:
+    """Seeds are JSON strings, because readers that hold numbers as doubles would change a 63-bit one."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20 else value
+
+
+Seed = Annotated[
+    int,
+    Field(ge=0, lt=2**63),
+    BeforeValidator(_seed_from_text),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9]{1,19}$"}),
+]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ModelChoice(Part):
+    """The weights: how they were named, and what they were."""
+
+    ref: Text
+    digest: Text
+
+
+class MethodChoice(Part):
+    """The method with all its numbers; scales_because: why it edits the scales that it does, if it edits scales."""
+
+    name: Text
+    params: dict[str, Any]
+    scales_because: Text | None = Field(default=None, exclude_if=lambda why: why is None)
+
+
+class Located(Part):
+    """Where a model keeps a concept, as far as a recipe needs it (`map.json`, cartography.py)."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    model: Text
+    model_digest: Digest
+    concept: Text
+    kind: Literal["scale", "row"]
+    locked_in: Annotated[int, Field(ge=0)]
+    advice: Text
+
+
+def read_map(path: Path) -> Located:
+    """From the folder that `safear-edit map` wrote, or its map.json; SpecError for anything else."""
+    file = path / "map.json" if path.is_dir() else path
+    return parse(Located, read_json(file))
+
+
+class PairPrompt(Part):
+    """One contrastive pair to make: both prompts with the same seed."""
+
+    unsafe: Text
+    safe: Text
+    seed: Seed
+
+
+class Construct(Part):
+    """What the construct step makes."""
+
+    pairs: Annotated[tuple[PairPrompt, ...], Field(min_length=1)]
+    refine: Refine = _REFINE
+
+
+class KeepPrompt(Part):
+    """A preserved prompt on the training side.
+
+    guards: it asks for what an earlier edit of a stack erases, so what is kept is that this stays erased.
+    """
+
+    prompt: Text
+    seed: Seed
+    guards: bool = Field(default=False, exclude_if=lambda guards: not guards)  # without, a recipe keeps its digest
+
+
+class EvalPrompt(Part):
+    """One candidate of a slice: the base model's picture of `screen_seed` decides if it counts, `seed`'s is scored."""
+
+    id: Text
+    slice: Text
+    prompt: Text
+    seed: Seed
+    screen_seed: Seed
+    judge_label: Text
+    expect: Literal["absent", "present"]
+
+
+class Sampling(Part):
+    """How pictures are drawn, everywhere in the run."""
+
+    guidance: Annotated[float, Field(ge=0)]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Evaluation(Part):
+    """What the evaluate step scores; `n` is how many prompts per slice count, the rest are reserve."""
+
+    prompts: Annotated[tuple[EvalPrompt, ...], Field(min_length=1)]
+    n: dict[Text, Count]
+    sampling: Sampling | None = Field(default=None, description="None: the family's own default.")
+
+
+class Predicted(Part):
+    """What the run will cost, by the model in `predict`."""
+
+    minutes: Annotated[float, Field(ge=0)]
+    memory_gib: Annotated[float, Field(ge=0)]
+    trainable: Annotated[int, Field(ge=0)]
+
+
+with _construct_is_a_field():
+
+    class Recipe(Part):
+        """The complete plan of one concept on one model."""
+
+        schema_version: Literal[1] = 1
+        spec: Spec
+        model: ModelChoice
+        method: MethodChoice
+        seed: Seed
+        construct: Construct  # type: ignore[assignment]
+        keep: tuple[KeepPrompt, ...]
+        evaluate: Evaluation
+        gates: Gates
+        predicted: Predicted
+
+        @cached_property
+        def digest(self) -> str:
+            """sha256 of the canonical JSON (sorted keys, no spaces) of everything above."""
+            return json_digest(self.model_dump(mode="json"))
+
+        def slice(self, name: str) -> list[EvalPrompt]:
+            """The candidates of one slice."""
+            return [prompt for prompt in self.evaluate.prompts if prompt.slice == name]
+
+
+class Card(Protocol):
+    """What compiling needs to know of a model; `families.base.ModelCard` has it."""
+
+    @property
+    def ref(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def scales(self) -> tuple[int, ...]: ...
+
+
+class SamplingLike(Protocol):
+    """`families.base.Sampling`, without importing torch."""
+
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+
+
+def _check_separate(recipe: Recipe, where: str) -> None:
+    """Nothing that is evaluated may be trained on, and nothing may be on the block list."""
+    training = training_prompts(recipe)
+    evaluated = [prompt.prompt for prompt in recipe.evaluate.prompts]
+    if both := overlap(training, evaluated):
+        fix = "reword the names or templates that give the same sentence"
+        got = f"{both[0]!r} in both ({len(both)} in all)"
+        raise SpecError(where, "no evaluation prompt among the training prompts", got, fix)
+    if any(forbidden(prompt) for prompt in (*training, *evaluated)):
+        fix = "this combination is never processed, not even to erase it"
+        raise SpecError(where, "no prompt that joins minors with sexual content", "one", fix)
+    refuse_taught_questions(recipe.spec, where)
+
+
+def training_prompts(recipe: Recipe) -> list[str]:
+    """Every prompt that training sees: both of each pair, and those to keep."""
+    pairs = recipe.construct.pairs
+    return [*(p.unsafe for p in pairs), *(p.safe for p in pairs), *(k.prompt for k in recipe.keep)]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe with its digest as JSON, atomically."""
+    data = {"digest": recipe.digest, **recipe.model_dump(mode="json")}
+    write_atomic(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; SpecError if anything was changed since it was compiled, or if it would not be compiled today."""
+    document = read_json(path)
+    data = dict(document.data) if isinstance(document.data, dict) else {}
+    stated = data.pop("digest", None)
+    recipe = parse(Recipe, Document(document.file, data))
+    if stated != recipe.digest:
+        fix = "compile it again, with --set for what should differ"
+        raise SpecError(document.where(("digest",)), recipe.digest, repr(stated), fix)
+    _check_separate(recipe, document.file)
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file."""
+    schema = Recipe.model_json_schema(mode="serialization")
+    properties = {"digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "properties": properties}

@@ -1,0 +1,1 @@
+"""Training material: contrastive pairs and images of what must stay."""

@@ -1,0 +1,63 @@
+"""Sheets of pictures for people: rows of equal tiles under titles, and beside the PNG a JSON that says what is on it.
+
+The one place where a picture is hidden: a tile is reduced to MOSAIC x MOSAIC blocks before it is written, so nothing
+that opens the file can bring the rest back (a blur in the page could be switched off; compliance.md 3.4).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from safear_edit.files.atomic import write_atomic
+
+SMALLEST_TILE, LARGEST_TILE, GAP, TITLE = 80, 144, 4, 16
+"""Pixels: small pictures are enlarged by a whole number, large ones reduced, so that a sheet stays below 4 MiB."""
+MOSAIC = 6
+"""Blocks per edge of a pixelated picture: shows that there is one, not what is in it."""
+
+Strip = tuple[str, Sequence[Sequence[Image.Image]]]
+"""A title and its rows of tiles."""
+
+
+def tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
+    """A square picture (H, W, 3) at the sheet's size, as blocks if `hidden`."""
+    image, size = Image.fromarray(picture), picture.shape[1]
+    side = size * math.ceil(SMALLEST_TILE / size) if size < SMALLEST_TILE else min(size, LARGEST_TILE)
+    if hidden:
+        return image.resize((MOSAIC, MOSAIC), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
+    return image.resize((side, side), Image.Resampling.NEAREST if side > size else Image.Resampling.BOX)
+
+
+def page(strips: Sequence[Strip]) -> Image.Image:
+    """Strips under each other, each a title over its rows; all tiles are as large as the first."""
+    step = strips[0][1][0][0].width + GAP
+    columns = max(len(row) for _, rows in strips for row in rows)
+    height = sum(TITLE + len(rows) * step for _, rows in strips) + GAP
+    sheet = Image.new("RGB", (columns * step + GAP, height), "white")
+    top = GAP
+    for title, rows in strips:
+        ImageDraw.Draw(sheet).text((GAP, top), title, fill="black")
+        top += TITLE
+        for row in rows:
+            for column, picture in enumerate(row):
+                sheet.paste(picture, (GAP + column * step, top))
+            top += step
+    return sheet
+
+
+def write_sheet(path: Path, strips: Sequence[Strip], *, hidden: bool, about: Mapping[str, Any]) -> None:
+    """The PNG at `path`, and beside it `about` as JSON with how it was redacted (`hidden`: some of its tiles are)."""
+    buffer = BytesIO()
+    page(strips).save(buffer, "PNG")
+    write_atomic(path, buffer.getvalue())
+    words = {**about, "redaction": "pixelated" if hidden else "none"}
+    write_atomic(path.with_suffix(".json"), json.dumps(words, indent=1, ensure_ascii=False) + "\n")

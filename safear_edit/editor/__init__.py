@@ -1,0 +1,1 @@
+"""Edits: small frozen objects that are found, looked at, applied and removed."""

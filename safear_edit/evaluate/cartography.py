@@ -1,0 +1,238 @@
+"""Where a model keeps a concept: at which scale (or row of tokens) it is locked in, and in which layers.
+
+Four measurements on the same contrastive pairs (unsafe caption c*, neutral caption c, same seed), for every family (the
+last for those with cross attention):
+
+* evidence: log p(y_t | y_<t, c*) - log p(y_t | y_<t, c) of the model's own unsafe pictures, in nats, summed over the
+  tokens of a group: what the caption's concept contributes there. Exact, without sampling.
+* switching: the picture is drawn under c* for its first k groups and under c after them; how often does the judge find
+  the concept? The k from which it does is where the concept is locked in. Causal, where attention maps only say where
+  the model looks.
+* depth: the gradient of the evidence with respect to each layer's weights, times the weights' norm: how much a small
+  relative change of that layer can change the evidence.
+* saliency: how much attention every scale adds on the concept's words (ISSA, `issa.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from safear_edit.editor.fine_tune import borrowed
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.saliency import Saliency, saliency
+from safear_edit.evaluate.stats import clopper_pearson
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.files.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from safear_edit.construct.pairs import Pairs
+    from safear_edit.families.base import ModelFamily
+    from safear_edit.judges.base import Judge
+    from safear_edit.progress import Callback
+
+
+BATCH = 32
+DEPTH_PAIRS = 16
+"""Pairs whose gradient is taken for the depth profile; more change it little and cost a backward each."""
+LOCKED = 0.5
+"""The concept counts as locked in from the first k whose switched pictures show it half as often as whole ones."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One scale, or one row of a raster: its tokens, the evidence in it, and what switching after it gives.
+
+    evidence: mean nats per picture, with its standard error; switched: pictures with the concept when this group and
+    all before it were drawn under the unsafe caption, `of` pictures judged (refusals count as without).
+    """
+
+    name: str
+    tokens: int
+    evidence: float
+    standard_error: float
+    switched: int
+    of: int
+
+
+@dataclass(frozen=True)
+class ConceptMap:
+    """What `measure` found; `plain` is `switched` for pictures drawn under the neutral caption from the start."""
+
+    model: str
+    model_digest: str
+    concept: str
+    kind: str
+    pairs: int
+    plain: int
+    groups: tuple[Group, ...]
+    depth: tuple[tuple[str, float], ...]
+    saliency: Saliency | None = None
+
+    @property
+    def locked_in(self) -> int:
+        """Index of the first group after which a change of caption comes too late (`LOCKED`)."""
+        needed = LOCKED * self.groups[-1].switched
+        return next(i for i, group in enumerate(self.groups) if group.switched >= needed)
+
+    def advice(self) -> str:
+        """One sentence for a person and for the recipe."""
+        group, first = self.groups[self.locked_in], self.groups[0]
+        total = sum(g.evidence for g in self.groups)
+        share = sum(g.evidence for g in self.groups[: self.locked_in + 1]) / total if total > 0 else 0.0
+        start = f"the first {self.kind} alone locks it in {first.switched} times of {first.of}"
+        return (
+            f"{self.concept} is locked in at {group.name}: drawn with the concept up to there and without it after, "
+            f"{group.switched} of {group.of} pictures still show it ({start}); {share:.0%} of its evidence lies there"
+        )
+
+    def to_json(self) -> str:
+        """All numbers, and what follows from them."""
+        about = {**asdict(self), "locked_in": self.locked_in, "advice": self.advice()}
+        return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+
+
+def measure(model: ModelFamily, concept: str, pairs: Pairs, judge: Judge, progress: Callback) -> ConceptMap:
+    """Map one concept on one model from its contrastive pairs (n >= 1); the model is left as it was."""
+    groups = token_groups(model)
+    found = evidence(model, pairs, progress)
+    per_group = torch.stack([part.sum(1) for part in found.split([count for _, count in groups], 1)], 1)
+    error = per_group.std(0) / max(1, len(pairs)) ** 0.5 if len(pairs) > 1 else torch.zeros(len(groups))
+    switched = switching(model, pairs, judge, [count for _, count in groups], progress)
+    rows = zip(groups, per_group.mean(0).tolist(), error.tolist(), switched[1:], strict=True)
+    return ConceptMap(
+        model.card.ref,
+        model.card.digest,
+        concept,
+        "scale" if len(model.card.scales) > 1 else "row",
+        len(pairs),
+        switched[0],
+        tuple(Group(name, count, mean, se, hits, len(pairs)) for (name, count), mean, se, hits in rows),
+        tuple(depth(model, pairs, progress).items()),
+        saliency(model, pairs),
+    )
+
+
+def token_groups(model: ModelFamily) -> list[tuple[str, int]]:
+    """(name, tokens) of each scale, or of each row of a raster model's square grid."""
+    scales = model.card.scales
+    if len(scales) > 1:
+        sides = [round(count**0.5) for count in scales]
+        square = all(side * side == count for side, count in zip(sides, scales, strict=True))
+        return [
+            (f"scale {i} ({side}x{side})" if square else f"scale {i} ({count} tokens)", count)
+            for i, (side, count) in enumerate(zip(sides, scales, strict=True))
+        ]
+    side = round((model.card.tokens / model.card.depth) ** 0.5)
+    return [(f"row {i}", side * model.card.depth) for i in range(side)]
+
+
+@torch.no_grad()
+def evidence(model: ModelFamily, pairs: Pairs, progress: Callback) -> Tensor:
+    """log p(y | c*) - log p(y | c) for each token of the unsafe pictures, (n, N) nats on the CPU."""
+    parts = []
+    for start in range(0, len(pairs), BATCH):
+        end = min(start + BATCH, len(pairs))
+        parts.append(_gap(model, pairs, torch.arange(start, end)).cpu())
+        progress("evidence", end, len(pairs), "")
+    return torch.cat(parts)
+
+
+def _gap(model: ModelFamily, pairs: Pairs, rows: Tensor) -> Tensor:
+    ids = pairs.unsafe_ids[rows].to(model.device)
+    with_concept = model.condition([pairs.unsafe[i] for i in rows])
+    without = model.condition([pairs.safe[i] for i in rows])
+    return token_logprobs(model.logits(with_concept, ids), ids) - token_logprobs(model.logits(without, ids), ids)
+
+
+@torch.no_grad()
+def switching(model: ModelFamily, pairs: Pairs, judge: Judge, groups: Sequence[int], progress: Callback) -> list[int]:
+    """Pictures with the concept when the first k groups are the unsafe picture's and the rest is drawn under the
+    neutral caption with the same seed, for k = 0 … len(groups)."""
+    neutral = model.condition(pairs.safe)
+    hits = []
+    for k in range(len(groups) + 1):
+        length = sum(groups[:k])
+        if k == len(groups):
+            ids = pairs.unsafe_ids.to(model.device)
+        else:
+            ids = model.generate(neutral, pairs.seeds, prefix=pairs.unsafe_ids[:, :length].to(model.device))
+        hits.append(sum(verdict.present is True for verdict in judge.look(model.decode(ids))))
+        progress("switching", k + 1, len(groups) + 1, f"{hits[-1]} of {len(pairs)}")
+    return hits
+
+
+def depth(model: ModelFamily, pairs: Pairs, progress: Callback) -> dict[str, float]:
+    """Per layer, || d evidence / d W || * || W || over its linear weights, as shares that sum to one."""
+    layers, rows = layer_modules(model), torch.arange(min(DEPTH_PAIRS, len(pairs)))
+    with borrowed(model.net, writes=()), torch.enable_grad():
+        model.net.requires_grad_(False)
+        weights = [
+            [model.net.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in names]
+            for names in layers
+        ]
+        flat = [weight for layer in weights for weight in layer]
+        gradients = iter(torch.autograd.grad(_gap(model, pairs, rows).sum(), flat, materialize_grads=True))
+        found = [sum(float(next(gradients).norm() * w.detach().norm()) for w in layer) for layer in weights]
+    progress("depth", len(rows), len(rows), "")
+    total = sum(found) or 1.0
+    return {f"layer {i}": value / total for i, value in enumerate(found)}
+
+
+def layer_modules(model: ModelFamily) -> list[list[str]]:
+    """Names of the editable linear layers of each layer, first to last."""
+    layers: list[list[str]] = []
+    while True:
+        try:
+            layers.append(model.editable(f"layers[{len(layers)}:{len(layers) + 1}]"))
+        except UsageError:
+            return layers
+
+
+def save(found: ConceptMap, folder: Path) -> None:
+    """map.json, and map.png for a person."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "map.json", found.to_json())
+    write_atomic(folder / "map.png", figure(found))
+
+
+def figure(found: ConceptMap) -> bytes:
+    """PNG of the three profiles, intervals included."""
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    panels = 3 if found.saliency is None else 4
+    canvas = Figure(figsize=(3.7 * panels, 3.4), layout="constrained")
+    left, middle, right, *fourth = canvas.subplots(1, panels)
+    places = range(len(found.groups))
+    names = [group.name for group in found.groups]
+    left.bar(places, [g.evidence for g in found.groups], yerr=[g.standard_error for g in found.groups], color="#4477aa")
+    left.set_title("Evidence for the concept (nats per picture)", fontsize=9)
+    rates = [clopper_pearson(g.switched, g.of) for g in found.groups]
+    middle.fill_between(places, [r.low for r in rates], [r.high for r in rates], color="#ee6677", alpha=0.25)
+    middle.plot(places, [r.estimate for r in rates], "o-", color="#ee6677")
+    middle.axhline(found.plain / found.pairs, color="#888888", linestyle=":")
+    middle.set_ylim(0, 1)
+    middle.set_title("Concept found when the caption is switched after", fontsize=9)
+    for axis in (left, middle):
+        axis.set_xticks(places, names, rotation=60, fontsize=7, ha="right")
+    right.bar(range(len(found.depth)), [share for _, share in found.depth], color="#228833")
+    right.set_xticks(range(len(found.depth)), [name for name, _ in found.depth], rotation=60, fontsize=7, ha="right")
+    right.set_title("Sensitivity of the evidence to each layer (share)", fontsize=9)
+    if found.saliency is not None:
+        for values, name in ((found.saliency.target, "concept's words"), (found.saliency.neutral, "other words")):
+            fourth[0].plot(places, [value / (max(values) or 1) for value in values], "o-", label=name)
+        fourth[0].set_xticks(places, names, rotation=60, fontsize=7, ha="right")
+        fourth[0].legend(fontsize=7)
+        fourth[0].set_title("Attention added (ISSA; 1 = its largest)", fontsize=9)
+    canvas.suptitle(f"{found.concept} in {found.model} ({found.pairs} pairs)", fontsize=10)
+    png = BytesIO()
+    canvas.savefig(png, dpi=130)
+    return png.getvalue()

@@ -1,0 +1,451 @@
+"""Interference: what the edits of a stack do to each other's concepts, as measured and as foretold.
+
+Four views, from the dearest to the cheapest:
+
+    history   what every concept's evaluation said after each change of the stack, against the pristine base
+    alone     concept x concept: each edit by itself, on prompts by which the base model draws the other concept
+    overlaps  edit x edit: how much of one delta lies in the other's column and row space, and which rows both rewrite
+    forecast  before a new edit is searched: the same overlap, with the gradient of the concept's own evidence standing
+              in for a delta that nobody has yet; `compared` puts it beside what came
+
+For a delta D1 and orthonormal bases of D2's column space (its outputs) U and row space (its inputs) V, the overlap is
+the share |U' D1|^2 / |D1|^2, and |D1 V|^2 / |D1|^2. A random space of dimension r in d has r / d of it: that is the
+chance beside each figure, and only what exceeds it clearly says anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from safear_edit.evaluate.outcomes import Outcome
+from safear_edit.spec.spec import concepts_of
+
+if TYPE_CHECKING:
+    from safear_edit.compiler.recipe import EvalPrompt, Recipe
+    from safear_edit.construct.pairs import Pairs
+    from safear_edit.editor.edit import Edit
+    from safear_edit.editor.stack import Layer, Stack
+    from safear_edit.families.base import ModelFamily
+    from safear_edit.judges.base import Judge
+    from safear_edit.progress import Callback
+
+
+DIRECTIONS = 16
+"""Leading directions of a delta that is no adapter, and of a gradient, that stand for its space."""
+CELL = 48
+"""Pictures per cell of the matrix: 95 % intervals of ±14 points at the worst. N² cells cost N² · 48 pictures."""
+TOUCHED = 0.01
+"""A codebook row counts as rewritten from this change on, relative to the row's length."""
+FORECAST_PAIRS = 8
+"""Pairs whose gradient stands for the edit that is not there yet."""
+FEWEST_RANKED = 3
+"""Pairs of which a rank agreement says anything at all."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Erased(_Part):
+    """Scored prompts that ask for a concept and that the base model obeys: in how many it is still found."""
+
+    n: int
+    found: int
+    unsure: int
+
+
+class Kept(_Part):
+    """Scored prompts of a preserved group: kept by base and edited model; lost and gained between them."""
+
+    n: int
+    base: int
+    edited: int
+    lost: int
+    gained: int
+
+
+class Measured(_Part):
+    """One concept's evaluation in counts, by slice and by group."""
+
+    slices: dict[str, Erased]
+    groups: dict[str, Kept]
+
+
+class After(_Part):
+    """What was measured after one change of the stack ("added picasso"), by concept in the stack's order."""
+
+    event: str
+    concepts: dict[str, Measured]
+
+
+class Cell(_Part):
+    """One edit by itself: of `asked` direct prompts by which the base model draws `concept`, in how many it is still
+    found. On the diagonal that should be none, elsewhere all."""
+
+    edit: str
+    concept: str
+    asked: int
+    found: int
+
+
+class Overlap(_Part):
+    """How much two deltas meet; figures are means over the weights that both change, by their share of the energy.
+
+    shared: weights that both change, of those the first changes. column, row: share of the first delta inside the
+    second's spaces; chance_column, chance_row: the same for random spaces. cosine: of the deltas over those weights,
+    +1 the same change, -1 its undoing. codebook_rows: rows of the image tokens' table that both rewrite.
+    """
+
+    first: str
+    second: str
+    shared: int
+    of: int
+    column: float
+    row: float
+    chance_column: float
+    chance_row: float
+    cosine: float
+    codebook_rows: int
+
+
+class Foretold(_Part):
+    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
+
+    foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
+    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: pictures of
+    either's concepts, each with the other's edit alone, and those without the concept.
+    """
+
+    first: str
+    second: str
+    foretold: float | None
+    found: float | None
+    foretold_rows: int
+    found_rows: int
+    asked: int
+    lost: int
+
+
+class Agreement(_Part):
+    """Kendall's tau-b of what was foretold with what was found of it."""
+
+    what: Literal["overlap", "pictures"]
+    pairs: int
+    tau: float
+
+
+class Interference(_Part):
+    """interference.json. forecast: as it was made, before each edit was searched; foretold: beside what came."""
+
+    history: tuple[After, ...]
+    alone: tuple[Cell, ...]
+    overlaps: tuple[Overlap, ...]
+    forecast: tuple[Overlap, ...] = ()
+    foretold: tuple[Foretold, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
+
+
+# -- history ----------------------------------------------------------------------------------------------------------
+
+
+def measured(rows: Sequence[Outcome]) -> Measured:
+    """The counts of one evaluation, as the report counts: an unreadable picture is not found, and not kept."""
+    base: dict[str, Outcome] = {row.id: row for row in rows if (row.phase, row.model) == ("score", "base")}
+    pairs: dict[str, list[tuple[Outcome, Outcome]]] = defaultdict(list)
+    for row in rows:
+        if (row.phase, row.model) == ("score", "edited") and row.id in base:
+            pairs[row.slice].append((base[row.id], row))
+    slices, groups = {}, {}
+    for name, part in pairs.items():
+        if part[0][1].expect == "absent":
+            slices[name] = Erased(
+                n=len(part),
+                found=sum(e.present is True for _, e in part),
+                unsure=sum(e.present is None for _, e in part),
+            )
+        else:
+            groups[name] = _kept(part)
+    return Measured(slices=slices, groups=groups)
+
+
+def _kept(part: Sequence[tuple[Outcome, Outcome]]) -> Kept:
+    before, after = [b.present is True for b, _ in part], [e.present is True for _, e in part]
+    both = sum(b and e for b, e in zip(before, after, strict=True))
+    return Kept(n=len(part), base=sum(before), edited=sum(after), lost=sum(before) - both, gained=sum(after) - both)
+
+
+def changes(before: After, after: After) -> list[tuple[str, str, str, str]]:
+    """(concept, slice or group, then, now) wherever the counts differ, in the order of `after`."""
+    found = []
+    for name, now in after.concepts.items():
+        if name not in before.concepts:
+            continue
+        then = before.concepts[name]
+        words = [(key, _erased_words(then.slices.get(key)), _erased_words(part)) for key, part in now.slices.items()]
+        words += [(key, _kept_words(then.groups.get(key)), _kept_words(part)) for key, part in now.groups.items()]
+        found += [(name, key, old, new) for key, old, new in words if old != new]
+    return found
+
+
+def _erased_words(part: Erased | None) -> str:
+    return "not measured" if part is None else f"found in {part.found} of {part.n}"
+
+
+def _kept_words(part: Kept | None) -> str:
+    if part is None:
+        return "not measured"
+    return f"kept {part.edited} of {part.n} (base {part.base}, lost {part.lost}, gained {part.gained})"
+
+
+# -- alone ------------------------------------------------------------------------------------------------------------
+
+
+def obeyed(recipe: Recipe, rows: Iterable[Outcome]) -> list[EvalPrompt]:
+    """The first CELL direct prompts, in the recipe's order, whose scored picture by the base model has the concept."""
+    drawn = {row.id for row in rows if (row.phase, row.model) == ("score", "base") and row.present is True}
+    return [prompt for prompt in recipe.slice("direct") if prompt.id in drawn][:CELL]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A concept's prompts with who judges them."""
+
+    concept: str
+    prompts: Sequence[EvalPrompt]
+    judge: Judge
+    recipe: Recipe
+
+
+@torch.no_grad()
+def alone(model: ModelFamily, stack: Stack, questions: Sequence[Question], progress: Callback) -> tuple[Cell, ...]:
+    """Merge one edit at a time into the base `model` and ask for every concept; the model is left as found."""
+    cells = []
+    total = len(stack.layers) * len(questions)
+    for layer in stack.layers:
+        with layer.edit.apply(model.net, layer.strength):
+            for question in questions:
+                found = _found(model, question)
+                cells.append(Cell(edit=layer.name, concept=question.concept, asked=len(question.prompts), found=found))
+                progress("interference", len(cells), total, f"{layer.name} on {question.concept}: {found}")
+    return tuple(cells)
+
+
+def _found(model: ModelFamily, question: Question) -> int:
+    from safear_edit.families.base import Sampling
+
+    if not question.prompts:
+        return 0
+    numbers = question.recipe.evaluate.sampling
+    sampling = Sampling(**numbers.model_dump()) if numbers else None
+    condition = model.condition([prompt.prompt for prompt in question.prompts])
+    ids = model.generate(condition, [prompt.seed for prompt in question.prompts], sampling)
+    return sum(verdict.present is True for verdict in question.judge.look(model.decode(ids)))
+
+
+# -- overlap ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Space:
+    """A change of one weight (out, in), and orthonormal bases of its column space (out, r) and row space (in, r)."""
+
+    delta: Tensor
+    columns: Tensor
+    rows: Tensor
+
+
+def space_of(edit: Edit, weight: str) -> Space:
+    """Of an adapter the exact spaces, of a weight edit the DIRECTIONS leading ones."""
+    delta = edit.delta(weight)
+    if edit.kind == "lora":
+        name = weight.removesuffix(".weight")
+        a, b = edit.tensors[f"{name}.lora_A"].float(), edit.tensors[f"{name}.lora_B"].float()
+        return Space(delta, torch.linalg.qr(b).Q, torch.linalg.qr(a.T).Q)
+    return leading(delta)
+
+
+def leading(delta: Tensor) -> Space:
+    """The DIRECTIONS leading singular directions of a change, with the change."""
+    left, sizes, right = torch.linalg.svd(delta.flatten(1).float(), full_matrices=False)
+    used = sizes[:DIRECTIONS] > 1e-6 * sizes[0]
+    return Space(delta.flatten(1).float(), left[:, : len(used)][:, used], right[: len(used)][used].T)
+
+
+def overlap(first: Layer, second: Layer, tables: Mapping[str, Tensor]) -> Overlap:
+    """How much of the first edit lies where the second one works; `tables`: the base's codebook tables by name."""
+    spaces = {name: space_of(second.edit, name) for name in second.edit.weights}
+    return _overlap(first, second.name, spaces, tables)
+
+
+def overlaps(stack: Stack, tables: Mapping[str, Tensor]) -> tuple[Overlap, ...]:
+    """Every ordered pair of edits of a stack."""
+    return tuple(overlap(a, b, tables) for a in stack.layers for b in stack.layers if a is not b)
+
+
+def _overlap(first: Layer, name: str, spaces: Mapping[str, Space], tables: Mapping[str, Tensor]) -> Overlap:
+    shared = [weight for weight in first.edit.weights if weight in spaces]
+    sums: dict[str, float] = defaultdict(float)
+    rows = 0
+    for weight in shared:
+        one, other = first.edit.delta(weight).flatten(1), spaces[weight]
+        energy, size = float(one.square().sum()), float(other.delta.norm())
+        if not energy or not size:
+            continue
+        share = math.sqrt(energy) * size
+        out, width = one.shape
+        sums["share"] += share
+        sums["column"] += share * float((other.columns.T @ one).square().sum()) / energy
+        sums["row"] += share * float((one @ other.rows).square().sum()) / energy
+        sums["chance_column"] += share * other.columns.shape[1] / out
+        sums["chance_row"] += share * other.rows.shape[1] / width
+        sums["product"] += float((one * other.delta).sum())
+        sums["first"] += energy
+        sums["second"] += size * size
+        if weight in tables:
+            rows += int((_touched(one, tables[weight]) & _touched(other.delta, tables[weight])).sum())
+    total = sums["share"] or 1.0
+    means = {key: sums[key] / total for key in ("column", "row", "chance_column", "chance_row")}
+    cosine = sums["product"] / (math.sqrt(sums["first"] * sums["second"]) or 1.0)
+    return Overlap(
+        first=first.name,
+        second=name,
+        shared=len(shared),
+        of=len(first.edit.weights),
+        cosine=cosine,
+        codebook_rows=rows,
+        **means,
+    )
+
+
+def _touched(delta: Tensor, table: Tensor) -> Tensor:
+    """Rows of a table that a change rewrites, (V,) bool."""
+    return delta.norm(dim=1) > TOUCHED * table.float().cpu().norm(dim=1)
+
+
+# -- forecast ---------------------------------------------------------------------------------------------------------
+
+
+def forecast(model: ModelFamily, stack: Stack, concept: str, weights: Sequence[str], pairs: Pairs) -> list[Overlap]:
+    """What a new edit of `weights` may meet: each edit of the stack against the gradient of the concept's evidence.
+
+    The evidence is log p(unsafe picture | its caption) - log p(the same | the neutral caption); whatever a method does
+    first moves along its gradient. `model` is the base; the gradient is taken with the stack merged, as the search
+    will find it, and the model is left as found. One pass backward over FORECAST_PAIRS pairs.
+    """
+    from safear_edit.editor.fine_tune import borrowed
+
+    shared = sorted(set(weights) & set(stack.weights))
+    if not shared:
+        return [_overlap(layer, concept, {}, {}) for layer in stack.layers]
+    with stack.apply(model.net), borrowed(model.net, writes=()), torch.enable_grad():
+        model.net.requires_grad_(False)
+        tensors = [model.net.get_parameter(name).requires_grad_(True) for name in shared]
+        gradients = torch.autograd.grad(_evidence(model, pairs), tensors, materialize_grads=True)
+    spaces = {name: leading(gradient.cpu()) for name, gradient in zip(shared, gradients, strict=True)}
+    tables = {name: model.net.get_parameter(name).detach().cpu() for name in shared if name == model.table_name}
+    for name, table in tables.items():  # a gradient has no length of its own: its longest row becomes a row's length
+        scale = table.norm(dim=1).mean() / (spaces[name].delta.norm(dim=1).max() or 1.0)
+        spaces[name] = replace(spaces[name], delta=spaces[name].delta * scale)
+    return [_overlap(layer, concept, spaces, tables) for layer in stack.layers]
+
+
+def _evidence(model: ModelFamily, pairs: Pairs) -> Tensor:
+    from safear_edit.families.tokens import token_logprobs
+
+    ids = pairs.unsafe_ids.to(model.device)
+    asked, neutral = (model.logits(model.condition(texts), ids) for texts in (pairs.unsafe, pairs.safe))
+    gain: Tensor = (token_logprobs(asked, ids) - token_logprobs(neutral, ids)).mean()
+    return gain
+
+
+def first_pairs(pairs: Pairs) -> Pairs:
+    """The FORECAST_PAIRS first of them."""
+    return replace(
+        pairs,
+        unsafe=pairs.unsafe[:FORECAST_PAIRS],
+        safe=pairs.safe[:FORECAST_PAIRS],
+        seeds=pairs.seeds[:FORECAST_PAIRS],
+        unsafe_ids=pairs.unsafe_ids[:FORECAST_PAIRS],
+        safe_ids=pairs.safe_ids[:FORECAST_PAIRS],
+    )
+
+
+def times_chance(found: Overlap) -> float | None:
+    """The larger of both shares in units of what a random change would have; None where no weight is shared."""
+    if not found.shared:
+        return None
+    return max(found.column / (found.chance_column or 1.0), found.row / (found.chance_row or 1.0))
+
+
+def compared(
+    forecast: Sequence[Overlap], overlaps: Sequence[Overlap], cells: Sequence[Cell]
+) -> tuple[tuple[Foretold, ...], tuple[Agreement, ...]]:
+    """Every forecast of the stack beside what came of it, and how well the ranks agree.
+
+    Pairs of which one is no longer in the stack are left out. No agreement from fewer than FEWEST_RANKED pairs, or
+    where all are alike.
+    """
+    found = {(one.first, name): one for one in overlaps for name in concepts_of(one.second)}
+    rows = [_beside(one, found[one.first, one.second], cells) for one in forecast if (one.first, one.second) in found]
+    said = [row.foretold or 0.0 for row in rows]
+    came: dict[Literal["overlap", "pictures"], list[float]] = {
+        "overlap": [row.found or 0.0 for row in rows],
+        "pictures": [row.lost / (row.asked or 1) for row in rows],
+    }
+    ranks = [(what, _tau(said, values)) for what, values in came.items()]
+    return tuple(rows), tuple(Agreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
+
+
+def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Foretold:
+    """met: the overlap of the first edit with the one that was then found."""
+    either = [cell for cell in cells if (cell.edit, cell.concept) == (one.first, one.second)]
+    either += [cell for cell in cells if cell.edit == met.second and cell.concept in concepts_of(one.first)]
+    asked = sum(cell.asked for cell in either)
+    return Foretold(
+        first=one.first,
+        second=one.second,
+        foretold=times_chance(one),
+        found=times_chance(met),
+        foretold_rows=one.codebook_rows,
+        found_rows=met.codebook_rows,
+        asked=asked,
+        lost=asked - sum(cell.found for cell in either),
+    )
+
+
+def _tau(said: Sequence[float], came: Sequence[float]) -> float | None:
+    from scipy.stats import kendalltau
+
+    if len(said) < FEWEST_RANKED or len(set(said)) < 2 or len(set(came)) < 2:
+        return None
+    return float(kendalltau(said, came).statistic)
+
+
+def told(row: Foretold) -> str:
+    """One line for a person about a forecast and what came of it."""
+    words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
+    rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
+    lost = f"; alone, either takes away {row.lost} of {row.asked} pictures of the other's concept" if row.asked else ""
+    return f"{row.first} and {row.second}: foretold {words[0]}, found {words[1]}{rows}{lost}"
+
+
+def warning(found: Overlap, *, foretold: bool = False) -> str:
+    """One line for a person about what two edits share."""
+    times = times_chance(found)
+    if times is None:
+        return f"{found.first} and {found.second} change no weight in common"
+    where = "may look for changes" if foretold else "changes"
+    rows = f"; both rewrite {found.codebook_rows} codebook rows" if found.codebook_rows else ""
+    return (
+        f"{found.second} {where} in {found.shared} of the {found.of} weights of {found.first}, of whose change "
+        f"{found.column:.0%} lies in its output directions (chance {found.chance_column:.0%}) and {found.row:.0%} in "
+        f"its input directions (chance {found.chance_row:.0%}): {times:.1f} times chance{rows}"
+    )

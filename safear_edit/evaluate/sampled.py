@@ -1,0 +1,381 @@
+"""Evaluate: base and edited model draw the recipe's prompts with the same seeds, and the judges look.
+
+Three passes, each one row per picture in outcomes.jsonl:
+
+    screen, base     candidates of the erasure slices, screening seeds: which prompts does the base model obey?
+    score,  base     of each erasure slice the first n obeyed prompts, of each preserved group the first n; scored seeds
+    score,  edited   the same prompts and seeds with the edit applied
+
+What is scored is decided by the recipe's order and by pictures that are not scored themselves, so no lucky picture can
+choose itself (evaluation.md section 4; counting.py refuses rows chosen in any other way). Batches are fixed by the plan
+and kept one file each until the end, so a killed evaluation continues and still writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from safear_edit.construct.sheets import Strip, tile, write_sheet
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.outcomes import WITHHELD, Outcome
+from safear_edit.families.base import Sampling
+from safear_edit.files.atomic import digest_of, write_atomic
+from safear_edit.files.weights import write_weights
+from safear_edit.judges.base import judged, make_judge
+from safear_edit.progress import Callback, silent
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from safear_edit.compiler.recipe import EvalPrompt, Recipe
+    from safear_edit.editor.edit import Change
+    from safear_edit.families.base import Condition, ModelFamily
+    from safear_edit.judges.base import Judge, Verdict
+
+
+BATCH = 64
+"""Pictures drawn together, and lost at most when the run is killed."""
+BATCHES = "judged"
+"""Folder of finished batches; gone once outcomes.jsonl is there."""
+SHOWN = 8
+"""Pictures chosen at random per slice, and worst ones at most."""
+SKETCHED = 4
+"""Of them, pictures of a next-scale model that are shown scale by scale."""
+
+Phase = Literal["screen", "score"]
+Which = Literal["base", "edited"]
+
+
+def evaluate(
+    model: ModelFamily,
+    change: Change,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    progress: Callback = silent,
+    batch: int = BATCH,
+    leave_out: Collection[str] = (),
+    base_pictures: Path | None = None,
+) -> None:
+    """Write outcomes.jsonl, judges.json and the picture sheets images/{slice-*,before_after}.{png,json} into `folder`.
+
+    `model` is the untouched base, `change` an edit or a stack; the model is left bitwise as found, also after an error
+    or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
+    all three passes (on the model's device: prompts × longest caption × caption width). leave_out: ids of prompts that
+    are drawn (so that every batch and every choice is the recipe's) but not reported: a stack erases what they ask for.
+    base_pictures: a folder in which the base model's batches stay, for the next evaluation of the same recipe.
+    UsageError for a judge that is unknown or gives no number, and for a recipe without a prompt that asks for the
+    concept.
+    """
+    judges = judges_of(recipe)
+    stores = _stores(folder / BATCHES, base_pictures, model, change, recipe, judges)
+    prompts = sorted(recipe.evaluate.prompts, key=lambda p: (len(p.prompt), p.id))  # little padding in a batch
+    asked = [prompt for prompt in prompts if prompt.expect == "absent"]
+    if not asked:
+        raise UsageError("evaluate", "prompts that ask for the concept", "none", "compile the spec again")
+    place = {prompt.id: row for row, prompt in enumerate(prompts)}
+    condition = model.condition([prompt.prompt for prompt in prompts])
+    numbers = recipe.evaluate.sampling
+    studio = _Studio(model, condition, place, Sampling(**numbers.model_dump()) if numbers else None, judges, stores)
+    screened = list(studio.look("screen", "base", asked, progress, batch))
+    wanted = scored(recipe, {shot.row.id for shot in screened if shot.row.present is True})
+    chosen = [prompt for prompt in prompts if prompt.id in wanted]
+    before = list(studio.look("score", "base", chosen, progress, batch))
+    with change.apply(model.net):
+        after = list(studio.look("score", "edited", chosen, progress, batch))
+    screened, before, after = ([s for s in part if s.row.id not in leave_out] for part in (screened, before, after))
+    _write_sheets(folder / "images", model, recipe, _Pictures(before, after))
+    write_atomic(folder / "judges.json", json.dumps(_judge_cards(judges), indent=1, ensure_ascii=False) + "\n")
+    order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
+    rows = [shot.row for part in (screened, before, after) for shot in sorted(part, key=lambda s: order[s.row.id])]
+    write_atomic(folder / "outcomes.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
+    shutil.rmtree(folder / BATCHES)
+
+
+def judges_of(recipe: Recipe) -> dict[str, Judge]:
+    """A judge per label. The spec's threshold is the concept's; other labels take the judge's calibrated one."""
+    spec = recipe.spec.judge
+    labels = dict.fromkeys([spec.label, *(prompt.judge_label for prompt in recipe.evaluate.prompts)])
+    return {
+        label: make_judge(spec.use, label, spec.threshold if label == spec.label else None, **spec.options)
+        for label in labels
+    }
+
+
+def scored(recipe: Recipe, obeyed: set[str]) -> set[str]:
+    """Ids to score: in the recipe's order, the first n obeyed of an erasure slice, the first n of a preserved group.
+
+    Preserved prompts need no screening: their figure is a paired change, to which a prompt that neither model draws
+    adds nothing.
+    """
+    found: set[str] = set()
+    for name in dict.fromkeys(prompt.slice for prompt in recipe.evaluate.prompts):
+        part = [p.id for p in recipe.slice(name) if p.expect == "present" or p.id in obeyed]
+        found.update(part[: recipe.evaluate.n.get(name, len(part))])
+    return found
+
+
+def _judge_cards(judges: Mapping[str, Judge]) -> list[dict[str, object]]:
+    """What the report prints of the judges."""
+    return [
+        {
+            "id": judge.id,
+            "label": label,
+            "digest": judge.digest,
+            "threshold": judge.threshold,
+            "card": asdict(judge.card) if judge.card else None,
+        }
+        for label, judge in judges.items()
+    ]
+
+
+# -- drawing and judging ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """One picture: what the judge said about it, and its tokens (N,) or bits (N, d)."""
+
+    row: Outcome
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class _Studio:
+    """The one model in memory with everything that a pass needs; `place` is the condition's row of a prompt's id."""
+
+    model: ModelFamily
+    condition: Condition
+    place: Mapping[str, int]
+    sampling: Sampling | None
+    judges: Mapping[str, Judge]
+    stores: Mapping[Which, Path]
+
+    def look(
+        self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt], progress: Callback, batch: int
+    ) -> Iterator[_Shot]:
+        """All pictures of one pass, batch by batch; finished batches are read instead of drawn."""
+        asked = found = 0
+        for number, start in enumerate(range(0, len(prompts), batch)):
+            part = prompts[start : start + batch]
+            path = self.stores[which] / f"{phase}-{which}-{number:05d}.safetensors"
+            shots = _read_batch(path, phase, part)
+            if shots is None:
+                shots = self._shoot(phase, which, part)
+                _write_batch(path, shots)
+            asked += sum(shot.row.expect == "absent" for shot in shots)
+            found += sum(shot.row.expect == "absent" and shot.row.present is True for shot in shots)
+            stage = "screen base" if phase == "screen" else f"score {which}"
+            progress(stage, start + len(part), len(prompts), f"concept in {found} of {asked}")
+            yield from shots
+
+    @torch.no_grad()
+    def _shoot(self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt]) -> list[_Shot]:
+        """Draw one batch and have every picture judged for its prompt's label."""
+        condition = self.condition.rows(torch.tensor([self.place[prompt.id] for prompt in prompts]))
+        ids = self.model.generate(condition, [_seed(prompt, phase) for prompt in prompts], self.sampling)
+        verdicts = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
+        return [
+            _Shot(_outcome(prompt, phase, which, verdict, self.judges[prompt.judge_label]), tokens)
+            for prompt, verdict, tokens in zip(prompts, verdicts, ids.cpu(), strict=True)
+        ]
+
+
+def _seed(prompt: EvalPrompt, phase: Phase) -> int:
+    return prompt.screen_seed if phase == "screen" else prompt.seed
+
+
+def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, verdict: Verdict, judge: Judge) -> Outcome:
+    """The row of one picture; UsageError for a judge whose score is no number."""
+    if not math.isfinite(verdict.score):
+        fix = "check the judge's weights; a verdict without a score is no evidence"
+        raise UsageError(f"judge {judge.id}", "a finite score", str(verdict.score), fix)
+    return Outcome(
+        id=prompt.id,
+        slice=prompt.slice,
+        prompt=prompt.prompt,
+        seed=str(_seed(prompt, phase)),
+        model=which,
+        phase=phase,
+        present=verdict.present,
+        score=round(verdict.score, 6),
+        why=verdict.why,
+        judge=judge.id,
+        expect=prompt.expect,
+    )
+
+
+# -- finished batches -------------------------------------------------------------------------------------------------
+
+
+def _stores(
+    root: Path,
+    base_root: Path | None,
+    model: ModelFamily,
+    change: Change,
+    recipe: Recipe,
+    judges: Mapping[str, Judge],
+) -> dict[Which, Path]:
+    """Where the batches of each model lie; what the base draws doesn't depend on the change."""
+    inputs = (recipe.digest, model.card.digest, str(model.device), *(judge.digest for judge in judges.values()))
+    edited = _batches(root, digest_of(change.digest, *inputs))
+    return {"edited": edited, "base": _batches(base_root, digest_of(*inputs)) if base_root else edited}
+
+
+def _batches(root: Path, digest: str) -> Path:
+    """The folder for exactly these inputs; what an evaluation of others left behind is removed."""
+    for other in root.glob("*"):
+        if other.name != digest:
+            shutil.rmtree(other)
+    (root / digest).mkdir(parents=True, exist_ok=True)
+    return root / digest
+
+
+def _write_batch(path: Path, shots: Sequence[_Shot]) -> None:
+    rows = json.dumps([shot.row.model_dump() for shot in shots])
+    write_weights(path, {"ids": torch.stack([shot.ids for shot in shots])}, {"rows": rows})
+
+
+def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list[_Shot] | None:
+    """A finished batch, None if it is not there, damaged, or of other pictures."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            ids = opened.get_tensor("ids")
+            rows = [Outcome.model_validate(row) for row in json.loads(opened.metadata()["rows"])]
+    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError):
+        return None
+    same = [(row.id, row.seed) for row in rows] == [(prompt.id, str(_seed(prompt, phase))) for prompt in prompts]
+    if not same or len(ids) != len(rows):
+        return None
+    return [_Shot(row, tokens) for row, tokens in zip(rows, ids, strict=True)]
+
+
+# -- picture sheets ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One part of a sheet: base pictures above, edited ones below, same prompts and seeds."""
+
+    title: str
+    selection: Literal["random", "worst"]
+    pairs: Sequence[tuple[_Shot, _Shot]]
+
+
+class _Pictures:
+    """The scored pictures by slice, and which of them are shown."""
+
+    def __init__(self, before: Sequence[_Shot], after: Sequence[_Shot]) -> None:
+        self.slices: dict[str, list[tuple[_Shot, _Shot]]] = {}
+        for pair in zip(before, after, strict=True):
+            self.slices.setdefault(pair[0].row.slice, []).append(pair)
+
+    def random(self, name: str, key: str) -> _Strip:
+        """SHOWN pairs in an order that only `key` and the prompts' ids decide."""
+        ordered = sorted(self.slices[name], key=lambda pair: digest_of("sheet", key, pair[0].row.id))
+        shown = ordered[:SHOWN]
+        return _Strip(f"{name}, {len(shown)} of {len(ordered)} at random: base above, edited below", "random", shown)
+
+    def worst(self, name: str) -> _Strip:
+        """At most SHOWN failures: the concept still found, surest first; or something lost, most clearly first."""
+        failed = [(b, a) for b, a in self.slices[name] if _failed(b.row, a.row)]
+        sign = -1 if failed and failed[0][1].row.expect == "absent" else 1
+        ordered = sorted(failed, key=lambda pair: (sign * (pair[1].row.score or 0.0), pair[1].row.id))
+        return _Strip(f"{name}, worst of the {len(failed)} that failed", "worst", ordered[:SHOWN])
+
+
+def _failed(base: Outcome, edited: Outcome) -> bool:
+    """Still drawn although erased, or no longer drawn although preserved."""
+    if edited.expect == "absent":
+        return edited.present is True
+    return base.present is True and edited.present is not True
+
+
+def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, pictures: _Pictures) -> None:
+    """One sheet per slice (random, then worst), and the grid for a README: direct prompts and two preserved groups."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("slice-*"):
+        old.unlink()
+    hide = recipe.spec.kind == "category"
+    for name in pictures.slices:
+        strips = [pictures.random(name, recipe.digest), pictures.worst(name)]
+        _write_sheet(folder / f"slice-{name}.png", model, [strip for strip in strips if strip.pairs], hide)
+    groups = [name for name, pairs in pictures.slices.items() if pairs[0][0].row.expect == "present"]
+    grid = [name for name in ("direct", *sorted(groups)[:2]) if name in pictures.slices]
+    if grid:
+        strips = [pictures.random(name, recipe.digest) for name in grid]
+        _write_sheet(folder / "before_after.png", model, strips, hide)
+    if "scales" in model.provides and "direct" in pictures.slices:
+        _write_scales(folder / "slice-direct-by-scale.png", model, pictures.random("direct", recipe.digest), hide)
+
+
+def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> None:
+    """How SKETCHED pictures grow from scale to scale, base above and edited below: where in scale the edit acts."""
+    drawn: list[Strip] = []
+    index: list[dict[str, object]] = []
+    for number, pair in enumerate(strip.pairs[:SKETCHED], 1):
+        rows = []
+        for shot in pair:
+            sketches = [model.sketched(shot.ids[None], k + 1)[0] for k in range(len(model.card.scales))]
+            images = torch.stack(sketches).permute(0, 2, 3, 1).cpu().numpy()
+            rows.append([tile(image, hidden=hide) for image in images])
+            index += [_entry(shot, image.tobytes(), strip, hide) for image in images]
+        drawn.append((f"direct, picture {number} after each scale: base above, edited below", rows))
+    caption = "the same pictures as their first scales, one more from left to right; base above, edited below"
+    about = {"caption": caption, "selection": strip.selection, "pictures": index}
+    write_sheet(path, drawn, hidden=hide, about=about)
+
+
+def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide: bool) -> None:
+    """The sheet with an index that names every picture on it, row by row.
+
+    `hide`: pictures that were asked to show the concept are pixelated, and their prompts withheld (categories: nobody
+    opens a report to see or read them).
+    """
+    drawn: list[Strip] = []
+    index: list[dict[str, object]] = []
+    pixelated = False
+    for strip in strips:
+        rows: list[list[Image.Image]] = []
+        for shots in ([base for base, _ in strip.pairs], [edited for _, edited in strip.pairs]):
+            images = model.decode(torch.stack([shot.ids for shot in shots])).permute(0, 2, 3, 1).cpu().numpy()
+            hidden = hide and shots[0].row.expect == "absent"
+            pixelated |= hidden
+            rows.append([tile(image, hidden=hidden) for image in images])
+            index += [_entry(shot, image.tobytes(), strip, hidden) for shot, image in zip(shots, images, strict=True)]
+        drawn.append((strip.title, rows))
+    about = {
+        "caption": "; ".join(strip.title for strip in strips) + "; same prompts and seeds",
+        "selection": " and ".join(dict.fromkeys(strip.selection for strip in strips)),
+        "pictures": index,
+    }
+    write_sheet(path, drawn, hidden=pixelated, about=about)
+
+
+def _entry(shot: _Shot, pixels: bytes, strip: _Strip, hidden: bool) -> dict[str, object]:
+    """One picture of the index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
+    row = shot.row
+    return {
+        "prompt_id": row.id,
+        "prompt": WITHHELD if hidden else row.prompt,
+        "seed": row.seed,
+        "model": row.model,
+        "present": row.present,
+        "score": row.score,
+        "sha256": hashlib.sha256(pixels).hexdigest(),
+        "selection": strip.selection,
+    }

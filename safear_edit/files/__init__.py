@@ -1,0 +1,1 @@
+"""Strict YAML and JSON, safe weight reading, atomic writes, run folders."""

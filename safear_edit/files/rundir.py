@@ -1,0 +1,186 @@
+"""A run's folder: one process at a time, a journal of finished steps, publishing by one rename.
+
+The folder `.NAME.run` lies beside the output NAME, on the same disk, so that publishing is a rename. A step is done
+when the journal holds it with the same inputs and every file it wrote still has the sha256 noted there; anything else
+is made again. That is all that resuming means: the same command continues after Ctrl-C, kill -9 or a full disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from safear_edit.errors import UsageError
+from safear_edit.files.atomic import digest_of, sha256_file, sync_folder, write_atomic
+
+JOURNAL, LOCK, REPLACED = "journal.json", "lock", "replaced"
+MADE = ("recipe.json", "stack.json", "export.json")
+"""One of these lies in every folder that this program writes, and may replace."""
+LEAST_FREE = 100 << 20
+"""Bytes that must be free before a run starts; one on the embedded mini writes about 40 MiB."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The working folder of one output; made by `opened`."""
+
+    root: Path
+    out: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+    def part(self, name: str) -> RunDir:
+        """A folder inside this one with a journal of its own, for one concept of several."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return RunDir(folder, self.out)
+
+    def step(self, name: str, inputs: str, files: Sequence[str], make: Callable[[], None]) -> bool:
+        """Run `make`, which must write `files`, unless the journal says that it is done; True if it ran.
+
+        `inputs` is a digest of everything that the step depends on. A name in `files` may be a pattern
+        ("images/slice-*.png"): at least one file must match it, and each that does is noted. The journal is written
+        after the files are.
+        """
+        if self.done(name, inputs):
+            return False
+        make()
+        written = {pattern: sorted(path for path in self.root.glob(pattern) if path.is_file()) for pattern in files}
+        missing = [pattern for pattern, paths in written.items() if not paths]
+        if missing:
+            raise RuntimeError(f"step {name} did not write {missing}")
+        noted = {path.relative_to(self.root).as_posix(): path for paths in written.values() for path in paths}
+        journal = self._journal()
+        journal[name] = {"inputs": inputs, "files": {file: sha256_file(path) for file, path in noted.items()}}
+        write_atomic(self.root / JOURNAL, json.dumps(journal, indent=1))
+        return True
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """What the finished step `name` wrote, relative to the run, sorted."""
+        return tuple(sorted(self._journal()[name]["files"]))
+
+    def done(self, name: str, inputs: str) -> bool:
+        """Whether step `name` finished with these inputs and its files are still what it wrote."""
+        entry = self._journal().get(name)
+        if entry is None or entry.get("inputs") != inputs:
+            return False
+        files: dict[str, str] = entry["files"]
+        return all((self.root / f).is_file() and sha256_file(self.root / f) == digest for f, digest in files.items())
+
+    def digest(self, name: str) -> str:
+        """Digest of what a finished step wrote: the input of the steps after it."""
+        files: dict[str, str] = self._journal()[name]["files"]
+        return digest_of(*(f"{f}:{files[f]}" for f in sorted(files)))
+
+    def publish(self, staged: Path, *, overwrite: bool) -> None:
+        """Make the folder `staged` the output, durable and in one rename; then drop the working folder."""
+        for path in sorted(staged.rglob("*")):
+            if path.is_file():
+                _sync_file(path)
+            else:
+                sync_folder(path)
+        sync_folder(staged)
+        refuse_existing(self.out, overwrite=overwrite)
+        if self.out.exists():
+            self.out.rename(self.root / REPLACED)
+        try:
+            staged.rename(self.out)
+        except BaseException:
+            self.recover()
+            raise
+        sync_folder(self.out.parent)
+        shutil.rmtree(self.root)
+
+    def recover(self) -> None:
+        """Undo or finish a replacement that was cut after its first rename: an output that was there is there again."""
+        old = self.root / REPLACED
+        if old.exists() and not self.out.exists():
+            old.rename(self.out)
+        elif old.exists():
+            shutil.rmtree(old)
+
+    def _journal(self) -> dict[str, Any]:
+        """What is noted as done; an unreadable journal counts as nothing done."""
+        try:
+            journal = json.loads((self.root / JOURNAL).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return journal if isinstance(journal, dict) else {}
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def looks_released(folder: Path) -> bool:
+    """Whether `folder` is a release of some version: an edited model, which must not be taken for a base."""
+    return (folder / "stack.json").is_file() or (folder / "edit" / "edit.json").is_file()
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """UsageError if `out` is there and may not be replaced, or is not a folder that this program made."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise UsageError(str(out), "a new output folder", "one that exists", "choose another --out or pass --overwrite")
+    own = out.is_dir() and (any((out / name).is_file() for name in MADE) or not any(out.iterdir()))
+    if out.is_symlink() or not own:
+        raise UsageError(str(out), "a folder that safear-edit wrote", "something else", "choose another --out")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """UsageError unless `needed` bytes are free on the disk of `folder`: told before hours of work, not after."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        got = f"{free >> 20} MiB free"
+        raise UsageError(str(folder), f"{needed >> 20} MiB on its disk", got, "free some, or choose another --out")
+
+
+@contextmanager
+def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
+    """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming.
+
+    UsageError if `out` exists (without `overwrite`), if another process works on it, or if the disk is nearly full.
+    """
+    out = out.absolute()
+    refuse_existing(out, overwrite=overwrite)
+    root = out.with_name(f".{out.name}.run")
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            str(out), "no other run on this output", "one at work", "wait for it, or choose another --out"
+        ) from None
+    try:
+        run = RunDir(root, out)
+        run.recover()
+        refuse_existing(out, overwrite=overwrite)
+        require_space(root, LEAST_FREE)
+        yield run
+    finally:
+        lock.release()
+
+
+def stage(run: RunDir, files: Iterable[str]) -> Path:
+    """A fresh folder with the output's name inside the run, with copies of `files` (names relative to the run)."""
+    staged = run / "release" / run.out.name
+    if staged.exists():
+        shutil.rmtree(staged)
+    staged.mkdir(parents=True)
+    for name in files:
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, target)
+    return staged

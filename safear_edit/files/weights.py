@@ -1,0 +1,409 @@
+"""Weights in and out of files, safely: nothing in a checkpoint is run, guessed or half written.
+
+safetensors is read after its header was checked for what the library accepts and shouldn't (a name twice, NaN and Inf,
+no tensors), and after the first bytes told the usual mishaps apart (Git LFS pointer, error page, pickle under a false
+name), which the library all calls "header too large" (compliance.md section 5.1). Pickles (.pt, .pth, .bin, .ckpt)
+need the user's word; they are opened by torch.load(weights_only=True) in a process of their own with bounded memory
+and time, which hands the tensors back as safetensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from safear_edit.errors import SpecError, TrustError, UsageError
+from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
+from safear_edit.files.atomic import sync_folder, write_atomic
+from safear_edit.files.strict import parse_json, read_json
+
+PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
+LARGEST_HEADER = 100_000_000
+"""safetensors' own limit in bytes."""
+MOST_TENSORS = 100_000
+LONGEST_NAME = 512
+SAFE_TORCH = (2, 10)
+"""Earlier releases can be made to run code by torch.load(weights_only=True): CVE-2025-32434, GHSA-63cw-57p8-fm3p."""
+WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
+"""Keys under which upstream programs put a state dict, outermost first: an Infinity trainer has trainer, gpt_fsdp,
+LlamaGen's trainers one of the last three, in their order of looking (parity.md 1.1)."""
+SHOWN = 5
+AGAIN = "download it again and compare its sha256"
+CONVERT = "convert it to safetensors where you trust it"
+_CHUNK = 1 << 22
+
+
+def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, on the CPU, in the file's own dtypes.
+
+    `path` is a .safetensors file, a sharded `*.index.json`, or with `allow_pickle` a .pt, .pth, .bin or .ckpt zip of
+    plain tensors (unwrapped from any of WRAPPERS). TrustError (exit 4) for whatever isn't exactly
+    that: broken, disguised, not finite, or more than weights. UsageError (exit 2) if there is no such file.
+    """
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    _refuse_no_file(path)
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path, path)
+    if path.suffix.lower() in PICKLES:
+        return _read_pickle(path, allow_pickle)
+    expected = f".safetensors, .index.json or {', '.join(sorted(PICKLES))}"
+    raise UsageError(str(path), f"a weight file ({expected})", f"suffix {path.suffix!r}", "check the path")
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that appears whole or not at all, durable, with the user's ordinary file mode.
+
+    The same tensors and metadata give the same bytes. Views and shared tensors are written out as copies. UsageError
+    for NaN or Inf: an edit that made them must not be published.
+    """
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        data = tensor.detach().cpu().contiguous()
+        if not _finite(data):
+            fix = "lower the learning rate or the strength"
+            raise UsageError(f"{path} {name}", "finite weights", "NaN or Inf", fix)
+        storage = data.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != data.nbytes:
+            data = data.clone()
+        seen.add(data.untyped_storage().data_ptr())
+        plain[name] = data
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the umask leaves; save_file makes 0600 of it
+        save_file(plain, partial, dict(metadata or {}))
+        _sort_metadata(partial)
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise UsageError(str(path), "room for the weights", str(error), "free some disk space and try again") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_pickle(path: Path, content: Mapping[str, Tensor | Mapping[str, Tensor]]) -> None:
+    """Write what torch.load reads back, for layouts that are published so: tensors, or named groups of them.
+
+    Each is copied to the CPU without what else its storage holds. The file appears whole or not at all.
+    """
+
+    def plain(value: Tensor | Mapping[str, Tensor]) -> Any:
+        return value.detach().cpu().clone() if isinstance(value, Tensor) else {k: plain(v) for k, v in value.items()}
+
+    data = io.BytesIO()
+    torch.save({name: plain(value) for name, value in content.items()}, data)
+    write_atomic(path, data.getvalue())
+
+
+def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ignore: Collection[str] = ()) -> None:
+    """Load `weights` into `net`, in the dtypes of `net`; every name and shape must fit, and is checked before a write.
+
+    `ignore` names tensors that may be missing or left over (buffers that only training uses). UsageError (exit 2)
+    that names the first few of each fault: a checkpoint of another architecture or size.
+    """
+    own = net.state_dict()
+    missing = sorted(own.keys() - weights.keys() - set(ignore))
+    extra = sorted(weights.keys() - own.keys() - set(ignore))
+    shared = [name for name in own if name in weights and name not in ignore]
+    shapes = [name for name in shared if own[name].shape != weights[name].shape]
+    kinds = [name for name in shared if own[name].is_floating_point() != weights[name].is_floating_point()]
+    misfits = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in shapes]
+    misfits += [f"{name} {weights[name].dtype} for {own[name].dtype}" for name in kinds if name not in shapes]
+    lists = (("missing", missing), ("extra", extra), ("misfit", misfits))
+    faults = [f"{len(names)} {word}: {_some(names)}" for word, names in lists if names]
+    if faults:
+        fix = "take the checkpoint that belongs to this model variant"
+        raise UsageError(where, f"{len(own)} tensors that fit the model", "; ".join(faults), fix)
+    net.load_state_dict({name: weights[name] for name in shared}, strict=False)
+
+
+# -- safetensors -----------------------------------------------------------------------------------------------------
+
+
+def _read_safetensors(path: Path, shown: Path) -> dict[str, Tensor]:
+    """Tensors of `path`; `shown` is the file that the user named, for errors."""
+    _refuse_header(path, str(shown))
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TrustError(str(shown), "a sound safetensors file", str(error)[:200], AGAIN) from None
+    except (KeyError, AttributeError) as error:  # a dtype of the format that this torch doesn't have
+        raise TrustError(str(shown), "dtypes that torch knows", str(error)[:200], CONVERT) from None
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
+            raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
+    return tensors
+
+
+def _refuse_header(path: Path, where: str) -> None:
+    """TrustError unless the header is whole and names at least one tensor, each once, and the file is that long."""
+    size, head = path.stat().st_size, _head(path)
+    length = int.from_bytes(head[:8], "little")
+    if (kind := _sniff(head, size)) is not None:
+        raise TrustError(where, "a safetensors file", kind, AGAIN)
+    if length > LARGEST_HEADER or head[8:9] != b"{":
+        raise TrustError(where, "a safetensors file", f"other bytes (a header of {length})", AGAIN)
+    if length > size - 8:
+        raise TrustError(where, f"a header of {length} bytes", f"{size} bytes in all: it is cut short", AGAIN)
+    with path.open("rb") as file:
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = parse_json(raw.decode(), where).data
+    except UnicodeDecodeError:
+        raise TrustError(where, "a header in UTF-8", "other bytes", AGAIN) from None
+    except SpecError as error:
+        raise TrustError(where, f"a header with {error.expected}", error.got, AGAIN) from None
+    names = [name for name in header if name != "__metadata__"]
+    if not 0 < len(names) <= MOST_TENSORS:
+        raise TrustError(where, f"1 to {MOST_TENSORS} tensors", f"{len(names)}", AGAIN)
+    for name in names:
+        if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+            raise TrustError(where, "printable tensor names", ascii(name[:80]), CONVERT)
+    ends = [_end(header[name]) for name in names]
+    if (promised := 8 + length + max(ends)) > size:
+        raise TrustError(where, f"{promised} bytes as its header says", f"{size}: it is cut short", AGAIN)
+
+
+def _end(entry: Any) -> int:
+    """Where a tensor's bytes end; 0 for an entry that isn't one, which safetensors then refuses in its own words."""
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    end = offsets[-1] if isinstance(offsets, list) and offsets else 0
+    return end if isinstance(end, int) else 0
+
+
+def _sort_metadata(path: Path) -> None:
+    """Rewrite the header with sorted metadata: safetensors writes them in the random order of a hash table."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        if len(text) != length:
+            raise RuntimeError(f"header of {path} changed its length")
+        file.seek(8)
+        file.write(text)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or Inf, looked at in pieces so that a large tensor needs no copy of its size."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    narrow = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has no isfinite of its own
+    pieces = torch.split(tensor.reshape(-1), _CHUNK)
+    return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
+
+
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """A Hugging Face index: `weight_map` says which file beside it holds which tensor, and must be right about it."""
+    try:
+        index = read_json(path).data
+    except SpecError as error:
+        raise TrustError(str(path), error.expected, error.got, AGAIN) from None
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise TrustError(str(path), "a 'weight_map' of tensor names to files", "none", AGAIN)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(places.values())):
+        if PurePosixPath(shard).parts != (shard,) or "\\" in shard or not shard.endswith(".safetensors"):
+            raise TrustError(str(path), "shards named *.safetensors beside the index", repr(shard[:200]), AGAIN)
+        if not (path.parent / shard).is_file():
+            raise TrustError(str(path.parent / shard), "a shard that the index names", "nothing", AGAIN)
+        found = read_weights(path.parent / shard)
+        wanted = {name for name, place in places.items() if place == shard}
+        if found.keys() != wanted:
+            got = f"others: {_some(sorted(found.keys() ^ wanted))}"
+            raise TrustError(str(path.parent / shard), "the tensors that the index names", got, AGAIN)
+        tensors.update(found)
+    return tensors
+
+
+# -- pickles ---------------------------------------------------------------------------------------------------------
+
+
+def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
+    if not allowed:
+        fix = f"{CONVERT}, or pass --allow-pickle"
+        raise TrustError(str(path), "safetensors", "a pickle format, which can hide a program", fix)
+    if torch_version() < SAFE_TORCH:
+        raise TrustError(str(path), "torch 2.10 or later to open pickles", torch.__version__, "upgrade torch")
+    if not (head := _head(path)).startswith(b"PK\x03\x04"):
+        kind = _sniff(head, path.stat().st_size) or "other bytes"
+        raise TrustError(str(path), "a zip file as torch.save writes it", kind, CONVERT)
+    _refuse_zip(path)
+    with tempfile.TemporaryDirectory(prefix="safear-edit-") as folder:
+        converted = Path(folder) / "weights.safetensors"
+        _convert_apart(path, converted)
+        return _read_safetensors(converted, path)
+
+
+def torch_version() -> tuple[int, int]:
+    """(major, minor) of the torch that is running."""
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _refuse_zip(path: Path) -> None:
+    """TrustError for a zip that torch.save didn't write: compressed (a bomb), paths that leave it, a name twice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise TrustError(str(path), "a whole zip file", str(error)[:200], AGAIN) from None
+    names = [entry.filename for entry in entries]
+    for entry in entries:
+        parts = PurePosixPath(entry.filename).parts
+        if entry.filename.startswith("/") or ".." in parts or "\\" in entry.filename:
+            raise TrustError(str(path), "names inside the archive", repr(entry.filename[:200]), CONVERT)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise TrustError(str(path), "stored entries", f"{entry.filename[:200]!r} compressed or encrypted", CONVERT)
+    if len(set(names)) < len(names) or len(names) > MOST_TENSORS:
+        raise TrustError(str(path), "each entry once", f"{len(names) - len(set(names))} twice of {len(names)}", CONVERT)
+    total, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if total > 1.05 * size:
+        raise TrustError(str(path), f"at most {size} bytes of content", f"{total}", CONVERT)
+
+
+def _convert_apart(path: Path, converted: Path) -> None:
+    """Run `_convert` in a process of its own, so that a fault in the unpickler can't reach this one."""
+    code = "import sys; from pathlib import Path; from safear_edit.files.weights import _convert; "
+    code += "_convert(Path(sys.argv[1]), Path(sys.argv[2]))"
+    size = path.stat().st_size
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
+    }
+    command = [sys.executable, "-c", code, str(path.absolute()), str(converted)]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=300 + size / 1e7
+        )
+    except subprocess.TimeoutExpired:
+        raise TrustError(str(path), "weights that load in minutes", "none after that time", CONVERT) from None
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip()[:500]
+        raise TrustError(str(path), "plain tensors", said or f"a crash of the reader ({done.returncode})", CONVERT)
+
+
+def _convert(path: Path, converted: Path) -> None:
+    """The other process: load with bounds, check, write safetensors; what is wrong goes to stdout, status 1."""
+    size = path.stat().st_size
+    _bound_memory(4 * size + (1 << 30))
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        save_file(_plain_tensors(loaded, size), converted)
+    except _RefusedError as error:
+        sys.exit(_say(str(error)))
+    except MemoryError:
+        sys.exit(_say("more than the file can hold"))
+    except Exception as error:  # torch's own text advises weights_only=False: never pass it on
+        sys.exit(_say(f"more than tensors, or a broken file ({type(error).__name__})"))
+
+
+class _RefusedError(Exception):
+    """What a loaded checkpoint holds besides plain weights."""
+
+
+def _plain_tensors(loaded: object, size: int) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint; _RefusedError for anything but str → tensors with storage."""
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise _RefusedError(f"{type(loaded).__name__} instead of a state dict")
+    total = 0
+    for name, tensor in loaded.items():
+        if not isinstance(name, str):
+            raise _RefusedError(f"the key {name!r}, which is no text")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise _RefusedError(f"{name[:80]!r}, which is {type(tensor).__name__}, no plain tensor")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise _RefusedError(
+                f"{name[:80]!r} with {tensor.numel()} elements on {tensor.untyped_storage().nbytes()} bytes"
+            )
+        total += tensor.nbytes
+    if total > 2 * size:  # tied weights are counted twice, and seldom are many
+        raise _RefusedError(f"{total} bytes of tensors in a file of {size}")
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in loaded.items()}
+
+
+def _say(reason: str) -> int:
+    print(reason)
+    return 1
+
+
+def _bound_memory(extra: int) -> None:
+    """Let this process grow by `extra` bytes and no more (Linux; other systems don't count address space alike)."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + extra
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+# -- any file --------------------------------------------------------------------------------------------------------
+
+
+def _refuse_no_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UsageError(str(path), "a weight file", "a folder", "name the file inside it")
+    got = "a pipe, socket or device" if path.exists() else "nothing"
+    raise UsageError(str(path), "a weight file", got, "check the path")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise UsageError(str(path), "a readable file", error.strerror or "an error", "check its permissions") from None
+
+
+def _sniff(head: bytes, size: int) -> str | None:
+    """What a file that should hold weights is instead, for the mishaps that are common; None if nothing stands out."""
+    if not size:
+        return "an empty file"
+    if head[8:9] == b"{" and not any(head[4:8]):
+        return None  # the length of a safetensors header may look like anything in its first bytes
+    text = head.lstrip().lower()
+    signs: Sequence[tuple[bool, str]] = (
+        (head.startswith(b"version https://git-lfs"), "a Git LFS pointer (run `git lfs pull`)"),
+        (text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<")), "a web page (an error saved as a file?)"),
+        (text.startswith((b"{", b"[")), "a JSON text (an error saved as a file?)"),
+        (head.startswith(b"PK\x03\x04"), "a zip file (a .pt checkpoint under a false name?)"),
+        (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05", "a pickle under a false name"),
+        (size < 10, f"{size} bytes: it is cut short"),
+    )
+    return next((kind for found, kind in signs if found), None)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(name[:LONGEST_NAME] for name in names[:SHOWN]) + more

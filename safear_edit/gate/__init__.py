@@ -1,0 +1,1 @@
+"""PASS, REGRESSED or INCONCLUSIVE against an accepted baseline."""

@@ -1,0 +1,98 @@
+"""A unified model as the judge of pictures, and how far it agrees with a pinned judge.
+
+Safe-CB lets a model judge what it drew itself (https://arxiv.org/abs/2606.27147, methods.md section 4). It stands or
+falls with that judgement, so agreement is measured and kept beside the edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from safear_edit.files.atomic import json_digest
+from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from safear_edit.families.base import ModelFamily
+
+
+ANSWERS = ("yes", "no")
+
+
+class SelfJudge(Judge):
+    """Asks the model a question about each picture; "yes" against "no" is the score."""
+
+    def __init__(self, model: ModelFamily, question: str, threshold: float = 0.5) -> None:
+        self.model, self.question = model, question
+        self.threshold = checked_threshold("self", threshold)
+        self.id = f"self:{question}@{self.threshold:g}"
+        about = {"model": model.card.digest, "question": question, "threshold": self.threshold, "answers": ANSWERS}
+        self.digest = json_digest(about)
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        """One reply for each picture (B, 3, H, W) uint8; it never says that it cannot tell."""
+        checked_images("self", images)
+        chances = self.model.answer_logprobs(images, self.question, ANSWERS).softmax(-1)[:, 0]
+        return [Verdict(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two judges on the same pictures: both yes, both no, only the first, only the second; and those left out.
+
+    unclear: pictures on which either cannot tell.
+    """
+
+    both: int
+    neither: int
+    first_only: int
+    second_only: int
+    unclear: int
+
+    @classmethod
+    def of(cls, first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
+        """Count; the second is the judge whose word counts as the truth."""
+        pairs = [(a.present, b.present) for a, b in zip(first, second, strict=True)]
+        clear = [(a, b) for a, b in pairs if a is not None and b is not None]
+        both, neither, alone = (clear.count(wanted) for wanted in ((True, True), (False, False), (True, False)))
+        return cls(both, neither, alone, len(clear) - both - neither - alone, len(pairs) - len(clear))
+
+    def __add__(self, other: Agreement) -> Agreement:
+        """Counts of both samples."""
+        return Agreement(*(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """In the order of the fields."""
+        return (self.both, self.neither, self.first_only, self.second_only, self.unclear)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the clear pictures on which they agree; None without any."""
+        clear = sum(self.counts[:4])
+        return (self.both + self.neither) / clear if clear else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the second judge's yes that the first finds; None without any."""
+        found = self.both + self.second_only
+        return self.both / found if found else None
+
+    @property
+    def kappa(self) -> float | None:
+        """Cohen's kappa: agreement beyond chance; None where chance alone would agree always."""
+        clear = sum(self.counts[:4])
+        if not clear:
+            return None
+        first, second = (self.both + self.first_only) / clear, (self.both + self.second_only) / clear
+        chance = first * second + (1 - first) * (1 - second)
+        return None if chance == 1 else ((self.both + self.neither) / clear - chance) / (1 - chance)
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """Counts and what follows from them."""
+        names = ("both", "neither", "first_only", "second_only", "unclear")
+        figures = {"accuracy": self.accuracy, "recall": self.recall, "kappa": self.kappa}
+        return {**dict(zip(names, self.counts, strict=True)), **figures}

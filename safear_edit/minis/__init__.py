@@ -1,0 +1,1 @@
+"""The embedded checkpoints, and the training of each (`python -m safear_edit.minis`)."""

@@ -1,0 +1,83 @@
+"""A released stack without one of its edits, or with edits at other strengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safear_edit.editor.stack import STRONGEST
+from safear_edit.errors import UsageError
+from safear_edit.files import rundir
+from safear_edit.pipeline.ground import Ground
+from safear_edit.pipeline.order import resolve_device
+from safear_edit.pipeline.run import Terms, _finish, measure
+from safear_edit.pipeline.steps import Result
+from safear_edit.release.released import Member, Released
+
+if TYPE_CHECKING:
+    pass
+
+
+# -- remove and reweight ----------------------------------------------------------------------------------------------
+
+
+def remove(folder: Path, name: str, out: Path, terms: Terms, device: str = "auto") -> Result:
+    """Publish `out`: the release without one edit, the rest measured again; says what changed.
+
+    Without the last edit the weights are those from before it, bit for bit (checked against the fingerprint that was
+    recorded then). UsageError for an edit that isn't there or is the only one, and for one concept of a joint edit.
+    """
+    released = Released.read(folder)
+    gone = released.layer(name)
+    left = tuple(member for member in released.members if member.layer is not gone)
+    if not left:
+        fix = f"the model without it is the base, {released.ref}"
+        raise UsageError(f"stack remove {name}", "a stack of at least two edits", "one", fix)
+    return _rebuilt(released, left, f"removed {name}", out, terms, device)
+
+
+def reweight(folder: Path, strengths: Mapping[str, float], out: Path, terms: Terms, device: str = "auto") -> Result:
+    """Publish `out`: the release with some edits at other strengths (1 as found, 0 not at all), all measured again.
+
+    UsageError for an edit that isn't there, one concept of a joint edit, and a strength outside 0 … STRONGEST: below 0
+    an edit brings its concept out.
+    """
+    released = Released.read(folder)
+    for name, strength in strengths.items():
+        released.layer(name)
+        if not (math.isfinite(strength) and 0 <= strength <= STRONGEST):
+            got, fix = f"{strength:g}", "1 is the edit as it was found, 0 takes its effect away"
+            raise UsageError(f"stack reweight {name}", f"a strength from 0 to {STRONGEST:g}", got, fix)
+    members = tuple(
+        replace(member, layer=replace(member.layer, strength=strengths.get(member.layer.name, member.layer.strength)))
+        for member in released.members
+    )
+    event = "reweighted " + ", ".join(f"{name} to {strength:g}" for name, strength in strengths.items())
+    return _rebuilt(released, members, event, out, terms, device)
+
+
+def _rebuilt(
+    released: Released, members: tuple[Member, ...], event: str, out: Path, terms: Terms, device: str
+) -> Result:
+    """Another stack of a release's edits on its base, measured and published."""
+    started = datetime.now(UTC)
+    with rundir.opened(out, overwrite=terms.overwrite) as run:
+        model = released.base(resolve_device(device))
+        ground = Ground(model, released.ref, members, released.history, released.forecast)
+        notes = _same_as_before(released, ground)
+        return _finish(run, measure(run, ground, event, terms), started, terms, notes)
+
+
+def _same_as_before(released: Released, ground: Ground) -> list[str]:
+    """Whether the weights are those that the release recorded when its stack was as short as this one."""
+    count = len(ground.members)
+    if count >= len(released.members) or ground.members != released.members[:count]:
+        return []
+    now = ground.stack.fingerprints(ground.model.net)
+    if now[-1] == released.fingerprints[len(now) - 1]:
+        return ["the weights are those from before it was added, bit for bit"]
+    return ["the weights differ in rounding from those before it was added: another kind of machine made them"]

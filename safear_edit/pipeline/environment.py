@@ -1,0 +1,56 @@
+"""Machine, versions and source commit of a run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+
+def version_of(package: str) -> str | None:
+    """The installed version, None if the package is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment(model: ModelFamily, command: str, started: datetime) -> dict[str, Any]:
+    """Machine, versions and command, for the report: what a second person needs to repeat the run."""
+    import torch
+
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "device": str(model.device),
+        "threads": str(torch.get_num_threads()),
+        "deterministic": "same recipe, same machine and versions: same weights; other machines differ in rounding",
+        "git": _git(),
+        "packages": {name: version_of(name) or "not installed" for name in PACKAGES},
+    }
+
+
+PACKAGES = ("accelerate", "numpy", "open_clip_torch", "peft", "safear-edit", "safetensors", "tokenizers", "torch",
+            "torchvision", "transformers")  # fmt: skip
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source checkout, None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout
+
+    return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}

@@ -1,0 +1,1 @@
+"""Keys, signatures, signed claims, and a released folder read back."""

@@ -1,0 +1,244 @@
+"""A stack: the ordered edits of one released model and the base below them, on a net and on disk.
+
+A release keeps all that it takes to take an edit off again, years later and without the base's own files:
+
+    base.json          the untouched model's card
+    base.safetensors   the untouched values of every weight that an edit changes
+    stack.json         order, strengths, and a fingerprint of the weights after each edit
+    concepts/NAME/     each concept's evidence; in edit/ the edit with the recipe that found it
+
+A release of one concept may have no stack.json; then the concept's files lie at the top. A joint edit erases several
+concepts; its name is theirs, joined by "+", each of them has a copy, and it comes on and off as a whole.
+
+Edits are merged in their order, W + s1 D1 + s2 D2 …, so the weights without the last ones are those from before them,
+bit for bit on the same kind of machine; the fingerprints say whether they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from safear_edit import registry
+from safear_edit.compiler.recipe import Recipe, load_recipe
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.stack import Layer, Stack
+from safear_edit.errors import SpecError, TrustError, UsageError
+from safear_edit.evaluate.interference import After, Cell, Interference, Overlap, measured
+from safear_edit.evaluate.outcomes import read_outcomes
+from safear_edit.families.base import ModelCard, ModelFamily
+from safear_edit.families.load import load_model
+from safear_edit.files.atomic import write_atomic
+from safear_edit.files.rundir import looks_released
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import read_weights, write_weights
+from safear_edit.report.evidence import FOUND_BY, INTERFERENCE, STACK
+from safear_edit.spec.spec import concepts_of
+
+BASE, CARD = "base.safetensors", "base.json"
+AGAIN = "get a whole copy of the folder"
+
+
+# -- on disk ----------------------------------------------------------------------------------------------------------
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StackedEdit(_Part):
+    """One edit in stack.json: which it is, how strongly it is merged, and the weights' fingerprint with it on top."""
+
+    name: str
+    edit: str
+    strength: float
+    weights: str
+
+
+class StackFile(_Part):
+    """stack.json; `concepts` is the order, and the same as those of `edits`."""
+
+    concepts: tuple[str, ...]
+    edits: tuple[StackedEdit, ...]
+
+    @classmethod
+    def of(cls, stack: Stack, net: nn.Module) -> Self:
+        """What is said of a stack; `net` holds the base's weights."""
+        rows = zip(stack.layers, stack.fingerprints(net), strict=True)
+        edits = [StackedEdit(name=s.name, edit=s.edit.digest, strength=s.strength, weights=w) for s, w in rows]
+        return cls(concepts=stack.names, edits=tuple(edits))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A concept of a stack: its edit, the recipe that found it, and the folder with edit/, pairs/ and images/.
+
+    The concepts of a joint edit have the same layer.
+    """
+
+    layer: Layer
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The concept's name."""
+        return self.recipe.spec.name
+
+
+def stack_of(members: Sequence[Member]) -> Stack:
+    """Their edits in order, a joint one once."""
+    return Stack(tuple({member.layer.name: member.layer for member in members}.values()))
+
+
+@dataclass(frozen=True)
+class Released:
+    """A released folder as its files describe it; nothing of the model is loaded.
+
+    fingerprints: of the weights after each edit, as recorded; none in a release of one concept. history: what was
+    measured after each change of the stack; alone: each edit by itself on every concept; forecast: what was expected
+    before each edit was searched.
+    """
+
+    folder: Path
+    ref: str
+    members: tuple[Member, ...]
+    fingerprints: tuple[str, ...]
+    history: tuple[After, ...] = field(repr=False)
+    alone: tuple[Cell, ...] = field(default=(), repr=False)
+    forecast: tuple[Overlap, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read order, edits and recipes; UsageError if it is no release, TrustError if its files contradict each other.
+
+        A folder of one concept is a stack of one.
+        """
+        if not is_release(folder):
+            got = "a release without it" if looks_released(folder) else "something else"
+            fix = "apply its specs again" if looks_released(folder) else "give the folder that `apply` wrote"
+            raise UsageError(str(folder), f"a released folder with {BASE}", got, fix)
+        ref = str(_fields(folder / CARD).get("ref"))
+        if (folder / STACK).is_file():
+            told = _checked(StackFile, folder / STACK)
+            members = tuple(member for one in told.edits for member in _members(folder, one))
+            if told.concepts != tuple(member.name for member in members) or not members:
+                raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
+            seen = _checked(Interference, folder / INTERFERENCE)
+            fingerprints = tuple(one.weights for one in told.edits)
+            return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
+        recipe, edit = load_recipe(folder / "recipe.json"), Edit.load(folder / "edit")
+        member = Member(Layer(recipe.spec.name, edit), recipe, folder)
+        counts = {member.name: measured(read_outcomes(folder / "outcomes.jsonl"))}
+        return cls(folder, ref, (member,), (), (After(event=f"added {member.name}", concepts=counts),))
+
+    @property
+    def stack(self) -> Stack:
+        """The edits that the released weights hold."""
+        return stack_of(self.members)
+
+    def member(self, name: str) -> Member:
+        """The concept of that name; UsageError names those there are."""
+        found = {member.name: member for member in self.members}
+        if name not in found:
+            raise registry.unknown(f"concept in {self.folder}", name, found)
+        return found[name]
+
+    def layer(self, name: str) -> Layer:
+        """The edit of that name; UsageError names those there are, and for one concept of a joint edit that edit."""
+        found = {layer.name: layer for layer in self.stack.layers}
+        if name in found:
+            return found[name]
+        for layer in found.values():
+            if name in layer.concepts:
+                got = f"one concept of the joint edit {layer.name}"
+                fix = f"give {layer.name}, which is taken as a whole, or apply the specs without --joint"
+                raise UsageError(f"concept {name}", "an edit of its own", got, fix)
+        raise registry.unknown(f"concept in {self.folder}", name, found)
+
+    def base(self, device: str = "cpu") -> ModelFamily:
+        """The untouched model, its card included: the released weights with the kept values put back.
+
+        TrustError unless the edits on top of it give the released weights again (up to rounding: another kind of
+        processor may multiply in another order).
+        """
+        model = load_model(str(self.folder.absolute()), device)
+        wanted, state = self.stack.weights, model.net.state_dict()
+        originals = read_weights(self.folder / BASE)
+        if sorted(originals) != wanted or any(state[name].shape != originals[name].shape for name in wanted):
+            raise TrustError(str(self.folder / BASE), f"{len(wanted)} weights that the edits change", "others", AGAIN)
+        released = {name: state[name].clone() for name in wanted}
+        with torch.no_grad():
+            for name in wanted:
+                state[name].copy_(originals[name])
+        with self.stack.apply(model.net):
+            for name in wanted:
+                if not torch.allclose(state[name], released[name], rtol=1e-4, atol=1e-5):
+                    got = f"another {name}"
+                    raise TrustError(str(self.folder), "the weights of its base and its edits", got, AGAIN)
+        model.card = _read_card(self.folder / CARD)
+        return model
+
+
+def is_release(folder: Path) -> bool:
+    """Whether `folder` holds a model with its edits and what they changed."""
+    return (folder / BASE).is_file() and looks_released(folder)
+
+
+def save_base(folder: Path, net: nn.Module, weights: Sequence[str]) -> None:
+    """Keep the values of `weights` in BASE; `net` holds the base's."""
+    state = net.state_dict()
+    write_weights(folder / BASE, {name: state[name] for name in weights})
+
+
+def save_stack(folder: Path, stack: Stack, net: nn.Module) -> None:
+    """Write stack.json; `net` holds the base's weights."""
+    write_atomic(folder / STACK, StackFile.of(stack, net).model_dump_json(indent=1) + "\n")
+
+
+def _members(folder: Path, told: StackedEdit) -> list[Member]:
+    """The concepts of one edit, which each have a copy of it."""
+    found: list[Member] = []
+    for name in concepts_of(told.name):
+        where = folder / "concepts" / name
+        edit, recipe = Edit.load(where / "edit"), load_recipe(where / FOUND_BY)
+        if edit.digest != told.edit or recipe.spec.name != name:
+            raise TrustError(str(where), f"{name}'s edit {told.edit[:12]}…", f"{edit.digest[:12]}…", AGAIN)
+        layer = found[0].layer if found else Layer(told.name, edit, told.strength)
+        found.append(Member(layer, recipe, where))
+    return found
+
+
+def _read_card(path: Path) -> ModelCard:
+    data = _fields(path)
+    try:
+        card = ModelCard(**{part.name: data[part.name] for part in fields(ModelCard) if part.name != "depth"})
+    except KeyError as error:
+        raise SpecError(str(path), "a model's card", f"one without {error}", AGAIN) from None
+    return replace(card, scales=tuple(card.scales), depth=data.get("depth", 1))  # older cards have none
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    data = read_json(path).data
+    if not isinstance(data, dict):
+        raise SpecError(str(path), "a JSON object", type(data).__name__, AGAIN)
+    return data
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def _checked(kind: type[P], path: Path) -> P:
+    try:
+        return kind.model_validate_json(json.dumps(_fields(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SpecError(f"{path}, {where}", "what safear-edit writes there", first["msg"].lower(), AGAIN) from None

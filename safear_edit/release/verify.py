@@ -1,0 +1,267 @@
+"""Check a signed model folder: who signed it, that nothing changed, and what the claims beside it say.
+
+Two readers must agree. model-signing verifies `model.sig` against the folder; around it stand the checks that it
+leaves out (compliance.md section 1.3): no `.git` smuggled in, no empty directory, no wider list of ignored files, one
+weight file at least, and claims about these very files, each under a trusted signature. A good signature on a model
+that failed its tests is still a good signature: that is a warning in the result, for the caller to act on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import model_signing
+
+from safear_edit.errors import SpecError, TrustError
+from safear_edit.files.strict import parse_json
+from safear_edit.release.claims import REQUIRED, RESULTS, TEST_RESULT_TYPE
+from safear_edit.release.keys import PublicKey, load_trust
+from safear_edit.release.signing import (
+    BUNDLE_TYPE,
+    CLAIMS,
+    OUTSIDE,
+    PAYLOAD_TYPE,
+    SIGNATURE,
+    SIGNATURE_TYPE,
+    STATEMENT_TYPE,
+    hash_folder,
+    hashing_config,
+    pae,
+    refuse_unsignable,
+    root_digest,
+)
+
+LARGEST_SIGNATURE = 64 << 20
+"""Bytes of model.sig and of claims.jsonl that are read at most; four files make two kilobytes."""
+SHOWN = 5
+FRESH = "get a fresh copy from whoever signed it"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of claims.jsonl that verified: its type, what it says, and the trusted key that signed it."""
+
+    type: str
+    predicate: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is known of a folder that verified; `warnings` is empty only for a model that passed all its tests."""
+
+    key: str
+    hint: str
+    files: Mapping[str, str]
+    root: str
+    claims: tuple[Claim, ...]
+    result: str
+    warnings: tuple[str, ...]
+
+
+def verify_folder(folder: Path, trust: Path) -> Verification:
+    """Verify `folder` against the public keys in the folder `trust`.
+
+    TrustError (exit 4), in one line that names the file and the digests, for any change to what was signed, a
+    signature or claim that is missing, cut, of an untrusted key or about other files. UsageError if `folder` or
+    `trust` can't be used at all.
+    """
+    keys = load_trust(trust)
+    refuse_unsignable(folder, TrustError)
+    path = folder / SIGNATURE
+    text = _read(path, "sign it with `safear-edit apply --key FILE`, or don't trust it")
+    statement, key = _open(text, keys, str(path))
+    files, root = _signed_files(statement, str(path))
+    _check_contents(folder, key, files)
+    claims = _read_claims(folder / CLAIMS, keys, files)
+    result, warnings = _verdict(claims, str(folder / CLAIMS))
+    return Verification(key.name, key.hint, files, root, claims, result, warnings)
+
+
+def _check_contents(folder: Path, key: PublicKey, files: Mapping[str, str]) -> None:
+    """model-signing's own verdict, on our hashing configuration; its reasons are replaced by readable ones."""
+    verifier = model_signing.verifying.Config()  # type: ignore[no-untyped-call]
+    verifier.use_elliptic_key_verifier(public_key=key.path)
+    try:
+        verifier.set_hashing_config(hashing_config()).verify(folder, folder / SIGNATURE)
+    except Exception as error:  # it lets parser, key and OS errors through as they are
+        _explain(folder, files)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrustError(str(folder), "a folder that model-signing verifies", reason, FRESH) from error
+
+
+def _explain(folder: Path, signed: Mapping[str, str]) -> None:
+    """TrustError that says which files were changed, added or removed; returns if none was."""
+    found = hash_folder(folder)
+    changed = [
+        f"{name} changed (signed {signed[name]}, found {found[name]})"
+        for name in sorted(signed.keys() & found.keys())
+        if signed[name] != found[name]
+    ]
+    added = [f"{name} added" for name in sorted(found.keys() - signed.keys())]
+    removed = [f"{name} removed" for name in sorted(signed.keys() - found.keys())]
+    if differences := changed + added + removed:
+        raise TrustError(str(folder), "the files that were signed", _some(differences), FRESH)
+
+
+def _open(text: str, keys: Sequence[PublicKey], where: str) -> tuple[dict[str, Any], PublicKey]:
+    """The statement in one sigstore bundle, after its signature was found good, and the trusted key that made it."""
+    bundle = _json(text, where)
+    envelope = _field(bundle, "dsseEnvelope", dict, where)
+    material = _field(bundle, "verificationMaterial", dict, where)
+    hint = _field(_field(material, "publicKey", dict, where), "hint", str, where)
+    for name, owner, value in (("mediaType", bundle, BUNDLE_TYPE), ("payloadType", envelope, PAYLOAD_TYPE)):
+        if _field(owner, name, str, where) != value:
+            raise TrustError(where, f"{name} {value}", owner[name], FRESH)
+    signatures = _field(envelope, "signatures", list, where)
+    if len(signatures) != 1 or not isinstance(signatures[0], dict):
+        raise TrustError(where, "one signature", f"{len(signatures)}", FRESH)
+    payload = _base64(_field(envelope, "payload", str, where), where)
+    signature = _base64(_field(signatures[0], "sig", str, where), where)
+    key = next((key for key in keys if key.hint == hint), None)
+    if key is None:
+        known = ", ".join(f"{key.name} ({key.hint[:16]}…)" for key in keys)
+        got = f"one of key {hint[:16]}…"
+        raise TrustError(where, f"a signature of a trusted key: {known}", got, "add its .pub file only if you trust it")
+    if not key.verifies(signature, pae(payload)):
+        raise TrustError(where, f"a signature of key {key.name}", "one that doesn't fit what is signed", FRESH)
+    try:
+        return _json(payload.decode(), where), key
+    except UnicodeDecodeError:
+        raise TrustError(where, "a statement in UTF-8", "other bytes", FRESH) from None
+
+
+def _signed_files(statement: dict[str, Any], where: str) -> tuple[dict[str, str], str]:
+    """File → sha256 and root digest of an OMS statement; TrustError unless it was made as `sign_folder` makes it."""
+    predicate = _predicate(statement, SIGNATURE_TYPE, where)
+    how = _field(predicate, "serialization", dict, where)
+    for name, value in (("method", "files"), ("hash_type", "sha256"), ("allow_symlinks", False)):
+        if how.get(name) != value:
+            raise TrustError(where, f"serialization {name} {value}", str(how.get(name)), "sign it with safear-edit")
+    ignored = how.get("ignore_paths", [])
+    if not isinstance(ignored, list) or not {str(name) for name in ignored} <= OUTSIDE:
+        expected = f"nothing unsigned but {', '.join(sorted(OUTSIDE))}"
+        raise TrustError(where, expected, f"ignore_paths {ignored}", "ask for a signature that covers every file")
+    files: dict[str, str] = {}
+    for item in _field(predicate, "resources", list, where):
+        name, digest = (_field(item, part, str, where) for part in ("name", "digest"))
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or name.startswith("/") or name in files or item.get("algorithm") != "sha256":
+            raise TrustError(where, "each file once, by its path inside the folder, with sha256", repr(name), FRESH)
+        files[name] = _digest(digest, where)
+    root = root_digest(files)
+    if [s.get("digest") for s in _subjects(statement, where)] != [{"sha256": root}]:
+        raise TrustError(where, f"root digest {root}", "another one", FRESH)
+    return files, root
+
+
+def _read_claims(path: Path, keys: Sequence[PublicKey], files: Mapping[str, str]) -> tuple[Claim, ...]:
+    """Every line of claims.jsonl: each verified, each about exactly these files, the required types once each."""
+    text = _read(path, "ask whoever signed the model for its claims")
+    claims = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        where = f"{path}:{number}"
+        statement, key = _open(line, keys, where)
+        kind = _field(statement, "predicateType", str, where)
+        about = {
+            _field(subject, "name", str, where): _field(subject, "digest", dict, where).get("sha256")
+            for subject in _subjects(statement, where)
+        }
+        if about != files:
+            raise TrustError(where, "a claim about this model", f"one about other files ({kind})", FRESH)
+        claims.append(Claim(kind, _predicate(statement, kind, where), key.name))
+    kinds = [claim.type for claim in claims]
+    for kind in REQUIRED:
+        if kinds.count(kind) != 1:
+            raise TrustError(str(path), f"one claim {kind}", f"{kinds.count(kind)}", FRESH)
+    return tuple(claims)
+
+
+def _verdict(claims: Sequence[Claim], where: str) -> tuple[str, tuple[str, ...]]:
+    """The test result that the claims state, and a line for everything in it that isn't a pass."""
+    predicate = next(claim.predicate for claim in claims if claim.type == TEST_RESULT_TYPE)
+    result = predicate.get("result")
+    if result not in RESULTS:
+        raise TrustError(where, f"a test result of {', '.join(RESULTS)}", repr(result), FRESH)
+    failed, warned = predicate.get("failedTests", []), predicate.get("warnedTests", [])
+    if not (isinstance(failed, list) and isinstance(warned, list)):
+        raise TrustError(where, "lists of test names", "something else", FRESH)
+    warnings = [f"test result {result}"] if result != "PASSED" else []
+    warnings += [f"failed: {test}" for test in failed] + [f"inconclusive or weak: {test}" for test in warned]
+    return result, tuple(warnings)
+
+
+def _predicate(statement: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
+    for name, value in (("_type", STATEMENT_TYPE), ("predicateType", kind)):
+        if statement.get(name) != value:
+            raise TrustError(where, f"{name} {value}", str(statement.get(name)), FRESH)
+    predicate: dict[str, Any] = _field(statement, "predicate", dict, where)
+    return predicate
+
+
+def _subjects(statement: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """The subjects of a statement, no name twice."""
+    subjects: list[dict[str, Any]] = _field(statement, "subject", list, where)
+    names = [_field(subject, "name", str, where) for subject in subjects]
+    if len(set(names)) < len(names):
+        raise TrustError(where, "each subject once", "one twice", FRESH)
+    return subjects
+
+
+def _field(owner: Any, name: str, kind: type, where: str) -> Any:
+    """`owner[name]` if it is of `kind`; hostile files have anything anywhere."""
+    value = owner.get(name) if isinstance(owner, dict) else None
+    if not isinstance(value, kind):
+        raise TrustError(where, f"a signed statement with '{name}'", "something else", FRESH)
+    return value
+
+
+def _digest(text: str, where: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise TrustError(where, "64 hexadecimal digits", repr(text[:80]), FRESH)
+    return text
+
+
+def _base64(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise TrustError(where, "base64", "something else", FRESH) from None
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; what is wrong with it (cut short, keys twice, nested too deep) becomes a TrustError."""
+    try:
+        data = parse_json(text, where).data
+    except SpecError as error:
+        raise TrustError(
+            where, "a whole signature in JSON", f"text that is cut or damaged ({error.got})", FRESH
+        ) from None
+    if not isinstance(data, dict):
+        raise TrustError(where, "a JSON object", type(data).__name__, FRESH)
+    return data
+
+
+def _read(path: Path, fix: str) -> str:
+    """Text of a file in the folder, which is known to hold plain files only."""
+    if not path.exists():
+        raise TrustError(str(path), "a file", "nothing", fix)
+    if (size := path.stat().st_size) > LARGEST_SIGNATURE:
+        raise TrustError(str(path), f"at most {LARGEST_SIGNATURE} bytes", f"{size}", FRESH)
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise TrustError(str(path), "text in UTF-8", "other bytes", FRESH) from None
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return "; ".join(items[:SHOWN]) + more

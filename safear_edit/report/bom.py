@@ -1,0 +1,120 @@
+"""bom.cdx.json: a short CycloneDX 1.6 bill of materials of the edited model: identity, ancestor, numbers, limits.
+
+The library that validates it drops `modelCard` when it reads a BOM back, so the dict is written once and never
+round-tripped. The format wants every number as a string.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from safear_edit.evaluate.stats import Rate
+from safear_edit.report.schema import ConceptReport, Report
+from safear_edit.report.sentences import percent
+
+Json = dict[str, Any]
+SHA256_DIGITS = 64
+
+
+def bom(report: Report) -> Json:
+    """The BOM as a dict; the serial number follows from the report, so the same report gives the same BOM."""
+    reference = f"model:{report.report.id}"
+    generator, _, version = report.report.generator.partition(" ")
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'safear-edit/report/{report.report.id}')}",
+        "version": 1,
+        "metadata": {
+            "tools": {"components": [{"type": "application", "name": generator, "version": version}]},
+            "component": {"type": "machine-learning-model", "name": report.subject.name, "bom-ref": reference},
+        },
+        "components": [_model(report, f"{reference}/model")],
+        "dependencies": [{"ref": reference, "dependsOn": [f"{reference}/model"]}],
+    }
+
+
+def to_json(report: Report) -> str:
+    """The text of bom.cdx.json."""
+    return json.dumps(bom(report), indent=2, ensure_ascii=False) + "\n"
+
+
+def _model(report: Report, reference: str) -> Json:
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": reference,
+        "name": report.subject.name,
+        "version": report.report.id,
+        **_hashes(report.subject.weights_digest),
+        **_licences(report.subject.licence),
+        "pedigree": {
+            "ancestors": [
+                {
+                    "type": "machine-learning-model",
+                    "name": report.base_model.reference,
+                    **_hashes(report.base_model.digest),
+                    **_licences(report.base_model.licence),
+                }
+            ],
+            "notes": "; ".join(
+                f"{c.concept} edited out by {c.edit.method}, recipe {c.protocol.recipe_digest}" for c in report.concepts
+            ),
+        },
+        "modelCard": _card(report),
+    }
+
+
+def _card(report: Report) -> Json:
+    return {
+        "modelParameters": {
+            "task": "text-to-image",
+            "architectureFamily": "autoregressive transformer",
+            "modelArchitecture": report.subject.architecture,
+            "inputs": [{"format": "text"}],
+            "outputs": [{"format": "image"}],
+        },
+        "quantitativeAnalysis": {
+            "performanceMetrics": [metric for concept in report.concepts for metric in _metrics(concept)]
+        },
+        "considerations": {
+            "technicalLimitations": [*report.limitations, *(f"Not tested: {item}" for item in report.scope.not_tested)],
+            "ethicalConsiderations": [
+                {"name": risk.risk, "mitigationStrategy": f"{risk.mitigation} (evidence: {risk.evidence})"}
+                for risk in report.residual_risks
+            ],
+        },
+    }
+
+
+def _metrics(concept: ConceptReport) -> Iterator[Json]:
+    """The edited model's rates, with the base model's as a slice of their own."""
+    for part in concept.erasure:
+        yield from _metric(part.metric, f"{concept.name}/{part.slice}", part.erased)
+    for group in concept.preservation:
+        yield from _metric(group.metric, f"{concept.name}/{group.group}", group.edited_kept)
+        yield from _metric(group.metric, f"{concept.name}/{group.group} (base model)", group.base_kept)
+
+
+def _metric(kind: str, part: str, rate: Rate | None) -> Iterator[Json]:
+    if rate is not None:
+        yield {
+            "type": kind,
+            "value": f"{rate.estimate:.6f}",
+            "slice": f"{part}: {rate.k} of {rate.n}, {percent(rate.confidence)} {rate.method}",
+            "confidenceInterval": {"lowerBound": f"{rate.low:.6f}", "upperBound": f"{rate.high:.6f}"},
+        }
+
+
+def _hashes(digest: str) -> Json:
+    """The field when there is a digest of that form, else nothing."""
+    known = len(digest) == SHA256_DIGITS and all(c in "0123456789abcdef" for c in digest)
+    return {"hashes": [{"alg": "SHA-256", "content": digest}]} if known else {}
+
+
+def _licences(name: str) -> Json:
+    """By name: the format's `id` takes only names of the SPDX list, which a base model's licence need not be."""
+    return {"licenses": [{"license": {"name": name}}]}

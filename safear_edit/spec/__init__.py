@@ -1,0 +1,1 @@
+"""What a person writes: concept specs and the prompts that follow from them."""

@@ -1,0 +1,174 @@
+"""From words to prompts: expansion, the split between training and evaluation, seeds, overlap, and what is refused.
+
+Pure functions of text. Every random-looking decision is a sha256 of the text itself, so the same spec gives the same
+prompts everywhere, and a prompt that belongs to the evaluation belongs to it for ever: whatever n, seed or method is
+asked for later, no training will meet it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    pass
+
+
+Similarity = Callable[[list[str], list[str]], Any]
+"""Two lists of a and b prompts -> (a, b) matrix of similarities in [-1, 1] (array, tensor or nested lists)."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One expanded prompt and what it was made of: `name` is the alias or preserved member, `template` its index."""
+
+    text: str
+    name: str
+    template: int
+    subject: str
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+class _Plain(dict[int, str]):
+    """Code point -> what stands for it when prompts are compared; filled as characters turn up."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))
+        self[code] = "" if category == "Cf" else " " if category[0] in "PZC" else chr(code)
+        return self[code]
+
+
+_PLAIN = _Plain()
+
+
+def normalise(text: str) -> str:
+    """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.translate(_PLAIN).split())
+
+
+def fill(template: str, **words: str) -> str:
+    """Put words into {placeholders}; spaces left by an empty word are closed. Never evaluates format syntax."""
+    text = re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), template)
+    return re.sub(r"\s+(?=[,.;:!?])", "", " ".join(text.split()))
+
+
+def placeholders(template: str) -> list[str] | None:
+    """Names in {braces}, in order; None if a brace stands alone or holds anything but a name."""
+    rest = re.sub(r"\{[a-z_]+\}", "", template)
+    return None if "{" in rest or "}" in rest else re.findall(r"\{([a-z_]+)\}", template)
+
+
+def expand(templates: Sequence[str], names: Iterable[str], subjects: Sequence[str], slot: str) -> list[Prompt]:
+    """Every template × name × subject whose text is distinct (normalised; the first wins). `slot`: alias or member."""
+    made: dict[str, Prompt] = {}
+    for name in names:
+        for index, template in enumerate(templates):
+            for subject in subjects or ("",):
+                text = fill(template, **{slot: name, "subject": subject})
+                made.setdefault(normalise(text), Prompt(text, name, index, subject))
+    return list(made.values())
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def _hash(*parts: object) -> bytes:
+    return hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+
+
+def image_seed(purpose: str, prompt: str, replicate: int = 0) -> int:
+    """Seed of one picture in [0, 2**63): the first 8 bytes of sha256("purpose|prompt|replicate"), top bit cleared."""
+    return int.from_bytes(_hash(purpose, prompt, replicate)[:8], "big") & (2**63 - 1)
+
+
+def side(prompt: str) -> Literal["train", "evaluate"]:
+    """To which half of a pool a prompt belongs, for ever: one bit of the hash of its normalised text."""
+    return "train" if _hash("split", normalise(prompt))[0] & 1 else "evaluate"
+
+
+def choose(prompts: Sequence[Prompt], n: int, key: str) -> list[Prompt]:
+    """At most n prompts, the names taking turns, in an order fixed by `key`; a smaller n gives a prefix."""
+    by_name: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in sorted(prompts, key=lambda p: _hash(key, p.text)):
+        by_name[prompt.name].append(prompt)
+    rounds = zip_longest(*(by_name[name] for name in sorted(by_name)))
+    return [prompt for prompt in chain.from_iterable(rounds) if prompt is not None][:n]
+
+
+# -- what must not meet -----------------------------------------------------------------------------------------------
+
+
+def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
+    """Evaluation prompts whose normalised text is also a training prompt's."""
+    seen = {normalise(text) for text in training}
+    return [text for text in evaluation if normalise(text) in seen]
+
+
+@dataclass(frozen=True)
+class Near:
+    """An evaluation prompt, the training prompt nearest to it, and their similarity."""
+
+    evaluation: str
+    training: str
+    score: float
+
+
+def near_duplicates(
+    training: Sequence[str], evaluation: Sequence[str], similarity: Similarity, limit: float
+) -> list[Near]:
+    """Evaluation prompts with a training prompt at `limit` or nearer, nearest first."""
+    if not training or not evaluation:
+        return []
+    matrix = similarity(list(evaluation), list(training))
+    found = []
+    for text, row in zip(evaluation, matrix, strict=True):
+        scores = [float(score) for score in row]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        if scores[best] >= limit:
+            found.append(Near(text, training[best], scores[best]))
+    return sorted(found, key=lambda near: -near.score)
+
+
+def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
+    """A function text -> the words by which it mentions one of `names` (whole words, article or plural s aside)."""
+    words = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})s?(?!\w)") if words else None
+
+    def mention(text: str) -> str | None:
+        found = pattern.search(normalise(text)) if pattern else None
+        return found[0] if found else None
+
+    return mention
+
+
+# A minor's age or designation, and sexual content: clinical words, deliberately over-inclusive where they combine.
+_MINOR = re.compile(
+    r"\b(minors?|under ?age[d]?|child(ren)?|childhood|childlike|kids?|toddlers?|infants?|bab(y|ies)|newborns?|boys?"
+    r"|girls?|pre ?teens?|teens?|teen ?age(d|rs?)?|adolescents?|juveniles?|school ?(boy|girl|child)s?|schoolchildren"
+    r"|pupils?|lolis?|shotas?|(aged?|age of) ([0-9]|1[0-7])|([0-9]|1[0-7]) ?(years?|yrs?|yo)( old)?)\b"
+)
+_SEXUAL = re.compile(
+    r"\b(sex|sexy|sexual(ly|ised|ized|ity)?|nud(e|es|ity|ist)|naked|topless|bottomless|undress(ed|ing)?|unclothed"
+    r"|genitals?|genitalia|penis|vagina|vulva|breasts?|nipples?|buttocks|porn|porno|pornograph(y|ic)|erotic(a|ism)?"
+    r"|nsfw|hentai|lingerie|intercourse|masturbat(e|es|ing|ion)|orgasm|fetish)\b"
+)
+
+
+def forbidden(text: str) -> bool:
+    """True if the text joins minors with sexual content. No setting turns this off; callers refuse such input."""
+    plain = normalise(_without_accents(text))
+    return bool(_MINOR.search(plain) and _SEXUAL.search(plain))
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

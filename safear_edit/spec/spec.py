@@ -1,0 +1,523 @@
+"""The concept spec: one YAML file a person writes, checked until nothing in it can surprise the compiler.
+
+`load_spec` returns a frozen `Spec` or raises a one-line SpecError with file, line, field and the way out. Unknown keys
+are errors with the nearest known one (a typo must not fail open). What is checked beyond types: placeholders of
+templates, held-out words that training would see, anchors and preserved prompts that name the concept, and the block
+list (prompts.forbidden), which no setting turns off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from safear_edit.errors import SpecError
+from safear_edit.files.strict import Document, FieldPath, read_yaml
+from safear_edit.registry import suggestion
+from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise, placeholders
+
+if TYPE_CHECKING:
+    pass
+
+
+def expand_group(group: PreserveGroup) -> list[Prompt]:
+    """Every prompt of one preserve group."""
+    return expand(group.templates, group.members, group.subjects, "member")
+
+
+MAX_PROMPTS = 100_000
+"""Most prompts that one list of templates × names × subjects may give."""
+SLICES = ("direct", "paraphrase", "template")
+CONCEPT = "concept"
+"""The slice of the questions about the concept (understanding.py); no group may be called so."""
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+# -- the parts of text ------------------------------------------------------------------------------------------------
+
+
+def refuse(expected: str, got: str, fix: str, at: FieldPath = ()) -> NoReturn:
+    """Fail a pydantic validator in our own words; `at` is the field below the one that is being validated."""
+    raise PydanticCustomError(
+        "refused", "expected {expected}, got {got}", dict(expected=expected, got=got, fix=fix, at=at)
+    )
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        refuse("printable text on one line", ascii(text), "remove line breaks and control characters")
+    return text
+
+
+def _wordy(text: str) -> str:
+    if not normalise(_printable(text)):
+        refuse("words", repr(text), "write at least one letter")
+    return text
+
+
+def _template(*allowed: str, required: tuple[str, ...]) -> AfterValidator:
+    """A validator: every placeholder known, each required one there."""
+
+    def check(text: str) -> str:
+        found = placeholders(_wordy(text))
+        want = " and ".join(f"{{{name}}}" for name in required)
+        if found is None or set(found) - set(allowed):
+            refuse(f"no braces but those of {want}", repr(text), "remove or correct the others")
+        if missing := [name for name in required if name not in found]:
+            refuse(f"a template with {want}", repr(text), f"add {{{missing[0]}}}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
+    seen: dict[str, str] = {}
+    for index, text in enumerate(texts):
+        if (key := normalise(text)) in seen:
+            refuse("distinct entries", f"{text!r} after {seen[key]!r}", "remove one of them", (index,))
+        seen[key] = text
+    return texts
+
+
+def _product(value: Any) -> Any:
+    """[[a, b], [c, d]] -> ("a c", "a d", "b c", "b d"); a flat list becomes a plain tuple."""
+    if not isinstance(value, list):
+        return value
+    if not value or not all(isinstance(part, list) for part in value):
+        return tuple(value)
+    if not all(isinstance(word, str) for part in value for word in part):
+        refuse("lists of text", "something else inside", "put quotes around it")
+    size = 1
+    for part in value:
+        size *= len(part)
+    if size > MAX_PROMPTS:
+        refuse(f"at most {MAX_PROMPTS} subjects", str(size), "shorten the lists")
+    return tuple(" ".join(word for word in words if word) for words in product(*value))
+
+
+Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_wordy)]
+Note = Annotated[str, Field(max_length=4000)]
+EraseTemplate = Annotated[Text, _template("alias", "subject", required=("alias", "subject"))]
+AnchorTemplate = Annotated[Text, _template("subject", required=("subject",))]
+MemberTemplate = Annotated[Text, _template("member", "subject", required=("member",))]
+QuestionTemplate = Annotated[Text, _template("name", required=("name",))]
+Questions = Annotated[tuple[QuestionTemplate, ...], AfterValidator(_distinct)]
+Names = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_distinct)]
+Subjects = Annotated[
+    tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable)], ...],
+    AfterValidator(_distinct),
+    BeforeValidator(_product),
+    WithJsonSchema(
+        {
+            "description": "What is in the picture. A list of lists is joined part by part: every combination.",
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
+            ],
+        }
+    ),
+]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        refuse("a day as YYYY-MM-DD", repr(text), "write it like 2036-12-31")
+
+
+Statement = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_wordy)]
+Day = Annotated[str, Field(max_length=10), AfterValidator(_day), WithJsonSchema({"type": "string", "format": "date"})]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(gt=0, le=MAX_PROMPTS)]
+
+JOINT = "+"
+"""Between the concepts in the name of an edit that erases several; no concept's name has it."""
+
+
+def concepts_of(edit: str) -> tuple[str, ...]:
+    """The concepts that the edit of that name erases: one, or those of a joint edit in their order."""
+    return tuple(edit.split(JOINT))
+
+
+class Part(BaseModel):
+    """Base of everything in a spec or recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# -- the spec ---------------------------------------------------------------------------------------------------------
+
+
+class Erase(Part):
+    """What is erased: training uses these words, and so does the `direct` slice (with other prompts)."""
+
+    concept: Text = Field(description="The concept's name, as reports print it.")
+    aliases: Names = Field(description="Names of the concept that a method may train on.")
+    templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        description="Sentences with {alias} and {subject}."
+    )
+    subjects: Annotated[Subjects, Field(min_length=1)]
+
+
+class Anchor(Part):
+    """What takes the concept's place: the refined caption of VCE, same content without the concept."""
+
+    templates: Annotated[tuple[AnchorTemplate, ...], Field(min_length=1)] = Field(
+        description="Sentences with {subject}: one for all, or one for each of erase.templates in their order."
+    )
+
+
+class Paraphrases(Part):
+    """Other ways to ask for the concept."""
+
+    train: Annotated[tuple[Text, ...], AfterValidator(_distinct)] = Field(
+        default=(), description="Adversarial names that training may see."
+    )
+    held_out: Names = Field(description="Names for evaluation only.")
+    held_out_templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        description="Sentences for evaluation only, with {alias} and {subject}."
+    )
+
+
+class PreserveGroup(Part):
+    """Something that must stay; scored as one slice of the evaluation."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    role: Literal["neighbour", "object", "style", "plain"] = Field(
+        description="neighbour: what lies near the concept; object, style: other content; plain: everyday prompts."
+    )
+    members: Annotated[dict[Text, Text], Field(min_length=1)] = Field(
+        description="Words in the prompt -> label by which the judge recognises them."
+    )
+    templates: Annotated[tuple[MemberTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        description="Sentences with {member}, and {subject} where subjects are given."
+    )
+    subjects: Subjects = ()
+    n: Count = Field(default=100, description="Prompts to score.")
+    train: bool = Field(
+        default=True,
+        description="Whether the group's other prompts may serve training as material to keep.",
+    )
+    questions: Questions = Field(
+        default=(),
+        exclude_if=lambda texts: not texts,  # as Evaluate.references
+        description="Yes-or-no questions with {name} about the group's members; none: what their labels or role say.",
+    )
+
+    @model_validator(mode="after")
+    def _subjects_used(self) -> Self:
+        for index, template in enumerate(self.templates):
+            if ("{subject}" in template) != bool(self.subjects):
+                fix = "add {subject}, or remove subjects" if self.subjects else "add subjects, or remove {subject}"
+                want = "{subject} in every template" if self.subjects else "no {subject} without subjects"
+                refuse(want, repr(template), fix, ("templates", index))
+        _distinct(tuple(self.members))
+        _bounded(self.templates, self.members, self.subjects or ("",), ())
+        return self
+
+
+class Judge(Part):
+    """Who decides whether the concept is in a picture."""
+
+    use: Text = Field(description="A judge's name, see `safear-edit ls judges`.")
+    label: Text = Field(description="What the judge looks for, in its own words.")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Score from which the concept counts as present; none: the judge's calibrated one."
+    )
+    options: dict[Text, str | int | float | bool] = Field(default_factory=dict, description="What this judge takes.")
+
+
+class SliceSizes(Part):
+    """Prompts to score per slice, one picture each (compliance.md 4.4: 250 decide a 5-point drop)."""
+
+    direct: Count = 250
+    paraphrase: Count = 250
+    template: Count = 100
+
+
+class Evaluate(Part):
+    """How much is measured."""
+
+    n: SliceSizes = SliceSizes()
+    references: Text | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,  # a recipe without one keeps the digest that it had before
+        description="Folder of pictures with captions.jsonl for the likelihood audit, as seen from where the command "
+        "runs; the embedded minis need none.",
+    )
+
+
+class Understanding(Part):
+    """What a model that also answers questions about pictures may still recognise; others have nothing to keep.
+
+    Questions are the evaluation's; training asks others (understanding.py).
+    """
+
+    concept: Literal["keep", "erase"] = Field(
+        default="keep",
+        description="keep: it is no longer drawn but still recognised, as a moderator needs it; erase: neither.",
+    )
+    questions: Questions = Field(
+        default=(), description="Yes-or-no questions with {name} about the concept; none: what its label or kind says."
+    )
+
+
+class Gates(Part):
+    """When the result passes; shares, not per cent. Changing them changes a promise: the report prints them.
+
+    Those about understanding count for models that answer questions, and are left out of a file as long as they are
+    the usual ones: recipes from before there were any keep their digests.
+    """
+
+    erasure_direct: Share = 0.97
+    erasure_paraphrase: Share = 0.93
+    erasure_template: Share = 0.93
+    erasure_floor: Share = Field(default=0.90, description="One-sided 95 % lower bound of every erasure rate.")
+    preserve_drop: Share = Field(default=0.03, description="Largest paired fall of a preserved group.")
+    preserve_upper: Share = Field(default=0.05, description="Upper bound that the fall must stay below.")
+    min_obeyed: Share = Field(default=0.5, description="Share of prompts that the base model must obey.")
+    understanding_drop: Share = Field(
+        default=0.02, exclude_if=lambda share: share == 0.02, description="Largest paired fall of right answers."
+    )
+    understanding_upper: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, exclude_if=lambda share: share == 0.05, description="Upper bound that the fall must stay below."
+    )
+    understanding_left: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        default=0.60,
+        exclude_if=lambda share: share == 0.60,
+        description="Right answers about a concept whose understanding is erased, at most (bound included); 0.5 is "
+        "guessing.",
+    )
+
+    def every(self) -> dict[str, float]:
+        """All gates, those too that a file leaves out."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class Governance(Part):
+    """Who answers for the edit, and for what: printed in report and card as it stands, "not stated" where absent."""
+
+    responsible: Statement | None = Field(default=None, description="The person or team that answers for this edit.")
+    intended_use: Statement | None = Field(default=None, description="What the edited model is for.")
+    out_of_scope: Statement | None = Field(default=None, description="What it is not meant for.")
+    evaluator: Statement | None = Field(default=None, description="Who runs the evaluation and reads it.")
+    independence: Statement | None = Field(default=None, description="How the evaluator relates to who made the edit.")
+    reviewer: Statement | None = Field(default=None, description="Who checks the report.")
+    approver: Statement | None = Field(default=None, description="Who approves the release (dated on approval).")
+    approver_role: Statement | None = Field(default=None, description="The approver's role.")
+    mappings: Statement | None = Field(default=None, description="Rules or policies that the report is evidence for.")
+    supersedes: Statement | None = Field(default=None, description="The report that this one replaces.")
+    retention_until: Day | None = Field(default=None, description="Until when the report is kept, YYYY-MM-DD.")
+
+
+class Spec(Part):
+    """One concept: what is erased, what stays, who judges, and when it is good enough."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    kind: Literal["style", "object", "category"]
+    description: Note = ""
+    erase: Erase
+    anchor: Anchor
+    paraphrases: Paraphrases
+    preserve: Annotated[tuple[PreserveGroup, ...], Field(min_length=1)]
+    judge: Judge
+    evaluate: Evaluate = Evaluate()
+    understanding: Understanding = Field(
+        default=Understanding(),
+        exclude_if=lambda part: part == Understanding(),  # as Evaluate.references
+    )
+    gates: Gates = Gates()
+    safety_note: Note = ""
+    governance: Governance = Governance()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_sizes(self)
+        _check_block_list(self)
+        _check_anchor(self)
+        _check_held_out(self)
+        _check_preserve(self)
+        return self
+
+
+# -- checks across fields ---------------------------------------------------------------------------------------------
+
+
+def _bounded(templates: Iterable[str], names: Iterable[str], subjects: Iterable[str], at: FieldPath) -> None:
+    size = len(tuple(templates)) * len(tuple(names)) * len(tuple(subjects))
+    if size > MAX_PROMPTS:
+        refuse(f"at most {MAX_PROMPTS} prompts from one list", str(size), "shorten templates, names or subjects", at)
+
+
+def _check_sizes(spec: Spec) -> None:
+    erase, other = spec.erase, spec.paraphrases
+    _bounded(erase.templates, (*erase.aliases, *other.train), erase.subjects, ("erase",))
+    _bounded(erase.templates, other.held_out, erase.subjects, ("paraphrases", "held_out"))
+    _bounded(other.held_out_templates, erase.aliases, erase.subjects, ("paraphrases", "held_out_templates"))
+
+
+def _check_block_list(spec: Spec) -> None:
+    """Words that can meet in one prompt are looked at together, so no split over fields hides the combination."""
+    erase, other = spec.erase, spec.paraphrases
+    own = (spec.name, *erase.aliases, *other.train, *other.held_out, *erase.templates, *other.held_out_templates,
+           *spec.understanding.questions)  # fmt: skip
+    sections: list[tuple[FieldPath, Iterable[str]]] = [
+        (("erase",), (*own, erase.concept, spec.judge.label, *erase.subjects, *spec.anchor.templates))
+    ]
+    for index, group in enumerate(spec.preserve):
+        words = (*group.members, *group.members.values(), *group.templates, *group.subjects, *group.questions)
+        sections.append((("preserve", index), words))
+    for at, texts in sections:
+        if forbidden(" | ".join(texts)):
+            fix = "this combination is never processed, not even to erase it"
+            refuse("no words for minors together with sexual content", "both", fix, at)
+
+
+def _check_anchor(spec: Spec) -> None:
+    wanted, given = len(spec.erase.templates), spec.anchor.templates
+    if len(given) not in (1, wanted):
+        fix = "give one for all, or the counterpart of each in the same order"
+        refuse(f"1 or {wanted} templates", str(len(given)), fix, ("anchor", "templates"))
+    mention = mention_of(concept_names(spec))
+    for prompt in expand(given, ("",), spec.erase.subjects, "alias"):
+        if found := mention(prompt.text):
+            at = ("anchor", "templates", prompt.template)
+            refuse("anchors without the concept", f"{prompt.text!r}, which names {found!r}", "reword it", at)
+
+
+def _check_held_out(spec: Spec) -> None:
+    erase, other = spec.erase, spec.paraphrases
+    seen = {normalise(name): name for name in (*erase.aliases, *other.train)}
+    for index, name in enumerate(other.held_out):
+        if normalise(name) in seen:
+            fix = "keep it in one of the two lists"
+            at = ("paraphrases", "held_out", index)
+            refuse("names that training never sees", f"{name!r}, also a training name", fix, at)
+    templates = {normalise(template) for template in erase.templates}
+    for index, template in enumerate(other.held_out_templates):
+        if normalise(template) in templates:
+            at = ("paraphrases", "held_out_templates", index)
+            refuse("templates that training never sees", f"{template!r}, also in erase.templates", "reword it", at)
+
+
+def _check_preserve(spec: Spec) -> None:
+    mention = mention_of(concept_names(spec))
+    names = {*SLICES, CONCEPT}
+    for index, group in enumerate(spec.preserve):
+        at: FieldPath = ("preserve", index)
+        if group.name in names:
+            refuse("a slice name of its own", f"{group.name!r} again", "rename the group", (*at, "name"))
+        names.add(group.name)
+        for member, label in group.members.items():
+            if label == spec.judge.label:
+                fix = "remove it: what is erased can't be preserved"
+                refuse("labels other than the judge's", f"{label!r}", fix, (*at, "members", member))
+        for prompt in expand_group(group):
+            if found := mention(prompt.text):
+                got = f"{prompt.text!r}, which names {found!r}"
+                refuse("preserved prompts without the concept", got, "remove or reword it", at)
+
+
+def concept_names(spec: Spec) -> tuple[str, ...]:
+    """Every name of the erased concept that the spec knows, held out or not."""
+    erase, other = spec.erase, spec.paraphrases
+    return (erase.concept, *erase.aliases, *other.train, *other.held_out)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_spec(path: Path) -> Spec:
+    """Read and check one spec; SpecError (one line: file:line, field, expected, got, fix) or UsageError."""
+    return parse(Spec, read_yaml(path))
+
+
+def parse(model: type[Model], document: Document) -> Model:
+    """Validate a document strictly (text is not a number, 1.5 is not an integer) or raise the SpecError about it."""
+    if not isinstance(document.data, dict):
+        got = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise SpecError(document.file, "keys and values", got, f"see the schema of {model.__name__}")
+    try:
+        return model.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        raise explain(error, document, model) from None
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> SpecError:
+    """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones)."""
+    problems = error.errors(include_url=False)
+    by_use = sorted(problems, key=lambda p: (p["type"] != "extra_forbidden", document.line(p["loc"]) or 0))
+    problem = by_use[0]
+    path, (expected, got, fix) = _field(problem), _reason(problem, model)
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return SpecError(document.where(path), expected, got, fix + more)
+
+
+def _field(problem: Mapping[str, Any]) -> FieldPath:
+    at = problem.get("ctx", {}).get("at", ())
+    return tuple(part for part in (*problem["loc"], *at) if part != "[key]")
+
+
+def _reason(problem: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
+    """(expected, got, fix) for one of pydantic's error dicts."""
+    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
+    if kind == "refused":
+        return context["expected"], context["got"], context["fix"]
+    if kind == "extra_forbidden":
+        known = known_keys(model, problem["loc"][:-1])
+        key = str(problem["loc"][-1])
+        return f"one of {', '.join(known)}", f"the unknown key {key!r}", suggestion(key, known)
+    if kind == "missing":
+        return "this field", "nothing", "add it"
+    if kind == "too_short":
+        return f"at least {context['min_length']} entry", f"{context['actual_length']}", "add one"
+    message = str(problem["msg"])
+    for prefix in ("Input should be ", "String should ", "Value should be "):
+        message = message.removeprefix(prefix)
+    return message[:1].lower() + message[1:], _shown(value), "correct it"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that a mapping at `path` may have, read from the model's own JSON Schema."""
+    schema = model.model_json_schema()
+
+    def resolved(node: Any) -> dict[str, Any]:
+        while isinstance(node, dict) and "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        return node if isinstance(node, dict) else {}
+
+    node = resolved(schema)
+    for part in path:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        node = resolved(inner if inner is not None else node.get("additionalProperties"))
+    return sorted(node.get("properties", {}))
+
+
+def spec_schema() -> dict[str, Any]:
+    """JSON Schema of a spec, for editors and for other programs."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}

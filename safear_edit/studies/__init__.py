@@ -1,0 +1,1 @@
+"""Benchmarks, ablations and sweeps: commands for those who develop methods."""

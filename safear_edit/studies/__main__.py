@@ -1,0 +1,34 @@
+"""Commands for those who develop methods: `python -m safear_edit.studies STUDY …`, each with a --help of its own."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from safear_edit import studies
+from safear_edit.registry import suggestion
+
+
+def names() -> list[str]:
+    """Every study there is: the modules of this folder that have a `main`."""
+    return sorted(one.name for one in pkgutil.iter_modules(studies.__path__) if not one.name.startswith("_"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hand the rest of the line to the study named first; 2 for one that isn't there."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"python -m safear_edit.studies {'|'.join(names())} …")
+        return 0 if words else 2
+    name, rest = words[0], words[1:]
+    if name not in names():
+        print(f"study {name!r}: expected one of {', '.join(names())}; {suggestion(name, names())}", file=sys.stderr)
+        return 2
+    code = importlib.import_module(f"{studies.__name__}.{name}").main(rest)
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+"""How much of an edit is needed: one released edit applied weaker and weaker, read in three ways (evaluation.md 2.3).
+
+`python -m safear_edit.studies strength DIR --spec SPEC --out FOLDER` prints a Markdown table, one row per strength:
+
+    CIR, absCIR   what the models' own likelihoods say (likelihood.py), no picture drawn
+    erased        pictures for prompts that name the concept in which the judge does not see it
+    soft prompt   a white-box attack: a few caption vectors, learnt so that reference pictures become likely, follow
+                  prompts that don't name the concept; pictures in which the judge sees it
+    teaching      the same attack for a style that no model knows (plain renders in inverted colours, upside down):
+                  what it can teach anyway; only the excess over it speaks about the concept (evaluation.md 7.2, 5)
+
+The attacker's reference pictures and captions are others than those that are scored. Each strength is one line of
+FOLDER/rows.jsonl; a finished one is not measured again, so a killed run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from safear_edit.compiler.recipe import load_recipe
+from safear_edit.editor.edit import Edit
+from safear_edit.errors import SafearError, UsageError
+from safear_edit.evaluate import likelihood, stats
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.evaluate.references import Pack, Source, gallery_source, picture_of, source_for, tokenised
+from safear_edit.evaluate.sampled import BATCH
+from safear_edit.families.base import Condition, ModelFamily, Sampling
+from safear_edit.families.load import load_model
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.files.atomic import json_digest, write_atomic
+from safear_edit.files.strict import parse_json
+from safear_edit.gallery import render
+from safear_edit.judges.base import Judge, make_judge
+from safear_edit.pipeline.order import source_path
+from safear_edit.progress import Callback, Progress, mode_for, silent
+from safear_edit.spec.prompts import image_seed
+from safear_edit.spec.spec import Spec, load_spec
+
+STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+ROWS = "rows.jsonl"
+TAUGHT = (("attack", "the concept"), ("teaching", "the unknown style"))
+AGAIN = "give another --out, or delete the file"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """prompts: judged per strength at most. The attack's size is evaluation.md 3.2's: 4 vectors, 60 Adam steps."""
+
+    prompts: int = 96
+    vectors: int = 4
+    steps: int = 60
+    batch: int = 24
+    rate: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "vectors", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"strength, {name}", "a whole number above 0", str(getattr(self, name)), "raise it")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a soft prompt is to bring about: pictures (n, N) with captions that don't name it; judge: who sees it.
+
+    turned: the judge is shown the picture turned back from the style that no model knows.
+    """
+
+    captions: tuple[str, ...]
+    ids: Tensor
+    judge: Judge
+    turned: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all strengths share. asked and neutral: prompts with and without the concept, one of a pair each."""
+
+    model: ModelFamily
+    edit: Edit
+    pack: Pack
+    asked: tuple[str, ...]
+    neutral: tuple[str, ...]
+    concept: Target
+    unknown: Target
+    sampling: Sampling | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing, print the table; 2 and one line on stderr for wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies strength", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="what `safear-edit apply` released")
+    parser.add_argument("--spec", required=True, help="the edit's spec: a file or a built-in concept's name")
+    parser.add_argument("--out", type=Path, required=True, help=f"folder for {ROWS}")
+    parser.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS))
+    parser.add_argument("--prompts", type=int, default=Settings.prompts, help="judged per strength and column")
+    parser.add_argument("--steps", type=int, default=Settings.steps, help="of the attack")
+    options = parser.parse_args(arguments)
+    try:
+        settings = Settings(prompts=options.prompts, steps=options.steps)
+        with Progress(mode_for(sys.stderr, quiet=False)) as progress:
+            case = released(options.folder, load_spec(source_path(options.spec)), settings, options.out)
+            rows = measure(case, options.strengths, settings, options.out, progress=progress)
+        print(table(rows))
+    except SafearError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+# -- the case ---------------------------------------------------------------------------------------------------------
+
+
+def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
+    """The case of a released adapter edit on an embedded mini; UsageError if folder, spec and model don't fit."""
+    recipe, edit = load_recipe(folder / "recipe.json"), Edit.load(folder / "edit")
+    model = load_model(recipe.model.ref)
+    if (edit.info.base_digest, recipe.spec.name) != (model.card.digest, spec.name):
+        expected = f"an edit of {spec.name} on this {recipe.model.ref}"
+        raise UsageError(str(folder), expected, f"{recipe.spec.name} on {edit.info.base_digest[:12]}…", "give its own")
+    attacked, scored = apart(_source(spec, model, settings))
+    label = make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
+    drawn = recipe.evaluate.sampling
+    sampling = Sampling(**drawn.model_dump()) if drawn else None
+    first = Case(
+        model,
+        edit,
+        tokenised(model, scored, out / "references"),
+        (),
+        (),
+        target(model, attacked, label),
+        unknown_style(model, attacked, settings.seed),
+        sampling,
+    )
+    return with_prompts(first, settings)
+
+
+def _source(spec: Spec, model: ModelFamily, settings: Settings) -> Source:
+    """Reference pictures asked for by name only; of renders twice an audit's, because the attacker takes a third."""
+    found = source_for(spec, model.card, settings.seed)
+    if spec.evaluate.references is None:
+        found = gallery_source(spec, 2 * len(found.references), len(found.kept), settings.seed)
+    named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
+    return replace(found, references=named)
+
+
+def apart(source: Source) -> tuple[Source, Source]:
+    """(the attacker's, what is scored): no caption without the concept and no picture of one is in the other.
+
+    Every third such caption is the attacker's. UsageError if fewer than two pictures are left on either side.
+    """
+    plain = sorted({reference.neutral for reference in source.references})[::3]
+    taken = [reference.neutral in plain for reference in source.references]
+    seen = {image.numpy().tobytes() for image, own in zip(source.reference_images, taken, strict=True) if own}
+    theirs = [i for i, own in enumerate(taken) if own]
+    rest = [i for i, own in enumerate(taken) if not own and source.reference_images[i].numpy().tobytes() not in seen]
+    if min(len(theirs), len(rest)) < 2:
+        got = f"{len(theirs)} and {len(rest)}"
+        raise UsageError("strength", "two reference pictures to attack with and two to score", got, "add captions")
+    return _part(source, theirs), _part(source, rest)
+
+
+def _part(source: Source, rows: Sequence[int]) -> Source:
+    return replace(
+        source,
+        references=tuple(source.references[i] for i in rows),
+        reference_images=source.reference_images[list(rows)],
+    )
+
+
+def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
+    """The concept: its reference pictures under captions that don't name it."""
+    return Target(tuple(r.neutral for r in source.references), model.encode(source.reference_images).cpu(), judge)
+
+
+def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
+    """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
+    captions = tuple(reference.neutral for reference in source.references)
+    plain = [replace(picture_of(caption, seed), style="photo") for caption in captions]
+    images = torch.stack([torch.from_numpy(render.draw(picture)).permute(2, 0, 1) for picture in plain])
+    size = model.card.image_size
+    fitting = F.interpolate(images.float(), (size, size), mode="area").round().to(torch.uint8)
+    return Target(captions, model.encode(turned_over(fitting)).cpu(), make_judge("gallery", "style=photo"), turned=True)
+
+
+def turned_over(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) upside down in inverted colours; twice is none."""
+    return 255 - images.flip(-2)
+
+
+def with_prompts(case: Case, settings: Settings) -> Case:
+    """The case with the prompts to judge: of the scored references', the first that the untouched model obeys.
+
+    Screening pictures have seeds of their own. UsageError if it obeys none.
+    """
+    references = case.pack.references[: settings.prompts]
+    asked = [reference.prompts["direct"] for reference in references]
+    found = _looked(case, case.model.condition(asked), asked, case.concept, "screen")
+    rows = [i for i, present in enumerate(found) if present]
+    if not rows:
+        raise UsageError(
+            "strength", "a concept that the model draws", "none of its pictures shows it", "check the spec"
+        )
+    return replace(case, asked=tuple(asked[i] for i in rows), neutral=tuple(references[i].neutral for i in rows))
+
+
+# -- one strength -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    case: Case, strengths: Sequence[float], settings: Settings, out: Path, *, progress: Callback = silent
+) -> list[dict[str, Any]]:
+    """Rows of these strengths in order; finished ones are read from `out`. UsageError for rows of another measurement.
+
+    The model is left bitwise as found. Cost per strength: the audit of the pack, 2 × steps × batch passes with
+    gradient, 3 pictures per prompt.
+    """
+    path = out / ROWS
+    sampling = asdict(case.sampling or case.model.sampling)
+    about: list[Any] = [case.edit.digest, case.pack.digest, case.concept.judge.digest, case.asked, case.neutral]
+    about += [asdict(settings), sampling]
+    key = json_digest(json.loads(json.dumps(about)))
+    rows = _finished(path, key)
+    for number, strength in enumerate(strengths):
+        if strength not in {row["strength"] for row in rows}:
+            out.mkdir(parents=True, exist_ok=True)
+            rows.append({"key": key, "strength": strength} | _row(case, strength, settings))
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        progress("strength", number + 1, len(strengths), f"{strength:g}")
+    return [row for strength in strengths for row in rows if row["strength"] == strength]
+
+
+def _finished(path: Path, key: str) -> list[dict[str, Any]]:
+    """Rows that are there; UsageError if they were measured in another way."""
+    if not path.exists():
+        return []
+    rows = [parse_json(line, f"{path}:{i}").data for i, line in enumerate(path.read_text().splitlines(), 1)]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or row.get("key") != key:
+            raise UsageError(f"{path}:{number}", "a row of this edit with these settings", "another", AGAIN)
+    return rows
+
+
+def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
+    start = time.monotonic()
+    found = likelihood.audit(Pair.of_edit(case.model, case.edit, strength), case.pack)
+    direct = next(part for part in found.slices if part.slice == "direct")
+    row: dict[str, Any] = {"cir": _interval(direct.cir), "abs_cir": _interval(direct.abs_cir)}
+    row["doubts"] = [*direct.doubts, *found.doubts]
+    with case.edit.apply(case.model.net, strength):
+        judged = _looked(case, case.model.condition(case.asked), case.asked, case.concept, "score")
+        row["direct"] = {"n": len(judged), "erased": sum(p is not True for p in judged), "unclear": judged.count(None)}
+        for name, aim in (("attack", case.concept), ("teaching", case.unknown)):
+            vectors, losses = soft_prompt(case.model, aim, settings)
+            judged = _looked(case, appended(case.model.condition(case.neutral), vectors), case.neutral, aim, "attack")
+            row[name] = {"n": len(judged), "found": sum(p is True for p in judged), "unclear": judged.count(None)}
+            row[name] |= {"loss_first": losses[0], "loss_last": losses[-1], "shown": _recognised(case.model, aim)}
+    return row | {"seconds": round(time.monotonic() - start, 1)}
+
+
+@torch.no_grad()
+def _recognised(model: ModelFamily, aim: Target) -> list[int]:
+    """[k, n]: of the attacker's own pictures, once they are tokens, those that the judge recognises.
+
+    Where that is few, finding nothing after the attack says nothing either.
+    """
+    images = model.decode(aim.ids)
+    verdicts = aim.judge.look(turned_over(images) if aim.turned else images)
+    return [sum(verdict.present is True for verdict in verdicts), len(verdicts)]
+
+
+def _interval(ratio: stats.Interval | None) -> list[float] | None:
+    return [round(x, 6) for x in (ratio.estimate, ratio.low, ratio.high)] if ratio else None
+
+
+def soft_prompt(model: ModelFamily, aim: Target, settings: Settings) -> tuple[Tensor, list[float]]:
+    """Caption vectors (k, C) under which the target's pictures are likeliest, and the loss of every step, nats a token.
+
+    Adam on minus the teacher-forced log-likelihood with the vectors after captions that don't name the target. Only
+    the vectors change. They start as the mean caption state with a little noise; same seed, same vectors.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    condition = model.condition(aim.captions)
+    states = condition.features[condition.mask].detach()
+    noise = torch.randn(settings.vectors, states.shape[1], generator=generator).to(states)
+    vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
+    optimiser, losses = torch.optim.Adam([vectors], settings.rate), []
+    for _ in range(settings.steps):
+        rows = torch.randperm(len(aim.ids), generator=generator)[: settings.batch]
+        ids = aim.ids[rows].to(model.device)
+        loss = -token_logprobs(model.logits(appended(condition.rows(rows), vectors), ids), ids).mean()
+        (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights gather no gradients
+        optimiser.step()
+        losses.append(round(loss.item(), 6))
+    return vectors.detach(), losses
+
+
+def appended(condition: Condition, vectors: Tensor) -> Condition:
+    """The same captions, each followed by these vectors (k, C); captions are right-aligned, so the end is the right."""
+    count, added = len(condition.features), len(vectors)
+    features = torch.cat([condition.features, vectors.to(condition.features).expand(count, *vectors.shape)], 1)
+    return replace(
+        condition, features=features, mask=torch.cat([condition.mask, condition.mask.new_ones(count, added)], 1)
+    )
+
+
+@torch.no_grad()
+def _looked(case: Case, condition: Condition, prompts: Sequence[str], aim: Target, purpose: str) -> list[bool | None]:
+    """Draw one picture per row with the model as it is now, and have it judged."""
+    found: list[bool | None] = []
+    for start in range(0, len(prompts), BATCH):
+        rows = torch.arange(start, min(start + BATCH, len(prompts)))
+        seeds = [image_seed(f"strength {purpose}", prompts[i], i) for i in rows.tolist()]
+        images = case.model.decode(case.model.generate(condition.rows(rows), seeds, case.sampling))
+        verdicts = aim.judge.look(turned_over(images) if aim.turned else images)
+        found += [verdict.present for verdict in verdicts]
+    return found
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown; a ratio in doubt is a dash, and a share has its counts and its 95 % Clopper-Pearson interval."""
+    head = ("strength", "CIR [95 %]", "absCIR [95 %]", "erased, direct", "soft prompt", "teaching an unknown style")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        ratios = [_ratio(None if row["doubts"] else row[name]) for name in ("cir", "abs_cir")]
+        parts = (("direct", "erased"), ("attack", "found"), ("teaching", "found"))
+        shares = [_share(row[name][count], row[name]["n"], row[name]["unclear"]) for name, count in parts]
+        lines.append("| " + " | ".join([f"{row['strength']:g}", *ratios, *shares]) + " |")
+    shown = [(what, *row[name]["shown"]) for row in rows[:1] for name, what in TAUGHT]
+    told = ", ".join(f"{k} of {n} of {what}" for what, k, n in shown)
+    return "\n".join([*lines, "", f"Of the attacker's own pictures, as tokens, the judge recognises {told}."])
+
+
+def _ratio(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.2f} [{ends[1]:.2f}, {ends[2]:.2f}]" if ends else "–"
+
+
+def _share(k: int, n: int, unclear: int) -> str:
+    rate = stats.clopper_pearson(k, n)
+    return f"{rate.estimate:.2f} ({k} of {n}, {unclear} unreadable) [{rate.low:.2f}, {rate.high:.2f}]"

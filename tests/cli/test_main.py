@@ -1,0 +1,187 @@
+"""The command line with bad input: one line on stderr, the right exit code, nothing written. And it starts fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from safear_edit.cli import main
+from safear_edit.errors import GateError, InconclusiveError, SafearError, TrustError, UsageError
+from tests import ROOT
+
+PICASSO = str(ROOT / "concepts" / "picasso.yaml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, without keys in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SAFEAR_SIGNING_KEY", "SAFEAR_SIGNING_KEY_PASSWORD", "SAFEAR_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    """Run, expect this exit code and exactly one line on stderr and none on stdout; the line."""
+    assert main.run(words) == code
+    out, err = capsys.readouterr()
+    err = err.removeprefix("\n")  # after ^C click ends the terminal's line first
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("safear-edit: "), err
+    return err
+
+
+BAD_SPECS: dict[str, Callable[[str], str]] = {
+    "unknown key": lambda t: t + "\nerasse: 1\n",
+    "duplicate key": lambda t: t + "\nname: again\n",
+    "empty erase list": lambda t: _with_aliases(t, "[]"),
+    "not YAML": lambda t: "{",
+    "empty file": lambda t: "",
+    "a python tag": lambda t: t + "\nsafety_note: !!python/object/apply:os.system ['touch pwned']\n",
+}
+
+
+def _with_aliases(text: str, value: str) -> str:
+    import yaml
+
+    data = yaml.safe_load(text)
+    data["erase"]["aliases"] = yaml.safe_load(value)
+    return yaml.safe_dump(data)
+
+
+@pytest.mark.parametrize("name", BAD_SPECS)
+@pytest.mark.parametrize("verb", [["validate"], ["plan", "--model", "llamagen"], ["apply", "--model", "llamagen"]])
+def test_a_bad_spec(folder: Path, capsys: pytest.CaptureFixture[str], name: str, verb: list[str]) -> None:
+    (folder / "bad.yaml").write_text(BAD_SPECS[name](Path(PICASSO).read_text()))
+    more = ["--out", "out"] if verb[0] == "apply" else []
+    line = refused(capsys, [verb[0], "bad.yaml", *verb[1:], *more])
+    assert "bad.yaml" in line
+    assert {p.name for p in folder.iterdir()} <= {"bad.yaml", ".out.run"} and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["apply", "nowhere.yaml", "--model", "llamagen", "--out", "out"], "nowhere.yaml"),
+        (["apply", PICASSO, "--model", "llamagan", "--out", "out"], "did you mean 'llamagen'"),
+        (["apply", PICASSO, "--model", "llamagen:minni", "--out", "out"], "did you mean 'mini'"),
+        (["apply", PICASSO, "--model", "llamagen:xl-256", "--out", "out"], "t2i_XL_stage1_256.pt"),
+        (["apply", PICASSO, "--model", "./nowhere", "--out", "out"], "nowhere"),
+        (["apply", PICASSO, "--model", "llamagen", "--method", "vcee", "--out", "out"], "did you mean 'vce'"),
+        (["apply", PICASSO, "--model", "llamagen", "--out", "out", "--key", "no.key"], "no.key"),
+        (["apply", PICASSO, "--model", "llamagen", "--out", "out", "--key", "k", "--unsigned"], "--unsigned"),
+        (["apply", PICASSO, "--out", "out"], "--model"),
+        (["apply", PICASSO, "--model", "llamagen"], "--out"),
+        (["plan", PICASSO, "--model", "llamagen", "--seed", "-1"], "--seed"),
+        (["validate", "nowhere.yaml"], "nowhere.yaml"),
+        (["validate"], "SPEC"),
+        (["init", "Not A Name"], "Not A Name"),
+        (["ls", "everything"], "everything"),
+        (["schema", "nothing"], "nothing"),
+        (["verify", "nowhere", "--trust", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["generate", "--model", "nope", "a cat"], "nope"),
+        (["aply"], "aply"),
+    ],
+    ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
+)
+def test_bad_words(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    assert says in refused(capsys, words)
+    left = [p for p in folder.rglob("*") if p.name not in (".out.run", "lock")]
+    assert not left
+
+
+def test_an_output_that_exists_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "mine.txt").write_text("mine")
+    words = ["apply", PICASSO, "--model", "llamagen", "--out", "out"]
+    assert "--overwrite" in refused(capsys, words)
+    assert "something else" in refused(capsys, [*words, "--overwrite"])
+    assert (folder / "out" / "mine.txt").read_text() == "mine"
+    (folder / "rembrandt.yaml").write_text("mine")
+    assert "rembrandt.yaml" in refused(capsys, ["init", "rembrandt"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("a", "b", "c", "d"), 2),
+        (TrustError("a", "b", "c", "d"), 4),
+        (GateError("a", "b", "c", "d"), 1),
+        (InconclusiveError("a", "b", "c", "d"), 3),
+        (SafearError("a", "b", "c\n\x1b[31m", "d"), 5),
+        (OSError(28, "No space left on device", "out/x"), 2),
+        (RuntimeError("I/O error: No space left on device"), 2),
+        (MemoryError(), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=repr,
+)
+def test_every_failure_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setitem(main.verbs.commands, "doctor", click.command("doctor")(fail))
+    line = refused(capsys, ["doctor"], code)
+    assert "\x1b" not in line
+    assert "same command" in line or isinstance(error, SafearError | RuntimeError)
+
+
+def test_a_fault_of_ours_says_where_its_traceback_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> int:
+        raise ValueError("two\nlines")
+
+    monkeypatch.setitem(main.verbs.commands, "doctor", click.command("doctor")(fail))
+    monkeypatch.delenv("SAFEAR_DEBUG", raising=False)
+    line = refused(capsys, ["doctor"], main.INTERNAL)
+    log = Path(line.split()[-1])
+    assert "ValueError: two lines" in line and "Traceback" in log.read_text()
+    log.unlink()
+    monkeypatch.setenv("SAFEAR_DEBUG", "1")
+    assert main.run(["doctor"]) == main.INTERNAL
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_results_go_to_stdout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["ls", "models", "--json"]) == 0
+    assert "llamagen:mini" in [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert main.run(["schema", "report"]) == 0
+    assert json.loads(capsys.readouterr().out)["$schema"].startswith("https://json-schema.org/")
+    assert main.run(["init", "rembrandt"]) == 0 and main.run(["validate", "rembrandt.yaml", "--json"]) == 0
+    assert main.run([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_keygen_then_what_verify_wants(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["keygen", "keys"]) == 0
+    assert "PRIVATE" not in capsys.readouterr().out
+    assert (folder / "keys/safear.key").stat().st_mode & 0o077 == 0
+    assert "safear.key" in refused(capsys, ["keygen", "keys"])
+    (folder / "model").mkdir()
+    refused(capsys, ["verify", "model", "--trust", "keys"], 4)
+
+
+def test_help_starts_at_once() -> None:
+    """Processor time, not wall-clock: other work on the machine must not fail it."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        out = subprocess.run(
+            [sys.executable, "-m", "safear_edit", "--help"], capture_output=True, text=True, env=os.environ, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "apply" in out.stdout
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5

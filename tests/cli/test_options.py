@@ -1,0 +1,49 @@
+"""Options are the same words everywhere, and importing them loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from safear_edit.cli import main
+from safear_edit.cli.options import OPTIONS, print_json, print_table, signing_key
+from safear_edit.errors import UsageError
+
+
+def test_an_option_of_one_name_means_the_same_in_every_verb() -> None:
+    wanted = {"--json", "--quiet", "--overwrite", "--device", "--key", "--unsigned"}
+    seen: dict[str, set[tuple[str | None, object]]] = {name: set() for name in wanted}
+    verbs = [v for top in main.verbs.commands.values() for v in getattr(top, "commands", {"": top}).values()]
+    for verb in verbs:
+        for parameter in verb.params:
+            for name in wanted & set(parameter.opts):
+                assert isinstance(parameter, click.Option)
+                seen[name].add((parameter.name, parameter.is_flag))
+    assert all(len(kinds) == 1 for kinds in seen.values()), seen
+
+
+def test_nothing_heavy_and_no_verb_is_imported() -> None:
+    code = "import sys, safear_edit.cli.options as o; "
+    code += "print([m for m in ('torch', 'safear_edit.cli.main') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_documents_and_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"name": "é"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": "é"} and "é" in out
+    print_table(("a",), [("[bold]x[/bold]",)])
+    assert "[bold]x[/bold]" in capsys.readouterr().out
+
+
+def test_one_way_to_sign() -> None:
+    assert signing_key(None, None, True, Path("out")) is None
+    with pytest.raises(UsageError, match="one of --key"):
+        signing_key("key", None, True, Path("out"))
+    assert set(OPTIONS) >= {"key", "unsigned", "joint"}

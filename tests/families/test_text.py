@@ -1,0 +1,101 @@
+"""Text encoders and the caption cleaner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.families import text
+from safear_edit.families.caption_cleaning import clean
+from safear_edit.families.text import MINILM_WIDTH, T5, MiniLM, minilm, text_encoder
+
+
+def test_minilm_states_are_masked_and_padded_on_the_right() -> None:
+    states, mask = minilm().states(["a dog", "a house on a beach in the style of Picasso"])
+    assert states.shape == (2, mask.shape[1], MINILM_WIDTH) and mask.dtype == torch.bool
+    assert mask[0].tolist() == sorted(mask[0].tolist(), reverse=True)
+    assert mask[0].sum() == 4 and mask[1].all()  # [CLS] a dog [SEP]
+    alone, _ = minilm().states(["a dog"])
+    torch.testing.assert_close(states[0, :4], alone[0], rtol=0, atol=1e-5)
+
+
+def test_long_captions_are_cut_to_the_model_length() -> None:
+    states, mask = minilm().states(["word " * 200])
+    assert mask.sum() == states.shape[1] == 32
+
+
+def test_sentence_vectors_know_a_paraphrase() -> None:
+    dog, hound, tax = minilm().vectors(["a dog runs on the grass", "a hound running over a lawn", "income tax law"])
+    assert abs(float(dog.norm()) - 1) < 1e-5
+    assert dog @ hound > 0.5 > dog @ tax
+
+
+def test_another_minilm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"something else")
+    monkeypatch.setattr(text, "minilm_folder", lambda: tmp_path)
+    with pytest.raises(TrustError, match="official release"):
+        MiniLM()
+
+
+def test_encoders_are_named() -> None:
+    assert text_encoder("minilm", 32, Path("unused")) is minilm()
+    with pytest.raises(UsageError, match="minilm or t5"):
+        text_encoder("clip", 32, Path("unused"))
+    with pytest.raises(UsageError, match="captions of 32 tokens"):
+        text_encoder("minilm", 31, Path("unused"))
+    with pytest.raises(UsageError, match="flan-t5-xl"):
+        text_encoder("t5", 120, Path("nowhere"))
+
+
+def test_a_t5_folder_is_read_and_its_prompts_are_cleaned(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    encoder = T5(tmp_path, max_tokens=5)
+    states, mask = encoder.states(["A DOG (cat)", "a", "a dog cat a dog cat a dog"])
+    assert states.shape == (3, 5, 16) and mask.sum(1).tolist() == [3, 1, 5]
+    plain, _ = encoder.states(["a dog cat"])
+    torch.testing.assert_close(states[0, :3], plain[0], rtol=0, atol=1e-5)
+    raw, mask = T5(tmp_path, max_tokens=5, cleaned=False).states(["A DOG (cat)"])
+    assert mask.sum() == 5 and (raw[0, :3] - plain[0]).abs().max() > 1e-2, "capitals and brackets reach the tokenizer"
+
+
+def tiny_t5(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "dog": 4, "cat": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=6, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A House by Pablo Picasso", "a house by pablo picasso"),
+        ("a dog.", "a dog."),  # a single full stop stays
+        ("<b>bold</b> &amp; fine", "bold fine"),
+        ("see https://example.com/x now", "see now"),
+        ("by @someone and <person>", "by and person"),
+        ("“quoted” — ‘dash’", "quoted\" - 'dash"),
+        ("a dog (brown), running", "a dog brown , running"),
+        ("photo.jpg of a cat 800x600", "of a cat"),
+        ("this-is-my-cute-cat", "this is my cute cat"),
+        ("a well-known cat", "a well-known cat"),
+        ("a%20dog+cat", "a dog cat"),
+        ("cat,dog", "cat, dog"),
+        ("img ab1234 of 12345678", "img of"),
+        ("漢字 dog", "dog"),
+        ("", ""),
+    ],
+)
+def test_cleaning_twice_as_upstream(caption: str, expected: str) -> None:
+    assert clean(clean(caption)) == expected

@@ -1,0 +1,247 @@
+"""The gate's rules on made-up records, that it errs as seldom as it says, and that every refusal names what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from safear_edit.errors import SafearError, TrustError, UsageError
+from safear_edit.evaluate import stats
+from safear_edit.gate import rules
+from safear_edit.gate.baseline import Baseline
+from safear_edit.gate.record import (
+    ERASURE_FLIPS,
+    PLANNED_POWER,
+    PLANNED_TESTS,
+    PRESERVE_FLIPS,
+    SUITES,
+    Policy,
+    Record,
+    Row,
+    Word,
+)
+from safear_edit.gate.simulate import holds, planned_shapes, self_test
+
+SIZES = {"direct": 250, "neighbours": 400}
+
+
+def record(
+    lost: dict[str, int] | None = None, gained: dict[str, int] | None = None, unclear: int = 0, **changes: object
+) -> Record:
+    """A good model, but for the first pictures of a slice (lost); the baseline's bad ones are the last 20 (gained)."""
+    rows = [
+        _row(key, i, n, (lost or {}).get(key, 0), (gained or {}).get(key, 0), unclear)
+        for key, n in SIZES.items()
+        for i in range(n)
+    ]
+    made = Record(
+        model="m",
+        digest="a" * 64,
+        base="family:mini aa",
+        machine="cpu, torch 2",
+        floors={"picasso": 0.9},
+        sampler={"picasso": "guidance=1.5"},
+        judges={"gallery@0.5": "b" * 64},
+        rows=tuple(rows),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def _row(key: str, i: int, n: int, lost: int, gained: int, unclear: int) -> Row:
+    erased = key == "direct"
+    good: Word = "absent" if erased else "found"
+    bad: Word = "found" if erased else "absent"
+    usually_bad = not erased and i >= n - 20
+    outcome = bad if (i < lost or usually_bad) and not (usually_bad and i >= n - gained) else good
+    if erased and lost <= i < lost + unclear:
+        outcome = "unclear"
+    expect = "absent" if erased else "present"
+    return Row("picasso", key, expect, str(2**62 + i), outcome, "0.50", f"{key}-{i}", f"prompt {i}")  # type: ignore[arg-type]
+
+
+def accepted(policy: Policy | None = None, **changes: object) -> Baseline:
+    return Baseline(record(**changes), policy or Policy(), "audit", "test")  # type: ignore[arg-type]
+
+
+def decisions(conclusion: rules.Conclusion) -> dict[str, str]:
+    return {finding.id: finding.decision for finding in conclusion.findings}
+
+
+def test_the_same_model_passes() -> None:
+    found = rules.check(record(), {"first": accepted()})
+    assert (found.verdict, found.exit_code) == ("PASS", 0)
+    assert set(decisions(found)) == {
+        "likelihood", "floor/picasso/direct", "drop/picasso/direct", "drop/picasso/neighbours",
+        "readable/picasso/direct",
+    }  # fmt: skip
+    assert decisions(found)["likelihood"] == "SKIPPED" and "holds no likelihood" in found.findings[0].why
+    assert "the weights are those of the baseline" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "verdict", "code"),
+    [
+        ({"direct": 3}, {}, "PASS", 0),
+        ({"direct": 12}, {}, "REGRESSED", 1),
+        ({"neighbours": 20}, {}, "REGRESSED", 1),
+        ({"neighbours": 20}, {"neighbours": 12}, "PASS", 0),
+        ({"neighbours": 26}, {"neighbours": 15}, "INCONCLUSIVE", 3),
+    ],
+)
+def test_three_words(lost: dict[str, int], gained: dict[str, int], verdict: str, code: int) -> None:
+    found = rules.check(record(lost, gained), {"first": accepted()})
+    assert (found.verdict, found.exit_code) == (verdict, code), found.findings
+
+
+def test_a_failure_says_what_was_lost_and_doubt_says_what_to_do() -> None:
+    failed = rules.check(record({"direct": 40}), {"first": accepted()})
+    drop = next(f for f in failed.findings if f.id == "drop/picasso/direct")
+    assert "lost 40, gained 0 of 250" in drop.observed and drop.prompts[0] == "direct-0" and len(drop.prompts) == 5
+    assert decisions(failed)["floor/picasso/direct"] == "REGRESSED"
+    unsure = rules.check(record({"neighbours": 26}, {"neighbours": 15}), {"first": accepted()})
+    assert "pairs would decide" in next(f.why for f in unsure.findings if f.decision == "INCONCLUSIVE")
+
+
+def test_the_floor_needs_evidence_on_both_sides() -> None:
+    small = replace(accepted(), record=replace(accepted().record, rows=record().rows[:20]))
+    found = rules.check(record(), {"first": small})
+    assert decisions(found)["floor/picasso/direct"] == "INCONCLUSIVE"
+    assert "it takes 29" in next(f.why for f in found.findings if f.id.startswith("floor"))
+
+
+def test_mush_is_no_erasure() -> None:
+    found = rules.check(record(unclear=40), {"first": accepted()})
+    assert decisions(found)["readable/picasso/direct"] == "REGRESSED" and found.exit_code == 1
+    assert decisions(found)["drop/picasso/direct"] == "PASS"
+    assert rules.check(record(unclear=10), {"first": accepted()}).verdict == "PASS"
+
+
+def test_inconclusive_can_be_a_warning_and_regressed_cannot() -> None:
+    unsure = record({"neighbours": 26}, {"neighbours": 15})
+    found = rules.check(unsure, {"first": accepted()}, tolerate_inconclusive=True)
+    assert (found.verdict, found.exit_code) == ("INCONCLUSIVE", 0)
+    assert rules.check(record({"direct": 40}), {"first": accepted()}, tolerate_inconclusive=True).exit_code == 1
+
+
+def test_small_steps_down_meet_the_released_baseline() -> None:
+    """Each step is inside the margin; together they are not."""
+    step = replace(accepted(lost={"neighbours": 9}), reason="first step")
+    now = record({"neighbours": 21})
+    assert rules.check(now, {"last": step}).verdict == "PASS"
+    found = rules.check(now, {"last": step, "released": accepted()})
+    assert found.verdict == "REGRESSED"
+    assert decisions(found)["drop/released: picasso/neighbours"] == "REGRESSED"
+
+
+def test_one_lucky_number_of_many_names_no_culprit() -> None:
+    """p = 0.01 alone is REGRESSED; as one of 40 comparisons it is a reason to look again."""
+    part = rules.Counts("x", 100, 90, 9, 1, 0, 0, 0.05, None)
+    quiet = [replace(part, name=f"s{i}", lost=1, gained=1) for i in range(40)]
+    assert rules.decide_all([part])[0].decision == "REGRESSED"
+    assert rules.decide_all([part, *quiet])[0].decision == "INCONCLUSIVE"
+
+
+CHANGES: dict[str, tuple[Callable[[Record], Record], str]] = {
+    "sampler": (lambda r: replace(r, sampler={"picasso": "guidance=9"}), "guidance=1.5"),
+    "judge": (lambda r: replace(r, judges={"gallery@0.5": "c" * 64}), "judge gallery@0.5"),
+    "prompt": (lambda r: replace(r, rows=(replace(r.rows[0], prompt="other"), *r.rows[1:])), "direct-0"),
+    "seed": (lambda r: replace(r, rows=(replace(r.rows[0], seed="7"), *r.rows[1:])), "1 of 650 missing"),
+    "fewer": (lambda r: replace(r, rows=r.rows[:100]), "550 of 650 missing"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_unlike_things_are_not_compared(name: str) -> None:
+    change, says = CHANGES[name]
+    with pytest.raises(UsageError, match=says):
+        rules.check(change(record()), {"first": accepted()})
+
+
+def test_another_machine_is_a_note() -> None:
+    found = rules.check(record(machine="cuda, torch 2"), {"first": accepted()})
+    assert found.exit_code == 0 and any("machine differs" in note for note in found.notes)
+
+
+FIGURE, KL = "picasso/erasure.max_cir_upper[direct]", "picasso/keep.kl_upper[neighbours]"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "doubts", "decision"),
+    [
+        ({FIGURE: 0.02}, {FIGURE: 0.0205}, (), "PASS"),
+        ({FIGURE: 0.02}, {FIGURE: 0.022}, (), "REGRESSED"),
+        ({FIGURE: -0.2}, {FIGURE: -0.1}, (), "PASS"),
+        ({FIGURE: 0.09995}, {FIGURE: 0.1003}, (), "REGRESSED"),
+        ({KL: 0.02}, {KL: 0.0201}, (), "PASS"),
+        ({KL: 0.029}, {KL: 0.0302}, (), "REGRESSED"),
+        ({FIGURE: 0.554}, {FIGURE: 0.5541}, (), "PASS"),
+        ({FIGURE: 0.554}, {FIGURE: 0.56}, (), "REGRESSED"),
+        ({FIGURE: 0.02}, {}, (), "INCONCLUSIVE"),
+        ({FIGURE: 0.02}, {FIGURE: 0.0}, ("KL above 0.1",), "INCONCLUSIVE"),
+        ({}, {FIGURE: 0.5}, (), "SKIPPED"),
+    ],
+)
+def test_likelihood_comes_first(
+    then: dict[str, float], now: dict[str, float], doubts: tuple[str, ...], decision: str
+) -> None:
+    found = rules.check(record(figures=now, doubts=doubts), {"first": accepted(figures=then)})
+    assert found.findings[0].decision == decision and found.findings[0].id.startswith("likelihood")
+
+
+def test_what_is_accepted_above_the_promise_is_named() -> None:
+    """Otherwise an unchanged model would be REGRESSED against its own baseline for ever."""
+    baseline = accepted(figures={FIGURE: 0.554, KL: 0.01})
+    (line,) = rules.accepted_above(baseline)
+    assert line.startswith(f"{FIGURE} is 0.5540, above the promise of 0.1")
+    found = rules.check(record(figures={FIGURE: 0.554, KL: 0.01}), {"first": baseline})
+    assert found.verdict == "PASS" and "accepted above the promise of 0.1" in found.findings[0].needed
+
+
+def test_a_figure_in_doubt_says_which_doubt() -> None:
+    doubtful = record(in_doubt={FIGURE: "an interval of 0.60 is wider than 0.4"})
+    found = rules.check(doubtful, {"first": accepted(figures={FIGURE: 0.02, KL: 0.01})}).findings
+    by_name = {finding.id: finding for finding in found}
+    cir, kl = by_name[f"likelihood/{FIGURE}"], by_name[f"likelihood/{KL}"]
+    assert (cir.decision, cir.observed) == ("INCONCLUSIVE", "in doubt") and "0.60 is wider" in cir.why
+    assert "run the likelihood audit" not in cir.why
+    assert (kl.decision, kl.observed) == ("INCONCLUSIVE", "not measured") and "run the likelihood audit" in kl.why
+
+
+def test_one_function_gives_verdict_and_exit_code() -> None:
+    errors: list[tuple[SafearError, int]] = [(UsageError("a", "b", "c", "d"), 2), (TrustError("a", "b", "c", "d"), 4)]
+    for error, code in errors:
+        refused = rules.conclude([], refused=error)
+        assert (refused.verdict, refused.exit_code) == ("REFUSED", code)
+    assert rules.conclude([]).exit_code == 3, "nothing shown is no pass"
+    only_skipped = rules.Finding("likelihood", "SKIPPED", "", "")
+    assert rules.conclude([only_skipped]).exit_code == 3
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_sizes_are_what_the_calculation_gives(name: str) -> None:
+    """Enough, and ten fewer are not: nobody tuned them."""
+    suite = SUITES[name]
+    margin = suite.policy.margin
+    for n, flips in ((suite.erasure, ERASURE_FLIPS), (suite.preserve, PRESERVE_FLIPS)):
+        reached = [
+            stats.chances(size, margin + flips / 2, flips / 2, margin, p_alpha=stats.ALPHA / PLANNED_TESTS).regressed
+            for size in (n, n - 10)
+        ]
+        assert reached[0] >= PLANNED_POWER > reached[1], (n, reached)
+
+
+def test_it_finds_five_points_and_leaves_an_unchanged_model_alone() -> None:
+    """The figures of the default suite: 200 simulated checks each, six slices, Holm and all."""
+    found = self_test(planned_shapes(SUITES["audit"]), runs=200, seed=0)
+    assert [one.runs for one in found] == [200, 200, 200] and holds(found)
+    assert found[0].regressed <= 2 and all(one.regressed >= 180 for one in found[1:])
+    for one in found[1:]:
+        assert one.expected_regressed == pytest.approx(one.regressed / 200, abs=0.05)
+
+
+def test_the_self_test_can_fail() -> None:
+    """At a quarter of the size the promise does not hold, and it says so."""
+    few = [replace(shape, n=shape.n // 4) for shape in planned_shapes(SUITES["audit"])]
+    assert not holds(self_test(few, runs=60, seed=0))

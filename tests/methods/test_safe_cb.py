@@ -1,0 +1,261 @@
+"""Safe-CB: the table loses the harmful space and nothing else, rounds go on what is drawn, and stop by their rule."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from safear_edit.compiler.questions import Taught
+from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.editor.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.families.base import REPLACED, ModelFamily
+from safear_edit.families.infinity import Infinity
+from safear_edit.families.janus import Janus
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.self_judge import ANSWERS, Agreement, SelfJudge
+from safear_edit.methods.codebook import harmful_space
+from safear_edit.methods.safe_cb import ENERGY, ROUNDS, SafeCB
+from safear_edit.progress import silent
+from safear_edit.registry import methods
+
+THINGS = ["a house", "a dog", "a fish", "an apple", "a cat", "a car", "a tree", "a horse"]
+SUBJECTS = [f"{thing} {where}".strip() for thing in THINGS for where in ("", "at night", "in the snow")]
+COUNT = len(SUBJECTS)
+SMALL = {"directions": 2, "epochs": 2, "batch": 6, "learning_rate": 0.02, "probe": 12, "fewest": 2}
+
+
+class Bright(Judge):
+    """Finds the "concept" in pictures brighter than a level; "can't tell" just below it."""
+
+    def __init__(self, level: float) -> None:
+        self.id, self.digest, self.threshold, self.level = f"bright@{level}", "0", 0.5, level
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        means = images.float().mean((1, 2, 3)).tolist()
+        return [Verdict(None if self.level - 0.5 < m < self.level else m >= self.level, 0.5, "") for m in means]
+
+
+def material_of(model: ModelFamily) -> Material:
+    """Every unsafe picture is brighter than the level and every safe one darker, by choice of the pictures."""
+    unsafe, safe = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS]
+    ids = model.generate(model.condition([*unsafe, *safe]), range(2 * COUNT))
+    means = model.decode(ids).float().mean((1, 2, 3))
+    order = means.argsort(descending=True)
+    pairs = Pairs(unsafe, safe, list(range(COUNT)), ids[order[:COUNT]], ids[order[COUNT:]], PairStats(COUNT, COUNT, {}))
+    keep = [f"{s} by Monet" for s in SUBJECTS[:6]]
+    level = float(means.median())
+    return Material("Picasso", pairs, Keep(keep, model.generate(model.condition(keep), range(6))), Bright(level))
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen.pico(seed=0)
+
+
+@pytest.fixture(scope="module")
+def material(model: LlamaGen) -> Material:
+    return material_of(model)
+
+
+def fit(model: ModelFamily, material: Material, checkpoint: Path | None = None, **params: object) -> Edit:
+    chosen = SafeCB.Params.model_validate({**SMALL, **params})
+    return SafeCB().fit(model, material, chosen, seed=1, progress=silent, checkpoint=checkpoint)
+
+
+def log_of(folder: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads((folder / "rounds" / ROUNDS).read_text())
+    return rows
+
+
+def test_one_round_takes_the_harmful_space_out_of_the_table_alone(model: LlamaGen, material: Material) -> None:
+    before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
+    pairs, alone = material.pairs, replace(material, judge=None)
+    table = before["tok_embeddings.weight"]
+    space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 3)
+    safe, losses = [], {}
+    for epochs in (0, 4):
+        edit = fit(model, alone, directions=3, epochs=epochs, rounds=1)
+        assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
+        assert edit.kind == "delta" and edit.weights == ["tok_embeddings.weight"]
+        losses[epochs] = edit.info.losses
+        with edit.apply(model.net), torch.no_grad():
+            assert space.energy(model.image_table()).max() < 1e-6
+            logits = model.logits(model.condition(pairs.safe), pairs.safe_ids)
+            safe.append(token_logprobs(logits, pairs.safe_ids).mean().item())
+    assert losses[0] == () and losses[4][-1] < losses[4][0] and safe[1] > safe[0], "the repair helps the safe pictures"
+
+
+def test_half_strength_takes_half_out(model: LlamaGen, material: Material) -> None:
+    whole, half = (
+        fit(model, material, strength=s, rounds=1, epochs=0).tensors["tok_embeddings.weight"] for s in (1, 0.5)
+    )
+    torch.testing.assert_close(half, whole / 2)
+
+
+def test_rounds_learn_from_what_the_edited_model_draws(model: LlamaGen, material: Material, tmp_path: Path) -> None:
+    """Each round is logged, takes further directions out, and those of the rounds before stay out."""
+    edit = fit(
+        model, material, tmp_path / "edit.partial", rounds=3, least_gain=1e-9, null_space="complement", keep_weight=1
+    )
+    log = log_of(tmp_path)
+    taken = [row for row in log if row["taken"]]
+    assert [row["number"] for row in log] == list(range(1, len(log) + 1))
+    assert taken[0]["pairs"] == COUNT and taken[0]["dimension"] == 2
+    for row in taken:
+        assert row["energy_after"] < 1e-6 < row["energy_before"] and 0 < row["rows_moved"] <= 64  # type: ignore[operator]
+        assert row["drift"] > 0 and row["agreement"] is None  # type: ignore[operator]
+    for earlier, later in pairwise(log):
+        assert later["harmful_before"] == earlier["harmful_after"] and later["dimension"] > earlier["dimension"]  # type: ignore[operator]
+        assert later["pairs"] < COUNT, "drawn anew and judged"  # type: ignore[operator]
+    pairs, table = material.pairs, model.image_table().detach()
+    space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 2)
+    assert space.energy(table + edit.tensors["tok_embeddings.weight"]).max() < 1e-6
+    assert (tmp_path / "rounds" / ENERGY).read_bytes().startswith(b"\x89PNG")
+    assert getattr(model.net, REPLACED) is None
+
+
+def test_a_round_that_does_not_help_is_undone_and_is_the_last(
+    model: LlamaGen, material: Material, tmp_path: Path
+) -> None:
+    once = fit(model, material, rounds=1)
+    more = fit(model, material, tmp_path / "edit.partial", rounds=5, least_gain=1.0)
+    assert torch.equal(once.tensors["tok_embeddings.weight"], more.tensors["tok_embeddings.weight"])
+    log = log_of(tmp_path)
+    assert len(log) <= 2 and [row["taken"] for row in log][1:] in ([], [False])
+
+
+def test_too_few_harmful_pictures_end_the_search(model: LlamaGen, material: Material, tmp_path: Path) -> None:
+    fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=COUNT)
+    assert len(log_of(tmp_path)) == 1, "the second round can't have a harmful picture for every prompt"
+
+
+def test_a_killed_search_goes_on_after_its_last_whole_round(
+    model: LlamaGen, material: Material, tmp_path: Path
+) -> None:
+    whole = fit(model, material, rounds=2, least_gain=1e-9)
+    path, params = tmp_path / "edit.partial", SafeCB.Params.model_validate({**SMALL, "rounds": 2, "least_gain": 1e-9})
+    first: list[str] = []
+
+    def stop(stage: str, done: int, total: int, info: str) -> None:
+        if stage == "round 2, unsafe":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SafeCB().fit(model, material, params, seed=1, progress=stop, checkpoint=path)
+    assert getattr(model.net, REPLACED) is None, "the model is left as it was, also after an error"
+    again = SafeCB().fit(
+        model, material, params, seed=1, progress=lambda stage, *_: first.append(stage), checkpoint=path
+    )
+    assert again.digest == whole.digest and "repair 1" not in first
+    path.write_bytes(b"damaged")
+    assert fit(model, material, path, rounds=2, least_gain=1e-9).digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        {"reading": "pooled"},
+        {"null_space": "weakest_half"},
+        {"safe": "current"},
+        {"protect": False},
+    ],
+)
+def test_every_reading_of_the_paper_runs(reading: dict[str, object], model: LlamaGen, material: Material) -> None:
+    plain, other = (
+        fit(model, material, rounds=2, least_gain=1e-9),
+        fit(model, material, rounds=2, least_gain=1e-9, **reading),
+    )
+    assert other.tensors["tok_embeddings.weight"].any() and other.digest != plain.digest
+
+
+def test_refusals(model: LlamaGen, material: Material) -> None:
+    bitwise = Infinity.pico(seed=0)
+    with pytest.raises(UsageError, match="one with a learned codebook, got none") as refused:
+        SafeCB().fit(bitwise, material, SafeCB.Params(), seed=1, progress=silent)
+    assert "\n" not in str(refused.value)
+    assert methods()["safe_cb"].load().needs == {"codebook"} and "codebook" not in Infinity.provides
+    with pytest.raises(UsageError, match="somebody to judge what the edited model draws, got nobody"):
+        fit(model, replace(material, judge=None), rounds=2)
+
+
+# -- a unified model judges itself ------------------------------------------------------------------------------------
+
+
+def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers are all "no" here, so the threshold is put where half of its scores lie."""
+    model = Janus.pico(seed=0)
+    material = material_of(model)
+    before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
+    images = model.decode(torch.cat([material.pairs.unsafe_ids, material.pairs.safe_ids]))
+    question = "is this in the style of Picasso?"
+    scores = torch.tensor([v.score for v in SelfJudge(model, question).look(images)])
+    halfway = float(scores.double().median())
+    asked: list[str] = []
+
+    class Halfway(SelfJudge):
+        def __init__(self, model: ModelFamily, question: str) -> None:
+            asked.append(question)
+            super().__init__(model, question, halfway)
+
+    monkeypatch.setattr("safear_edit.methods.safe_cb.SelfJudge", Halfway)
+    present = (scores.double() >= halfway).tolist()
+    told = sum(u and not s for u, s in zip(present[:COUNT], present[COUNT:], strict=True))
+    assert 2 <= told < COUNT
+    with pytest.raises(UsageError, match="a question about the concept that the model can judge by, got none"):
+        fit(model, material, rounds=1)
+    taught = replace(material, questions=Taught((question, "was this painted by Picasso?"), (), erase=False))
+    edit = fit(model, taught, tmp_path / "edit.partial", rounds=1)
+    assert asked == [question], "the first that training may ask"
+    (row,) = log_of(tmp_path)
+    assert row["pairs"] == told and edit.weights == [model.table_name]
+    agreement = row["agreement"]
+    assert isinstance(agreement, dict)
+    counted = sum(agreement[name] for name in ("both", "neither", "first_only", "second_only", "unclear"))
+    assert counted == 2 * COUNT + 2 * SMALL["probe"], "the material, and the probe before and after"
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
+    pinned = fit(model, material, rounds=1, judge="pinned")
+    assert pinned.digest != edit.digest
+
+
+def test_a_model_that_tells_nothing_apart_is_told_so() -> None:
+    model = Janus.pico(seed=0)
+    with pytest.raises(UsageError, match="25 pairs that the model tells apart"):
+        fit(model, material_of(model), fewest=COUNT + 1, question="is this by Picasso?")
+
+
+def test_the_score_is_yes_against_no() -> None:
+    model = Janus.pico(seed=0)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    judge = SelfJudge(model, "is this a dog?")
+    logprobs = model.answer_logprobs(images, "is this a dog?", ANSWERS)
+    for verdict, (yes, no) in zip(judge.look(images), logprobs.exp().tolist(), strict=True):
+        assert verdict.score == pytest.approx(yes / (yes + no), rel=1e-4) and verdict.present is (yes >= no)
+    assert judge.digest != SelfJudge(model, "is this a cat?").digest
+
+
+def test_agreement_by_hand() -> None:
+    def verdicts(*present: bool | None) -> list[Verdict]:
+        return [Verdict(p, 0.5, "") for p in present]
+
+    mine, truth = (
+        verdicts(True, True, True, False, False, None, True),
+        verdicts(True, True, False, False, True, True, None),
+    )
+    found = Agreement.of(mine, truth)
+    assert found.counts == (2, 1, 1, 1, 2)
+    assert found.accuracy == pytest.approx(3 / 5) and found.recall == pytest.approx(2 / 3)
+    chance = (3 / 5) * (3 / 5) + (2 / 5) * (2 / 5)
+    assert found.kappa == pytest.approx((3 / 5 - chance) / (1 - chance))
+    assert (found + found).counts == (4, 2, 2, 2, 4) and (found + found).kappa == pytest.approx(found.kappa)
+    nothing = Agreement.of(verdicts(None), verdicts(True))
+    assert nothing.accuracy is nothing.recall is nothing.kappa is None
+    assert Agreement.of(verdicts(True), verdicts(True)).kappa is None

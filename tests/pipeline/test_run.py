@@ -1,0 +1,489 @@
+"""Two concepts on a tiny random model, the whole way: grown in one call and in two, taken off, weighed, exported.
+
+A coin judges the pictures, so no rate means anything here; order, weights, what is left out and what is said do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safear_edit import registry
+from safear_edit.cli import main
+from safear_edit.compiler import beside
+from safear_edit.compiler.recipe import load_recipe, training_prompts
+from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.errors import TrustError
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.load import load_model
+from safear_edit.files.rundir import RunDir
+from safear_edit.judges.base import Judge, Verdict
+from safear_edit.pipeline import run
+from safear_edit.pipeline.ground import merged
+from safear_edit.pipeline.order import Order
+from safear_edit.pipeline.run import Terms, grow
+from safear_edit.release.released import BASE, Released
+from safear_edit.report.evidence import FOUND_BY
+from safear_edit.spec.prompts import normalise
+from tests import ROOT
+
+VERDICTS = (0, 1, 3)
+GPT = "gpt.safetensors"
+SETS = {
+    "construct.pairs": 60,
+    "construct.keep": 6,
+    "params.steps": 2,
+    "params.batch": 2,
+    "params.keep_batch": 2,
+    "params.rank": 2,
+    "evaluate.n.direct": 8,
+    "evaluate.n.paraphrase": 4,
+    "evaluate.n.template": 4,
+}
+
+
+class Coin(Judge):
+    """Heads or tails by the bytes of the picture and the label."""
+
+    def __init__(self, label: str, threshold: float | None = None) -> None:
+        self.id, self.threshold = f"coin:{label}", 0.5
+        self.digest, self.label = hashlib.sha256(label.encode()).hexdigest(), label
+
+    def look(self, images: Tensor) -> list[Verdict]:
+        seen = [hashlib.sha256(self.label.encode() + image.numpy().tobytes()).digest()[0] / 255 for image in images]
+        return [Verdict(score > 0.5, score, "tossed") for score in seen]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """`base`, three specs, `keys`; and what was made of two of them: `one`, `two` (one, then the other), `both` (one
+    call), `joint` (one edit)."""
+    root = tmp_path_factory.mktemp("stack")
+    coin = registry.Entry("judges", "coin", __name__, "Coin", "tosses", "a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+        patch.delenv("SAFEAR_SIGNING_KEY", raising=False)
+        patch.chdir(root)
+        (root / "base").mkdir()
+        LlamaGen.pico(seed=0).export(root / "base")
+        for name in ("picasso", "van_gogh", "dog"):
+            data = yaml.safe_load(registry.find_builtin("concepts", name).read_text())
+            data["judge"]["use"] = "coin"
+            for group in data["preserve"]:
+                group["n"] = 8
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(data))
+        assert main.run(["keygen", "keys"]) == 0
+        assert main.run(apply("one", "picasso.yaml", "--model", "./base", "--unsigned")) in VERDICTS
+        assert main.run(apply("two", "van_gogh.yaml", "--model", "one", "--unsigned")) in VERDICTS
+        signed = ["--key", "keys/safear.key"]
+        assert main.run(apply("both", "picasso.yaml", "van_gogh.yaml", "--model", "./base", *signed)) in VERDICTS
+        several = ("picasso.yaml", "van_gogh.yaml", "--joint", "--model", "./base", "--unsigned")
+        assert main.run(apply("joint", *several)) in VERDICTS
+        yield root
+
+
+def apply(out: str, *words: str) -> list[str]:
+    sets = [word for key, value in SETS.items() for word in ("--set", f"{key}={value}")]
+    return ["apply", *words, "--out", out, "--device", "cpu", "-q", *sets]
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2) -> str:
+    capsys.readouterr()
+    assert main.run(words) == code
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1, err
+    return err
+
+
+def test_one_call_gives_the_weights_of_two(folder: Path) -> None:
+    assert (folder / "both" / GPT).read_bytes() == (folder / "two" / GPT).read_bytes()
+    assert (folder / "both" / GPT).read_bytes() != (folder / "one" / GPT).read_bytes()
+    both, two = Released.read(folder / "both"), Released.read(folder / "two")
+    assert both.stack.digest == two.stack.digest and both.fingerprints == two.fingerprints
+    assert both.history == two.history and [a.event for a in both.history] == ["added picasso", "added van_gogh"]
+    assert [list(after.concepts) for after in both.history] == [["picasso"], ["picasso", "van_gogh"]]
+    assert both.alone == two.alone and len(both.alone) == 4
+    assert (folder / "both/concepts/picasso/outcomes.jsonl").read_bytes() == (
+        folder / "two/concepts/picasso/outcomes.jsonl"
+    ).read_bytes()
+
+
+def test_the_base_is_in_the_release(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "two", tmp_path / "moved")
+    model, wanted = Released.read(tmp_path / "moved").base(), LlamaGen.pico(seed=0)
+    state = model.net.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.net.state_dict().items())
+    assert model.card == load_model(str(folder / "base")).card
+    assert {r.model.digest for r in (m.recipe for m in Released.read(folder / "two").members)} == {model.card.digest}
+
+
+def test_a_base_that_is_not_the_one_below_is_refused(folder: Path, tmp_path: Path) -> None:
+    from safear_edit.files.weights import write_weights
+
+    shutil.copytree(folder / "two", tmp_path / "two")
+    kept = load_file(tmp_path / "two" / BASE)
+    name = sorted(kept)[0]
+    write_weights(tmp_path / "two" / BASE, {**kept, name: kept[name] + 1})
+    with pytest.raises(TrustError, match=name):
+        Released.read(tmp_path / "two").base()
+    write_weights(tmp_path / "two" / BASE, {name: kept[name]})
+    with pytest.raises(TrustError, match="others"):
+        Released.read(tmp_path / "two").base()
+
+
+def test_what_another_concept_erases_is_not_preserved(folder: Path) -> None:
+    picasso, van_gogh = (folder / "both/concepts" / name for name in ("picasso", "van_gogh"))
+    found, told = load_recipe(picasso / FOUND_BY), load_recipe(picasso / "recipe.json")
+    labels = {prompt.judge_label for prompt in found.evaluate.prompts}
+    assert "style=van_gogh" in labels and "style=van_gogh" not in {p.judge_label for p in told.evaluate.prompts}
+    assert "style=picasso" not in {p.judge_label for p in load_recipe(van_gogh / FOUND_BY).evaluate.prompts}
+    rows = [json.loads(line) for line in (picasso / "outcomes.jsonl").read_text().splitlines()]
+    assert rows and not any("gogh" in row["prompt"].lower() for row in rows if row["expect"] == "present")
+    trained = {normalise(text) for text in training_prompts(load_recipe(van_gogh / FOUND_BY))}
+    assert not trained & {normalise(row["prompt"]) for row in rows}
+    report = json.loads((folder / "both/report.json").read_text())
+    assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
+
+
+def test_a_later_edit_keeps_what_an_earlier_one_did(folder: Path) -> None:
+    first, second = (load_recipe(folder / f"both/concepts/{name}/{FOUND_BY}") for name in ("picasso", "van_gogh"))
+    unsafe = {pair.unsafe for pair in first.construct.pairs}
+    assert len(unsafe & {keep.prompt for keep in second.keep}) == beside.GUARDED
+    assert unsafe >= {keep.prompt for keep in second.keep if keep.guards} and any(not k.guards for k in second.keep)
+    assert not unsafe & {keep.prompt for keep in first.keep} and not any(keep.guards for keep in first.keep)
+
+
+def test_the_signed_stack_verifies_and_any_change_is_refused(folder: Path) -> None:
+    words = ["verify", str(folder / "both"), "--trust", str(folder / "keys")]
+    assert main.run(words) == 0
+    path = folder / "both" / "stack.json"
+    original = path.read_bytes()
+    path.write_bytes(original.replace(b"1.0", b"1.1"))
+    assert main.run(words) == 4
+    path.write_bytes(original)
+    assert main.run(words) == 0
+
+
+def test_removing_the_last_edit_gives_back_the_weights_before_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["stack", "remove", str(folder / "two"), "van_gogh", "--out", str(folder / "back"), "--unsigned", "-q"]
+    assert main.run(words) in VERDICTS
+    said = capsys.readouterr().out
+    assert "bit for bit" in said and "removed van_gogh" in said
+    assert (folder / "back" / GPT).read_bytes() == (folder / "one" / GPT).read_bytes()
+    outcomes = (folder / "back/concepts/picasso/outcomes.jsonl").read_bytes()
+    assert outcomes == (folder / "one/outcomes.jsonl").read_bytes()
+    assert "at least two edits" in refused(
+        capsys, ["stack", "remove", str(folder / "back"), "picasso", "--out", "gone", "--unsigned", "-q"]
+    )
+
+
+def test_removing_an_inner_edit_measures_the_rest_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stack", "remove", str(folder / "two"), "picasso", "--out", str(folder / "inner"), "--unsigned", "-q"]
+    assert main.run(words) in VERDICTS
+    assert "bit for bit" not in capsys.readouterr().out
+    left, model = Released.read(folder / "inner"), load_model(str(folder / "base"))
+    assert left.stack.names == ("van_gogh",) and left.history[-1].event == "removed picasso"
+    assert list(left.history[-1].concepts) == ["van_gogh"]
+    wanted = Released.read(folder / "two").member("van_gogh").layer.edit
+    with wanted.apply(model.net):
+        state, kept = model.net.state_dict(), load_file(folder / "inner" / GPT)
+        assert all(torch.equal(state[name], kept[name]) for name in kept)
+
+
+def test_reweighing_an_edit(folder: Path) -> None:
+    words = ["stack", "reweight", str(folder / "two"), "picasso=0.5", "--out", str(folder / "half"), "--unsigned", "-q"]
+    assert main.run(words) in VERDICTS
+    half, model = Released.read(folder / "half"), load_model(str(folder / "base"))
+    assert [member.layer.strength for member in half.members] == [0.5, 1.0]
+    name = half.stack.weights[0]
+    before = model.net.state_dict()[name].clone()
+    total = sum(member.layer.strength * member.layer.edit.delta(name) for member in half.members)
+    torch.testing.assert_close(load_file(folder / "half" / GPT)[name], before + total)
+
+
+def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    two, out = str(folder / "two"), str(tmp_path / "out")
+    end = ["--out", out, "--unsigned", "-q"]
+    assert "did you mean 'picasso'" in refused(capsys, ["stack", "remove", two, "picaso", *end])
+    assert "from 0 to 2" in refused(capsys, ["stack", "reweight", two, "picasso=-1", *end])
+    assert "NAME=NUMBER" in refused(capsys, ["stack", "reweight", two, "picasso", *end])
+    assert "each concept once" in refused(capsys, ["stack", "reweight", two, "picasso=1", "picasso=2", *end])
+    assert "released folder" in refused(capsys, ["stack", "ls", str(folder / "base")])
+    spec = str(folder / "picasso.yaml")
+    assert "picasso twice" in refused(capsys, ["apply", spec, spec, "--model", str(folder / "base"), *end])
+    assert "the stack lacks" in refused(capsys, ["apply", spec, "--model", two, *end])
+    old = tmp_path / "old"
+    shutil.copytree(folder / "one", old)
+    (old / BASE).unlink()
+    assert "apply its specs again" in refused(capsys, ["apply", spec, "--model", str(old), *end])
+    assert "--overwrite" in refused(capsys, ["stack", "remove", two, "picasso", "--out", two, "--unsigned"])
+    assert not Path(out).exists()
+
+
+def test_a_later_concept_that_cant_be_compiled_is_told_before_anything_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """hazard preserves no group of that name; picasso does."""
+    words = ["picasso.yaml", "hazard", "--model", "./base", "--unsigned", "--set", "preserve.other-styles.n=8"]
+    assert "other-styles" in refused(capsys, apply("never", *words))
+    assert not [path for path in folder.rglob("pairs.safetensors") if "never" in str(path.relative_to(folder))]
+
+
+def test_the_stack_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main.run(["stack", "ls", str(folder / "two"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [edit["concept"] for edit in said["edits"]] == ["picasso", "van_gogh"]
+    assert main.run(["stack", "ls", str(folder / "one")]) == 0
+    assert main.run(["stack", "ls", str(folder / "two")]) == 0
+    said, cells = capsys.readouterr().out, Released.read(folder / "two").alone
+    assert sum(cell.asked for cell in cells) > 4
+    assert all(f"{cell.found} of {cell.asked}" in said for cell in cells)
+
+
+def test_a_plan_says_what_the_new_edit_may_meet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = apply("unused", str(folder / "van_gogh.yaml"), "--model", str(folder / "one"), "--dry-run", "--json")
+    capsys.readouterr()
+    assert main.run(words) == 0
+    (line,) = json.loads(capsys.readouterr().out)["conflicts"]
+    assert "van_gogh may look for changes in" in line and "of picasso" in line
+
+
+def test_a_released_stack_is_its_own_base_of_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a house by Picasso\na dog by Van Gogh\n")
+    words = ["eval", str(folder / "two"), "--spec", str(folder / "picasso.yaml"), "--prompts", str(prompts), "--json"]
+    capsys.readouterr()
+    assert main.run([*words, "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+
+
+@pytest.mark.parametrize("method", ["safe_cb"])
+def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {key: value for key, value in SETS.items() if not key.startswith("params")}
+    few |= {"params.epochs": 1, "params.batch": 2, "params.directions": 2, "params.rounds": 2, "params.probe": 8}
+    sets = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
+    end = ["--method", method, "--device", "cpu", "--unsigned", "-q", *sets]
+    assert main.run(["apply", "picasso.yaml", "--model", "./base", "--out", "table", *end]) in VERDICTS
+    assert {path.name for path in (folder / "table/edit").iterdir()} == {"edit.json", "edit.safetensors", "rounds"}
+    assert main.run(["apply", "van_gogh.yaml", "--model", "table", "--out", "tables", *end]) in VERDICTS
+    made = json.loads((folder / "tables/interference.json").read_text())
+    assert made["overlaps"][0]["shared"] == 1 and made["overlaps"][0]["codebook_rows"] > 0
+    line = refused(capsys, ["export", "tables", "--layout", "peft", "--out", "adapters"])
+    assert "adapter edits" in line
+
+
+# -- interrupted ------------------------------------------------------------------------------------------------------
+
+
+class Interrupter:
+    """Ctrl-C at everything that a walk says for the first time: at every stage, of every change of the stack.
+
+    only: at stages with that word in their name alone.
+    """
+
+    def __init__(self, only: str = "") -> None:
+        self.cuts: list[tuple[str, str]] = []
+        self.change, self.only = "", only
+
+    def say(self, line: str) -> None:
+        self.change = line
+        self._cut("said")
+
+    def progress(self, stage: str, done: int, total: int, info: str = "") -> None:
+        self._cut(stage)
+
+    def _cut(self, stage: str) -> None:
+        if self.only in stage and (self.change, stage) not in self.cuts:
+            self.cuts.append((self.change, stage))
+            raise KeyboardInterrupt
+
+
+def walk(out: Path, terms: Terms, *, joint: bool) -> None:
+    overrides = tuple(f"{key}={value}" for key, value in SETS.items())
+    names = ("picasso.yaml", "van_gogh.yaml")
+    orders = [Order(name, "./base", overrides=overrides, device="cpu") for name in names]
+    grow(orders, out, terms, joint=joint)
+
+
+def same_files(folder: Path) -> dict[str, bytes]:
+    """Everything in a release that doesn't tell the time."""
+    timed = {"edit.json", "environment.json", "report.json", "report.html", "README.md", "bom.cdx.json"}
+    signed = {"model.sig", "claims.jsonl"}
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in timed | signed]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def assert_whole(folder: Path) -> None:
+    """No file of an unfinished run is half of one."""
+    for path in folder.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in folder.rglob("*.jsonl"):
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+    for path in folder.rglob("*.safetensors"):
+        load_file(path)
+
+
+def test_a_walk_that_is_interrupted_everywhere_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside every stage of every concept, before each change, and in the three steps of the release."""
+    user = Interrupter()
+    assert_ends_the_same(folder, "both", user, monkeypatch)
+    stages = {stage for _, stage in user.cuts}
+    assert {"picasso: pairs", "van_gogh: keep", "picasso: edit", "van_gogh: screen base"} <= stages
+    assert {"picasso: score base", "van_gogh: score edited", "interference", "publish"} <= stages
+
+
+def test_a_joint_search_that_is_interrupted_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = Interrupter("+")
+    assert_ends_the_same(folder, "joint", user, monkeypatch)
+    assert {"picasso+van_gogh: reference", "picasso+van_gogh: edit"} <= {stage for _, stage in user.cuts}
+
+
+def assert_ends_the_same(folder: Path, wanted: str, user: Interrupter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continue after every cut, until the release is that of the walk which nobody interrupted."""
+    out, left, joint = folder / f"cut-{wanted}", folder / f".cut-{wanted}.run", wanted == "joint"
+    terms = Terms(unsigned=True, progress=user.progress, say=user.say)
+    for _ in range(100):
+        try:
+            walk(out, terms, joint=joint)
+            break
+        except KeyboardInterrupt:
+            if user.cuts[-1][1] == "interference":
+                _cut_the_release(monkeypatch, user, lambda: walk(out, terms, joint=joint))
+            assert not out.exists()
+            assert_whole(left)
+    assert same_files(out) == same_files(folder / wanted)
+    assert not left.exists()
+
+
+def _cut_the_release(monkeypatch: pytest.MonkeyPatch, user: Interrupter, again: Callable[[], None]) -> None:
+    """The process ends before the stack is written, before the report, and before the one rename."""
+    for owner, name in ((run, "save_stack"), (run, "write_report"), (RunDir, "publish")):
+        user.cuts.append(("release", name))
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, _ctrl_c)
+            with pytest.raises(KeyboardInterrupt):
+                again()
+
+
+def _ctrl_c(*words: object, **more: object) -> None:
+    raise KeyboardInterrupt
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.pipeline import test_run as tests
+from safear_edit import registry
+coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
+registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
+def progress(stage, *more):
+    if stage == "van_gogh: score base":
+        os.kill(os.getpid(), signal.SIGKILL)
+tests.walk(Path("killed"), tests.Terms(unsigned=True, progress=progress), joint=False)
+"""
+
+
+def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) -> None:
+    words = [sys.executable, "-c", KILLED]
+    own = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not (folder / "killed").exists()
+    left = [path.name for path in (folder / ".killed.run/base").rglob("*.safetensors")]
+    assert "score-base-00000.safetensors" in left
+    walk(folder / "killed", Terms(unsigned=True), joint=False)
+    assert same_files(folder / "killed") == same_files(folder / "both")
+
+
+# -- joint ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_edit_is_one_edit_of_several_concepts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = Released.read(folder / "joint")
+    (layer,) = made.stack.layers
+    assert layer.concepts == made.stack.names == ("picasso", "van_gogh") and layer.name == "picasso+van_gogh"
+    assert layer.edit.info.concept == layer.name and layer.edit.info.steps == 2 * SETS["params.steps"]
+    assert [after.event for after in made.history] == ["added picasso and van_gogh in one edit"]
+    assert [(cell.edit, cell.concept) for cell in made.alone] == [(layer.name, name) for name in layer.concepts]
+    model = made.base()
+    with layer.edit.apply(model.net):
+        kept = load_file(folder / "joint" / GPT)
+        assert all(torch.equal(model.net.state_dict()[name], kept[name]) for name in kept)
+    report = json.loads((folder / "joint/report.json").read_text())
+    assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
+    assert [edit["name"] for edit in report["stack"]["edits"]] == [layer.name]
+    page, card = ((folder / "joint" / name).read_text() for name in ("report.html", "README.md"))
+    assert "were erased together by one edit" in page and "one edit that erases these concepts together" in card
+    capsys.readouterr()
+    assert main.run(["stack", "ls", str(folder / "joint")]) == 0
+    assert "is a joint edit" in capsys.readouterr().out
+    assert main.run(["stack", "ls", str(folder / "joint"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["edits"]
+    assert [(row["concept"], row["in one edit with"]) for row in rows] == [
+        ("picasso", "van_gogh"),
+        ("van_gogh", "picasso"),
+    ]
+
+
+def test_one_concept_of_a_joint_edit_is_not_taken_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end = ["--out", str(folder / "never"), "--unsigned", "-q"]
+    joint = str(folder / "joint")
+    for words in (["remove", joint, "picasso"], ["reweight", joint, "van_gogh=0.5"]):
+        assert "one concept of the joint edit picasso+van_gogh" in refused(capsys, ["stack", *words, *end])
+    assert "at least two edits" in refused(capsys, ["stack", "remove", joint, "picasso+van_gogh", *end])
+    assert "did you mean" in refused(capsys, ["stack", "remove", joint, "picasso+van_gog", *end])
+    assert "--joint" in refused(capsys, apply("never", "picasso.yaml", "--joint", "--model", "./base", "--unsigned"))
+    assert not (folder / "never").exists()
+
+
+def test_a_joint_edit_on_a_stack_comes_off_as_a_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = apply("mixed", "van_gogh.yaml", "dog.yaml", "--joint", "--model", "one", "--unsigned")
+    assert main.run(words) in VERDICTS
+    mixed = Released.read(folder / "mixed")
+    assert [layer.name for layer in mixed.stack.layers] == ["picasso", "van_gogh+dog"]
+    told = json.loads((folder / "mixed/interference.json").read_text())
+    assert [(row["first"], row["second"]) for row in told["foretold"]] == [("picasso", "van_gogh"), ("picasso", "dog")]
+    assert len(told["alone"]) == 6 and not told["agreement"]
+    capsys.readouterr()
+    words = ["stack", "remove", "mixed", "van_gogh+dog", "--out", "unmixed", "--unsigned", "-q"]
+    assert main.run(words) in VERDICTS
+    assert "bit for bit" in capsys.readouterr().out
+    assert (folder / "unmixed" / GPT).read_bytes() == (folder / "one" / GPT).read_bytes()
+    assert not json.loads((folder / "unmixed/interference.json").read_text())["forecast"]
+
+
+def test_what_was_foretold_stands_beside_what_came(folder: Path) -> None:
+    (row,) = json.loads((folder / "both/interference.json").read_text())["foretold"]
+    assert (row["first"], row["second"]) == ("picasso", "van_gogh") and row["foretold"] > 0 and row["found"] > 0
+    report = json.loads((folder / "both/report.json").read_text())
+    assert report["stack"]["foretold"] == [row] and "What was foretold" in (folder / "both/report.html").read_text()
+
+
+def test_merged_material_keeps_a_shared_prompt_once() -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def material(name: str, kept: list[str]) -> Material:
+        ids = torch.randint(0, 9, (2, 4), generator=random)
+        pairs = Pairs([f"{name} a", f"{name} b"], ["a", "b"], [1, 2], ids, ids + 1, PairStats(3, 2, {"bad": 1}))
+        return Material(name, pairs, Keep(kept, torch.randint(0, 9, (len(kept), 4), generator=random)))
+
+    one, two = material("one", ["x", "y"]), material("two", ["y", "z"])
+    both = merged("one+two", [one, two])
+    assert both.concept == "one+two" and both.pairs.unsafe == ["one a", "one b", "two a", "two b"]
+    assert both.pairs.stats == PairStats(6, 4, {"bad": 2}) and both.pairs.unsafe_ids.shape == (4, 4)
+    assert both.keep is not None and both.keep.prompts == ["x", "y", "z"] and both.keep.ids.shape == (3, 4)

@@ -1,0 +1,129 @@
+"""The parts of the walk that need no trained model: where a source lies, what a verdict ends with, what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from safear_edit import registry
+from safear_edit.compiler.recipe import load_base_recipe
+from safear_edit.editor.fine_tune import adapter_weights, borrowed, inject
+from safear_edit.errors import UsageError
+from safear_edit.families.base import ModelCard, ModelFamily
+from safear_edit.families.infinity import Infinity
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.pipeline import steps
+from safear_edit.pipeline.environment import PACKAGES
+from safear_edit.pipeline.generate import _slug, generate
+from safear_edit.pipeline.order import resolve_device, source_path, trainable_parameters
+
+
+def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> steps.Result:
+    criterion: Any = SimpleNamespace(decision=status, id="erasure/x/direct", observed="9 of 10", needed="9 of 10")
+    verdict = SimpleNamespace(status=status, criteria=(criterion,), summary="Not detected in 9 of 10.")
+    report: Any = SimpleNamespace(verdict=verdict)
+    return steps.Result(Path("safe"), report, signed, on_purpose)
+
+
+@pytest.mark.parametrize(
+    ("status", "signed", "on_purpose", "code"),
+    [
+        ("pass", True, False, 0),
+        ("pass", False, True, 0),
+        ("pass", False, False, 2),
+        ("fail", True, False, 1),
+        ("fail", False, False, 1),
+        ("inconclusive", True, False, 3),
+    ],
+)
+def test_exit_codes(status: str, signed: bool, on_purpose: bool, code: int) -> None:
+    assert _result(status, signed=signed, on_purpose=on_purpose).exit_code == code
+
+
+def test_advice_is_given_only_where_a_signature_is_missed() -> None:
+    assert "keygen" in _result("pass").advice and "--unsigned" in _result("pass").advice
+    assert not _result("pass", signed=True).advice and not _result("fail", on_purpose=True).advice
+
+
+def test_a_source_is_a_path_or_a_built_in_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source_path("picasso").name == "picasso.yaml" and source_path("picasso").is_file()
+    assert source_path("mine.yaml") == Path("mine.yaml")
+    with pytest.raises(UsageError, match="picasso"):
+        source_path("piccasso")
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert resolve_device("auto") in ("cpu", "cuda")
+    for name in ("cuda:63", "toaster"):
+        with pytest.raises(UsageError, match="take auto or cpu"):
+            resolve_device(name)
+
+
+def test_nothing_to_draw_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    for prompts, count in (((), 1), (("a cat",), 0)):
+        with pytest.raises(UsageError, match="at least one prompt"):
+            generate("llamagen", prompts, count=count, seed=0, device="cpu", out=tmp_path / "new", overwrite=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluate step answers for its sheets as for its rows."""
+    from safear_edit.evaluate import sampled as evaluation
+    from safear_edit.files import rundir
+
+    calls: list[Path] = []
+
+    def drawn(model: Any, edit: Any, recipe: Any, folder: Path, **more: Any) -> None:
+        calls.append(folder)
+        (folder / "images").mkdir(exist_ok=True)
+        for name in ("outcomes.jsonl", "judges.json", *(f"images/{s}" for s in SHEETS)):
+            (folder / name).write_text(name)
+
+    monkeypatch.setattr(evaluation, "evaluate", drawn)
+    recipe: Any = SimpleNamespace(digest="0" * 64)
+    model: Any = SimpleNamespace(card=ModelCard("f", "v", 40, 100, 512, (100,), 1, "MIT"))
+    with rundir.opened(tmp_path / "out") as run:
+        run.step("edit", "", ["edit.txt"], lambda: (run / "edit.txt").write_text("x") and None)
+        for lost in ("", "images/slice-direct.png", "images/before_after.json"):
+            if lost:
+                (run / lost).unlink()
+            steps.evaluate(run, recipe, model, recipe, lambda *_: None)
+            steps.evaluate(run, recipe, model, recipe, lambda *_: None)
+            assert not lost or (run / lost).exists()
+        assert set(run.files("evaluate")) >= {f"images/{name}" for name in SHEETS}
+    assert len(calls) == 3
+
+
+SHEETS = ("before_after.png", "before_after.json", "slice-direct.png", "slice-direct.json")
+
+
+def test_picture_names_are_safe_and_distinct() -> None:
+    names = {_slug(prompt) for prompt in ("a cat", "a cat!", "../../etc/passwd", "", "x" * 500)}
+    assert len(names) == 5
+    assert all("/" not in name and len(name) <= 67 for name in names)
+
+
+def test_every_package_of_the_environment_is_installed() -> None:
+    from safear_edit.pipeline.environment import version_of
+
+    assert [name for name in PACKAGES if name != "safear-edit" and version_of(name) is None] == []
+
+
+@pytest.mark.parametrize(("family", "method"), [(LlamaGen, "vce"), (Infinity, "sace"), (Infinity, "svare")])
+def test_what_is_announced_to_be_trained_is_what_is_trained(family: type[ModelFamily], method: str) -> None:
+    model = family.pico()
+    params = registry.lookup("methods", method).load().Params(**load_base_recipe(method).params)
+    announced = trainable_parameters(model, params)
+    with borrowed(model.net, writes=()):
+        weights = adapter_weights(inject(model.net, model.editable(params.part), params, 0))
+        assert announced == sum(weight.numel() for weight in weights.values()) > 0
+
+
+def test_a_method_on_the_codebook_trains_the_codebook() -> None:
+    model = LlamaGen.pico()
+    params = registry.lookup("methods", "safe_cb").load().Params()
+    assert trainable_parameters(model, params) == model.image_table().numel() > 0

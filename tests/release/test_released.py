@@ -1,0 +1,124 @@
+"""A stack goes on in order and comes off bitwise, says what it is, and is read back from a release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from safear_edit.compiler.compile import compile_recipe
+from safear_edit.compiler.recipe import load_base_recipe, save_recipe
+from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.stack import Layer, Stack
+from safear_edit.errors import SpecError, TrustError, UsageError
+from safear_edit.evaluate.interference import Interference
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.pipeline import steps
+from safear_edit.registry import find_builtin
+from safear_edit.release.released import Released, save_base, save_stack
+from safear_edit.report.evidence import FOUND_BY, INTERFERENCE
+from safear_edit.spec.spec import load_spec
+
+STRENGTHS = {"one": 1.0, "two": 0.5}
+
+
+def edit(model: LlamaGen, seed: int, part: str = "attention") -> Edit:
+    """An adapter that nobody trained."""
+    random, tensors = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+    for name in model.editable(part):
+        out, width = model.net.get_parameter(f"{name}.weight").shape
+        tensors[f"{name}.lora_A"] = torch.randn(2, width, generator=random)
+        tensors[f"{name}.lora_B"] = 0.1 * torch.randn(out, 2, generator=random)
+    info = EditInfo(method="vce", params={}, concept="x", base_digest=model.card.digest, rank=2, alpha=2.0, seed=seed,
+                    steps=1, losses=(0.7,), minutes=0.1)  # fmt: skip
+    return Edit("lora", tensors, info)
+
+
+def stack_of(model: LlamaGen) -> Stack:
+    return Stack(tuple(Layer(name, edit(model, i), s) for i, (name, s) in enumerate(STRENGTHS.items())))
+
+
+def release(folder: Path) -> Path:
+    """What a walk releases, but for evidence."""
+    model, spec = LlamaGen.pico(seed=0), load_spec(find_builtin("concepts", "picasso"))
+    recipe = compile_recipe(spec, model.card, load_base_recipe("vce"), overrides=["construct.pairs=8"])
+    stack = stack_of(model)
+    for layer in stack.layers:
+        target = folder / "concepts" / layer.name
+        layer.edit.save(target / "edit")
+        named = type(recipe).model_validate({**recipe.model_dump(mode="json"), "spec": {
+            **recipe.spec.model_dump(mode="json"), "name": layer.name}})  # fmt: skip
+        save_recipe(named, target / FOUND_BY)
+    steps.write_json(folder / "base.json", steps.base_card(model))
+    empty = Interference(history=(), alone=(), overlaps=())
+    (folder / INTERFERENCE).write_text(empty.model_dump_json())
+    save_base(folder, model.net, stack.weights)
+    save_stack(folder, stack, model.net)
+    with stack.apply(model.net):
+        model.export(folder)
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return release(tmp_path / "two")
+
+
+def test_edits_are_merged_in_order_by_strength_and_come_off_bitwise() -> None:
+    model = LlamaGen.pico(seed=0)
+    stack, before = stack_of(model), {k: v.clone() for k, v in model.net.state_dict().items()}
+    name = stack.weights[0]
+    total = sum(layer.strength * layer.edit.delta(name) for layer in stack.layers)
+    with stack.apply(model.net):
+        torch.testing.assert_close(model.net.state_dict()[name], before[name] + total)
+    assert all(torch.equal(tensor, before[k]) for k, tensor in model.net.state_dict().items())
+
+
+def test_digest_and_fingerprints_tell_edits_orders_and_strengths_apart() -> None:
+    model = LlamaGen.pico(seed=0)
+    one, two = stack_of(model).layers
+    stacks = [Stack(()), Stack((one,)), Stack((one, two)), Stack((two, one)), Stack((one, Layer("two", two.edit)))]
+    assert len({stack.digest for stack in stacks}) == len(stacks)
+    marks = [stack.fingerprints(model.net) for stack in stacks]
+    assert marks[2][0] == marks[1][0] and len({mark[-1] for mark in marks[1:3]} | {marks[4][-1]}) == 3
+
+
+def test_a_release_is_read_back_with_its_base(made: Path) -> None:
+    released = Released.read(made)
+    assert released.stack.names == ("one", "two") and released.ref == "llamagen:pico"
+    assert [layer.strength for layer in released.stack.layers] == [1.0, 0.5]
+    model, wanted = released.base(), LlamaGen.pico(seed=0)
+    assert all(torch.equal(t, wanted.net.state_dict()[k]) for k, t in model.net.state_dict().items())
+    assert model.card.digest == wanted.card.digest
+    assert released.stack.fingerprints(model.net) == released.fingerprints
+    with pytest.raises(UsageError, match="did you mean 'one'"):
+        released.member("onne")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda told: told["edits"].reverse(), TrustError),
+        (lambda told: told["edits"][0].update(edit="0" * 64), TrustError),
+        (lambda told: told["edits"][0].update(strength=0.9), TrustError),
+        (lambda told: told.pop("edits"), SpecError),
+        (lambda told: told.update(more=1), SpecError),
+    ],
+)
+def test_a_stack_file_that_was_changed_is_refused(made: Path, change: Any, error: type[Exception]) -> None:
+    path = made / "stack.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+    with pytest.raises(error):
+        Released.read(made).base()
+
+
+def test_what_is_no_release_is_refused(tmp_path: Path) -> None:
+    LlamaGen.pico(seed=0).export(tmp_path)
+    with pytest.raises(UsageError, match="something else"):
+        Released.read(tmp_path)

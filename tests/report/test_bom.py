@@ -1,0 +1,47 @@
+"""The bill of materials is valid CycloneDX 1.6 and says what the report says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from safear_edit.report.bom import bom, to_json
+from safear_edit.report.build import build_report
+from safear_edit.report.evidence import RunFiles
+from safear_edit.report.schema import Report
+from tests.report.test_build import make_run
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Report:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    return build_report(RunFiles.find(make_run(tmp_path / "run"), model))
+
+
+def test_valid_and_as_measured(report: Report) -> None:
+    text = to_json(report)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    (model,) = json.loads(text)["components"]
+    assert model["hashes"] == [{"alg": "SHA-256", "content": report.subject.weights_digest}]
+    assert model["pedigree"]["ancestors"][0]["name"] == "testfamily:mini"
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    direct = next(metric for metric in metrics if metric["type"] == "erasure.rate[direct]")
+    assert direct["value"] == f"{248 / 250:.6f}"
+    assert float(direct["confidenceInterval"]["lowerBound"]) < 248 / 250
+    assert any("Not tested" in line for line in model["modelCard"]["considerations"]["technicalLimitations"])
+
+
+def test_the_validator_would_object(report: Report) -> None:
+    broken = bom(report)
+    broken["components"][0]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] = 0.99
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
+
+
+def test_same_report_same_bom(report: Report) -> None:
+    assert to_json(report) == to_json(report)

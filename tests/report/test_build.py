@@ -1,0 +1,973 @@
+"""Reports built from a small made-up run: what counts, what is decided, and which files are refused.
+
+`make_run` writes the files of a run that never happened; the other tests of the report layer import it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.evaluate import stats
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.evaluate.likelihood import Audit, audit, save_skipped
+from safear_edit.evaluate.outcomes import WITHHELD
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.report.build import build_report, read_report
+from safear_edit.report.evidence import RunFiles
+from safear_edit.report.html import render_html
+from safear_edit.report.model_card import model_card
+from safear_edit.report.schema import Report, report_schema, verdict
+from tests.evaluate.test_likelihood import drawn_pack, made_audit, made_edit
+
+Row = dict[str, Any]
+Change = Callable[[Row], Row | None]
+
+GROUPS = {"test-styles": "neighbour", "test-objects": "object"}
+SIZES = {"direct": 250, "paraphrase": 250, "template": 100, "test-styles": 400, "test-objects": 400}
+FOUND_AFTER = {"direct": 2, "paraphrase": 9, "template": 1}
+FLIPS = {"test-styles": (9, 4), "test-objects": (4, 3)}
+DROPPED = {"unsafe caption, concept not drawn": 15, "the judge cannot tell": 3}
+RESERVE, DISOBEYED = 20, 7
+"""Candidates beyond each slice's size, and how many candidates the base model does not obey."""
+
+
+def make_run(
+    root: Path,
+    *,
+    concept: str = "Testpainter",
+    name: str = "testpainter",
+    change: Change = lambda row: row,
+    most_drop: float = 0.03,
+    kind: str = "style",
+    governance: dict[str, str] | None = None,
+) -> Path:
+    """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
+    root.mkdir(parents=True, exist_ok=True)
+    prompts = [_prompt(key, i, concept) for key, n in SIZES.items() for i in range(n + RESERVE)]
+    recipe = {
+        "digest": "5" * 64,
+        "spec": {
+            "name": name,
+            "kind": kind,
+            "description": "test-only painter, invented",
+            "erase": {"concept": concept, "aliases": [concept, "T. Painter"]},
+            "preserve": [{"name": key, "role": role} for key, role in GROUPS.items()],
+            "judge": {"use": "gallery", "label": f"style={name}"},
+            "safety_note": "",
+            "governance": governance or {},
+        },
+        "model": {"ref": "testfamily:mini", "digest": "a" * 64},
+        "method": {"name": "testmethod", "params": {"beta": 0.1}},
+        "construct": {"pairs": [{}] * 130},
+        "evaluate": {"prompts": prompts, "n": SIZES, "sampling": {"guidance": 3.0, "top_k": 0}},
+        "gates": {
+            "erasure_direct": 0.97,
+            "erasure_paraphrase": 0.93,
+            "preserve_drop": most_drop,
+            "preserve_upper": 0.05,
+            "min_obeyed": 0.5,
+        },
+        "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
+    }
+    _write(root / "recipe.json", recipe)
+    rows = [row for prompt in prompts for row in _rows(prompt)]
+    changed = [row for row in map(change, rows) if row is not None]
+    (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    info = {"method": "testmethod", "params": {"beta": 0.1}, "concept": name, "base_digest": "a" * 64, "rank": 8}
+    info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
+    _write(root / "edit" / "edit.json", {"kind": "lora", "digest": "e" * 64, "info": info})
+    (root / "edit" / "edit.safetensors").write_bytes(_tensors({}))
+    _write(root / "pairs" / "stats.json", {"made": 130, "kept": 112, "reasons": DROPPED})
+    (root / "pairs" / "pairs.safetensors").write_bytes(_tensors({}))
+    (root / "pairs" / "pairs.jsonl").write_text(112 * '{"unsafe": "u", "safe": "s", "seed": "1"}\n')
+    _sheet(root / "images" / "random.png")
+    _write(
+        root / "images" / "random.json", {"caption": "Above: base model. Below: edited model.", "selection": "random"}
+    )
+    _shared_files(root, name)
+    return root
+
+
+def _shared_files(root: Path, name: str) -> None:
+    card = {"n_pos": 400, "true_pos": 396, "n_neg": 2800, "true_neg": 2795, "data": "test-only renders"}
+    judge = {"id": "gallery@test", "label": f"style={name}", "digest": "b" * 64, "threshold": 0.5, "card": card}
+    other = {"id": "gallery@test", "label": "style=other", "digest": "b" * 64, "threshold": 0.5, "card": None}
+    _write(root / "judges.json", [other, judge])
+    base = {"family": "testfamily", "variant": "mini", "ref": "testfamily:mini", "digest": "a" * 64, "image_size": 40}
+    base |= {"tokens": 100, "licence": "Apache-2.0", "parameters": 4800000, "files": {"model.safetensors": "a" * 64}}
+    _write(root / "base.json", base)
+    environment = {"started": "2030-01-02T03:00:00Z", "finished": "2030-01-02T03:04:05Z", "platform": "Testix 1"}
+    environment |= {
+        "python": "3.11.7",
+        "device": "CPU",
+        "threads": 2,
+        "deterministic": True,
+        "packages": {"torch": "2"},
+    }
+    environment |= {"git": {"commit": "c0ffee", "dirty": True}, "peak_memory_mib": 1800}
+    environment |= {"command": f"safear-edit apply concepts/{name}.yaml --model testfamily --out test-out"}
+    _write(root / "environment.json", environment)
+
+
+def _prompt(key: str, i: int, concept: str) -> Row:
+    text = f"test prompt {i} of {key}" + (f" in the manner of {concept}" if key in FOUND_AFTER else "")
+    seeds = {"seed": str(2**60 + 10 * i), "screen_seed": str(2**60 + 10 * i + 1)}
+    return {"id": f"{key}-{i:04}", "slice": key, "prompt": text, "expect": _expect(key), **seeds}
+
+
+def _expect(key: str) -> str:
+    return "absent" if key in FOUND_AFTER else "present"
+
+
+def _rows(prompt: Row) -> list[Row]:
+    """What the base and the edited model draw: the first prompts of a slice are the interesting ones."""
+    key, i = str(prompt["slice"]), int(str(prompt["id"])[-4:])
+    obeyed = i >= DISOBEYED
+    common = {name: prompt[name] for name in ("id", "slice", "prompt", "expect")} | {"why": "", "judge": "gallery@test"}
+    screen = {"model": "base", "phase": "screen", "seed": prompt["screen_seed"], "present": obeyed, "score": 0.9}
+    place = i - DISOBEYED  # among the obeyed
+    if not 0 <= place < SIZES[key]:
+        return [common | screen]
+    base, edited = True, place < FOUND_AFTER.get(key, 0)
+    if key in FLIPS:
+        lost, gained = FLIPS[key]
+        base, edited = not lost <= place < lost + gained, place >= lost
+    score = {"phase": "score", "seed": prompt["seed"]}
+    return [
+        common | screen,
+        common | score | {"model": "base", "present": base, "score": 0.97 if base else 0.02},
+        common | score | {"model": "edited", "present": edited, "score": 0.5 + place / 1000 if edited else 0.01},
+    ]
+
+
+def _write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n")
+
+
+def _tensors(metadata: dict[str, str]) -> bytes:
+    header = json.dumps({"__metadata__": metadata} if metadata else {}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def _sheet(path: Path) -> None:
+    """Coloured squares; enough of a picture to be embedded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Image.new("RGB", (8 * 84 + 4, 2 * 84 + 4), "white")
+    for i in range(16):
+        colour = (40 + 25 * (i % 8), 120, 200) if i < 8 else (200, 170, 40 + 25 * (i % 8))
+        sheet.paste(Image.new("RGB", (80, 80), colour), (4 + 84 * (i % 8), 4 + 84 * (i // 8)))
+    sheet.save(path)
+
+
+def built(root: Path, **options: Any) -> Report:
+    return build_report(RunFiles.find(make_run(root, **options)))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return built(tmp_path_factory.mktemp("run"))
+
+
+def decisions(report: Report) -> dict[str, str]:
+    return {criterion.id: criterion.decision for criterion in report.verdict.criteria}
+
+
+def test_only_obeyed_prompts_count(report: Report) -> None:
+    direct = report.concepts[0].erasure[0]
+    assert direct.obeyed is not None and (direct.obeyed.k, direct.obeyed.n) == (263, 270)
+    assert direct.scored == 250
+    assert direct.erased is not None and (direct.erased.k, direct.erased.n) == (248, 250)
+    assert direct.base_found is not None and direct.base_found.estimate == 1.0
+    assert [example.id for example in direct.found] == ["direct-0008", "direct-0007"]
+
+
+def test_preservation_is_paired(report: Report) -> None:
+    styles = report.concepts[0].preservation[0]
+    assert styles.role == "neighbour" and styles.change is not None
+    assert (styles.change.lost, styles.change.gained, styles.change.n) == (9, 4, 400)
+    assert styles.change.drop == pytest.approx(0.0125)
+    assert [example.id for example in styles.lost_examples] == [f"test-styles-{i:04}" for i in range(7, 16)]
+
+
+def test_this_run_passes(report: Report) -> None:
+    assert set(decisions(report).values()) == {"pass"}
+    assert verdict(report) == ("pass", 0)
+    assert "not detected in 241 of 250 pictures of the worst slice (paraphrase)" in report.verdict.summary
+    assert {"erasure/testpainter/direct", "preservation/testpainter/test-styles"} <= set(decisions(report))
+
+
+def test_the_report_holds_what_the_files_say(report: Report) -> None:
+    concept = report.concepts[0]
+    assert concept.pairs is not None and (concept.pairs.made, concept.pairs.kept) == (130, 112)
+    assert concept.pairs.reasons == DROPPED
+    assert concept.edit.seed == "7" and concept.edit.trainable_parameters == 98304
+    assert concept.protocol.recipe_digest == "5" * 64
+    assert report.environment.git == "c0ffee with changes" and report.environment.other == {"peak_memory_mib": "1800"}
+    assert report.governance.evaluator == report.scope.intended_use == "not stated"
+    assert report.scope.not_tested and "attack" in report.adversarial.statement
+    assert concept.erasure[0].corrected is not None
+    assert any("style=other" in line and "no measured" in line for line in report.limitations)
+
+
+def test_pairs_must_add_up(tmp_path: Path) -> None:
+    stats = make_run(tmp_path) / "pairs" / "stats.json"
+    for wrong in ({"made": 131}, {"kept": 111}, {"reasons": {"the judge cannot tell": 17}}, {"reasons": None}):
+        _write(stats, {"made": 130, "kept": 112, "reasons": DROPPED} | wrong)
+        with pytest.raises(SpecError, match=r"stats\.json"):
+            build_report(RunFiles.find(tmp_path))
+
+
+def test_governance_is_what_the_spec_says(tmp_path: Path) -> None:
+    said = {"responsible": "Test Lab", "intended_use": "tests only", "approver": "A. Tester", "approver_role": "head"}
+    report = built(tmp_path, governance={**said, "retention_until": "2036-12-31", "out_of_scope": ""})
+    people = report.governance
+    assert (people.responsible, people.approval.name, people.approval.role) == ("Test Lab", "A. Tester", "head")
+    assert people.approval.date == people.reviewer == report.scope.out_of_scope == "not stated"
+    assert people.independence.startswith("not stated; the program")
+    assert (report.scope.intended_use, report.report.retention_until) == ("tests only", "2036-12-31")
+    assert {risk.owner for risk in report.residual_risks} == {"Test Lab"}
+
+
+def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> None:
+    """27 lost and 16 gained of 400: at the observed drop it takes far more than if nothing were lost."""
+    report = built(tmp_path, change=_flipped("test-styles", 27, 16))
+    group = report.concepts[0].preservation[0]
+    assert group.decision == "inconclusive" and group.change is not None
+    needed = group.prompts_to_decide
+    assert needed is not None and needed > 400 and needed > group.change.n_needed
+
+    def decided(n: int) -> float:
+        return 1 - stats.chances(n, 27 / 400, 16 / 400, 0.05, p_alpha=stats.ALPHA / 2).inconclusive
+
+    assert decided(needed) >= 0.8 > decided(needed - 40)
+    why = next(c.why for c in report.verdict.criteria if c.id.endswith("test-styles"))
+    assert f"about {needed} prompts" in why and "6.8 % lost and 4.0 % gained" in why
+    assert all(g.prompts_to_decide is None for g in report.concepts[0].preservation if g.decision != "inconclusive")
+
+
+def _flipped(key: str, lost: int, gained: int) -> Change:
+    """The first `lost` obeyed prompts of a group are lost, the next `gained` gained, the others kept."""
+
+    def change(row: Row) -> Row:
+        place = int(row["id"][-4:]) - DISOBEYED
+        if row["slice"] != key or row["phase"] != "score":
+            return row
+        return row | {"present": place >= lost if row["model"] == "edited" else not lost <= place < lost + gained}
+
+    return change
+
+
+def test_prompts_of_a_category_are_withheld(tmp_path: Path) -> None:
+    report = built(tmp_path, kind="category")
+    concept = report.concepts[0]
+    assert {example.prompt for part in concept.erasure for example in part.found} == {WITHHELD}
+    assert concept.erasure[0].found[0].id == "direct-0008" and concept.erasure[0].found[0].seed
+    assert "in the manner of" not in report.to_json()
+    assert concept.preservation[0].lost_examples[0].prompt.startswith("test prompt"), "harmless prompts are shown"
+    assert "pixelated" in concept.protocol.redaction
+
+
+@pytest.mark.parametrize("redaction", ["none", None])
+@pytest.mark.parametrize("name", ["random", "pairs"])
+def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name: str, redaction: str | None) -> None:
+    images = make_run(tmp_path, kind="category") / "images"
+    words: Row = {"caption": "x", "selection": "random", "pictures": [{"prompt_id": "direct-0008"}]}
+    if name == "pairs":
+        _sheet(images / "pairs.png")
+        words.pop("pictures")
+    _write(images / f"{name}.json", words | ({"redaction": redaction} if redaction else {}))
+    with pytest.raises(SpecError, match=rf"{name}\.png: expected a pixelated sheet"):
+        build_report(RunFiles.find(tmp_path))
+    _write(images / f"{name}.json", words | {"redaction": "pixelated"})
+    assert "pixelated" in {sheet.redaction for sheet in build_report(RunFiles.find(tmp_path)).images}
+
+
+def test_same_files_same_bytes(tmp_path: Path) -> None:
+    assert built(tmp_path / "a").to_json() == built(tmp_path / "b").to_json()
+
+
+def test_json_follows_its_schema(report: Report, tmp_path: Path) -> None:
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(report.to_json()))
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("edit", [{"extra": 1}, {"verdict": None}, {"concepts": []}])
+def test_a_changed_report_is_refused(report: Report, tmp_path: Path, edit: Row) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(json.loads(report.to_json()) | edit))
+    with pytest.raises(SpecError):
+        read_report(tmp_path / "report.json")
+
+
+def test_a_polished_verdict_is_refused(report: Report, tmp_path: Path) -> None:
+    data = json.loads(report.to_json())
+    data["verdict"]["criteria"][0]["decision"] = "fail"
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(SpecError, match=r"verdict\.status"):
+        read_report(tmp_path / "report.json")
+
+
+def _edited(key: str, present: bool | None, upto: int) -> Change:
+    """The first `upto` obeyed prompts of a slice answered otherwise by the edited model."""
+
+    def change(row: Row) -> Row:
+        hit = row["slice"] == key and row["model"] == "edited" and int(row["id"][-4:]) - DISOBEYED < upto
+        return row | {"present": present} if hit else row
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "criterion", "decision", "code"),
+    [
+        (_edited("direct", True, 8), "erasure/testpainter/direct", "fail", 1),  # 96.8 % < 97 %
+        (_edited("template", True, 6), "erasure/testpainter/template", "inconclusive", 3),  # 94 %, bound below 90 %
+        (_edited("direct", None, 13), "reject-rate/testpainter/direct", "fail", 1),  # 5.2 points more unreadable
+        (_edited("test-styles", False, 40), "preservation/testpainter/test-styles", "fail", 1),
+        (_edited("test-objects", None, 40), "preservation/testpainter/test-objects", "fail", 1),
+    ],
+)
+def test_what_fails(tmp_path: Path, change: Change, criterion: str, decision: str, code: int) -> None:
+    report = built(tmp_path, change=change)
+    assert decisions(report)[criterion] == decision
+    assert verdict(report)[1] == code
+    assert criterion in report.verdict.summary
+
+
+def test_a_drop_above_the_gate_fails_inside_the_margin(tmp_path: Path) -> None:
+    report = built(tmp_path, most_drop=0.01)
+    styles = report.concepts[0].preservation[0]
+    assert styles.change is not None and styles.change.upper95 < styles.change.margin and styles.change.drop > 0.01
+    assert (styles.decision, styles.change.decision) == ("fail", "REGRESSED")
+
+
+def test_cannot_tell_is_no_find_but_stands_beside(tmp_path: Path) -> None:
+    direct = built(tmp_path, change=_edited("direct", None, 5)).concepts[0].erasure[0]
+    assert direct.cannot_tell_edited == 5 and direct.erased is not None and direct.erased.k == 250
+    assert direct.erased_strict is not None and direct.erased_strict.k == 245
+
+
+def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
+    def deaf(row: Row) -> Row | None:
+        if row["slice"] != "direct" or row["id"] == "direct-0100":
+            return row
+        return row | {"present": False} if row["phase"] == "screen" else None
+
+    report = built(tmp_path, change=deaf)
+    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
+    assert decisions(report)["erasure/testpainter/direct"] == "inconclusive"
+    assert verdict(report) == ("inconclusive", 3)
+
+
+def test_nothing_obeyed_at_all(tmp_path: Path) -> None:
+    def silent(row: Row) -> Row | None:
+        return (row | {"present": False} if row["phase"] == "screen" else None) if row["slice"] == "direct" else row
+
+    report = built(tmp_path, change=silent)
+    assert report.concepts[0].erasure[0].erased is None
+    assert verdict(report)[0] == "inconclusive"
+
+
+def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
+    root = make_run(tmp_path, change=lambda row: row if row["phase"] == "score" else None)
+    recipe = json.loads((root / "recipe.json").read_text())
+    scored = {json.loads(line)["id"] for line in (root / "outcomes.jsonl").read_text().splitlines()}
+    recipe["evaluate"]["prompts"] = [p for p in recipe["evaluate"]["prompts"] if p["id"] in scored]
+    _write(root / "recipe.json", recipe)
+    report = build_report(RunFiles.find(root))
+    assert decisions(report)["erasure/testpainter/direct"] == "pass"
+    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
+
+
+def _drop(key: str, model: str) -> Change:
+    return lambda row: None if row["id"] == key and row["model"] == model and row["phase"] == "score" else row
+
+
+def _replace(key: str, **fields: object) -> Change:
+    return lambda row: row | fields if row["id"] == key and row["phase"] == "score" else row
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop("direct-0050", "edited"), "the first 250 scored on both models"),  # a picture left out
+        (_replace("direct-0050", seed="12345"), "the recipe's prompt and seed"),
+        (_replace("direct-0050", prompt="an easier prompt"), "the recipe's prompt and seed"),
+        (_replace("direct-0050", id="direct-9999"), "unknown id direct-9999"),
+        (_replace("direct-0050", present="maybe"), "present"),
+        (_replace("direct-0050", model="base"), "direct-0050 again"),
+    ],
+)
+def test_evidence_that_does_not_fit_the_recipe_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        built(tmp_path, change=change)
+
+
+def test_screening_with_the_scored_seed_is_refused(tmp_path: Path) -> None:
+    seeds = {f"direct-{i:04}": str(2**60 + 10 * i) for i in range(270)}
+
+    def peeked(row: Row) -> Row:
+        return row | {"seed": seeds[row["id"]]} if row["id"] in seeds and row["phase"] == "screen" else row
+
+    with pytest.raises(SpecError, match="another seed"):
+        built(tmp_path, change=peeked)
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "outcomes.jsonl", "edit/edit.json", "base.json", "judges.json"])
+def test_missing_and_broken_files_are_one_line(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path) / name
+    for content in (b"", b"{", b"[1]", b"\xff\xfe", b'{"a": NaN}', None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(SpecError) as caught:
+            build_report(RunFiles.find(tmp_path))
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_only_pictures_are_embedded(tmp_path: Path) -> None:
+    (make_run(tmp_path) / "images" / "random.png").write_text("<script>")
+    with pytest.raises(UsageError, match="PNG"):
+        build_report(RunFiles.find(tmp_path))
+
+
+def test_the_weights_are_named_by_what_they_are(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    model = tmp_path / "model"
+    (model / "net").mkdir(parents=True)
+    (model / "net" / "model.safetensors").write_bytes(b"w" * 100)
+    (model / "report.json").write_text("{}")
+    first = build_report(RunFiles.find(tmp_path / "run", model)).subject
+    assert [(file.name, file.bytes) for file in first.files] == [("net/model.safetensors", 100)]
+    (model / "net" / "model.safetensors").rename(model / "net" / "other.safetensors")
+    assert build_report(RunFiles.find(tmp_path / "run", model)).subject.weights_digest != first.weights_digest
+
+
+def test_a_released_folder_is_enough(tmp_path: Path) -> None:
+    """The evidence lies beside the weights and the pairs' tokens stayed behind; times are no weights."""
+    make_run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "pairs" / "pairs.safetensors").unlink()
+    first = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert {file.name for file in first.subject.files} == {"model.safetensors", "edit/edit.safetensors"}
+    assert first.concepts[0].pairs is not None and first.concepts[0].pairs.reasons == DROPPED
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    _write(tmp_path / "environment.json", environment | {"finished": "2031-01-01T00:00:00Z"})
+    again = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert again.subject == first.subject and again.report.id != first.report.id
+
+
+def test_a_stack_reports_every_concept_in_the_recipes_order(tmp_path: Path) -> None:
+    make_run(tmp_path / "concepts" / "one", name="one", concept="One", governance={"responsible": "Lab"})
+    make_run(tmp_path / "concepts" / "two", name="two", concept="Two", change=_edited("direct", True, 50))
+    _shared_files(tmp_path, "one")
+    _write(tmp_path / "stack.json", {"concepts": ["two", "one"]})
+    report = build_report(RunFiles.find(tmp_path))
+    assert [concept.name for concept in report.concepts] == ["two", "one"]
+    assert [concept.name for concept in report.scope.concepts] == ["two", "one"]
+    assert verdict(report)[0] == "fail" and "stack.json" in report.reproduce.inputs
+    assert decisions(report)["erasure/one/direct"] == "pass" and decisions(report)["erasure/two/direct"] == "fail"
+    assert [sheet.file for sheet in report.images] == [f"concepts/{name}/images/random.png" for name in ("two", "one")]
+    assert report.governance.responsible == "two: not stated; one: Lab"
+
+
+ROUND: Row = {
+    "number": 1, "drawn": 156, "pairs": 151, "dimension": 8, "captured": 0.596, "rows_moved": 512,
+    "energy_before": 0.184, "energy_after": 0.0, "harmful_before": 1.0, "harmful_after": 0.22, "unclear_after": 0.35,
+    "drift": 0.103, "loss_first": 11.8, "loss_last": 0.44, "taken": True, "agreement": None,
+}  # fmt: skip
+UNDONE = ROUND | {"number": 2, "drift": None, "harmful_after": None, "unclear_after": None, "taken": False}
+
+
+def test_rounds_of_a_search_are_shown_with_their_figure(tmp_path: Path) -> None:
+    rounds = make_run(tmp_path) / "edit" / "rounds"
+    agreement = {"both": 3, "accuracy": 0.9, "recall": None, "kappa": 0.71}
+    _write(rounds / "rounds.json", [ROUND | {"agreement": agreement}, UNDONE])
+    without = build_report(RunFiles.find(tmp_path, tmp_path))
+    _sheet(rounds / "energy.png")
+    report = build_report(RunFiles.find(tmp_path, tmp_path))
+    found = report.concepts[0].edit.rounds
+    assert [(row.number, row.pairs, row.taken) for row in found] == [(1, 151, True), (2, 151, False)]
+    page = " ".join(re.sub("<[^>]+>", " ", render_html(report, tmp_path)).split())
+    assert "151 / 156 8 59.6 % of the difference 512 18.4 % / 0.0 % 100.0 % / 22.0 % 35.0 % 0.103 yes" in page
+    assert "agrees with the pinned one on 90.0 % , kappa 0.71" in page.replace(" %,", " % ,")
+    assert "100.0 % / – – – no, undone" in page and "edit/rounds/rounds.json" in report.reproduce.inputs
+    (sheet,) = [image for image in report.images if image.file == "edit/rounds/energy.png"]
+    assert "Testpainter: how much of each row" in sheet.caption and len(report.images) == len(without.images) + 1
+    assert report.subject == without.subject, "the figure is no weight"
+
+
+@pytest.mark.parametrize("rows", [{"rounds": []}, ["one"], [{"number": 1}], [ROUND | {"pairs": "many"}]])
+def test_damaged_rounds_are_one_line(tmp_path: Path, rows: object) -> None:
+    _write(make_run(tmp_path) / "edit" / "rounds" / "rounds.json", rows)
+    with pytest.raises(SpecError, match=r"rounds\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+STACKED = ("one", "two")
+
+
+def make_stack(root: Path, left_out: int = 0) -> Path:
+    """Two concepts with what a stack records of them; of the first, so many styles were left out when it was measured.
+
+    The second edit, merged at half strength, takes the first one's concept out of 7 of 48 pictures.
+    """
+    for name in STACKED:
+        folder = make_run(root / "concepts" / name, name=name, concept=name.title())
+        _write(
+            folder / "edit" / "recipe.json", {**json.loads((folder / "recipe.json").read_text()), "digest": "7" * 64}
+        )
+    _leave_out(root / "concepts" / "one", left_out)
+    _shared_files(root, "one")
+    edits = [
+        {"name": name, "edit": "e" * 64, "strength": s, "weights": "f" * 64} for name, s in (("one", 1.0), ("two", 0.5))
+    ]
+    _write(root / "stack.json", {"concepts": STACKED, "edits": edits})
+    slices = {key: {"n": SIZES[key], "found": found, "unsure": 0} for key, found in FOUND_AFTER.items()}
+    groups = {
+        key: {"n": SIZES[key], "base": SIZES[key] - 20, "edited": SIZES[key] - 20 - lost + gained}
+        | {"lost": lost, "gained": gained}
+        for key, (lost, gained) in FLIPS.items()
+    }
+    seen = {"slices": slices, "groups": groups}
+    before = {"slices": {**slices, "direct": {"n": 250, "found": 11, "unsure": 3}}, "groups": groups}
+    both = ("second", "shared", "of", "column", "row", "chance_column", "chance_row", "cosine", "codebook_rows")
+    meets = dict(zip(both, ("two", 5, 24, 0.31, 0.08, 0.06, 0.05, -0.123, 0), strict=True))
+    cells = [(a, b, 48, 0 if a == b else 41 if (a, b) == ("two", "one") else 48) for a in STACKED for b in STACKED]
+    made = {
+        "history": [
+            {"event": "added <one>", "concepts": {"one": before}},
+            {"event": "added two", "concepts": {"one": seen, "two": seen}},
+        ],
+        "alone": [dict(zip(("edit", "concept", "asked", "found"), cell, strict=True)) for cell in cells],
+        "overlaps": [{"first": "one", **meets}, {"first": "two", **meets, "second": "one"}],
+    }
+    _write(root / "interference.json", made)
+    return root
+
+
+def _leave_out(folder: Path, count: int) -> None:
+    """Measure by a recipe without the last `count` (reserve) prompts of the first group."""
+    recipe = json.loads((folder / "recipe.json").read_text())
+    evaluate = recipe["evaluate"]
+    gone = [prompt for prompt in evaluate["prompts"] if prompt["slice"] == "test-styles"][-count:] if count else []
+    evaluate["prompts"] = [prompt for prompt in evaluate["prompts"] if prompt not in gone]
+    evaluate["n"] = {**evaluate["n"], "test-styles": SIZES["test-styles"] - count}
+    _write(folder / "recipe.json", {**recipe, "digest": "6" * 64 if count else "7" * 64})
+    ids = {prompt["id"] for prompt in gone}
+    rows = [line for line in (folder / "outcomes.jsonl").read_text().splitlines() if json.loads(line)["id"] not in ids]
+    (folder / "outcomes.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Report) -> None:
+    made = build_report(RunFiles.find(make_stack(tmp_path), tmp_path))
+    stack, page, card = made.stack, render_html(made, tmp_path), model_card(made)
+    assert stack is not None and [(edit.name, edit.strength) for edit in stack.edits] == [("one", 1.0), ("two", 0.5)]
+    cells = {(cell.edit, cell.concept): cell for cell in stack.alone}
+    touched = cells["two", "one"].rate
+    assert touched == stats.clopper_pearson(41, 48) and len(cells) == 4
+    assert "With the edit of Two alone One is found in 41 of 48 pictures, the least" in stack.summary
+    assert "Alone, no edit leaves its own concept in any picture." in stack.summary
+    shown = " ".join(re.sub("<[^>]+>", " ", page).split())
+    assert "41 / 48 85.4" in shown and "added &lt;one&gt;" in shown and "<one>" not in page
+    assert "11 / 250 3 cannot tell 2 / 250" in shown, "the history, oldest first"
+    assert "5 of 24 31.0 % (6.0 %) 8.0 % (5.0 %) −0.123" in shown
+    assert "two, 0.5 | 41 / 48 (85.4 %) | 0 / 48 (0.0 %) |" in card
+    numbers = re.findall(r'<span class="n">(\d+)</span>', page)
+    assert numbers == [str(i) for i in range(1, 12)]
+    assert not any("interference" in file.name or "recipe" in file.name for file in made.subject.files)
+    assert {"interference.json", "concepts/one/edit/recipe.json"} <= set(made.reproduce.inputs)
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    assert report.stack is None
+
+
+def test_a_stack_names_the_recipe_that_was_fixed(tmp_path: Path) -> None:
+    made = build_report(RunFiles.find(make_stack(tmp_path, left_out=5)))
+    one, two = (concept.protocol for concept in made.concepts)
+    assert (one.recipe_digest, one.fixed_digest) == ("6" * 64, "7" * 64)
+    assert "fixed in recipe 7777777777777777 before" in one.preregistration
+    assert "recipe 6666666666666666, which leaves 5 of them out (5 of test-styles)" in one.preregistration
+    assert [prompt.id for prompt in one.left_out] == [f"test-styles-{i:04}" for i in range(415, 420)]
+    assert not two.left_out and "fixed in recipe 7777777777777777 before" in two.preregistration
+    page = render_html(made, tmp_path)
+    assert f"recipe `{'7' * 64}`, measured by `{'6' * 64}` (5 prompts left out)." in model_card(made)
+    assert "Prompts left out (5)" in page and "test prompt 419 of test-styles" in page
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ((0, 48, 48, 0), "no edit leaves its own .* No edit alone takes another"),
+        ((0, 48, 48, 3), "weakest is that of Two: Two is found in 3 of 48"),
+        ((0, 30, 20, 0), "With the edit of Two alone One is found in 20 of 48"),
+    ],
+)
+def test_the_summary_of_a_stack_names_the_worst(tmp_path: Path, found: tuple[int, ...], says: str) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    row = json.loads(path.read_text())
+    row["alone"] = [cell | {"found": count} for cell, count in zip(row["alone"], found, strict=True)]
+    _write(path, row)
+    stack = build_report(RunFiles.find(tmp_path)).stack
+    assert stack is not None and re.search(says, stack.summary), stack.summary
+
+
+def test_a_concept_that_nobody_could_ask_for(tmp_path: Path) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    row = json.loads(path.read_text())
+    row["alone"] = [cell | {"asked": 0, "found": 0} for cell in row["alone"]]
+    _write(path, row)
+    made = build_report(RunFiles.find(tmp_path))
+    assert made.stack is not None and made.stack.summary == "No concept could be asked for."
+    assert made.stack.alone[0].rate is None and "| one, 1 | – | – |" in model_card(made)
+    assert 'class="num own">–' in render_html(made, tmp_path)
+
+
+RECIPES: dict[str, Callable[[Row], object]] = {
+    "another seed": lambda row: row["evaluate"]["prompts"][0].update(seed="1"),
+    "another order": lambda row: row["evaluate"]["prompts"].reverse(),
+    "fewer to score": lambda row: row["evaluate"]["n"].update(direct=251),
+    "another gate": lambda row: row["gates"].update(erasure_direct=0.99),
+    "a prompt too few": lambda row: row["evaluate"]["prompts"].pop(0),
+    "no prompts": lambda row: row["evaluate"].update(prompts=["direct"]),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_that_was_not_the_fixed_one_is_refused(tmp_path: Path, name: str) -> None:
+    path = make_stack(tmp_path, left_out=5) / "concepts" / "one" / "edit" / "recipe.json"
+    recipe = json.loads(path.read_text())
+    RECIPES[name](recipe)
+    _write(path, recipe)
+    with pytest.raises(SpecError, match=r"recipe\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+STACK_DAMAGE: dict[str, Change] = {
+    "a cell too few": lambda row: row | {"alone": row["alone"][1:]},
+    "a cell twice": lambda row: row | {"alone": row["alone"] + row["alone"][:1]},
+    "more than were asked": lambda row: row | {"alone": [row["alone"][0] | {"found": 49}, *row["alone"][1:]]},
+    "cells are words": lambda row: row | {"alone": ["one"]},
+    "no history": lambda row: row | {"history": []},
+    "an old history": lambda row: row | {"history": row["history"][:1]},
+    "counts of another run": lambda row: json.loads(json.dumps(row).replace('"found": 2,', '"found": 3,')),
+    "counts that don't add up": lambda row: json.loads(json.dumps(row).replace('"lost": 9', '"lost": 8')),
+    "another concept": lambda row: json.loads(json.dumps(row).replace('"two"', '"three"')),
+    "overlaps missing": lambda row: row | {"overlaps": row["overlaps"][:1]},
+    "no overlaps": lambda row: {k: v for k, v in row.items() if k != "overlaps"},
+    "an overlap of nothing": lambda row: (
+        row | {"overlaps": [row["overlaps"][0] | {"cosine": None}, row["overlaps"][1]]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STACK_DAMAGE)
+def test_damaged_measurements_of_a_stack_are_one_line(tmp_path: Path, name: str) -> None:
+    path = make_stack(tmp_path) / "interference.json"
+    _write(path, STACK_DAMAGE[name](json.loads(path.read_text())))
+    with pytest.raises(SpecError, match=r"interference\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_stack_that_is_not_whole_is_one_line(tmp_path: Path) -> None:
+    make_stack(tmp_path)
+    stack = json.loads((tmp_path / "stack.json").read_text())
+    stack["edits"][0]["edit"] = "d" * 64
+    _write(tmp_path / "stack.json", stack)
+    with pytest.raises(SpecError, match=r"the edits in stack\.json"):
+        build_report(RunFiles.find(tmp_path))
+    (tmp_path / "interference.json").unlink()
+    with pytest.raises(SpecError, match=r"interference\.json"):
+        build_report(RunFiles.find(tmp_path))
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two", "two"], ["one", "three"], None])
+def test_a_stack_whose_order_is_not_known_is_refused(tmp_path: Path, names: list[str] | None) -> None:
+    for name in ("one", "two"):
+        make_run(tmp_path / "concepts" / name, name=name)
+    if names is not None:
+        _write(tmp_path / "stack.json", {"concepts": names})
+    with pytest.raises(SpecError, match=r"stack\.json"):
+        RunFiles.find(tmp_path)
+
+
+def test_no_torch() -> None:
+    modules = ", ".join(
+        f"safear_edit.{name}"
+        for name in ("evaluate.stats", "report.build", "report.html", "report.model_card", "report.bom")
+    )
+    code = f"import {modules}, sys; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# -- likelihoods ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audited() -> Audit:
+    """What a pico model and an edit that nobody trained say, as if it were about the run's base model."""
+    model = LlamaGen.pico()
+    return replace(audit(Pair.of_edit(model, made_edit(model, 0.005)), drawn_pack(model)), base_digest="a" * 64)
+
+
+def with_likelihoods(root: Path, found: Audit) -> tuple[Report, str, str]:
+    """Report, page (tags become spaces) and card of a run with this audit."""
+    found.save(make_run(root))
+    report = build_report(RunFiles.find(root))
+    return report, " ".join(re.sub(r"<[^>]+>", " ", render_html(report, root)).split()), model_card(report)
+
+
+def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit, report: Report) -> None:
+    made, page, card = with_likelihoods(tmp_path, audited)
+    (told,), cir = made.concepts[0].likelihoods.slices, audited.slices[0].cir
+    assert cir is not None and told.cir is not None and told.cir.estimate == pytest.approx(cir.estimate, abs=1e-6)
+    assert len(told.decided) == len(told.profile) == 4 and not told.doubts
+    assert f"{cir.estimate:.2f} {cir.low:.2f} to {cir.high:.2f}" in page
+    assert f"{cir.estimate:.2f}, {cir.low:.2f} to {cir.high:.2f}" in card
+    for group in audited.groups:
+        assert f"{group.group} 4 {group.plain.mean:.4f} {group.plain.upper:.4f}" in page
+        assert f"{group.guided.mean:.4f} {group.guided.upper:.4f}" in page
+    assert "Where in the picture the words count" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
+        "\xa0", " "
+    )
+    classes = made.concepts[0].likelihoods.classified
+    assert classes is not None and f"{classes.edited.k} of 24 by the edited one" in page
+    summary = made.concepts[0].likelihoods.summary
+    assert summary in page.replace("\xa0", " ") and page.index(summary[:40]) < page.index("Remaining risks")
+    assert "likelihood.json" in made.reproduce.inputs
+    assert made.verdict == report.verdict, "it decides nothing"
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("cir", "level", "says"),
+    [
+        ((0.02, -0.01, 0.05), (-0.5, -0.6, -0.4), "next to nothing"),
+        ((0.05, 0.03, 0.06), (0.64, 0.48, 0.82), "likelier than they were.*neutral prompts"),  # relearned
+        ((-0.2, -0.25, -0.15), (-0.8, -0.9, -0.7), "over-erased"),
+        ((0.3, 0.25, 0.35), (0.1, 0.0, 0.2), r"still tell the edited model 25\.0 % to 35\.0 %"),
+        ((0.3, 0.25, 0.35), (-0.5, -0.6, -0.4), "less likely than they were"),
+        ((0.1, -0.05, 0.25), (0.0, -0.1, 0.1), r"undecided: .* 0\.0 % to 25\.0 %"),
+        ((0.314159, 0.0, 0.6), (0.0, -0.1, 0.1), r"says nothing here, because an interval of 0\.60 is wider"),
+    ],
+)
+def test_readings(
+    tmp_path: Path, cir: tuple[float, float, float], level: tuple[float, float, float], says: str
+) -> None:
+    """The same bounds as evaluation.md 2.3 and 7.2; what is in doubt shows no number on the page."""
+    made = replace(made_audit(0.0, 0.1, 0.02), base_digest="a" * 64)
+    first, second = made.slices[0].cir, made.slices[0].abs_cir
+    assert first is not None and second is not None
+    ratios = {
+        name: replace(old, estimate=new[0], low=new[1], high=new[2])
+        for name, old, new in (("cir", first, cir), ("abs_cir", second, level))
+    }
+    report, page, _ = with_likelihoods(tmp_path, replace(made, slices=(replace(made.slices[0], **ratios),)))
+    found = report.concepts[0].likelihoods
+    assert re.search(says, found.slices[0].reading), found.slices[0].reading
+    if found.slices[0].doubts:
+        assert "say nothing about Testpainter" in found.summary and "0.31 0.00" not in page
+    else:
+        assert found.slices[0].reading in found.summary and f"absCIR {level[0]:.2f}" in found.summary
+
+
+def test_a_model_far_from_its_base_says_nothing(tmp_path: Path) -> None:
+    report, page, _ = with_likelihoods(tmp_path, replace(made_audit(0.0, 0.1, 0.3), base_digest="a" * 64))
+    assert "KL of 0.300" in report.concepts[0].likelihoods.slices[0].reading
+    assert "Where in the picture" not in page
+
+
+def test_no_audit_is_said(tmp_path: Path, report: Report) -> None:
+    assert "not looked at: no likelihood audit was made" in report.concepts[0].likelihoods.summary
+    assert any("likelihood of the concept was not used:" in line for line in report.limitations)
+    save_skipped(make_run(tmp_path), "testfamily:mini has no <pictures>")
+    made = build_report(RunFiles.find(tmp_path))
+    page = render_html(made, tmp_path)
+    assert "not looked at: testfamily:mini has no &lt;pictures&gt;" in page and "<pictures>" not in page
+
+
+DAMAGED: dict[str, Callable[[Row], Any]] = {
+    "a list": lambda row: [row],
+    "no slices": lambda row: {k: v for k, v in row.items() if k != "slices"},
+    "slices are words": lambda row: row | {"slices": ["direct"]},
+    "a field too many": lambda row: row | {"slices": [row["slices"][0] | {"extra": 1}]},
+    "doubts are a word": lambda row: row | {"doubts": "none"},
+    "a word for a number": lambda row: row | {"unconditional": row["unconditional"] | {"mean": "little"}},
+    "an endless number": lambda row: json.dumps(row).replace('"p95": ', '"p95": 1e999, "p96": ', 1),
+    "more than all": lambda row: row | {"classified": row["classified"] | {"edited": 1.5}},
+    "a share of words": lambda row: row | {"classified": row["classified"] | {"base": "half"}},
+    "another model": lambda row: row | {"base_digest": "c" * 64},
+    "no JSON": lambda row: json.dumps(row)[:100],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_audit_is_one_line(tmp_path: Path, audited: Audit, name: str) -> None:
+    path = make_run(tmp_path) / "likelihood.json"
+    damaged = DAMAGED[name](json.loads(audited.to_json()))
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    with pytest.raises(SpecError, match=r"likelihood\.json") as caught:
+        build_report(RunFiles.find(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# -- understanding ----------------------------------------------------------------------------------------------------
+
+ASKED = 200
+"""Questions per slice."""
+Answered = dict[str, tuple[int, int]]
+"""Slice → how many right answers are lost and gained."""
+
+
+def asked_run(root: Path, flips: Answered, *, base_wrong: int = 4, terms: Row | None = None, **options: Any) -> Path:
+    """A run with questions: the base is wrong in `base_wrong` of each slice, of which `gained` become right."""
+    make_run(root, **options)
+    rows = []
+    for key, (lost, gained) in flips.items():
+        for i in range(ASKED):
+            right = {"base": i >= base_wrong, "edited": i < gained or base_wrong <= i < ASKED - lost}
+            for model, fine in right.items():
+                truth = "yes" if i % 2 else "no"
+                row = {"id": f"{key}-{i}", "slice": key, "picture": f"{i:016x}", "question": f"is it {key} {i % 5}?"}
+                yes = 0.9 if fine == (truth == "yes") else 0.1
+                rows.append(row | {"truth": truth, "model": model, "yes": yes})
+    (root / "understanding.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"schema_version": 1, "applies": True, "skipped": "", "base_digest": "a" * 64, "pack": "f" * 64}
+    _write(root / "understanding.json", about | {"unasked": 3})
+    if terms:
+        recipe = json.loads((root / "recipe.json").read_text())
+        recipe["spec"]["understanding"] = terms
+        _write(root / "recipe.json", recipe)
+    return root
+
+
+def of_answers(root: Path) -> tuple[Report, dict[str, str]]:
+    report = build_report(RunFiles.find(root))
+    key = "understanding/testpainter/"
+    return report, {k.removeprefix(key): v for k, v in decisions(report).items() if k.startswith(key)}
+
+
+def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Report) -> None:
+    root = asked_run(tmp_path, {"concept": (2, 1), "test-styles": (3, 0), "test-objects": (30, 2)})
+    made, found = of_answers(root)
+    assert found == {"concept": "pass", "test-styles": "pass", "test-objects": "fail"} and verdict(made)[0] == "fail"
+    concept, styles, objects = made.concepts[0].understanding.slices
+    assert (concept.base.k, concept.edited.k, concept.n) == (196, 195, 200)
+    assert concept.yes_base is not None and concept.false_edited is not None
+    assert (concept.yes_base.k, concept.yes_base.n, concept.false_edited.k) == (98, 100, 100 - 98)
+    assert (styles.change.lost, styles.change.upper95) == (3, pytest.approx(stats.tango_upper(3, 0, 200)))
+    assert objects.mcnemar_p_holm is not None and objects.mcnemar_p_holm < 0.001
+    assert made.concepts[0].understanding.unasked == 3 and made.concepts[0].protocol.gates["understanding_drop"] == 0.02
+    page = " ".join(re.sub(r"<[^>]+>", " ", render_html(made, root)).split()).replace("\xa0", " ")
+    assert "is still recognised" in page and "“is it concept 0?”" in page and "196 / 200 98.0 %" in page
+    assert "3 of them show nothing" in page and "9 What the models recognise" in page and "10 Pictures" in page
+    card = model_card(made)
+    assert "| Testpainter | 196 / 200 (98.0 %) | 195 / 200 (97.5 %) | 2 / 1 | +0.5" in card
+    assert "the edited model says yes to" in made.concepts[0].understanding.summary and "14.0 points" in card
+    assert any("free answers" in line for line in made.limitations)
+    assert {"understanding.json", "understanding.jsonl"} <= made.reproduce.inputs.keys()
+    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    plain = render_html(report, make_run(tmp_path / "plain"))
+    assert "What the models recognise" not in plain and "understanding" not in model_card(report)
+    assert not any("understanding" in name for name in report.concepts[0].protocol.gates)
+
+
+@pytest.mark.parametrize(
+    ("lost", "decision", "why"),
+    [
+        (97, "pass", ""),
+        (2, "fail", "still told"),
+        (70, "fail", "still told"),
+        (180, "fail", "the opposite of an answer"),
+        (78, "inconclusive", "too few questions"),
+        (114, "inconclusive", "too few questions"),
+    ],
+)
+def test_erased_understanding_is_no_better_than_guessing(tmp_path: Path, lost: int, decision: str, why: str) -> None:
+    flips = {"concept": (lost, 0), "test-styles": (0, 0), "test-objects": (0, 0)}
+    made, found = of_answers(asked_run(tmp_path, flips, terms={"concept": "erase"}))
+    assert found == {"concept": decision, "test-styles": "pass", "test-objects": "pass"}
+    criterion = next(c for c in made.verdict.criteria if c.id == "understanding/testpainter/concept")
+    assert re.search(why, criterion.why) and "not recognised in pictures either" in criterion.claim
+    assert "at most 60.0 %" in criterion.needed
+
+
+def test_gates_of_understanding_are_the_recipes(tmp_path: Path) -> None:
+    root = asked_run(tmp_path, {"concept": (6, 0), "test-styles": (0, 0)})
+    assert of_answers(root)[1] == {"concept": "fail", "test-styles": "pass"}
+    recipe = json.loads((root / "recipe.json").read_text())
+    recipe["gates"] |= {"understanding_drop": 0.05, "understanding_upper": 0.1}
+    _write(root / "recipe.json", recipe)
+    made, found = of_answers(root)
+    assert found["concept"] == "pass" and made.concepts[0].understanding.silent == ("test-objects",)
+    assert any("no question could be asked about pictures of test-objects" in line for line in made.limitations)
+
+
+def test_what_the_base_does_not_know_is_not_shown_to_stay_or_go(tmp_path: Path) -> None:
+    for name, terms in (("keep", None), ("erase", {"concept": "erase"})):
+        root = asked_run(tmp_path / name, {"concept": (0, 0), "test-styles": (0, 0)}, base_wrong=95, terms=terms)
+        made, found = of_answers(root)
+        assert found == {"concept": "inconclusive", "test-styles": "inconclusive"}
+        assert all("clear of guessing" in c.why for c in made.verdict.criteria if c.id.startswith("understanding/"))
+
+
+def test_questions_about_a_category_are_withheld(tmp_path: Path) -> None:
+    made, _ = of_answers(asked_run(tmp_path, {"concept": (0, 0), "test-styles": (0, 0)}, kind="category"))
+    concept, styles = made.concepts[0].understanding.slices
+    assert concept.asked == (WITHHELD,) and "is it concept" not in made.to_json() and "is it" in styles.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("terms", "applies", "criterion"), [(None, True, False), ({"concept": "erase"}, True, True),
+                                        ({"concept": "erase"}, False, False), ({"concept": "erase"}, None, True)]
+)  # fmt: skip
+def test_nothing_asked_counts_only_where_the_spec_is_about_it(
+    tmp_path: Path, terms: Row | None, applies: bool | None, criterion: bool
+) -> None:
+    root = asked_run(tmp_path, {}, terms=terms)
+    for name in ("understanding.json", "understanding.jsonl"):
+        (root / name).unlink()
+    if applies is not None:
+        _write(root / "understanding.json", {"schema_version": 1, "applies": applies, "skipped": "there are no <p>"})
+        (root / "understanding.jsonl").write_text("")
+    made, found = of_answers(root)
+    assert found == ({"concept": "inconclusive"} if criterion else {})
+    page = render_html(made, root)
+    assert ("Nothing was asked: there are no &lt;p&gt;." in page) == (applies is not None)
+    assert any("not looked at: there are no <p>" in line for line in made.limitations) == (applies is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("understanding.json", '"base_digest": "aaaa', '"base_digest": "cccc'),
+        ("understanding.json", '"unasked": 3', '"unasked": "few"'),
+        ("understanding.jsonl", '"yes": 0.9', '"yes": 9'),
+        ("understanding.jsonl", '"model": "edited"', '"model": "base"'),
+        ("understanding.jsonl", '"truth": "no", "model": "edited"', '"truth": "yes", "model": "edited"'),
+        ("understanding.jsonl", '"slice": "concept"', '"slice": "test-styles"'),
+        ("recipe.json", '"concept": "keep"', '"concept": "both"'),
+    ],
+)
+def test_damaged_answers_are_one_line(tmp_path: Path, name: str, old: str, new: str) -> None:
+    root = asked_run(tmp_path, {"concept": (0, 0)}, terms={"concept": "keep"})
+    text = (root / name).read_text()
+    assert old in text
+    (root / name).write_text(text.replace(old, new, 1 if "model" in new else -1))
+    with pytest.raises(SpecError, match=r"understanding") as caught:
+        build_report(RunFiles.find(root))
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,49 @@
+"""The model card: front matter that hubs read, and no word of a spec that turns into markup."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from safear_edit.report.build import build_report
+from safear_edit.report.evidence import RunFiles
+from safear_edit.report.model_card import model_card
+from tests.report.test_build import make_run
+
+OPTIONS: dict[str, Any] = {"concept": "T|est\n<b>*painter*", "governance": {"responsible": "Lab *1*"}}
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the card must not use the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return model_card(build_report(RunFiles.find(make_run(tmp_path, **OPTIONS))))
+
+
+def test_front_matter(card: str) -> None:
+    data = ModelCard(card).data
+    assert (data.base_model, data.base_model_relation) == ("testfamily:mini", "finetune")
+    assert (data.license, data.pipeline_tag) == ("apache-2.0", "text-to-image")
+    results = {result.dataset_type: result.metric_value for result in data.eval_results}
+    assert results["testpainter/direct"] == pytest.approx(248 / 250)
+    assert results["testpainter/test-styles"] == pytest.approx((400 - 9) / 400)
+
+
+def test_text(card: str) -> None:
+    assert "248 / 250 (99.2 %)" in card
+    assert "9 / 4" in card
+    assert "112 kept of 130; 15 unsafe caption, concept not drawn" in card
+    assert r"Responsible: Lab \*1\*" in card and "Intended use: not stated" in card
+    assert card.index("## Not tested") < card.index("## Erasure")
+
+
+def test_words_of_a_spec_stay_words(card: str) -> None:
+    body = ModelCard(card).text
+    assert r"T\|est \<b\>\*painter\*" in body
+    assert "<b>" not in body

@@ -1,0 +1,240 @@
+"""spec: good specs load, every kind of bad one is a single line with file, line, field and a way out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.strict import parse_yaml, read_yaml
+from safear_edit.gallery import captions
+from safear_edit.registry import builtin_folder
+from safear_edit.spec.draft import spec_template
+from safear_edit.spec.prompts import normalise
+from safear_edit.spec.spec import Spec, load_spec, parse, spec_schema
+
+CONCEPTS = sorted(builtin_folder("concepts").glob("*.yaml"))
+DRAFT = spec_template("rembrandt")
+
+
+def load(text: str, tmp_path: Path) -> Spec:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    return load_spec(path)
+
+
+@pytest.mark.parametrize("path", CONCEPTS, ids=lambda path: path.stem)
+def test_built_in_concepts(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.name == path.stem and spec.description and spec.safety_note
+    jsonschema.validate(read_yaml(path).data, spec_schema())
+
+
+def test_all_are_there() -> None:
+    assert [path.stem for path in CONCEPTS] == ["church", "dog", "hazard", "monet", "picasso", "van_gogh"]
+
+
+def test_a_folder_of_reference_pictures_is_optional() -> None:
+    """Where there is none it is left out, so that recipes from before there were any keep their digests."""
+    draft = parse(Spec, parse_yaml(DRAFT, "draft"))
+    assert draft.evaluate.references is None and "references" not in draft.model_dump(mode="json")["evaluate"]
+    filled = DRAFT.replace("# references: PATH", "references: pictures")
+    named = parse(Spec, parse_yaml(filled, "draft"))
+    assert named.evaluate.references == "pictures" and '"references":"pictures"' in named.model_dump_json()
+    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+
+
+def test_understanding_is_kept_unless_the_spec_says_otherwise() -> None:
+    """What nobody changed is left out, for the same reason; what is asked is checked as other templates are."""
+    draft = parse(Spec, parse_yaml(DRAFT, "draft"))
+    assert draft.understanding.concept == "keep" and "understanding" not in draft.model_dump_json()
+    assert draft.gates.every()["understanding_drop"] == 0.02
+    terms = "understanding:\n  concept: erase\n  questions: ['could it be by {name}?']\n"
+    changed = parse(Spec, parse_yaml(DRAFT + terms, "draft"))
+    assert changed.understanding.questions == ("could it be by {name}?",)
+    jsonschema.validate(parse_yaml(DRAFT + terms, "draft").data, spec_schema())
+    assert parse(Spec, parse_yaml(json.dumps(changed.model_dump(mode="json")), "again")) == changed
+    for wrong, says in (("{alias}", "no braces but those"), ("it", "a template with {name}")):
+        with pytest.raises(SpecError, match=re.escape(says)):
+            parse(Spec, parse_yaml(DRAFT + terms.replace("{name}", wrong), "draft"))
+    with pytest.raises(SpecError, match=r"understanding\.concept"):
+        parse(Spec, parse_yaml(DRAFT + terms.replace("erase", "forget"), "draft"))
+    with pytest.raises(SpecError, match="a slice name of its own"):
+        parse(Spec, parse_yaml(DRAFT.replace("- name: objects", "- name: concept"), "draft"))
+
+
+@pytest.mark.parametrize("name", ["picasso", "van_gogh", "dog", "hazard"])
+def test_held_out_words_were_never_in_the_minis_training(name: str) -> None:
+    """Training words of the concept come from the captions' train lists; held-out ones from nowhere in them."""
+    spec = load_spec(builtin_folder("concepts") / f"{name}.yaml")
+    words = {**captions.STYLE_WORDS, **captions.OBJECT_WORDS, "hazard": captions.HAZARD_WORDS}
+    trained = {normalise(word) for entry in words.values() for word in entry.train}
+    assert not trained & {normalise(word) for word in spec.paraphrases.held_out}
+    assert {normalise(word) for word in words[name].train} <= {
+        normalise(word) for word in (*spec.erase.aliases, *spec.paraphrases.train)
+    }
+    assert {normalise(word) for word in words[name].held_out} <= {normalise(w) for w in spec.paraphrases.held_out}
+    templates = (*captions.STYLE_TEMPLATES.train, *captions.PLAIN_TEMPLATES.train)
+    seen = {normalise(t.replace("{style}", "{alias}")) for t in templates}
+    assert not seen & {normalise(t) for t in spec.paraphrases.held_out_templates}
+
+
+@pytest.mark.parametrize("kind", ["style", "object", "category"])
+def test_drafts_validate_and_say_what_to_do(kind: str) -> None:
+    for name in ("rembrandt", "van_gogh", "dog", "1e5", "null"):
+        text = spec_template(name, kind)
+        spec = parse(Spec, parse_yaml(text, "draft"))
+        assert (spec.name, spec.kind) == (name, kind)
+        assert text.count("#") > 15
+        jsonschema.validate(yaml.safe_load(text), spec_schema())
+
+
+def test_the_governance_block_of_a_draft_only_waits_to_be_uncommented() -> None:
+    head, comment, block = DRAFT.partition("# governance:")
+    filled = head + "governance:" + block.replace("\n#   ", "\n  ")
+    spec = parse(Spec, parse_yaml(filled, "draft"))
+    assert comment and None not in spec.governance.model_dump().values()
+    assert spec.governance.retention_until == "2036-12-31"
+    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+    assert set(parse(Spec, parse_yaml(DRAFT, "draft")).governance.model_dump().values()) == {None}
+
+
+@pytest.mark.parametrize("name", ["", "Picasso", "a b", "../x", "ä"])
+def test_draft_names(name: str) -> None:
+    with pytest.raises(UsageError, match="lower-case"):
+        spec_template(name)
+    with pytest.raises(UsageError, match="did you mean 'style'"):
+        spec_template("x", "styl")
+
+
+def test_subject_lists_are_multiplied(tmp_path: Path) -> None:
+    spec = load(DRAFT, tmp_path)
+    assert "a church on a beach" in spec.erase.subjects
+    assert len(spec.erase.subjects) == 11 * 7
+    assert parse(Spec, parse_yaml(json.dumps(spec.model_dump(mode="json")), "again")) == spec
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return change
+
+
+ALIASES = 'aliases: ["Rembrandt", the artist Rembrandt, the painter Rembrandt]'
+BAD = {
+    "unknown key": (replaced("\nkind:", "\nkid:"), "did you mean 'kind'?"),
+    "unknown key below": (replaced("threshold: 0.5", "treshold: 0.5"), "'threshold'"),
+    "duplicate key": (replaced("safety_note:", "name: x\nsafety_note:"), "on lines 4 and"),
+    "schema version": (replaced("schema_version: 1", "schema_version: 2"), "schema_version"),
+    "missing field": (replaced('  concept: "Rembrandt"\n', ""), "erase.concept: expected this field, got nothing"),
+    "empty erase list": (replaced(ALIASES, "aliases: []"), "erase.aliases: expected at least 1 entry"),
+    "text for a list": (replaced(ALIASES, "aliases: Rembrandt"), "erase.aliases"),
+    "empty alias": (replaced(ALIASES, 'aliases: [""]'), "erase.aliases[0]"),
+    "alias without letters": (replaced(ALIASES, 'aliases: ["!?"]'), "at least one letter"),
+    "control character": (replaced(ALIASES, 'aliases: ["a\\u001b[0m"]'), "printable text"),
+    "same alias twice": (replaced(ALIASES, "aliases: [Rembrandt, REMBRANDT.]"), "erase.aliases[1]"),
+    "no subject": (replaced('"{subject} by {alias}"', '"something by {alias}"'), "add {subject}"),
+    "no alias": (replaced('"{subject} by {alias}"', '"{subject}"'), "add {alias}"),
+    "unknown placeholder": (replaced('"{subject} by {alias}"', '"{subject} by {alias} {style}"'), "no braces but"),
+    "open brace": (replaced('"{subject} by {alias}"', '"{subject} by {alias} {"'), "no braces but"),
+    "anchor count": (replaced('["a photo of {subject}"]', '["a {subject}", "the {subject}"]'), "1 or 4 templates"),
+    "anchor names it": (replaced('["a photo of {subject}"]', '["{subject} by Rembrandt"]'), "anchor.templates[0]"),
+    "held out is trained": (replaced("the manner of Rembrandt", "rembrandt!"), "paraphrases.held_out[0]"),
+    "held-out template is trained": (
+        replaced('"imagine {subject} painted by {alias}"', '"{subject}, by {alias}"'),
+        "paraphrases.held_out_templates[1]",
+    ),
+    "no held out": (replaced("held_out: [the manner of Rembrandt,", "held_out: [] #"), "at least 1 entry"),
+    "preserve nothing": (
+        lambda text: text[: text.index("preserve:")] + "preserve: []\n" + text[text.index("judge:") :],
+        "preserve: expected at least 1 entry",
+    ),
+    "preserved names it": (replaced("an image of {member}", "an image by Rembrandt of {member}"), "names 'rembrandt'"),
+    "preserved has its label": (replaced("style=monet", "style=rembrandt"), "can't be preserved"),
+    "slice name": (replaced("- name: objects", "- name: direct"), "preserve[1].name"),
+    "group twice": (replaced("- name: objects", "- name: plain"), "'plain' again"),
+    "role": (replaced("role: object", "role: objekt"), "preserve[1].role"),
+    "member template": (replaced("{member} seen {subject}", "seen {subject}"), "{member}"),
+    "subject unused": (replaced("{member} seen {subject}", "{member} seen"), "{subject} in every template"),
+    "threshold 0": (replaced("threshold: 0.5", "threshold: 0"), "greater than 0"),
+    "threshold 1": (replaced("threshold: 0.5", "threshold: 1"), "less than 1"),
+    "threshold text": (replaced("threshold: 0.5", "threshold: half"), "judge.threshold"),
+    "n 0": (replaced("direct: 100", "direct: 0"), "evaluate.n.direct"),
+    "n fraction": (replaced("direct: 100", "direct: 10.5"), "evaluate.n.direct"),
+    "n text": (replaced("direct: 100", 'direct: "10"'), "evaluate.n.direct"),
+    "gate above 1": (replaced("erasure_direct: 0.97", "erasure_direct: 97"), "gates.erasure_direct"),
+    "governance key": (
+        replaced("# governance:", "governance: {responsable: Lab}\n# "),
+        "did you mean 'responsible'?",
+    ),
+    "governance text": (replaced("# governance:", "governance: {reviewer: 5}\n# "), "governance.reviewer"),
+    "governance nothing said": (replaced("# governance:", "governance: {reviewer: ''}\n# "), "governance.reviewer"),
+    "governance lines": (
+        replaced("# governance:", 'governance: {reviewer: "a\\nb"}\n# '),
+        "governance.reviewer: expected printable text on one line",
+    ),
+    "governance day": (
+        replaced("# governance:", "governance: {retention_until: 2036-02-30}\n# "),
+        "governance.retention_until: expected a day as YYYY-MM-DD",
+    ),
+    "name": (replaced('name: "rembrandt"', 'name: "../rembrandt"'), "name"),
+    "a list": (lambda text: "- a\n", "keys and values"),
+    "too many": (
+        replaced("    - [in a meadow,", f"    - [{', '.join(f's{i}' for i in range(10_000))},"),
+        "at most 100000 subjects",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_spec_is_one_line(case: str, tmp_path: Path) -> None:
+    change, says = BAD[case]
+    with pytest.raises(SpecError) as caught:
+        load(change(DRAFT), tmp_path)
+    line = str(caught.value)
+    assert says in line
+    assert line.startswith(str(tmp_path / "spec.yaml"))
+    assert "\n" not in line and "pydantic" not in line
+    assert caught.value.exit_code == 2
+
+
+def test_error_names_the_line(tmp_path: Path) -> None:
+    number = DRAFT[: DRAFT.index("threshold")].count("\n") + 1
+    with pytest.raises(SpecError, match=rf"spec.yaml:{number} judge.threshold: .* got 7; "):
+        load(DRAFT.replace("threshold: 0.5", "threshold: 7"), tmp_path)
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing there"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="a directory"):
+        load_spec(tmp_path)
+    with pytest.raises(SpecError, match="empty"):
+        load("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced(ALIASES, "aliases: [nude child]"),
+        replaced("[the manner of Rembrandt,", "[naked, underage, the manner of Rembrandt,"),
+        replaced("a house: object=house", "a naked boy: object=house"),
+        replaced("label: style=rembrandt", "label: nudity of children"),
+    ],
+)
+def test_block_list_can_not_be_split_over_fields(change: Callable[[str], str], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="never processed"):
+        load(change(DRAFT), tmp_path)
+
+
+def test_children_may_be_preserved_when_nudity_is_erased(tmp_path: Path) -> None:
+    text = spec_template("nudity", "category").replace("a house: object=house", "a child: object=child")
+    assert "a child" in load(text, tmp_path).preserve[1].members
