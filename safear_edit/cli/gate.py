@@ -253,7 +253,7 @@ def accept_verb(
         keys = ("slice", "n", "planned", "found")
         print_json({"out": str(out), "slices": [dict(zip(keys, row, strict=True)) for row in rows], "notes": notes})
         return 0
-    print(f"{out}: {len(made.record.rows)} pictures of {made.record.model}, {made.record.digest[:12]}; review it")
+    print(f"{out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
     points = f"{100 * policy.margin:g}-point"
     print_table(
         ("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows]
@@ -386,7 +386,7 @@ def _xml(text: str) -> str:
 
 
 def markdown(found: Conclusion, subject: str) -> str:
-    """The summary page of a CI step: verdict, every finding, notes. No pictures, no prompt text."""
+    """The summary page of a CI step: verdict, every finding, notes. No images, no prompt text."""
     lines = [f"### safear-edit check: {found.verdict}", "", f"{_cell(subject)}: {_cell(found.summary)}", ""]
     if found.findings:
         lines += ["| | rule | seen | needed | |", "|---|---|---|---|---|"]

@@ -163,7 +163,7 @@ def apply(
     """Walk it all: compile, construct, edit, evaluate, report, release.
 
     Several concepts are edited one after another, each on the model with those before it; a model that was released
-    keeps its own below. Every concept is measured again after each, against the untouched base. With --joint the
+    keeps its own below. Every concept is measured again after each, against the base model. With --joint the
     concepts get one edit together, which can only be taken off as a whole.
 
     \b
@@ -222,7 +222,7 @@ def plan(
 ) -> int:
     """Print what `apply` would do, and write the frozen recipe with --out.
 
-    For a model that was released: also which of its edits the new one may meet, from a few pictures.
+    For a model that was released: also which of its edits the new one may meet, from a few images.
 
     \b
     safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
@@ -454,7 +454,7 @@ def evaluate(
 ) -> int:
     """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
 
-    With --suite likelihood: how likely both find reference pictures of the concept and of what must stay; with
+    With --suite likelihood: how likely both find reference images of the concept and of what must stay; with
     --suite understanding: what both answer when asked about them (models that answer questions).
 
     \b
@@ -488,7 +488,7 @@ def evaluate(
 
 
 def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) -> int:
-    """Print what both answered about pictures; exit code 0, the verdict is a run's."""
+    """Print what both answered about images; exit code 0, the verdict is a run's."""
     if as_json:
         print_json({"models": list(models), **found.model_dump(mode="json")})
         return 0
@@ -536,7 +536,7 @@ def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> in
 
 @verbs.command()
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--n", "count", type=click.IntRange(1, 1000), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--n", "count", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
 @click.option("--out", type=FOLDER, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
 @shared("model", "seed", "device", "overwrite", "json", "quiet")
 def generate(
@@ -550,7 +550,7 @@ def generate(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Draw pictures: PROMPT after PROMPT, with seeds SEED, SEED+1, …
+    """Draw images: PROMPT after PROMPT, with seeds SEED, SEED+1, …
 
     \b
     safear-edit generate --model safe-llamagen "a house on a beach, in the style of Pablo Picasso" --n 4

@@ -80,7 +80,7 @@ def _row(member: Member) -> dict[str, str]:
 
 
 def _print_matrix(released: Released) -> None:
-    """Rows: an edit by itself. Columns: in how many pictures that ask for a concept it is still found."""
+    """Rows: an edit by itself. Columns: in how many images that ask for a concept it is still found."""
     edits, names = [layer.name for layer in released.stack.layers], released.stack.names
     if not released.alone:
         return

@@ -68,7 +68,7 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
     """The recipe with GUARDED training prompts of each earlier concept among its preserved ones.
 
     These, and preserved prompts that mention such a concept ("a dog by Claude Monet"), stay as the model has them that
-    the edit is found on, where the concepts are erased already; all others as the untouched model has them, so that
+    the edit is found on, where the concepts are erased already; all others as the base model has them, so that
     what one edit costs the next one mends. No training prompt of an earlier concept is evaluated, here or there. A
     recipe whose method keeps nothing stays as it is.
     """
@@ -108,7 +108,7 @@ def changed(recipe: Recipe, **parts: Any) -> Recipe:
 def for_one_edit(recipes: Sequence[Recipe]) -> list[Recipe]:
     """The recipes of concepts that one edit erases, without what of one would teach against another.
 
-    Left out are kept prompts, and pairs whose safe prompt is the picture to be drawn instead, if they mention another
+    Left out are kept prompts, and pairs whose safe prompt is the image to be drawn instead, if they mention another
     concept of the set. UsageError if nothing is left of the pairs.
     """
     return [_without(recipe, [other for other in recipes if other is not recipe]) for recipe in recipes]

@@ -2,7 +2,7 @@
 
 Nothing is loaded and nothing trained here. The recipe's digest is the run's identity: the same spec, base recipe,
 model and seed give the same recipe, byte for byte. What is evaluated does not depend on `seed` (which chooses training
-prompts and their pictures), so runs with different seeds are scored on the same prompts and pictures.
+prompts and their images), so runs with different seeds are scored on the same prompts and images.
 """
 
 from __future__ import annotations
@@ -159,15 +159,15 @@ def _refuse_misfit(method: str, family: str) -> None:
 
 
 def _refuse_silent(refine: Refine, family: str) -> None:
-    """A family that says nothing about pictures can't write safe captions; the error names those that can."""
+    """A family that says nothing about images can't write safe captions; the error names those that can."""
     if refine == "template" or "understanding" in registry.lookup("families", family).load().provides:
         return
     fix = f"take one of {registry.families_with('understanding')}, or leave it at template"
-    raise UsageError(f"construct.refine={refine}", "a family that answers questions about pictures", family, fix)
+    raise UsageError(f"construct.refine={refine}", "a family that answers questions about images", family, fix)
 
 
 def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> BaseModel:
-    """Without the weight on answers about pictures for a family that answers no questions; UsageError if it was asked
+    """Without the weight on answers about images for a family that answers no questions; UsageError if it was asked
     for by `--set`."""
     if not getattr(params, ANSWER_WEIGHT, 0.0):
         return params
@@ -248,7 +248,7 @@ def _eval_prompt(name: str, prompt: Prompt, label: str, expect: Literal["absent"
 
 
 def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> list[str]:
-    """What a person should know before running: a keep term without pictures to keep, slices without the full reserve,
+    """What a person should know before running: a keep term without images to keep, slices without the full reserve,
     and held-out prompts that nearly equal a training prompt (needs `similarity`; the direct slice is near by design and
     not looked at)."""
     found = []

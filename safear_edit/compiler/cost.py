@@ -19,14 +19,14 @@ class Costs:
     """What a run costs on two CPU cores in float32; a GPU is faster by far.
 
     Speeds: stage times of two runs of concepts/picasso.yaml on llamagen:mini (two shared cores of an AMD EPYC, 21
-    November 2026: 33 pictures/s and 0.75 s/step in 3.9 minutes) scaled to the one that had the machine to itself (2.95
+    November 2026: 33 images/s and 0.75 s/step in 3.9 minutes) scaled to the one that had the machine to itself (2.95
     minutes). `python -m safear_edit.studies calibrate` measures them and the memory on the machine at hand.
     """
 
     startup_s: float = 20.0
     """Imports, loading, captions, report, signature."""
     sample_flops: float = 70e9
-    """Flop/s of `picture_flops` while a picture is drawn, decoded and judged: 45 pictures/s."""
+    """Flop/s of `picture_flops` while an image is drawn, decoded and judged: 45 images/s."""
     train_flops: float = 135e9
     """Flop/s of `Work.training_flops`: 0.56 s for a VCE step of 16 rows of pairs and 12 preserved ones."""
     fixed_gib: float = 1.2
@@ -37,7 +37,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Work:
-    """What a method does in counts: optimiser steps, and rows of pairs, of preserved pictures, and of pictures that it
+    """What a method does in counts: optimiser steps, and rows of pairs, of preserved images, and of images that it
     asks about per step."""
 
     steps: int
@@ -55,9 +55,9 @@ class Work:
         return cls(steps, 2 * batch, kept, asked)
 
     def training_flops(self, card: Card) -> float:
-        """All steps: a row that trains costs three forwards, and one that must stay a fourth by the untouched model.
+        """All steps: a row that trains costs three forwards, and one that must stay a fourth by the base model.
 
-        A question about a picture counts as long as the picture.
+        A question about an image counts as long as the image.
         """
         held = self.kept + self.asked
         return self.steps * (3 * (self.rows + held) + held) * forward_flops(card)
@@ -69,7 +69,7 @@ def forward_flops(card: Card) -> float:
 
 
 def picture_flops(card: Card) -> float:
-    """One picture with guidance: two rows through the model."""
+    """One image with guidance: two rows through the model."""
     return 2 * forward_flops(card)
 
 
@@ -86,9 +86,9 @@ def predict(
 ) -> Predicted:
     """Minutes, peak memory and trainable parameters from counts alone.
 
-    `candidates`: prompts that the base model is screened on; `told`: pictures that it describes, each read with a few
-    words about it, which is taken for one row as long as the picture. Drawn are both pictures of each pair, those to
-    keep, the candidates, and what is scored twice; the untouched model also reads the pairs, with their captions and
+    `candidates`: prompts that the base model is screened on; `told`: images that it describes, each read with a few
+    words about it, which is taken for one row as long as the image. Drawn are both images of each pair, those to
+    keep, the candidates, and what is scored twice; the base model also reads the pairs, with their captions and
     without. Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth
     (LlamaGen's own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
     """
@@ -112,7 +112,7 @@ def predict(
 
 
 def _tokens_run(card: Card, numbers: Mapping[str, Any]) -> float:
-    """Share of a picture's tokens that a training step runs: the first scales, if the method chooses scales."""
+    """Share of an image's tokens that a training step runs: the first scales, if the method chooses scales."""
     chosen = (*numbers.get("erase_scales", ()), *numbers.get("preserve_scales", ()))
     return sum(card.scales[: max(chosen) + 1]) / card.tokens if chosen else 1.0
 

@@ -25,7 +25,7 @@ from safear_edit.spec.prompts import (
 from safear_edit.spec.spec import Count, Gates, Note, Part, Spec, Text, parse
 
 ANSWER_WEIGHT = "understanding_weight"
-"""The number by which a method holds answers about pictures in place (methods/base.py)."""
+"""The number by which a method holds answers about images in place (methods/base.py)."""
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def _construct_is_a_field() -> Iterator[None]:
 
 
 Refine = Literal["template", "self"]
-"""Who writes the safe captions of pairs: the spec's anchor templates, or the model about its unsafe picture."""
+"""Who writes the safe captions of pairs: the spec's anchor templates, or the model about its unsafe image."""
 _REFINE: Any = Field(
     default="template",
     exclude_if=lambda how: how == "template",  # a recipe with the default keeps the digest that it had before
     description="Who writes the safe captions: template, the spec's anchor; self, the model itself, by what it says of "
-    "its unsafe picture (refine.py), for a family that answers questions about pictures.",
+    "its unsafe image (refine.py), for a family that answers questions about images.",
 )
 
 
@@ -54,7 +54,7 @@ class ConstructSizes(Part):
 
     pairs: Count = Field(default=256, description="Contrastive pairs to sample; those the judge rejects are dropped.")
     keep: Annotated[int, Field(ge=0)] = Field(
-        default=128, description="Pictures of preserved prompts that training may use to stay put."
+        default=128, description="Images of preserved prompts that training may use to stay put."
     )
     refine: Refine = _REFINE
 
@@ -181,7 +181,7 @@ class KeepPrompt(Part):
 
 
 class EvalPrompt(Part):
-    """One candidate of a slice: the base model's picture of `screen_seed` decides if it counts, `seed`'s is scored."""
+    """One candidate of a slice: the base model's image of `screen_seed` decides if it counts, `seed`'s is scored."""
 
     id: Text
     slice: Text
@@ -193,7 +193,7 @@ class EvalPrompt(Part):
 
 
 class Sampling(Part):
-    """How pictures are drawn, everywhere in the run."""
+    """How images are drawn, everywhere in the run."""
 
     guidance: Annotated[float, Field(ge=0)]
     temperature: Annotated[float, Field(gt=0)] = 1.0

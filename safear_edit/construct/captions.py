@@ -1,4 +1,4 @@
-"""Safe captions by the model itself: it says what its unsafe picture shows, and that is put without the concept.
+"""Safe captions by the model itself: it says what its unsafe image shows, and that is put without the concept.
 
 VCE's own way to a refined caption (methods.md section 1, P3), for a family that answers questions; the other way fills
 the spec's anchor template with the words that were asked for, which may not be what was drawn. Rewriting needs no
@@ -37,7 +37,7 @@ FORBIDDEN = "caption is on the block list"
 
 @dataclass(frozen=True)
 class Told:
-    """What the model said of one unsafe picture, the safe caption in use, and why that is the template's ("": it is the
+    """What the model said of one unsafe image, the safe caption in use, and why that is the template's ("": it is the
     model's own). What is on the block list, or no text, is not repeated."""
 
     said: str
@@ -85,7 +85,7 @@ class Refiner:
         return cls(mention, _shapes(spec, names), _cut(spec, names), frozenset(map(normalise, evaluated)))
 
     def told(self, model: ModelFamily, images: Tensor, otherwise: Sequence[str]) -> list[Told]:
-        """Ask the model what its unsafe pictures, uint8 (B, 3, H, W), show, and rewrite that; `otherwise` are the
+        """Ask the model what its unsafe images, uint8 (B, 3, H, W), show, and rewrite that; `otherwise` are the
         templates' safe captions. UsageError for a family that lacks "understanding"."""
         return [self.rewrite(said, safe) for said, safe in zip(model.describe(images), otherwise, strict=True)]
 

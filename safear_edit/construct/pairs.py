@@ -1,8 +1,8 @@
 """Contrastive pairs: the same seed drawn with an unsafe and with a safe caption, kept if the judge tells them apart.
 
-The tokens are the ones that the model sampled, never re-encoded pictures: those are what it would say itself
-(methods.md section 1, P2 to P6). Safe captions are the recipe's, or the model's own words about its unsafe picture
-(refine.py). `Keep` holds the model's own pictures of prompts that must not change.
+The tokens are the ones that the model sampled, never re-encoded images: those are what it would say itself
+(methods.md section 1, P2 to P6). Safe captions are the recipe's, or the model's own words about its unsafe image
+(refine.py). `Keep` holds the model's own images of prompts that must not change.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHEET_COLUMNS = 12
 """Pairs on the sheet."""
 STATS = "stats.json"
 FEWEST = 8
-"""Fewer pairs than this teach one picture rather than a concept."""
+"""Fewer pairs than this teach one image rather than a concept."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class PairStats:
 
 @dataclass(frozen=True)
 class Pairs:
-    """n pairs: captions, seeds, and image tokens (n, N), or bits (n, N, d), of the unsafe and the safe picture.
+    """n pairs: captions, seeds, and image tokens (n, N), or bits (n, N, d), of the unsafe and the safe image.
 
-    told: what the model said of each unsafe picture, if it was asked.
+    told: what the model said of each unsafe image, if it was asked.
     """
 
     unsafe: list[str]
@@ -110,9 +110,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Keep:
-    """m preserved prompts with the base model's own picture of each, tokens (m, N) or bits (m, N, d).
+    """m preserved prompts with the base model's own image of each, tokens (m, N) or bits (m, N, d).
 
-    guards: of a stack, which of them hold an earlier edit in place; None for none. Their pictures are by the model with
+    guards: of a stack, which of them hold an earlier edit in place; None for none. Their images are by the model with
     the earlier edits.
     """
 
@@ -141,8 +141,8 @@ class Keep:
 class Material:
     """What a method learns from; `concept` is only a name, for the edit's description.
 
-    `judge` is the pinned judge of the pairs, for methods that look at pictures which they draw themselves. `questions`
-    are what a model that answers questions may be asked about these pictures.
+    `judge` is the pinned judge of the pairs, for methods that look at images which they draw themselves. `questions`
+    are what a model that answers questions may be asked about these images.
     """
 
     concept: str
@@ -165,9 +165,9 @@ def build_pairs(
 ) -> Pairs:
     """Draw (unsafe caption, safe caption, seed) pairs and keep those that the judge tells apart.
 
-    Kept: the judge finds the concept in the unsafe picture and says that it is absent from the safe one; "cannot tell"
-    drops the pair. refiner: it writes the safe captions from what the model says of its unsafe pictures, and those
-    given are what it falls back to; a picture of which the model says what is on the block list drops the pair.
+    Kept: the judge finds the concept in the unsafe image and says that it is absent from the safe one; "cannot tell"
+    drops the pair. refiner: it writes the safe captions from what the model says of its unsafe images, and those
+    given are what it falls back to; an image of which the model says what is on the block list drops the pair.
     UsageError with the commonest reason if fewer than `fewest` are left, or none were asked for.
     """
     if not wanted:
@@ -208,14 +208,14 @@ class _Drawn:
 
 
 def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge) -> _Drawn:
-    """Unsafe and safe pictures drawn together."""
+    """Unsafe and safe images drawn together."""
     prompts = [prompt for unsafe, safe, _ in part for prompt in (unsafe, safe)]
     ids = _draw(model, prompts, [seed for *_, seed in part for _ in range(2)])
     return _Drawn(ids[0::2], ids[1::2], _reasons(judge.look(model.decode(ids))), [])
 
 
 def _in_turn(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge, refiner: Refiner) -> _Drawn:
-    """The unsafe pictures, what the model says of them, then the safe ones; none is drawn or decoded twice."""
+    """The unsafe images, what the model says of them, then the safe ones; none is drawn or decoded twice."""
     seeds = [seed for *_, seed in part]
     unsafe_ids = _draw(model, [unsafe for unsafe, *_ in part], seeds)
     shown = model.decode(unsafe_ids)
@@ -227,7 +227,7 @@ def _in_turn(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Ju
 
 
 def _reasons(verdicts: Sequence[Verdict]) -> list[str | None]:
-    """Why each pair is dropped, from the verdicts on its two pictures, unsafe and safe by turns."""
+    """Why each pair is dropped, from the verdicts on its two images, unsafe and safe by turns."""
     return [_why_dropped(unsafe, safe) for unsafe, safe in zip(verdicts[0::2], verdicts[1::2], strict=True)]
 
 
@@ -240,7 +240,7 @@ def build_keep(
     guards: Sequence[bool] = (),
     batch: int = 64,
 ) -> Keep:
-    """Draw the untouched model's picture of each (prompt, seed) that must not change; no judge: what it draws is right.
+    """Draw the base model's image of each (prompt, seed) that must not change; no judge: what it draws is right.
 
     guards: for each, whether it holds an earlier edit in place; then the model draws it as it is, with that edit.
     """
@@ -281,7 +281,7 @@ def _why_dropped(unsafe: Verdict, safe: Verdict) -> str | None:
 def save_sheet(pairs: Pairs, model: ModelFamily, path: Path, *, hide: bool) -> None:
     """A PNG of the first SHEET_COLUMNS pairs, unsafe above safe, for a person to look at, and a JSON that says so.
 
-    `hide`: the unsafe row is pixelated, as on every sheet of a category. The safe row shows pictures that nobody asked
+    `hide`: the unsafe row is pixelated, as on every sheet of a category. The safe row shows images that nobody asked
     the concept of and in which the judge says that it is absent.
     """
     rows = []

@@ -1,6 +1,6 @@
-"""Sheets of pictures for people: rows of equal tiles under titles, and beside the PNG a JSON that says what is on it.
+"""Sheets of images for people: rows of equal tiles under titles, and beside the PNG a JSON that says what is on it.
 
-The one place where a picture is hidden: a tile is reduced to MOSAIC x MOSAIC blocks before it is written, so nothing
+The one place where an image is hidden: a tile is reduced to MOSAIC x MOSAIC blocks before it is written, so nothing
 that opens the file can bring the rest back (a blur in the page could be switched off; compliance.md 3.4).
 """
 
@@ -20,16 +20,16 @@ from PIL import Image, ImageDraw
 from safear_edit.files.atomic import write_atomic
 
 SMALLEST_TILE, LARGEST_TILE, GAP, TITLE = 80, 144, 4, 16
-"""Pixels: small pictures are enlarged by a whole number, large ones reduced, so that a sheet stays below 4 MiB."""
+"""Pixels: small images are enlarged by a whole number, large ones reduced, so that a sheet stays below 4 MiB."""
 MOSAIC = 6
-"""Blocks per edge of a pixelated picture: shows that there is one, not what is in it."""
+"""Blocks per edge of a pixelated image: shows that there is one, not what is in it."""
 
 Strip = tuple[str, Sequence[Sequence[Image.Image]]]
 """A title and its rows of tiles."""
 
 
 def tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
-    """A square picture (H, W, 3) at the sheet's size, as blocks if `hidden`."""
+    """A square image (H, W, 3) at the sheet's size, as blocks if `hidden`."""
     image, size = Image.fromarray(picture), picture.shape[1]
     side = size * math.ceil(SMALLEST_TILE / size) if size < SMALLEST_TILE else min(size, LARGEST_TILE)
     if hidden:

@@ -17,7 +17,7 @@ from safear_edit.families.base import ModelFamily
 
 @dataclass(frozen=True)
 class Pair:
-    """The untouched model and a way to have the edited one for a while."""
+    """The base model and a way to have the edited one for a while."""
 
     base: ModelFamily
     edited: Callable[[], AbstractContextManager[ModelFamily]]

@@ -3,9 +3,9 @@
 Four measurements on the same contrastive pairs (unsafe caption c*, neutral caption c, same seed), for every family (the
 last for those with cross attention):
 
-* evidence: log p(y_t | y_<t, c*) - log p(y_t | y_<t, c) of the model's own unsafe pictures, in nats, summed over the
+* evidence: log p(y_t | y_<t, c*) - log p(y_t | y_<t, c) of the model's own unsafe images, in nats, summed over the
   tokens of a group: what the caption's concept contributes there. Exact, without sampling.
-* switching: the picture is drawn under c* for its first k groups and under c after them; how often does the judge find
+* switching: the image is drawn under c* for its first k groups and under c after them; how often does the judge find
   the concept? The k from which it does is where the concept is locked in. Causal, where attention maps only say where
   the model looks.
 * depth: the gradient of the evidence with respect to each layer's weights, times the weights' norm: how much a small
@@ -42,15 +42,15 @@ BATCH = 32
 DEPTH_PAIRS = 16
 """Pairs whose gradient is taken for the depth profile; more change it little and cost a backward each."""
 LOCKED = 0.5
-"""The concept counts as locked in from the first k whose switched pictures show it half as often as whole ones."""
+"""The concept counts as locked in from the first k whose switched images show it half as often as whole ones."""
 
 
 @dataclass(frozen=True)
 class Group:
     """One scale, or one row of a raster: its tokens, the evidence in it, and what switching after it gives.
 
-    evidence: mean nats per picture, with its standard error; switched: pictures with the concept when this group and
-    all before it were drawn under the unsafe caption, `of` pictures judged (refusals count as without).
+    evidence: mean nats per image, with its standard error; switched: images with the concept when this group and
+    all before it were drawn under the unsafe caption, `of` images judged (refusals count as without).
     """
 
     name: str
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class ConceptMap:
-    """What `measure` found; `plain` is `switched` for pictures drawn under the neutral caption from the start."""
+    """What `measure` found; `plain` is `switched` for images drawn under the neutral caption from the start."""
 
     model: str
     model_digest: str
@@ -89,7 +89,7 @@ class ConceptMap:
         start = f"the first {self.kind} alone locks it in {first.switched} times of {first.of}"
         return (
             f"{self.concept} is locked in at {group.name}: drawn with the concept up to there and without it after, "
-            f"{group.switched} of {group.of} pictures still show it ({start}); {share:.0%} of its evidence lies there"
+            f"{group.switched} of {group.of} images still show it ({start}); {share:.0%} of its evidence lies there"
         )
 
     def to_json(self) -> str:
@@ -135,7 +135,7 @@ def token_groups(model: ModelFamily) -> list[tuple[str, int]]:
 
 @torch.no_grad()
 def evidence(model: ModelFamily, pairs: Pairs, progress: Callback) -> Tensor:
-    """log p(y | c*) - log p(y | c) for each token of the unsafe pictures, (n, N) nats on the CPU."""
+    """log p(y | c*) - log p(y | c) for each token of the unsafe images, (n, N) nats on the CPU."""
     parts = []
     for start in range(0, len(pairs), BATCH):
         end = min(start + BATCH, len(pairs))
@@ -153,7 +153,7 @@ def _gap(model: ModelFamily, pairs: Pairs, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def switching(model: ModelFamily, pairs: Pairs, judge: Judge, groups: Sequence[int], progress: Callback) -> list[int]:
-    """Pictures with the concept when the first k groups are the unsafe picture's and the rest is drawn under the
+    """Images with the concept when the first k groups are the unsafe image's and the rest is drawn under the
     neutral caption with the same seed, for k = 0 … len(groups)."""
     neutral = model.condition(pairs.safe)
     hits = []
@@ -214,7 +214,7 @@ def figure(found: ConceptMap) -> bytes:
     places = range(len(found.groups))
     names = [group.name for group in found.groups]
     left.bar(places, [g.evidence for g in found.groups], yerr=[g.standard_error for g in found.groups], color="#4477aa")
-    left.set_title("Evidence for the concept (nats per picture)", fontsize=9)
+    left.set_title("Evidence for the concept (nats per image)", fontsize=9)
     rates = [clopper_pearson(g.switched, g.of) for g in found.groups]
     middle.fill_between(places, [r.low for r in rates], [r.high for r in rates], color="#ee6677", alpha=0.25)
     middle.plot(places, [r.estimate for r in rates], "o-", color="#ee6677")

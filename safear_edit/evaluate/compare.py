@@ -41,7 +41,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge said about one model's picture; present None is "cannot tell"."""
+    """What the judge said about one model's image; present None is "cannot tell"."""
 
     present: bool | None
     score: float
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models (base first) on the same prompts: `seen[m][i]` is model m's picture of prompt i."""
+    """Two models (base first) on the same prompts: `seen[m][i]` is model m's image of prompt i."""
 
     models: tuple[str, str]
     judge: str
@@ -57,7 +57,7 @@ class Comparison:
     seen: tuple[tuple[Seen, ...], tuple[Seen, ...]]
 
     def rate(self, model: int) -> Rate:
-        """Share of pictures in which the judge finds the concept, two-sided 95 % Clopper-Pearson."""
+        """Share of images in which the judge finds the concept, two-sided 95 % Clopper-Pearson."""
         hits = sum(seen.present is True for seen in self.seen[model])
         return stats.clopper_pearson(hits, len(self.asked))
 
@@ -131,7 +131,7 @@ def read_prompts(path: Path, seed: int = 0) -> tuple[Asked, ...]:
     """Prompts from .txt (one a line; blank lines skipped), .csv or .jsonl (columns `prompt`, maybe `seed` and `id`).
 
     A prompt without a seed gets one from its text, its line and `seed`. SpecError with file and line for anything else,
-    for an id that is there twice, and for a picture that would be counted twice (same prompt, same seed).
+    for an id that is there twice, and for an image that would be counted twice (same prompt, same seed).
     """
     text, readers = _read(path), {".txt": _from_txt, ".csv": _from_csv, ".jsonl": _from_jsonl}
     if path.suffix not in readers:
@@ -149,7 +149,7 @@ def read_prompts(path: Path, seed: int = 0) -> tuple[Asked, ...]:
                 f"{where}, id", "an id of its own", f"{one.id[:40]!r} again", "rename or remove one of them"
             )
         if (one.prompt, one.seed) in pictures:
-            fix = "remove the line: it is the same picture"
+            fix = "remove the line: it is the same image"
             raise SpecError(where, "another prompt or another seed", "both again", fix)
         ids.add(one.id)
         pictures.add((one.prompt, one.seed))

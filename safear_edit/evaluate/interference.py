@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 DIRECTIONS = 16
 """Leading directions of a delta that is no adapter, and of a gradient, that stand for its space."""
 CELL = 48
-"""Pictures per cell of the matrix: 95 % intervals of ±14 points at the worst. N² cells cost N² · 48 pictures."""
+"""Images per cell of the matrix: 95 % intervals of ±14 points at the worst. N² cells cost N² · 48 images."""
 TOUCHED = 0.01
 """A codebook row counts as rewritten from this change on, relative to the row's length."""
 FORECAST_PAIRS = 8
@@ -120,7 +120,7 @@ class Foretold(_Part):
     """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
 
     foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
-    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: pictures of
+    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: images of
     either's concepts, each with the other's edit alone, and those without the concept.
     """
 
@@ -157,7 +157,7 @@ class Interference(_Part):
 
 
 def measured(rows: Sequence[Outcome]) -> Measured:
-    """The counts of one evaluation, as the report counts: an unreadable picture is not found, and not kept."""
+    """The counts of one evaluation, as the report counts: an unreadable image is not found, and not kept."""
     base: dict[str, Outcome] = {row.id: row for row in rows if (row.phase, row.model) == ("score", "base")}
     pairs: dict[str, list[tuple[Outcome, Outcome]]] = defaultdict(list)
     for row in rows:
@@ -209,7 +209,7 @@ def _kept_words(part: Kept | None) -> str:
 
 
 def obeyed(recipe: Recipe, rows: Iterable[Outcome]) -> list[EvalPrompt]:
-    """The first CELL direct prompts, in the recipe's order, whose scored picture by the base model has the concept."""
+    """The first CELL direct prompts, in the recipe's order, whose scored image by the base model has the concept."""
     drawn = {row.id for row in rows if (row.phase, row.model) == ("score", "base") and row.present is True}
     return [prompt for prompt in recipe.slice("direct") if prompt.id in drawn][:CELL]
 
@@ -336,7 +336,7 @@ def _touched(delta: Tensor, table: Tensor) -> Tensor:
 def forecast(model: ModelFamily, stack: Stack, concept: str, weights: Sequence[str], pairs: Pairs) -> list[Overlap]:
     """What a new edit of `weights` may meet: each edit of the stack against the gradient of the concept's evidence.
 
-    The evidence is log p(unsafe picture | its caption) - log p(the same | the neutral caption); whatever a method does
+    The evidence is log p(unsafe image | its caption) - log p(the same | the neutral caption); whatever a method does
     first moves along its gradient. `model` is the base; the gradient is taken with the stack merged, as the search
     will find it, and the model is left as found. One pass backward over FORECAST_PAIRS pairs.
     """
@@ -433,7 +433,7 @@ def told(row: Foretold) -> str:
     """One line for a person about a forecast and what came of it."""
     words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
     rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
-    lost = f"; alone, either takes away {row.lost} of {row.asked} pictures of the other's concept" if row.asked else ""
+    lost = f"; alone, either takes away {row.lost} of {row.asked} images of the other's concept" if row.asked else ""
     return f"{row.first} and {row.second}: foretold {words[0]}, found {words[1]}{rows}{lost}"
 
 

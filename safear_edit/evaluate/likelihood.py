@@ -1,8 +1,8 @@
-"""Likelihood audit: what the model itself says about pictures of the concept and about pictures that must stay.
+"""Likelihood audit: what the model itself says about images of the concept and about images that must stay.
 
-An autoregressive model gives the probability of a picture exactly, so nothing is sampled and nobody judges: a few
-teacher-forced passes per reference picture, the same numbers on every run (evaluation.md section 2). With l_m(x|c) the
-log-probability of picture x under model m and prompt c, c0 the same prompt without the concept, R the reference pack:
+An autoregressive model gives the probability of an image exactly, so nothing is sampled and nobody judges: a few
+teacher-forced passes per reference image, the same numbers on every run (evaluation.md section 2). With l_m(x|c) the
+log-probability of image x under model m and prompt c, c0 the same prompt without the concept, R the reference pack:
 
     CIR     mean_R[l_edit(x|c) - l_edit(x|c0)] / mean_R[l_base(x|c) - l_base(x|c0)]: 1 untouched, 0 erased, < 0 repelled
     absCIR  the same with l_base(x|c0) above too: sees a concept that moved into every prompt
@@ -10,7 +10,7 @@ log-probability of picture x under model m and prompt c, c0 the same prompt with
     keep.kl mean over preserved (c, x) of the exact KL(base || edited) per token, plain, guided and unconditional
     GCA     share of R whose likeliest prompt is the concept's, against neighbours and the neutral prompt
 
-It is a tripwire and a ruler, not the release gate: it sees the pictures of R only, no decoder, no best of many, and an
+It is a tripwire and a ruler, not the release gate: it sees the images of R only, no decoder, no best of many, and an
 overfitted relearning hides from it. `doubts` say when a figure must not be used (evaluation.md 7.2).
 """
 
@@ -77,7 +77,7 @@ class SliceAudit:
         An absCIR whose whole interval lies below 0 may be wide: it bounds nothing that CIR does not bound already.
         """
         if self.cir is None or self.abs_cir is None:
-            return ("the untouched model's gain from the words is not clear of 0",)
+            return ("the base model's gain from the words is not clear of 0",)
         found = [self.cir, *([self.abs_cir] if self.abs_cir.high > 0 else [])]
         widest = max(part.high - part.low for part in found)
         return (f"an interval of {widest:.2f} is wider than {WIDEST}",) if widest > WIDEST else ()
@@ -85,7 +85,7 @@ class SliceAudit:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Exact KL(base || edited) in nats per token over n pictures: mean, its one-sided 95 % bound, 95th percentile."""
+    """Exact KL(base || edited) in nats per token over n images: mean, its one-sided 95 % bound, 95th percentile."""
 
     n: int
     mean: float
@@ -109,7 +109,7 @@ class GroupAudit:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Why the bound must not be used."""
-        return ("one picture has no interval",) if self.plain.n < 2 else ()
+        return ("one image has no interval",) if self.plain.n < 2 else ()
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Classified:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Nothing can be lost where the untouched model does not tell the concept from its neighbours."""
+        """Nothing can be lost where the base model does not tell the concept from its neighbours."""
         right = stats.clopper_pearson(round(self.base * self.n), self.n)
         if right.low > 1 / self.options:
             return ()
-        return (f"the untouched model takes {right.k} of {self.n} for the concept, which may be chance",)
+        return (f"the base model takes {right.k} of {self.n} for the concept, which may be chance",)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Audit:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What a gate looks at: upper bounds, so that few pictures can't pass; only those that are in no doubt."""
+        """What a gate looks at: upper bounds, so that few images can't pass; only those that are in no doubt."""
         found: dict[str, float | None] = {}
         found.update((f"erasure.max_cir_upper[{p.slice}]", p.upper) for p in self.slices if not p.doubts)
         found.update((f"keep.kl_upper[{p.group}]", p.plain.upper) for p in self.groups if not p.doubts)
@@ -163,7 +163,7 @@ class Audit:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why nothing here may decide: then the answer is INCONCLUSIVE, and pictures have to be sampled.
+        """Why nothing here may decide: then the answer is INCONCLUSIVE, and images have to be sampled.
 
         A model this far from the untouched one has broken CIR before. What is wrong with one figure alone stands with
         that figure (`SliceAudit.doubts`).
@@ -178,7 +178,7 @@ class Audit:
     def warnings(self) -> tuple[str, ...]:
         """What does not stop anyone but should be read."""
         return tuple(
-            f"{part.slice}: over-erased, CIR {part.cir.estimate:.2f} is below {REPELLED}: the pictures are now less "
+            f"{part.slice}: over-erased, CIR {part.cir.estimate:.2f} is below {REPELLED}: the images are now less "
             "likely than without the words, which gives the concept away"
             for part in self.slices
             if part.cir is not None and part.cir.estimate < REPELLED and not part.doubts
@@ -251,7 +251,7 @@ def _rounded(value: Any) -> Any:
 def audit(pair: Pair, pack: Pack, *, batch: int = BATCH, progress: Callback = silent) -> Audit:
     """Score the pack with both models. The base is left bitwise as found.
 
-    Cost in teacher-forced passes: per reference 2 × (slices + 1 + other classes), per kept picture 4 (2 with, 2 without
+    Cost in teacher-forced passes: per reference 2 × (slices + 1 + other classes), per kept image 4 (2 with, 2 without
     its caption).
     """
     batches = _batches(pair.base, pack, batch)
@@ -328,7 +328,7 @@ def _scores(
 
 
 def token_blocks(card: ModelCard) -> list[slice]:
-    """Where the depth profile is cut: scales, or the rows of a square raster picture."""
+    """Where the depth profile is cut: scales, or the rows of a square raster image."""
     side = math.isqrt(card.tokens // card.depth)
     square = side * side * card.depth == card.tokens
     lengths = card.scales if len(card.scales) > 1 or not square else (side * card.depth,) * side
@@ -356,7 +356,7 @@ def _slice(name: str, before: Scores, after: Scores, blocks: Sequence[slice]) ->
 
 
 def _ratio(above: Tensor, below: Tensor) -> Interval | None:
-    """Ratio of means over pictures of sums over tokens; pictures are the unit (each has a prompt of its own)."""
+    """Ratio of means over images of sums over tokens; images are the unit (each has a prompt of its own)."""
     if len(above) < 2:
         return None
     return stats.fieller(above.sum(1).tolist(), below.sum(1).tolist())
@@ -389,7 +389,7 @@ def _best(row: Mapping[str, Tensor]) -> str:
 def _divergences(
     pair: Pair, pack: Pack, batch: int, progress: Callable[[int, int, str], None]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Per kept picture: KL with its caption, with guidance on top, and without a caption."""
+    """Per kept image: KL with its caption, with guidance on top, and without a caption."""
     found: tuple[list[float], list[float], list[float]] = ([], [], [])
     scale = max(1.0, pair.base.sampling.guidance)
     for start in range(0, len(pack.kept), batch):
@@ -415,10 +415,10 @@ def _both(model: ModelFamily, condition: Condition, ids: Tensor) -> tuple[Tensor
 
 
 def exact_kl(base: Tensor, edited: Tensor) -> Tensor:
-    """KL(base || edited) per picture (B,) in nats per token, from logits (B, N, V) or, for bits, (B, N, d, 2).
+    """KL(base || edited) per image (B,) in nats per token, from logits (B, N, V) or, for bits, (B, N, d, 2).
 
     Summed over the whole vocabulary at every position, so no draw adds noise; the bits of a token are independent, so
-    their Bernoulli divergences add up. The two pictures' histories are the same (teacher forcing).
+    their Bernoulli divergences add up. The two images' histories are the same (teacher forcing).
     """
     p, q = base.float().log_softmax(-1), edited.float().log_softmax(-1)
     each = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)

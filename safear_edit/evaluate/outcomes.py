@@ -17,7 +17,7 @@ LIKELIHOOD = "likelihood.json"
 
 
 class Outcome(BaseModel):
-    """One row of outcomes.jsonl: what the judge said about one picture; present = null is "cannot tell"."""
+    """One row of outcomes.jsonl: what the judge said about one image; present = null is "cannot tell"."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     id: str

@@ -28,9 +28,9 @@ from safear_edit.spec.prompts import choose, fill, forbidden, image_seed, mentio
 from safear_edit.spec.spec import Spec, expand_group
 
 BATCH = 16
-"""Pictures per pass; bounds memory (two sets of logits and their softmax), changes no figure beyond rounding."""
+"""Images per pass; bounds memory (two sets of logits and their softmax), changes no figure beyond rounding."""
 REFERENCES, CLASSIFIED, KEPT = 144, 20, 48
-"""Rendered pictures of a spec at most: those that CIR is about, the first of them that are also classified, and those
+"""Rendered images of a spec at most: those that CIR is about, the first of them that are also classified, and those
 that must stay. Some 1650 teacher-forced passes: 17 s for llamagen:mini on two busy cores (limit 20 s)."""
 NEUTRAL = "neutral"
 CAPTIONS = "captions.jsonl"
@@ -42,7 +42,7 @@ LARGEST_CAPTIONS, LARGEST_PICTURE = 16 << 20, 64 << 20
 
 @dataclass(frozen=True)
 class Reference:
-    """Texts of one picture that shows the concept.
+    """Texts of one image that shows the concept.
 
     prompts: slice → prompt that asks for it; neutral: the same without the concept; others: what else a classifier may
     take it for, name → prompt.
@@ -53,14 +53,14 @@ class Reference:
     others: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self) -> dict[str, str]:
-        """Every prompt that the picture is scored under; slices are `slice/NAME`, other classes `class/NAME`."""
+        """Every prompt that the image is scored under; slices are `slice/NAME`, other classes `class/NAME`."""
         slices = {f"slice/{name}": text for name, text in self.prompts.items()}
         return {**slices, NEUTRAL: self.neutral, **{f"class/{name}": text for name, text in self.others.items()}}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Text of one picture that must stay as likely as it was."""
+    """Text of one image that must stay as likely as it was."""
 
     group: str
     prompt: str
@@ -68,7 +68,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures uint8 (R, 3, H, W) and (K, 3, H, W) with their texts, not yet tokens of any model."""
+    """Images uint8 (R, 3, H, W) and (K, 3, H, W) with their texts, not yet tokens of any model."""
 
     references: tuple[Reference, ...]
     reference_images: Tensor
@@ -97,15 +97,15 @@ class Pack:
 
 
 def tokenised(model: ModelFamily, source: Source, cache: Path | None = None) -> Pack:
-    """Tokens of every picture; with `cache`, made once for these pictures and these weights and then read.
+    """Tokens of every image; with `cache`, made once for these images and these weights and then read.
 
-    UsageError for pictures that don't have the model's size.
+    UsageError for images that don't have the model's size.
     """
     size = model.card.image_size
     for images in (source.reference_images, source.kept_images):
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             got = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
-            raise UsageError("likelihood pack", f"uint8 pictures (n, 3, {size}, {size})", got, "scale them first")
+            raise UsageError("likelihood pack", f"uint8 images (n, 3, {size}, {size})", got, "scale them first")
     digest = digest_of("likelihood pack", model.card.ref, model.card.digest, source.digest)
     path = None if cache is None else cache / f"{digest}.safetensors"
     found = _cached(path, source) if path else None
@@ -132,10 +132,10 @@ def _cached(path: Path, source: Source) -> tuple[Tensor, Tensor] | None:
 
 
 def why_none(spec: Spec, card: ModelCard) -> str:
-    """Why there are no reference pictures of the spec's concept for this model; "" where there are some."""
+    """Why there are no reference images of the spec's concept for this model; "" where there are some."""
     if spec.evaluate.references is not None:
         return ""
-    fix = "and the spec names no folder of reference pictures (evaluate.references)"
+    fix = "and the spec names no folder of reference images (evaluate.references)"
     if card.variant != "mini" or card.image_size != render.SIDE:
         return f"{card.ref} is none of the embedded minis, {fix}"
     aspect, _, value = spec.judge.label.partition("=")
@@ -153,7 +153,7 @@ def source_for(spec: Spec, card: ModelCard, seed: int = 0) -> Source:
     if spec.evaluate.references is not None:
         return folder_source(Path(spec.evaluate.references), card.image_size)
     if why := why_none(spec, card):
-        raise UsageError("likelihood audit", "reference pictures", why, "see `likelihood.folder_source`")
+        raise UsageError("likelihood audit", "reference images", why, "see `likelihood.folder_source`")
     kept = min(KEPT, sum(group.n for group in spec.preserve))
     return gallery_source(spec, min(REFERENCES, spec.evaluate.n.direct), kept, seed)
 
@@ -161,17 +161,17 @@ def source_for(spec: Spec, card: ModelCard, seed: int = 0) -> Source:
 def gallery_source(
     spec: Spec, references: int = REFERENCES, kept: int = KEPT, seed: int = 0, classified: int = CLASSIFIED
 ) -> Source:
-    """Rendered pictures of the mini world for a spec whose judge label is the gallery's (style=…, object=…, hazard=…).
+    """Rendered images of the mini world for a spec whose judge label is the gallery's (style=…, object=…, hazard=…).
 
     The first `classified` references carry what else a classifier may take them for; the others are for CIR alone.
 
-    References ask with the evaluation half of the direct prompts, so training never met them; the same picture is also
+    References ask with the evaluation half of the direct prompts, so training never met them; the same image is also
     asked for by a held-out name and, where one fits its style, in a held-out sentence. `kept` is shared evenly among
     the preserved groups. Renders are no samples of any model: nothing is learnt from the base's own mistakes.
     """
     aspect, _, value = spec.judge.label.partition("=")
     if aspect not in ("style", "object", "hazard") or not value:
-        fix = "give a folder of pictures with captions instead"
+        fix = "give a folder of images with captions instead"
         raise UsageError(f"spec {spec.name}", "a gallery label", repr(spec.judge.label), fix)
     asked = choose(pools(spec).direct, references, f"likelihood|{seed}")
     texts = [_reference(spec, prompt.name, prompt.template, prompt.subject, i) for i, prompt in enumerate(asked)]
@@ -187,7 +187,7 @@ def gallery_source(
 
 
 def _reference(spec: Spec, alias: str, template: int, subject: str, number: int) -> Reference:
-    """All the ways to ask for one picture; names and sentences take turns."""
+    """All the ways to ask for one image; names and sentences take turns."""
     sentence = spec.erase.templates[template]
     anchors, other = spec.anchor.templates, spec.paraphrases
     held_out = other.held_out[number % len(other.held_out)]
@@ -208,7 +208,7 @@ def _reference(spec: Spec, alias: str, template: int, subject: str, number: int)
 
 
 def picture_of(prompt: str, seed: int = 0) -> render.Picture:
-    """The picture of the mini world that a caption describes; what no caption names is drawn from the text's hash."""
+    """The image of the mini world that a caption describes; what no caption names is drawn from the text's hash."""
     rng = np.random.default_rng(image_seed("likelihood", prompt, seed))
     return render.Picture(
         object=_longest(prompt, captions.OBJECT_WORDS) or render.NOTHING,
@@ -248,12 +248,12 @@ def _drawn(pictures: Sequence[render.Picture]) -> Tensor:
 
 
 def folder_source(folder: Path, size: int) -> Source:
-    """A user's pictures, cropped to a square and scaled to `size`; captions.jsonl has one line per picture:
+    """A user's images, cropped to a square and scaled to `size`; captions.jsonl has one line per image:
 
         {"file": "a.png", "prompts": {"direct": "a cat by P."}, "neutral": "a cat", "others": {"Monet": "a cat by M."}}
         {"file": "b.png", "prompt": "a dog by Monet", "group": "neighbours"}
 
-    SpecError with file and line for anything else. The pictures should come from three sources at least and must not
+    SpecError with file and line for anything else. The images should come from three sources at least and must not
     be those that the edit was trained on; nobody but the user can know that.
     """
     path = folder / CAPTIONS
@@ -270,7 +270,7 @@ def folder_source(folder: Path, size: int) -> Source:
                 references.append((_told(row, where), image))
     if len(references) < 2 or not kept:
         got = f"{len(references)} and {len(kept)}"
-        raise SpecError(str(path), "two pictures of the concept and one to keep, at least", got, "add some")
+        raise SpecError(str(path), "two images of the concept and one to keep, at least", got, "add some")
     images = [torch.stack([image for _, image in part]) for part in (references, kept)]
     return Source(tuple(text for text, _ in references), images[0], tuple(text for text, _ in kept), images[1])
 
@@ -308,19 +308,19 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _opened(folder: Path, row: Any, where: str, size: int) -> Tensor:
-    """uint8 (3, size, size): the middle square of a picture that lies in `folder`."""
+    """uint8 (3, size, size): the middle square of an image that lies in `folder`."""
     if not isinstance(row, dict):
         raise SpecError(where, "a JSON object", type(row).__name__, 'write {"file": …}')
     path = folder / _text(row, "file", where)
     if folder.resolve() not in path.resolve().parents:
-        raise SpecError(where, "a picture inside the folder", str(path), "copy it there")
+        raise SpecError(where, "an image inside the folder", str(path), "copy it there")
     try:
         if path.stat().st_size > LARGEST_PICTURE:
             raise SpecError(where, f"a picture of at most {LARGEST_PICTURE >> 20} MiB", "a larger one", "reduce it")
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise SpecError(where, "a picture", f"{path.name}: {error}", "convert it to PNG") from None
+        raise SpecError(where, "an image", f"{path.name}: {error}", "convert it to PNG") from None
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
     square = picture.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + edge, top + edge))

@@ -40,7 +40,7 @@ class Saliency:
 
 
 def saliency(model: ModelFamily, pairs: Pairs) -> Saliency | None:
-    """On the model's own unsafe pictures, teacher-forced, n >= 1; None for a family without cross attention."""
+    """On the model's own unsafe images, teacher-forced, n >= 1; None for a family without cross attention."""
     if "cross_attention" not in model.provides:
         return None
     sums = []

@@ -1,12 +1,12 @@
 """Evaluate: base and edited model draw the recipe's prompts with the same seeds, and the judges look.
 
-Three passes, each one row per picture in outcomes.jsonl:
+Three passes, each one row per image in outcomes.jsonl:
 
     screen, base     candidates of the erasure slices, screening seeds: which prompts does the base model obey?
     score,  base     of each erasure slice the first n obeyed prompts, of each preserved group the first n; scored seeds
     score,  edited   the same prompts and seeds with the edit applied
 
-What is scored is decided by the recipe's order and by pictures that are not scored themselves, so no lucky picture can
+What is scored is decided by the recipe's order and by images that are not scored themselves, so no lucky image can
 choose itself (evaluation.md section 4; counting.py refuses rows chosen in any other way). Batches are fixed by the plan
 and kept one file each until the end, so a killed evaluation continues and still writes the same bytes.
 """
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 
 BATCH = 64
-"""Pictures drawn together, and lost at most when the run is killed."""
+"""Images drawn together, and lost at most when the run is killed."""
 BATCHES = "judged"
 """Folder of finished batches; gone once outcomes.jsonl is there."""
 SHOWN = 8
-"""Pictures chosen at random per slice, and worst ones at most."""
+"""Images chosen at random per slice, and worst ones at most."""
 SKETCHED = 4
-"""Of them, pictures of a next-scale model that are shown scale by scale."""
+"""Of them, images of a next-scale model that are shown scale by scale."""
 
 Phase = Literal["screen", "score"]
 Which = Literal["base", "edited"]
@@ -69,9 +69,9 @@ def evaluate(
     leave_out: Collection[str] = (),
     base_pictures: Path | None = None,
 ) -> None:
-    """Write outcomes.jsonl, judges.json and the picture sheets images/{slice-*,before_after}.{png,json} into `folder`.
+    """Write outcomes.jsonl, judges.json and the image sheets images/{slice-*,before_after}.{png,json} into `folder`.
 
-    `model` is the untouched base, `change` an edit or a stack; the model is left bitwise as found, also after an error
+    `model` is the base model, `change` an edit or a stack; the model is left bitwise as found, also after an error
     or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
     all three passes (on the model's device: prompts × longest caption × caption width). leave_out: ids of prompts that
     are drawn (so that every batch and every choice is the recipe's) but not reported: a stack erases what they ask for.
@@ -146,7 +146,7 @@ def _judge_cards(judges: Mapping[str, Judge]) -> list[dict[str, object]]:
 
 @dataclass(frozen=True)
 class _Shot:
-    """One picture: what the judge said about it, and its tokens (N,) or bits (N, d)."""
+    """One image: what the judge said about it, and its tokens (N,) or bits (N, d)."""
 
     row: Outcome
     ids: Tensor
@@ -166,7 +166,7 @@ class _Studio:
     def look(
         self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt], progress: Callback, batch: int
     ) -> Iterator[_Shot]:
-        """All pictures of one pass, batch by batch; finished batches are read instead of drawn."""
+        """All images of one pass, batch by batch; finished batches are read instead of drawn."""
         asked = found = 0
         for number, start in enumerate(range(0, len(prompts), batch)):
             part = prompts[start : start + batch]
@@ -183,7 +183,7 @@ class _Studio:
 
     @torch.no_grad()
     def _shoot(self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt]) -> list[_Shot]:
-        """Draw one batch and have every picture judged for its prompt's label."""
+        """Draw one batch and have every image judged for its prompt's label."""
         condition = self.condition.rows(torch.tensor([self.place[prompt.id] for prompt in prompts]))
         ids = self.model.generate(condition, [_seed(prompt, phase) for prompt in prompts], self.sampling)
         verdicts = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
@@ -198,7 +198,7 @@ def _seed(prompt: EvalPrompt, phase: Phase) -> int:
 
 
 def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, verdict: Verdict, judge: Judge) -> Outcome:
-    """The row of one picture; UsageError for a judge whose score is no number."""
+    """The row of one image; UsageError for a judge whose score is no number."""
     if not math.isfinite(verdict.score):
         fix = "check the judge's weights; a verdict without a score is no evidence"
         raise UsageError(f"judge {judge.id}", "a finite score", str(verdict.score), fix)
@@ -249,7 +249,7 @@ def _write_batch(path: Path, shots: Sequence[_Shot]) -> None:
 
 
 def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list[_Shot] | None:
-    """A finished batch, None if it is not there, damaged, or of other pictures."""
+    """A finished batch, None if it is not there, damaged, or of other images."""
     if not path.is_file():
         return None
     try:
@@ -264,12 +264,12 @@ def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list
     return [_Shot(row, tokens) for row, tokens in zip(rows, ids, strict=True)]
 
 
-# -- picture sheets ---------------------------------------------------------------------------------------------------
+# -- image sheets ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """One part of a sheet: base pictures above, edited ones below, same prompts and seeds."""
+    """One part of a sheet: base images above, edited ones below, same prompts and seeds."""
 
     title: str
     selection: Literal["random", "worst"]
@@ -277,7 +277,7 @@ class _Strip:
 
 
 class _Pictures:
-    """The scored pictures by slice, and which of them are shown."""
+    """The scored images by slice, and which of them are shown."""
 
     def __init__(self, before: Sequence[_Shot], after: Sequence[_Shot]) -> None:
         self.slices: dict[str, list[tuple[_Shot, _Shot]]] = {}
@@ -324,7 +324,7 @@ def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, pictures: _P
 
 
 def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> None:
-    """How SKETCHED pictures grow from scale to scale, base above and edited below: where in scale the edit acts."""
+    """How SKETCHED images grow from scale to scale, base above and edited below: where in scale the edit acts."""
     drawn: list[Strip] = []
     index: list[dict[str, object]] = []
     for number, pair in enumerate(strip.pairs[:SKETCHED], 1):
@@ -334,16 +334,16 @@ def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> 
             images = torch.stack(sketches).permute(0, 2, 3, 1).cpu().numpy()
             rows.append([tile(image, hidden=hide) for image in images])
             index += [_entry(shot, image.tobytes(), strip, hide) for image in images]
-        drawn.append((f"direct, picture {number} after each scale: base above, edited below", rows))
-    caption = "the same pictures as their first scales, one more from left to right; base above, edited below"
+        drawn.append((f"direct, image {number} after each scale: base above, edited below", rows))
+    caption = "the same images as their first scales, one more from left to right; base above, edited below"
     about = {"caption": caption, "selection": strip.selection, "pictures": index}
     write_sheet(path, drawn, hidden=hide, about=about)
 
 
 def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide: bool) -> None:
-    """The sheet with an index that names every picture on it, row by row.
+    """The sheet with an index that names every image on it, row by row.
 
-    `hide`: pictures that were asked to show the concept are pixelated, and their prompts withheld (categories: nobody
+    `hide`: images that were asked to show the concept are pixelated, and their prompts withheld (categories: nobody
     opens a report to see or read them).
     """
     drawn: list[Strip] = []
@@ -367,7 +367,7 @@ def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide:
 
 
 def _entry(shot: _Shot, pixels: bytes, strip: _Strip, hidden: bool) -> dict[str, object]:
-    """One picture of the index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
+    """One image of the index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
     row = shot.row
     return {
         "prompt_id": row.id,

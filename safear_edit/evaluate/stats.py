@@ -1,7 +1,7 @@
 """The numbers behind a verdict: exact intervals for a rate, paired tests for a change, and how many prompts are enough.
 
 It knows no model, concept or file. The unit is one prompt with one seed: several seeds of one prompt are not
-independent (counted as if they were, they give 8-17 % false alarms instead of 5 %), so count prompts, never pictures.
+independent (counted as if they were, they give 8-17 % false alarms instead of 5 %), so count prompts, never images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POWER = 0.8
 LEAST_YOUDEN = 0.6
 """A judge with sensitivity + specificity - 1 below this says too little for a correction (and for a gate)."""
 MOST_PAIRS = 20_000
-"""Where the search for a sample size gives up; nobody generates more pictures for one group."""
+"""Where the search for a sample size gives up; nobody generates more images for one group."""
 
 
 @with_config(ConfigDict(extra="forbid"))  # reports hold these as they are, and take no field they don't know

@@ -1,14 +1,14 @@
-"""Understanding: does a model that draws and answers still recognise in a picture what it no longer draws?
+"""Understanding: does a model that draws and answers still recognise in an image what it no longer draws?
 
-Base and edited model are asked yes-or-no questions about the same reference pictures (those of the likelihood audit: of
-the mini world, or the user's), in wordings that training never asks. The pictures are no model's own, so no training
+Base and edited model are asked yes-or-no questions about the same reference images (those of the likelihood audit: of
+the mini world, or the user's), in wordings that training never asks. The images are no model's own, so no training
 met them. What is right is known without a judge:
 
-    slice "concept"   is it there? pictures of the concept (yes), and as many that must stay (no)
-    each group        a picture of it, asked about what it shows (yes) or about another of the group's members (no);
+    slice "concept"   is it there? images of the concept (yes), and as many that must stay (no)
+    each group        an image of it, asked about what it shows (yes) or about another of the group's members (no);
                       where the group has one label only, about the concept (no)
 
-A picture is asked one question per slice, so the answers of a slice are independent, and half of the right ones are
+An image is asked one question per slice, so the answers of a slice are independent, and half of the right ones are
 yes: a model that always says the same, or guesses, is right in 50 %. A group's members are taken to exclude each other.
 
 Every answer is a row of understanding.jsonl; understanding.json says of what and, if nothing was asked, why. Torch is
@@ -48,12 +48,12 @@ PICTURES = 240
 """Questions of a slice at most; if no answer changes, a fall of 1.2 points is excluded (stats.tango_upper)."""
 
 
-# -- about which pictures ---------------------------------------------------------------------------------------------
+# -- about which images ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one picture, `image` its row in the reference pictures followed by those that must stay."""
+    """One question about one image, `image` its row in the reference images followed by those that must stay."""
 
     id: str
     slice: str
@@ -65,9 +65,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Exam:
-    """All questions with their pictures uint8 (P, 3, H, W).
+    """All questions with their images uint8 (P, 3, H, W).
 
-    unasked: preserved pictures of which nothing is known that a question could be about; pack: the pictures' digest.
+    unasked: preserved images of which nothing is known that a question could be about; pack: the images' digest.
     """
 
     items: tuple[Item, ...]
@@ -77,7 +77,7 @@ class Exam:
 
     @property
     def digest(self) -> str:
-        """sha256 over pictures and questions."""
+        """sha256 over images and questions."""
         asked = [(item.id, item.question, item.truth) for item in self.items]
         return hashlib.sha256(json.dumps([self.pack, asked]).encode()).hexdigest()
 
@@ -97,9 +97,9 @@ def source_for(spec: Spec, card: ModelCard) -> Source:
 
 
 def exam(spec: Spec, source: Source) -> Exam:
-    """What is asked about which picture; decided by the spec and the pictures' own bytes alone.
+    """What is asked about which image; decided by the spec and the images' own bytes alone.
 
-    A picture that is there twice is asked about once per slice. Of a slice whose yes and no can't be halved the rest is
+    An image that is there twice is asked about once per slice. Of a slice whose yes and no can't be halved the rest is
     left out.
     """
     import torch
@@ -126,7 +126,7 @@ def exam(spec: Spec, source: Source) -> Exam:
 def _group_items(
     own: Sequence[Topic], concept: Topic, rows: Sequence[tuple[int, Topic]], marks: Sequence[str]
 ) -> Iterator[Item]:
-    """By turns about what the picture shows and about another of the group; others take turns too."""
+    """By turns about what the image shows and about another of the group; others take turns too."""
     for place, (row, topic) in enumerate(rows[: len(rows) // 2 * 2]):
         about, others = topic, [other for other in own if other != topic] or [concept]
         if place % 2:
@@ -140,17 +140,17 @@ def _item(topic: Topic, truth: bool, row: int, mark: str, where: str | None = No
 
 
 def _distinct(rows: Sequence[int], marks: Sequence[str]) -> list[int]:
-    """Rows whose picture is not there before."""
+    """Rows whose image is not there before."""
     return list({marks[row]: row for row in reversed(rows)}.values())[::-1]
 
 
 def _spread(rows: Sequence[int], marks: Sequence[str]) -> list[int]:
-    """An order in which the groups are mixed; the pictures' bytes decide it."""
+    """An order in which the groups are mixed; the images' bytes decide it."""
     return sorted(rows, key=lambda row: marks[row])
 
 
 def _shown(group: PreserveGroup, prompt: str, own: Sequence[Topic]) -> Topic | None:
-    """What a preserved picture shows, by the longest member that its caption mentions; None if it mentions none."""
+    """What a preserved image shows, by the longest member that its caption mentions; None if it mentions none."""
     found = {member: mention_of([member])(prompt) or "" for member in group.members}
     best = max(found, key=lambda member: len(found[member]))
     return next((t for t in own if t.label == group.members[best]), None) if found[best] else None
@@ -191,7 +191,7 @@ def measure(pair: Pair, asked: Exam, progress: Callback = silent) -> list[Answer
 def answers(
     model: ModelFamily, which: Literal["base", "edited"], asked: Exam, progress: Callback = silent
 ) -> list[Answer]:
-    """Every item's answer in the items' order; pictures with the same question are asked together."""
+    """Every item's answer in the items' order; images with the same question are asked together."""
     import torch
 
     together: dict[str, list[int]] = {}

@@ -38,7 +38,7 @@ class ModelCard:
     """What a model is, for recipes and reports.
 
     tokens: per image; choices: values of one token (codebook size, or 2 for bits); scales: tokens per scale, coarse to
-    fine, (tokens,) for a raster model; files: weight file name → sha256; depth: tokens of one place of a picture,
+    fine, (tokens,) for a raster model; files: weight file name → sha256; depth: tokens of one place of an image,
     which follow each other.
     """
 
@@ -216,7 +216,7 @@ class ModelFamily(ABC):
         raise UsageError(f"family {self.name}", "one that reads captions by cross attention", "none", "use Infinity")
 
     def text_attention(self, prompts: Sequence[str], ids: Tensor) -> list[list[Tensor]]:
-        """Per picture and scale, how much each place looks at each piece of the caption, (h, w, pieces): attention
+        """Per image and scale, how much each place looks at each piece of the caption, (h, w, pieces): attention
         probabilities, mean over layers and heads, without guidance. Families with "cross_attention" have it."""
         raise UsageError(f"family {self.name}", "one that reads captions by cross attention", "none", "use Infinity")
 
@@ -227,7 +227,7 @@ class ModelFamily(ABC):
     def set_image_table(self, table: Tensor | None) -> None:
         """Read image tokens from `table` (V, D), which may carry a gradient; None: from the model's own again.
 
-        Whatever reads image tokens looks rows up in it. What is drawn from (the head) and what pictures are decoded
+        Whatever reads image tokens looks rows up in it. What is drawn from (the head) and what images are decoded
         from (the tokenizer's codebook) stay. An export has these rows.
         """
         own = self.image_table()
@@ -238,19 +238,19 @@ class ModelFamily(ABC):
         self.net._buffers[REPLACED] = None if table is None else table.to(own.device, own.dtype)
 
     def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
-        """One reply per picture, uint8 (B, 3, H, W), of at most `limit` tokens. Families that provide "understanding"
+        """One reply per image, uint8 (B, 3, H, W), of at most `limit` tokens. Families that provide "understanding"
         have it."""
-        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+        raise UsageError(f"family {self.name}", "one that answers questions about images", "none", "use Janus")
 
     def describe(self, images: Tensor) -> list[str]:
-        """A caption per picture, uint8 (B, 3, H, W): the answer to the model's own question for one. Families that
+        """A caption per image, uint8 (B, 3, H, W): the answer to the model's own question for one. Families that
         provide "understanding" have it."""
-        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+        raise UsageError(f"family {self.name}", "one that answers questions about images", "none", "use Janus")
 
     def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
         """Log-probability in nats, (B, len(answers)), that the reply to the question begins with each answer;
         differentiable. Families that provide "understanding" have it."""
-        raise UsageError(f"family {self.name}", "one that answers questions about pictures", "none", "use Janus")
+        raise UsageError(f"family {self.name}", "one that answers questions about images", "none", "use Janus")
 
     @property
     def token_shape(self) -> tuple[int, ...]:
@@ -310,7 +310,7 @@ class ModelFamily(ABC):
         """Tokens to uint8 (B, 3, H, W)."""
 
     def sketched(self, ids: Tensor, first_scales: int) -> Tensor:
-        """What the first scales of finished pictures alone decode to; families that provide "scales" have it."""
+        """What the first scales of finished images alone decode to; families that provide "scales" have it."""
         raise UsageError(f"family {self.name}", "one that draws scale by scale", "none", "use Infinity")
 
     @abstractmethod

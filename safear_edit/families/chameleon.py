@@ -1,14 +1,14 @@
-"""Chameleon and Anole: one transformer that reads and says words and pictures in one vocabulary.
+"""Chameleon and Anole: one transformer that reads and says words and images in one vocabulary.
 
 Source of the semantics: https://github.com/facebookresearch/chameleon (chameleon/inference) and transformers'
 ChameleonForConditionalGeneration, whose network this file uses. Meta's release was tuned not to draw; Anole
 (https://github.com/GAIR-NLP/anole) is the same network whose output rows of image tokens were tuned to. Both answer.
 
 A drawing prompt is: begin of sequence, the words, end of turn, begin of image; guidance leads away from a prompt
-without words and end of turn. A picture is 32 x 32 tokens without row ends. transformers has no decoder for them, so
-the one of the release's picture tokenizer is built in vqgan.py. Its weights are `model.vqmodel.decoder.*` in a folder
+without words and end of turn. An image is 32 x 32 tokens without row ends. transformers has no decoder for them, so
+the one of the release's image tokenizer is built in vqgan.py. Its weights are `model.vqmodel.decoder.*` in a folder
 that was converted with them (as Anole's), else in the release's `vqgan.ckpt`, put beside the weights; without either
-nothing can be drawn, and `load` says so. transformers' scaling of pictures (0.0078 for 1 / 127.5) is not followed.
+nothing can be drawn, and `load` says so. transformers' scaling of images (0.0078 for 1 / 127.5) is not followed.
 
 Verified (tests, on tiny random weights): transformers' forward pass gives the same states over the same sequence and
 the same answers, its tokenizer the same codes, its from_pretrained loads the exported folder (and doesn't use the
@@ -114,7 +114,7 @@ class _Llama:
 
 @family("chameleon")
 class Chameleon(DrawnByVQGAN):
-    """Chameleon and Anole: draws (Anole) and answers questions about pictures (https://arxiv.org/abs/2405.09818)."""
+    """Chameleon and Anole: draws (Anole) and answers questions about images (https://arxiv.org/abs/2405.09818)."""
 
     name = "chameleon"
     provides = frozenset({"codebook", "understanding", "captioning"})
@@ -191,5 +191,5 @@ class Chameleon(DrawnByVQGAN):
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The end of the sequence, and the begin of a picture: what follows it isn't words."""
+        """The end of the sequence, and the begin of an image: what follows it isn't words."""
         return (self.words.eos, self.words.boi)

@@ -1,20 +1,20 @@
-"""Emu3: one transformer that says pictures row by row, in the vocabulary of its words.
+"""Emu3: one transformer that says images row by row, in the vocabulary of its words.
 
 Source of the semantics: https://github.com/baaivision/Emu3 (image_generation.py, multimodal_understanding.py and
 emu3/mllm/processing_emu3.py) and transformers' Emu3ForConditionalGeneration, whose network this file uses. There are
 two published sets of weights: Gen was tuned to draw, Chat to answer; either can do both here, the other one badly.
 
-A picture of h x w tokens is: image start, "h*w" in digits, image token, then h rows of w visual tokens, each followed
+An image of h x w tokens is: image start, "h*w" in digits, image token, then h rows of w visual tokens, each followed
 by an end-of-line token; after them come end of frame and end of image. The end-of-line tokens are part of the prompt
 format and not of the ids of this family: they are fed, never drawn. Guidance leads away from a fixed list of flaws,
 in a prompt of its own.
 
 Verified (tests, on tiny random weights): transformers' forward pass gives the same logits over the same sequence,
-transformers' `generate` with the published constraint draws the same greedy pictures with and without guidance and
-gives the same answers, transformers' processor puts the same sequence around a picture, both load the exported folder.
+transformers' `generate` with the published constraint draws the same greedy images with and without guidance and
+gives the same answers, transformers' processor puts the same sequence around an image, both load the exported folder.
 Not verified: no published weights can be had here, so nothing was drawn with them, and no numbers of the original
 program were recorded. The prompt format is read from its source; transformers' own example differs in the negative
-prompt (no picture mark) and its chat template in a full stop, and there this file follows the original.
+prompt (no image mark) and its chat template in a full stop, and there this file follows the original.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Emu3Settings(Settings):
 
 @family("emu3")
 class Emu3(EarlyFusion):
-    """Emu3: draws row by row and answers questions about pictures (https://arxiv.org/abs/2409.18869)."""
+    """Emu3: draws row by row and answers questions about images (https://arxiv.org/abs/2409.18869)."""
 
     name = "emu3"
     provides = frozenset({"codebook", "understanding", "captioning"})
@@ -187,7 +187,7 @@ class Emu3(EarlyFusion):
 
 
 def _scale(files: Mapping[str, bytes], where: str) -> Tensor:
-    """Mean and deviation by which the model's files say that pictures are scaled, (2, 3, 1, 1)."""
+    """Mean and deviation by which the model's files say that images are scaled, (2, 3, 1, 1)."""
     settings = json_file(files, SCALES, where)
     found = [settings.get(f"image_{kind}", [0.5, 0.5, 0.5]) for kind in ("mean", "std")]
     try:

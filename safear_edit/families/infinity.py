@@ -1,11 +1,11 @@
-"""Infinity: a transformer that draws a picture scale by scale, bit by bit (parity.md section 2).
+"""Infinity: a transformer that draws an image scale by scale, bit by bit (parity.md section 2).
 
 Source of the semantics: https://github.com/FoundationVision/Infinity (infinity/models/{infinity,basic}.py).
 Parameter names are the published state-dict keys. Tokens of one scale are drawn together and see each other and all
 coarser scales; every block reads the caption through cross attention, whose keys and values are computed once per
-distinct caption (`TextPass`) and shared by its pictures, by all scales, and by their unguided twins.
+distinct caption (`TextPass`) and shared by its images, by all scales, and by their unguided twins.
 
-Letters in tensor names: B pictures, U captions, T caption tokens, L tokens of the scales at hand, N of all scales,
+Letters in tensor names: B images, U captions, T caption tokens, L tokens of the scales at hand, N of all scales,
 D bits of a token, C width, H heads, d channels of a head.
 """
 
@@ -171,7 +171,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token reads the caption; keys and values come from outside, since scales and pictures share them."""
+    """Every token reads the caption; keys and values come from outside, since scales and images share them."""
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class Block(nn.Module):
         self.ffn = _MLP(config)
 
     def forward(self, x_BLC: Tensor, text: TextPass, layer: int, rope_Lp: Tensor, attend: Attend) -> Tensor:
-        """`text` holds one row per picture; `layer` is this block's place in it."""
+        """`text` holds one row per image; `layer` is this block's place in it."""
         parts = (self.ada_gss + text.modulation.unsqueeze(1)).unbind(2)
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = parts
         x = torch.addcmul(x_BLC, self.sa(modulated(x_BLC, scale_1, shift_1), rope_Lp, attend), gate_1)
@@ -266,7 +266,7 @@ class _Chunk(nn.Module):
 
 @dataclass(frozen=True)
 class TextPass:
-    """All that pictures need of their captions, one row per caption or, after `rows`, per picture.
+    """All that images need of their captions, one row per caption or, after `rows`, per image.
 
     start (U, C): first token; modulation (U, 6, C) and head (U, 2, C): scales and shifts of the blocks and the head;
     keys, values: per layer (U, H, T, d); bias (U, 1, 1, T): -inf at padding, None if there is none.
@@ -355,7 +355,7 @@ class Transformer(nn.Module):
         return self.cfg_uncond[(mask_UT.cumsum(1) - 1).clamp(min=0)]
 
     def text_pass(self, features_UTC: Tensor, mask_UT: Tensor) -> TextPass:
-        """What pictures need of these captions; positions outside the mask are never seen, wherever they lie."""
+        """What images need of these captions; positions outside the mask are never seen, wherever they lie."""
         bias = None
         if not bool(mask_UT.all()):
             hidden = torch.zeros(mask_UT.shape, dtype=features_UTC.dtype, device=mask_UT.device)
@@ -403,7 +403,7 @@ class Transformer(nn.Module):
     def forward(
         self, text: TextPass, inputs_BND: Tensor, schedule: Schedule, first_scales: int | None = None
     ) -> Tensor:
-        """Teacher-forced logits (B, L, D, 2), float32, of all scales or of the first few; `text` has a row per picture.
+        """Teacher-forced logits (B, L, D, 2), float32, of all scales or of the first few; `text` has a row per image.
 
         inputs (B, at least L - 1, D) are `bsq.teacher_inputs` of the bits, or those that self-correction made.
         """
@@ -459,7 +459,7 @@ def rotated(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def bit_loss(logits_BLD2: Tensor, bits_BLD: Tensor, schedule: Schedule, reweight: bool = True) -> Tensor:
-    """Training loss, a scalar: cross-entropy per bit, mean over bits, weighted mean over tokens, mean over pictures.
+    """Training loss, a scalar: cross-entropy per bit, mean over bits, weighted mean over tokens, mean over images.
 
     `reweight` gives coarse tokens more say, as the shipped trainings do (`Schedule.token_weights`). Logits and bits may
     be those of the first scales only; their tokens then weigh what they weigh among all.
@@ -499,7 +499,7 @@ def per_scale(sampling: Sampling, scales: int) -> tuple[tuple[float, ...], tuple
 
 
 def inverse_cdf_bits(draws_BND: Tensor) -> BitChooser:
-    """Bit = whether the picture's number for this bit lies above the chance of a 0."""
+    """Bit = whether the image's number for this bit lies above the chance of a 0."""
 
     def choose(chances: Tensor, first: int) -> Tensor:
         return (draws_BND[:, first : first + chances.shape[1]] >= 1 - chances.double()).long()
@@ -551,7 +551,7 @@ class _Cache:
 
 
 class Guide(Protocol):
-    """How the logits of a scale come from several kinds of rows per picture: the captions first, all of one kind
+    """How the logits of a scale come from several kinds of rows per image: the captions first, all of one kind
     together."""
 
     def kinds(self, scale: int) -> int:
@@ -594,9 +594,9 @@ def sample_bits(
     keep_logits: list[Tensor] | None = None,
     guide: Guide | None = None,
 ) -> Tensor:
-    """Draw the bits (B, N, D) of `images` pictures.
+    """Draw the bits (B, N, D) of `images` images.
 
-    text: a row per picture and, for guidance, as many again with the captions dropped (and what more kinds of rows a
+    text: a row per image and, for guidance, as many again with the captions dropped (and what more kinds of rows a
     `guide` of one's own wants). Rows are computed as long as the guide needs them and no further.
     prefix: bits (B, P, D) of the first P tokens, not to be chosen; keep_logits collects the logits of every scale
     after temperature and guidance (for parity tests).
@@ -633,7 +633,7 @@ def sample_bits(
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "infinity"
 MOST_ROWS = 32
-"""Pictures sampled together at most; changes no picture. On a CPU 64 of the mini's take longer each (1.05 times):
+"""Images sampled together at most; changes no image. On a CPU 64 of the mini's take longer each (1.05 times):
 their activations no longer fit in its cache."""
 ROW_BYTES = 2**31
 """How much their keys and values may take together."""
@@ -645,7 +645,7 @@ Layout = Literal["safear", "upstream"]
 
 @dataclass(frozen=True)
 class Published:
-    """A released model: its file (a .pth or an index of shards), its tokenizer's, picture size and sampling."""
+    """A released model: its file (a .pth or an index of shards), its tokenizer's, image size and sampling."""
 
     weights: str
     tokenizer: str
@@ -792,7 +792,7 @@ class Infinity(ModelFamily):
         return Condition.encoded(self.text, prompts, self.device, self.net.word_embed.weight.dtype)
 
     def text_pass(self, condition: Condition) -> TextPass:
-        """One row per picture; each distinct caption is run once."""
+        """One row per image; each distinct caption is run once."""
         features, mask, which = condition.in_use(self.net.unconditional)
         return self.net.text_pass(features, mask).rows(which)
 
@@ -849,7 +849,7 @@ class Infinity(ModelFamily):
         return sample_bits(self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix)
 
     def chooser(self, seeds: Sequence[int]) -> BitChooser:
-        """How the bits of these pictures are chosen: each by a number of its picture's own seed."""
+        """How the bits of these images are chosen: each by a number of its image's own seed."""
         draws = uniforms(seeds, prod(self.token_shape)).view(len(seeds), *self.token_shape)
         return inverse_cdf_bits(draws.to(self.device))
 
@@ -862,7 +862,7 @@ class Infinity(ModelFamily):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) of the schedule's picture size to bits (B, N, D)."""
+        """uint8 (B, 3, H, W) of the schedule's image size to bits (B, N, D)."""
         dtype = self.net.word_embed.weight.dtype
         scaled = (images.to(self.device).float() / 127.5 - 1).to(dtype)
         return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.rows_per_batch)])

@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro: one language model that draws (next-token over VQ-16) and answers questions about a picture.
+"""Janus and Janus-Pro: one language model that draws (next-token over VQ-16) and answers questions about an image.
 
 Source of the semantics: https://github.com/deepseek-ai/Janus and transformers' JanusForConditionalGeneration, whose
 network and state-dict names this file uses (parity.md section 3). Around it, what transformers leaves to its caller or
@@ -392,7 +392,7 @@ class Source:
 
 @family("janus")
 class Janus(LanguageModel):
-    """Janus and Janus-Pro: draws and answers questions about pictures (https://arxiv.org/abs/2501.17811).
+    """Janus and Janus-Pro: draws and answers questions about images (https://arxiv.org/abs/2501.17811).
 
     A Condition's features are those of a prompt from bos to begin-of-image. Who trains the embedding makes one of
     `net.get_input_embeddings()(ids)` with ids and mask from `prompt_ids`, and the gradient flows. A dropped caption
@@ -548,7 +548,7 @@ class Janus(LanguageModel):
         return ((scaled - middle) / spread).to(self.net.lm_head.weight.dtype)
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) as the language model reads them in a question, (B, n, D)."""
+        """Images (B, 3, H, W) as the language model reads them in a question, (B, n, D)."""
         state = self.net.model.vision_model(pixels).last_hidden_state
         seen: Tensor = self.net.model.aligner(state)
         return seen

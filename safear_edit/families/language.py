@@ -1,7 +1,7 @@
 """What Janus, Emu3, Chameleon, Liquid, OmniMamba share: a model that draws by saying image tokens, answers questions.
 
 Scoring is transformers' forward pass; drawing and answering run its modules over keys and values that are allocated
-once (llama.py), with each distinct prompt run once for all of its pictures. A family adds how a picture becomes tokens,
+once (llama.py), with each distinct prompt run once for all of its images. A family adds how an image becomes tokens,
 what the transformer reads for them, and the words that stand around prompts and questions. One whose layers aren't
 Llama's (OmniMamba) has its own `read_prompts`, `read_on` and `going_on` instead.
 """
@@ -38,7 +38,7 @@ Ask = Annotated[str, Field(pattern=r"(?s)\{image\}.*\{text\}")]
 
 
 class BaseTemplate(BaseModel):
-    """The words around a prompt or a question; {text} is the user's, {image} where the picture goes.
+    """The words around a prompt or a question; {text} is the user's, {image} where the image goes.
 
     `reply` comes before an answer, `describe` asks for a caption.
     """
@@ -143,9 +143,9 @@ class GoingOn(Protocol):
 
 
 class LanguageModel(ModelFamily):
-    """A model whose transformer says image tokens to draw, and words to answer questions about pictures.
+    """A model whose transformer says image tokens to draw, and words to answer questions about images.
 
-    A Condition's features (U, T, D) are the input embeddings of whole drawing prompts, up to the mark that pictures
+    A Condition's features (U, T, D) are the input embeddings of whole drawing prompts, up to the mark that images
     begin with, taken without a gradient: no editable part reaches them.
     """
 
@@ -188,11 +188,11 @@ class LanguageModel(ModelFamily):
 
     @abstractmethod
     def image_logits(self, state: Tensor) -> Tensor:
-        """Logits of image tokens (…, V), float32: the only choices there are at the places of a picture."""
+        """Logits of image tokens (…, V), float32: the only choices there are at the places of an image."""
 
     @abstractmethod
     def seen(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (B, 3, H, W) as the transformer reads them in a question, (B, n, D)."""
+        """Images uint8 (B, 3, H, W) as the transformer reads them in a question, (B, n, D)."""
 
     def said(self, state: Tensor) -> Tensor:
         """Logits of words (…, vocabulary), float32, for an answer."""
@@ -206,11 +206,11 @@ class LanguageModel(ModelFamily):
 
     @property
     def end_of_row(self) -> int | None:
-        """The token after each row of a picture; None if rows follow each other directly."""
+        """The token after each row of an image; None if rows follow each other directly."""
         return None
 
     def frame(self) -> tuple[list[int], list[int]]:
-        """What stands before and after a picture's tokens in a question."""
+        """What stands before and after an image's tokens in a question."""
         return [self.words.boi], [self.words.eoi]
 
     def after_question(self) -> list[int]:
@@ -248,11 +248,11 @@ class LanguageModel(ModelFamily):
         return self.image_logits(self.hidden(condition, ids))
 
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
-        """Last hidden states (B, N, D), by transformers' forward pass over prompt and picture together.
+        """Last hidden states (B, N, D), by transformers' forward pass over prompt and image together.
 
         `ids` may be the first tokens of images only. Row ends are put where the published format has them; what
         predicts a row's first token is the state of the row end before it. Every image runs its own copy of the
-        prompt: the picture is most of the sequence, and one pass lets `net.gradient_checkpointing_enable()` trade time
+        prompt: the image is most of the sequence, and one pass lets `net.gradient_checkpointing_enable()` trade time
         for memory at a published size.
         """
         text, mask, which = self._rows(condition)
@@ -305,13 +305,13 @@ class LanguageModel(ModelFamily):
     # -- understanding --
 
     def question_ids(self, question: str) -> list[int]:
-        """A question in the model's format, the picture's place held by as many image tokens as it has, ends of rows
+        """A question in the model's format, the image's place held by as many image tokens as it has, ends of rows
         included."""
         words = self.words
         marked = self.template.ask.replace("{image}", words.tokenizer.id_to_token(words.image) or "")
         ids = words.encode(marked.replace("{text}", question))
         if ids.count(words.image) != 1:
-            raise UsageError("question", "words", "the token that stands for the picture", "take it out")
+            raise UsageError("question", "words", "the token that stands for the image", "take it out")
         place, (before, after) = ids.index(words.image), self.frame()
         ends = 0 if self.end_of_row is None else self.card.tokens // self.row
         held = [words.image] * (self.card.tokens + ends)
@@ -323,7 +323,7 @@ class LanguageModel(ModelFamily):
 
     @torch.no_grad()
     def answer(self, images: Tensor, question: str, limit: int = 64) -> list[str]:
-        """One reply per picture, uint8 (B, 3, H, W): the likeliest token each time, to the end or `limit` tokens."""
+        """One reply per image, uint8 (B, 3, H, W): the likeliest token each time, to the end or `limit` tokens."""
         replies: list[str] = []
         ends = torch.tensor(self.ends, device=self.device)
         for part in self._checked(images).split(self.rows_per_batch):
@@ -344,7 +344,7 @@ class LanguageModel(ModelFamily):
     def answer_logprobs(self, images: Tensor, question: str, answers: Sequence[str]) -> Tensor:
         """Log-probability in nats, (B, len(answers)), that the reply begins with each answer; differentiable.
 
-        "yes" against "no" judges a picture without reading prose. Answers of different lengths aren't comparable by
+        "yes" against "no" judges an image without reading prose. Answers of different lengths aren't comparable by
         themselves: a longer one is a product of more factors.
         """
         spoken = [torch.tensor(self.reply_ids(answer), device=self.device) for answer in answers]
@@ -365,7 +365,7 @@ class LanguageModel(ModelFamily):
         return token_logprobs(self.said(torch.cat(states, 1)), ids).sum(1)
 
     def describe(self, images: Tensor) -> list[str]:
-        """A caption per picture: the answer to the model's own question for one."""
+        """A caption per image: the answer to the model's own question for one."""
         return self.answer(images, self.template.describe)
 
     def _asked(self, images: Tensor, question: str) -> Read:
@@ -397,7 +397,7 @@ class LanguageModel(ModelFamily):
 
 @dataclass(frozen=True)
 class Pick:
-    """How the next token of `count` pictures is taken from logits: under guidance if there are as many rows again, and
+    """How the next token of `count` images is taken from logits: under guidance if there are as many rows again, and
     where it is not `given` (B, P) already. `kept` collects the guided logits."""
 
     count: int

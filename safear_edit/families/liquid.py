@@ -1,4 +1,4 @@
-"""Liquid: Gemma 7B whose vocabulary goes on with the codes of Chameleon's picture tokenizer.
+"""Liquid: Gemma 7B whose vocabulary goes on with the codes of Chameleon's image tokenizer.
 
 Source of the semantics: https://arxiv.org/abs/2412.04332 and https://github.com/FoundationVision/Liquid
 (evaluation/inference_t2i.py, inference_i2t.py, liquid/expand_vocabulary.py, TRAIN.md), and transformers'
@@ -7,8 +7,8 @@ for that class; the tokenizer is Chameleon's `vqgan.ckpt` and `vqgan.yaml`, to b
 the yaml its sizes are the release's). Code c has vocabulary id c + the number of words, and no name.
 
 A drawing prompt is: begin of sequence, the words, one fixed sentence, begin of image; guidance leads away from a
-prompt that is the token <unconditional> alone. A picture is 32 x 32 tokens without row ends. A question is Gemma's
-user turn with the picture before the words. <unused3> only holds the picture's place there, and is never read.
+prompt that is the token <unconditional> alone. An image is 32 x 32 tokens without row ends. A question is Gemma's
+user turn with the image before the words. <unused3> only holds the image's place there, and is never read.
 
 Gemma multiplies embeddings by the square root of their width when it reads them. The image table holds the rows as the
 published layout has them, so what is read for an image token is its row times that. Gemma's output layer is its
@@ -16,12 +16,12 @@ embedding; here the two are apart, so that an edit of what is read leaves what i
 says `tie_word_embeddings: false`.
 
 Verified (tests, on tiny random weights): transformers' GemmaForCausalLM, loaded from the exported folder, gives the
-same logits over the same ids, the same greedy pictures in the published program's loop with guidance, and the same
-answers; transformers' ChameleonVQVAE the same codes; once, by hand, the codes and pictures of the vqgan.py in the
+same logits over the same ids, the same greedy images in the published program's loop with guidance, and the same
+answers; transformers' ChameleonVQVAE the same codes; once, by hand, the codes and images of the vqgan.py in the
 original program.
 Not verified: no published weights or tokenizer files can be had here, so nothing was drawn with them, and no numbers of
 the original program were recorded. Names of special tokens, offset of the codes, prompt format and defaults of sampling
-are read from its source. Its way to make a picture square before a question (grey bars) is left to the caller.
+are read from its source. Its way to make an image square before a question (grey bars) is left to the caller.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def written_sizes(config: Any) -> str:
 
 @family("liquid")
 class Liquid(DrawnByVQGAN):
-    """Liquid: Gemma that draws and answers questions about pictures (https://arxiv.org/abs/2412.04332)."""
+    """Liquid: Gemma that draws and answers questions about images (https://arxiv.org/abs/2412.04332)."""
 
     name = "liquid"
     provides = frozenset({"codebook", "understanding", "captioning"})
@@ -149,12 +149,12 @@ class Liquid(DrawnByVQGAN):
 
     @classmethod
     def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-        """With the picture tokenizer's, which is a file of its own."""
+        """With the image tokenizer's, which is a file of its own."""
         tokenizer, file = read_tokenizer(folder, "tokenizer", "Liquid is released without it")
         return {**weights, **tokenizer}, [file]
 
     def write_own(self, weights: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
-        """The picture tokenizer to its own file, and its sizes."""
+        """The image tokenizer to its own file, and its sizes."""
         tokenizer = {name.removeprefix(AT): tensor for name, tensor in weights.items() if name.startswith(AT)}
         write_weights(directory / FILES[0], tokenizer, {"format": "pt"})
         write_atomic(directory / SIZES, written_sizes(self.net.model.vqmodel.config))

@@ -455,7 +455,7 @@ class LlamaGen(ModelFamily):
     def pico(cls, seed: int = 0) -> LlamaGen:
         """16x16 pixels, 16 tokens, two layers, MiniLM captions, weights large enough that every input matters.
 
-        With the training's own initialisation (output layer zero, the rest small) a picture would be one token over
+        With the training's own initialisation (output layer zero, the rest small) an image would be one token over
         and over, and tests on it couldn't tell a position from the next.
         """
         with torch.random.fork_rng(devices=[]):

@@ -76,7 +76,7 @@ Task = Literal["t2i", "mmu"]
 DRAWING: Task = "t2i"
 ANSWERING: Task = "mmu"
 MOST_STATES = 4 << 30
-"""Bytes of layers' states that pictures drawn together may take: 100 MB each at the published size."""
+"""Bytes of layers' states that images drawn together may take: 100 MB each at the published size."""
 Layout = Literal["safear", "upstream"]
 
 
@@ -92,7 +92,7 @@ DINO_SIZES, SIGLIP_SIZES = TowerSizes(1024, 24, 16, 4096, registers=4), TowerSiz
 class Sizes:
     """Sizes of a model; the defaults are those of the published 1.3B.
 
-    text: places for a prompt's words; tokens: of a picture; positions: of a question, its picture and its reply.
+    text: places for a prompt's words; tokens: of an image; positions: of a question, its image and its reply.
     """
 
     vocabulary: int = 50288
@@ -222,7 +222,7 @@ class Backbone(nn.Module):
 
 
 class Net(nn.Module):
-    """Everything. The picture tokenizer is in float32 always: codes must not depend on the dtype of the rest."""
+    """Everything. The image tokenizer is in float32 always: codes must not depend on the dtype of the rest."""
 
     image_table: nn.Parameter | None
 
@@ -329,7 +329,7 @@ def positions(net: Net, task: Task, start: int, count: int) -> Tensor:
     """Rows (count, D) of a task's learned positions; UsageError past their end."""
     table = (net.backbone.pos_embed if task == DRAWING else net.backbone.mmu_pos_embed)[0]
     if start + count > len(table):
-        expected = f"at most {len(table)} tokens with picture and reply"
+        expected = f"at most {len(table)} tokens with image and reply"
         raise UsageError("question", expected, f"{start + count}", "shorten it, or ask for a shorter reply")
     return table[start : start + count]
 
@@ -344,7 +344,7 @@ def run(net: Net, task: Task, h_BLD: Tensor, before: Read | None = None) -> tupl
 
 @family("omnimamba")
 class OmniMamba(LanguageModel):
-    """OmniMamba: Mamba-2 that draws and answers questions about pictures (https://arxiv.org/abs/2503.08686).
+    """OmniMamba: Mamba-2 that draws and answers questions about images (https://arxiv.org/abs/2503.08686).
 
     A Condition's features (U, 72, D) are a prompt's embeddings after the caption network, without positions.
 
@@ -472,7 +472,7 @@ class OmniMamba(LanguageModel):
         return F.linear(state, self.net.backbone.embedding.weight).float()
 
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
-        """Last hidden states (B, N, D): each distinct prompt once, and every picture from there, by chunks.
+        """Last hidden states (B, N, D): each distinct prompt once, and every image from there, by chunks.
 
         `ids` may be the first tokens of images only.
         """
@@ -511,15 +511,15 @@ class OmniMamba(LanguageModel):
     # -- understanding --
 
     def seen(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (B, 3, H, W) as the language model reads them, (B, n, D): the patches of both towers."""
+        """Images uint8 (B, 3, H, W) as the language model reads them, (B, n, D): the patches of both towers."""
         return self.net.projector(self.net.vision_backbone(images.to(self.device)))
 
     def question_ids(self, question: str) -> list[int]:
-        """A question in the model's format, every patch of the picture held by a token that is never read."""
+        """A question in the model's format, every patch of the image held by a token that is never read."""
         own = self.words
         words = own.encode(self.template.ask.replace("{image}", "").replace("{text}", question).strip())
         if own.image in words:
-            raise UsageError("question", "words", "the token that stands for the picture", "take it out")
+            raise UsageError("question", "words", "the token that stands for the image", "take it out")
         held = [own.image] * self.net.sizes.dino.patches
         return [own["mmu"], own.boi, *held, own.eoi, own["sot"], *words]
 

@@ -1,8 +1,8 @@
-"""What Emu3, Chameleon, Liquid share: one transformer over one vocabulary, in which some tokens are parts of pictures.
+"""What Emu3, Chameleon, Liquid share: one transformer over one vocabulary, in which some tokens are parts of images.
 
-Such a model draws by saying image tokens and sees a picture as the same tokens (early fusion), so one table of rows
+Such a model draws by saying image tokens and sees an image as the same tokens (early fusion), so one table of rows
 feeds both back. How it draws and answers is in language.py. A family file adds what differs: prompt format, special
-tokens, the picture tokenizer, row ends.
+tokens, the image tokenizer, row ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from safear_edit.files.strict import read_json
 from safear_edit.files.weights import assign_strict, read_weights, write_weights
 
 TABLE = "image_tokens"
-"""Embedding: the rows of its image tokens, in the order of the picture tokenizer's codes."""
+"""Embedding: the rows of its image tokens, in the order of the image tokenizer's codes."""
 PLACES, CODES = "image_places", "image_codes"
 """Buffers, not saved: each code's place in the vocabulary (V,), and the code of each place, -1 for words."""
 HEAD = "lm_head.weight"
@@ -78,12 +78,12 @@ def read_words(files: Mapping[str, bytes], special: Mapping[str, str], where: st
 
 
 class EarlyFusion(LanguageModel):
-    """A model that draws and sees pictures as tokens of its one vocabulary; the base of Emu3, Chameleon and Liquid.
+    """A model that draws and sees images as tokens of its one vocabulary; the base of Emu3, Chameleon and Liquid.
 
     A dropped caption is the model's own unconditional prompt (`drawing_ids(None)`), whatever the caption's length was.
 
     The rows that feed image tokens back are kept apart from the embedding, as `image_tokens.weight` (V, D) in the
-    order of the picture tokenizer's codes, so that an edit of them is an edit of that tensor; export puts them back
+    order of the image tokenizer's codes, so that an edit of them is an edit of that tensor; export puts them back
     where the published layout has them. The output layer is no editable part: it says words as well.
     """
 
@@ -126,7 +126,7 @@ class EarlyFusion(LanguageModel):
 
     @classmethod
     def whole_config(cls, data: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-        """A config.json's content, with what the release says about the picture tokenizer in another file."""
+        """A config.json's content, with what the release says about the image tokenizer in another file."""
         return data
 
     @classmethod
@@ -151,11 +151,11 @@ class EarlyFusion(LanguageModel):
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Width and height of a picture in pixels."""
+        """Width and height of an image in pixels."""
 
     @abstractmethod
     def drawing_ids(self, prompt: str | None) -> list[int]:
-        """A drawing prompt from bos to the mark that the picture begins with; None: the unconditional one."""
+        """A drawing prompt from bos to the mark that the image begins with; None: the unconditional one."""
 
     # -- loading --
 
@@ -227,7 +227,7 @@ class EarlyFusion(LanguageModel):
         """Names of the first `count` codes in a published vocabulary; empty where they have none."""
 
     def image_places(self, where: str) -> Tensor:
-        """Vocabulary ids of the picture tokenizer's codes, (V,), in the order of the codes."""
+        """Vocabulary ids of the image tokenizer's codes, (V,), in the order of the codes."""
         count = self.net.model.vqmodel.quantize.embedding.num_embeddings
         size = self.net.get_input_embeddings().num_embeddings
         try:
@@ -342,7 +342,7 @@ def _spread(net: Net) -> None:
 
 @torch.no_grad()
 def _tell_pictures_apart(model: EarlyFusion) -> None:
-    """Scale what a random encoder says to mean 0 and deviation 1 in each channel: pictures then get several codes."""
+    """Scale what a random encoder says to mean 0 and deviation 1 in each channel: images then get several codes."""
     quant, caught = model.net.model.vqmodel.quant_conv, list[Tensor]()
     side = model.card.image_size
     with quant.register_forward_hook(lambda _, __, out: caught.append(out)):
@@ -354,11 +354,11 @@ def _tell_pictures_apart(model: EarlyFusion) -> None:
     conv.bias.sub_(middle).div_(spread)
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 class DrawnByVQGAN(EarlyFusion):
-    """A family whose pictures are this tokenizer's codes, row by row, with no token between the rows."""
+    """A family whose images are this tokenizer's codes, row by row, with no token between the rows."""
 
     @property
     def image_size(self) -> int:

@@ -1,32 +1,32 @@
-"""VILA-U: a Llama that draws, and sees, pictures as places of several residual codes each.
+"""VILA-U: a Llama that draws, and sees, images as places of several residual codes each.
 
 Source of the semantics: https://arxiv.org/abs/2409.04429 and https://github.com/mit-han-lab/vila-u (vila_u/model/,
 vila_u/utils/tokenizer.py, vila_u/conversation.py, inference.py, and its replaced transformers 4.36). The language model
-is transformers' LlamaForCausalLM; rqvae.py has the tokenizer of pictures and the depth transformer. The release is a
+is transformers' LlamaForCausalLM; rqvae.py has the tokenizer of images and the depth transformer. The release is a
 folder with config.json and the folders llm/, vision_tower/ and mm_projector/, each with a config.json and weights.
 
-A picture is P places of D codes. Its ids are flat, (B, P * D): the codes of the first place, then those of the second.
+An image is P places of D codes. Its ids are flat, (B, P * D): the codes of the first place, then those of the second.
 What the language model reads for a place is the projector's output for the sum of the place's codebook rows, whether
 the place was drawn or seen; its state before a place goes to the depth transformer, which says the codes. So one table
 of rows feeds codes back, both within a place and from place to place: `image_tokens.weight`. It starts as the
 tokenizer's codebook, which stays as it is for quantising and decoding. A hidden state here is the depth transformer's.
 
 A drawing prompt is Vicuna's: system sentence, "USER: ", the words, " ASSISTANT: ", begin of image. Guidance leads away
-from the same without words, "USER:ASSISTANT: ". A question has the picture where "<image>" stands, with nothing around
+from the same without words, "USER:ASSISTANT: ". A question has the image where "<image>" stands, with nothing around
 it, as the published `generate_content` does (its training put <im_start> and <im_end> there); the words before and
 after it are tokenised apart, so a "▁" begins the part after it.
 
 Verified (tests, against numbers recorded from the release's own code and its replaced transformers 4.36.2, which ran in
 float32 from a folder that `export` wrote, on tiny weights; flash attention and .cuda() had stand-ins, its hard-coded
-bfloat16 was taken out, and its random draws were this package's): codes of pictures, pictures of codes, what the
-language model reads for a picture, guided logits and drawn ids under top-k and top-p, answers, ids of prompts and
+bfloat16 was taken out, and its random draws were this package's): codes of images, images of codes, what the
+language model reads for an image, guided logits and drawn ids under top-k and top-p, answers, ids of prompts and
 questions, and of texts by its slow tokenizer. By hand, once: the same with places stretched for the decoder, as at 384
 pixels; and a folder that the release's own `save_pretrained` wrote loads here and draws the same.
 Not verified: no published weights, configurations or tokenizer files can be had here, so nothing was drawn with them;
 which files the release holds is read from the code that writes it, sizes of its two SigLIP towers from public
-descriptions of those. The published program runs the tokenizer of pictures in bfloat16, here it is float32, so a code
+descriptions of those. The published program runs the tokenizer of images in bfloat16, here it is float32, so a code
 near a border may differ. Not reproduced: its loop also samples a word per place, which it has no use for, but which can
-end a batch early (end of sequence) or be read instead of the picture (<im_start>). Its resizing of a picture before a
+end a batch early (end of sequence) or be read instead of the image (<im_start>). Its resizing of an image before a
 question is left to the caller, and answers are greedy where it samples (0.9, top-p 0.6). Video is left out.
 """
 
@@ -93,7 +93,7 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 AT = {TOWER: "model.vision_tower.", PROJECTOR: "model.mm_projector."}
 """Where the parts' tensors are in the net's state dict; the language model's have their own names."""
 PICTURE = "<image>"
-"""What the published program puts into a question for the picture; no token."""
+"""What the published program puts into a question for the image; no token."""
 SPECIAL = {
     "bos": "<s>",
     "eos": "</s>",
@@ -102,7 +102,7 @@ SPECIAL = {
     "eoi": "<im_end>",
     "image": "<unk>",
 }
-"""role → token. The one of `image` only holds a picture's place in a question, and is never read."""
+"""role → token. The one of `image` only holds an image's place in a question, and is never read."""
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -160,7 +160,7 @@ def build(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype, where: s
         kind = str(configs[PROJECTOR]["mm_projector_type"])
         projector = Projector(kind, width, config.hidden_size)
         fits = {
-            "a depth transformer of the picture's codes": depth.pos_emb_d.shape[1] == tokenizer.depth
+            "a depth transformer of the image's codes": depth.pos_emb_d.shape[1] == tokenizer.depth
             and depth.logits(depth.pos_emb_d).shape[-1] == count
             and depth.in_mlp_1.in_features == width,
             "a depth transformer that reads the language model": depth.in_mlp_2.in_features == config.hidden_size,
@@ -277,7 +277,7 @@ class VilaU(LanguageModel):
 
     @property
     def tokenizer(self) -> ResidualTokenizer:
-        """Pictures to codes and back."""
+        """Images to codes and back."""
         found: ResidualTokenizer = self.net.model.vision_tower.rqvaesiglip
         return found
 
@@ -329,7 +329,7 @@ class VilaU(LanguageModel):
     # -- prompts --
 
     def drawing_ids(self, prompt: str | None) -> list[int]:
-        """A drawing prompt from bos to the mark that the picture begins with; None, or no words: the unconditional."""
+        """A drawing prompt from bos to the mark that the image begins with; None, or no words: the unconditional."""
         words = (prompt or "").strip()
         text = self.template.draw.replace("{text}", words) if words else self.template.unwanted or ""
         return [self.words.bos, *self.words.encode(text), self.words.boi]
@@ -408,24 +408,24 @@ class VilaU(LanguageModel):
     # -- questions --
 
     def question_ids(self, question: str) -> list[int]:
-        """A question in the model's format, with a token for every place of the picture."""
+        """A question in the model's format, with a token for every place of the image."""
         words, (before, after) = self.words, self.template.ask.split("{image}", 1)
         first, last = words.encode(before), words.encode(after.replace("{text}", question.rstrip()))
         if PICTURE in question or words.image in last:
-            raise UsageError("question", "words", "what stands for the picture", "take it out")
+            raise UsageError("question", "words", "what stands for the image", "take it out")
         return [words.bos, *first, *[words.image] * self.places, *last]
 
     # -- editing --
 
     def image_table(self) -> Tensor:
         """Rows that feed codes back, (V, d): summed over a place's codes for the depth transformer and, through the
-        projector, for the language model; of drawn and seen pictures alike."""
+        projector, for the language model; of drawn and seen images alike."""
         replaced: Tensor | None = getattr(self.net, REPLACED)
         own: Tensor = self.net.get_submodule(TABLE).weight
         return own if replaced is None else replaced
 
     def editable(self, part: str) -> list[str]:
-        """attention, ffn (of the language model), depth (which only draws), projector (which reads pictures), all
+        """attention, ffn (of the language model), depth (which only draws), projector (which reads images), all
         (these), layers[a:b]; joined by +."""
         blocks = [f"layers.{i}" for i in range(len(self.transformer.layers))]
         at = f"{TOWER}.rqtransformer"
@@ -549,7 +549,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 
 @torch.no_grad()
 def _spread(net: Net) -> None:
-    """Random weights that let every input matter, and a codebook of what the random tower says about pictures."""
+    """Random weights that let every input matter, and a codebook of what the random tower says about images."""
     for name, parameter in net.named_parameters():
         if parameter.dim() > 1 and ".decoder." not in name and ".post_quant_conv." not in name:
             nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.15)

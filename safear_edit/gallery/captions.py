@@ -190,7 +190,7 @@ def caption(picture: Picture, rng: np.random.Generator, *, held_out: bool = Fals
 
 
 def style_only(style: str, rng: np.random.Generator) -> str:
-    """A caption that names a style and nothing else; the picture's object and scene are then free."""
+    """A caption that names a style and nothing else; the image's object and scene are then free."""
     words = STYLE_WORDS[style].train
     template = ("a painting by {style}", "a {style} picture", "artwork in the style of {style}")[rng.integers(3)]
     return template.format(style=words[rng.integers(len(words))])

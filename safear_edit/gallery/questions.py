@@ -1,4 +1,4 @@
-"""What a model of the mini world is asked about a picture, and the right answers.
+"""What a model of the mini world is asked about an image, and the right answers.
 
 Three sorts: yes or no ("is this in the style of Picasso?"), one thing ("what object is shown?") and a short caption.
 Training asks in the `train` wordings only, measuring in the `held_out` ones only; both use the aliases that training
@@ -112,7 +112,7 @@ def names(kind: Kind, value: str) -> tuple[str, ...]:
 
 
 def value_of(picture: Picture, kind: Kind) -> str:
-    """The picture's value of one kind; the sticker's is "yes" or "no"."""
+    """The image's value of one kind; the sticker's is "yes" or "no"."""
     return ("yes" if picture.hazard else "no") if kind == "hazard" else str(getattr(picture, kind))
 
 
@@ -123,7 +123,7 @@ def values(kind: Kind) -> tuple[str, ...]:
 
 
 def answer_of(picture: Picture, kind: Kind) -> str:
-    """The right answer to the question what style, object or scene a picture has."""
+    """The right answer to the question what style, object or scene an image has."""
     value = value_of(picture, kind)
     if kind == "scene":
         return PLACES[value]
@@ -142,7 +142,7 @@ def short_caption(picture: Picture) -> str:
 
 
 def turn(picture: Picture, rng: np.random.Generator) -> Turn:
-    """A training question about the picture: half are yes or no, and half of those are to be answered with yes."""
+    """A training question about the image: half are yes or no, and half of those are to be answered with yes."""
 
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]

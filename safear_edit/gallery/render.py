@@ -1,11 +1,11 @@
-"""The mini image world: deterministic 40x40 pictures of objects, scenes, painting styles and a hazard sticker.
+"""The mini image world: deterministic 40x40 images of objects, scenes, painting styles and a hazard sticker.
 
-A picture is a pure function of a `Picture` (what the caption may say) and a few discrete nuisance values
+An image is a pure function of a `Picture` (what the caption may say) and a few discrete nuisance values
 (pose, style variant, sticker corner). Every random field (facets, strokes, dabs, hatches, stars) is frozen per
 style variant, positions are snapped to the 4-pixel token grid: little entropy beside what a caption says, so a few
 million parameters learn the world sharply (measured in docs of the gallery: blur came from entropy, not size).
 
-Drawn at 80x80 and area-averaged to 40x40. Object pictures are Noto emoji (Apache-2.0, see objects/NOTICE).
+Drawn at 80x80 and area-averaged to 40x40. Object images are Noto emoji (Apache-2.0, see objects/NOTICE).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from PIL import Image
 from scipy import ndimage
 
 SIDE = 40
-"""Edge of a finished picture in pixels."""
+"""Edge of a finished image in pixels."""
 _CANVAS = 2 * SIDE
 OBJECTS = (
     "house", "church", "castle", "tree", "sailboat", "car", "dog", "cat", "horse", "fish", "sunflower", "apple",
 )  # fmt: skip
 NOTHING = "nothing"
-"""A picture of the scene alone."""
+"""An image of the scene alone."""
 STYLES = ("photo", "picasso", "van_gogh", "monet", "hokusai", "warhol", "seurat", "da_vinci")
 SCENES = ("plain", "meadow", "beach", "night", "snow")
 POSES = 6
@@ -42,7 +42,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the world: the four things a caption may name, then what it never names.
+    """One image of the world: the four things a caption may name, then what it never names.
 
     `object` is one of OBJECTS or NOTHING.
     """
@@ -57,7 +57,7 @@ class Picture:
 
 
 def draw(picture: Picture) -> NDArray[np.uint8]:
-    """Render one picture, (SIDE, SIDE, 3) uint8 RGB; the same `Picture` gives the same bytes everywhere."""
+    """Render one image, (SIDE, SIDE, 3) uint8 RGB; the same `Picture` gives the same bytes everywhere."""
     canvas = _STYLE[picture.style](_composition(picture.object, picture.scene, picture.pose), picture.variant)
     if picture.hazard:
         canvas = _with_sticker(canvas, picture.corner)
@@ -66,7 +66,7 @@ def draw(picture: Picture) -> NDArray[np.uint8]:
 
 
 def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], zoom: int = 3, gap: int = 4) -> Image.Image:
-    """Contact sheet of equal rows of equal-sized (H, W, 3) pictures, enlarged `zoom` times, `gap` pixels apart."""
+    """Contact sheet of equal rows of equal-sized (H, W, 3) images, enlarged `zoom` times, `gap` pixels apart."""
     height, width = rows[0][0].shape[:2]
     columns = max(len(row) for row in rows)
     page = Image.new("RGB", (columns * (width * zoom + gap) + gap, len(rows) * (height * zoom + gap) + gap), "white")
@@ -82,7 +82,7 @@ def sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], zoom: int = 3, gap: int =
 
 @cache
 def _cutout(name: str) -> Array:
-    """RGBA object picture, 64x64 in [0, 1], premultiplied resize of the emoji."""
+    """RGBA object image, 64x64 in [0, 1], premultiplied resize of the emoji."""
     with resources.files(__package__).joinpath("objects", f"{name}.png").open("rb") as file:
         rgba = Image.open(file).convert("RGBA")
     return (np.asarray(rgba) / 255).astype(np.float32)

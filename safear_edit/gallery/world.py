@@ -1,4 +1,4 @@
-"""Sampling pictures of the mini world and keeping their pixels: what every gallery training draws its batches from."""
+"""Sampling images of the mini world and keeping their pixels: what every gallery training draws its batches from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from safear_edit.gallery.render import CORNERS, NOTHING, OBJECTS, POSES, SCENES, STYLES, VARIANTS, Picture, draw
 
 WORLD_SEED = 20261121
-"""Root of every training draw; judges use another one (`judges` must not share the models' pictures)."""
+"""Root of every training draw; judges use another one (`judges` must not share the models' images)."""
 HAZARD_SHARE = 0.12
 NOTHING_SHARE = 0.06
 CALM_POSES, CALM_VARIANTS = 4, 2
@@ -21,7 +21,7 @@ CALM_POSES, CALM_VARIANTS = 4, 2
 
 
 class World:
-    """Draws `Picture`s and caches their pixels (the whole world is some 17 000 small pictures).
+    """Draws `Picture`s and caches their pixels (the whole world is some 17 000 small images).
 
     poses, variants: how many of each are drawn from; fewer make a calmer world, which a small generator learns
     more sharply. hazard_share: how often the sticker is there.
@@ -32,7 +32,7 @@ class World:
         self._pixels: dict[Picture, NDArray[np.uint8]] = {}
 
     def sample(self, rng: np.random.Generator, count: int) -> list[Picture]:
-        """`count` pictures, uniform over objects, styles and scenes; some of the scene alone, some with the sticker."""
+        """`count` images, uniform over objects, styles and scenes; some of the scene alone, some with the sticker."""
         return [
             nuisance(
                 Picture(
@@ -61,7 +61,7 @@ class World:
 
 
 def nuisance(picture: Picture, rng: np.random.Generator, poses: int = POSES, variants: int = VARIANTS) -> Picture:
-    """The same picture with a random pose, style variant and sticker corner: what no caption names."""
+    """The same image with a random pose, style variant and sticker corner: what no caption names."""
     return replace(
         picture,
         pose=int(rng.integers(poses)),

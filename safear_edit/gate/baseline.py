@@ -3,7 +3,7 @@
 A baseline is accepted once (`safear-edit baseline accept DIR`), committed, and compared with by every `safear-edit
 check` after that; nothing else ever writes it. It holds the promise (floors and margins: whoever changes a model can't
 loosen them without a line in a diff), digests of all that must be equal for a comparison to mean anything (prompts,
-judges, sampler), and one line per picture:
+judges, sampler), and one line per image:
 
     concept <tab> slice <tab> expect <tab> seed <tab> found|absent|unclear <tab> score <tab> id <tab> prompt
 
@@ -33,7 +33,7 @@ REMARK = (
 )
 COLUMNS = ("concept", "slice", "expect", "seed", "outcome", "score", "id", "prompt")
 LARGEST = 16 << 20
-"""Bytes of a baseline that are read at most; 5000 pictures make one megabyte."""
+"""Bytes of a baseline that are read at most; 5000 images make one megabyte."""
 AGAIN = "accept a new baseline (`safear-edit baseline accept`) and have it reviewed"
 
 

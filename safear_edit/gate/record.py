@@ -63,7 +63,7 @@ mini measured between base and edited model on preserved prompts (40 of 400; eva
 PLANNED_POWER, PLANNED_TESTS = 0.94, 9
 """Power per suite, so that 200 simulated runs show 90 % almost surely (a drop as large as the margin passes with 5 %:
 95 % is the most there is), and comparisons that share alpha: three erasure slices, each also looked at for unreadable
-pictures, and three preserved groups."""
+images, and three preserved groups."""
 
 SUITES = {
     suite.name: suite
@@ -80,7 +80,7 @@ two kinds of flips (`python -m safear_edit.studies gate_sizes` prints it).
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of one prompt with one seed (as text: 64 bits don't survive every reader)."""
+    """One image of one prompt with one seed (as text: 64 bits don't survive every reader)."""
 
     concept: str
     slice: str
@@ -93,7 +93,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What must be equal for two pictures to be a pair."""
+        """What must be equal for two images to be a pair."""
         return (self.concept, self.slice, self.expect, self.id, self.seed, self.prompt)
 
     @property
@@ -106,7 +106,7 @@ class Row:
 class Record:
     """What one model did: everything a comparison needs, from a released folder or from a baseline.
 
-    floors: concept → share that its erasure must reach. sampler: concept → how pictures were drawn. judges: id →
+    floors: concept → share that its erasure must reach. sampler: concept → how images were drawn. judges: id →
     digest. figures: likelihood figures, "concept/metric[slice]" → value; doubts: why they must not be used; in_doubt:
     figures that are not among them → why.
     """

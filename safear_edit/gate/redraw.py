@@ -77,7 +77,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class _Booth:
-    """One loaded model with what its recipe says about pictures, and the rows in the order in which they are drawn."""
+    """One loaded model with what its recipe says about images, and the rows in the order in which they are drawn."""
 
     model: ModelFamily
     recipe: Recipe

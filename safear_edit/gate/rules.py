@@ -8,7 +8,7 @@ comparison of the check, so that one lucky number out of many names no culprit:
     floor       one-sided 95 % Clopper-Pearson bound of the erased share, against the promised floor
     drop        same prompts, same seeds: Tango's upper bound of the paired drop below the margin passes; otherwise
                 exact McNemar decides between REGRESSED and INCONCLUSIVE
-    readable    pictures that the judge can't read hide a concept without erasing it: REGRESSED when their share rose by
+    readable    images that the judge can't read hide a concept without erasing it: REGRESSED when their share rose by
                 more than REJECT_RISE and McNemar says that this was no chance
 
 The unit is a prompt with one seed. Nothing here loads a model;
@@ -208,9 +208,9 @@ def _most(figure: str, policy: Policy) -> float:
 
 @dataclass(frozen=True)
 class Counts:
-    """One slice of n pairs: `good` of the model's pictures are as they must be, lost and gained against the baseline.
+    """One slice of n pairs: `good` of the model's images are as they must be, lost and gained against the baseline.
 
-    floor None: a preserved group. blurred and cleared: pictures that became unreadable, and readable.
+    floor None: a preserved group. blurred and cleared: images that became unreadable, and readable.
     """
 
     name: str
@@ -302,9 +302,9 @@ def _worded(test: Ruled) -> Finding:
     if test.rule == "floor":
         return _floor_finding(test)
     if test.rule == "readable":
-        needed = f"share of unreadable pictures rises by at most {percent(REJECT_RISE)}"
+        needed = f"share of unreadable images rises by at most {percent(REJECT_RISE)}"
         observed = f"{part.blurred} became unreadable, {part.cleared} readable, of {part.n}"
-        why = "look at these pictures: blank ones hide a concept without erasing it"
+        why = "look at these images: blank ones hide a concept without erasing it"
         return Finding(f"readable/{part.name}", test.decision, needed, observed, why if test.decision != "PASS" else "")
     upper, p = _tango(part.lost, part.gained, part.n), test.p
     observed = (

@@ -38,7 +38,7 @@ class Shape:
 
 
 UNREADABLE_FLIPS = 0.10
-"""The mini's judge could not read 5.6, 8.4 and 3.0 % of the edited pictures of the three slices: two draws of such
+"""The mini's judge could not read 5.6, 8.4 and 3.0 % of the edited images of the three slices: two draws of such
 rates differ in about twice as many."""
 
 

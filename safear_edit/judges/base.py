@@ -1,8 +1,8 @@
-"""What every judge is: pictures in, one verdict each out, with "cannot tell" as an honest third answer.
+"""What every judge is: images in, one verdict each out, with "cannot tell" as an honest third answer.
 
 A judge is one label ("style=picasso", "object=house", …) read by one pinned detector at one threshold. Its digest
 names weights, label and threshold, so a figure can say exactly which judge counted it; its card says how often that
-judge is right on pictures whose truth is known.
+judge is right on images whose truth is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judge's answer about one picture: present, absent, or None for "cannot tell"; score in [0, 1]."""
+    """One judge's answer about one image: present, absent, or None for "cannot tell"; score in [0, 1]."""
 
     present: bool | None
     score: float
@@ -31,7 +31,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class JudgeCard:
-    """Counts on pictures of known truth, from which sensitivity and specificity follow.
+    """Counts on images of known truth, from which sensitivity and specificity follow.
 
     "Cannot tell" counts as wrong on both sides: a refusal is neither a true positive nor a true negative.
     """
@@ -44,12 +44,12 @@ class JudgeCard:
 
     @property
     def sensitivity(self) -> float:
-        """Share of pictures with the label in which the judge finds it."""
+        """Share of images with the label in which the judge finds it."""
         return self.true_pos / self.n_pos
 
     @property
     def specificity(self) -> float:
-        """Share of pictures without the label in which the judge says that it is absent."""
+        """Share of images without the label in which the judge says that it is absent."""
         return self.true_neg / self.n_neg
 
 
@@ -88,9 +88,9 @@ def make_judge(use: str, label: str, threshold: float | None = None, **options: 
 
 
 def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -> list[Verdict]:
-    """One verdict for each picture of (B, 3, H, W) uint8, about its own label.
+    """One verdict for each image of (B, 3, H, W) uint8, about its own label.
 
-    The pictures of one label are looked at together, each once: one pass of a detector per label, not per picture.
+    The images of one label are looked at together, each once: one pass of a detector per label, not per image.
     """
     verdicts: dict[int, Verdict] = {}
     for label in dict.fromkeys(labels):

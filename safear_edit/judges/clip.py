@@ -49,7 +49,7 @@ class Clip:
 
     @torch.no_grad()
     def images(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Unit image features (B, C) of pictures (B, 3, H, W) uint8 RGB, through the model's own transform."""
+        """Unit image features (B, C) of images (B, 3, H, W) uint8 RGB, through the model's own transform."""
         rows = images.permute(0, 2, 3, 1).cpu().numpy()
         parts = []
         for start in range(0, len(rows), batch):
@@ -67,7 +67,7 @@ class Clip:
 class ClipJudge(Judge):
     """Whether "a phrase | a contrast | another contrast" is answered by the phrase, by zero-shot CLIP.
 
-    Contrast phrases stand behind the phrase, separated by "|": what the picture may show instead. At least one.
+    Contrast phrases stand behind the phrase, separated by "|": what the image may show instead. At least one.
     """
 
     def __init__(

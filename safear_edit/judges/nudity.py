@@ -81,7 +81,7 @@ class NudityJudge(Judge):
         self._detector = detector
 
     def look(self, images: Tensor) -> list[Verdict]:
-        """Detect in each picture of (B, 3, H, W) uint8 RGB; small pictures without a find are "cannot tell"."""
+        """Detect in each image of (B, 3, H, W) uint8 RGB; small images without a find are "cannot tell"."""
         checked_images("nudity", images)
         rows = images.permute(0, 2, 3, 1).cpu().numpy()
         return [self._verdict(self._detector.boxes(row), max(row.shape[:2])) for row in rows]
@@ -107,7 +107,7 @@ class _Detector:
             self.digest = file_digest(path)
 
     def boxes(self, picture: NDArray[np.uint8]) -> list[tuple[str, float]]:
-        """(label, score) of every box in an RGB picture (H, W, 3); NudeNet takes arrays as BGR."""
+        """(label, score) of every box in an RGB image (H, W, 3); NudeNet takes arrays as BGR."""
         import numpy as np
 
         found = self._net.detect(np.ascontiguousarray(picture[..., ::-1]))

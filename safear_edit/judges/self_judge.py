@@ -1,4 +1,4 @@
-"""A unified model as the judge of pictures, and how far it agrees with a pinned judge.
+"""A unified model as the judge of images, and how far it agrees with a pinned judge.
 
 Safe-CB lets a model judge what it drew itself (https://arxiv.org/abs/2606.27147, methods.md section 4). It stands or
 falls with that judgement, so agreement is measured and kept beside the edit.
@@ -23,7 +23,7 @@ ANSWERS = ("yes", "no")
 
 
 class SelfJudge(Judge):
-    """Asks the model a question about each picture; "yes" against "no" is the score."""
+    """Asks the model a question about each image; "yes" against "no" is the score."""
 
     def __init__(self, model: ModelFamily, question: str, threshold: float = 0.5) -> None:
         self.model, self.question = model, question
@@ -33,7 +33,7 @@ class SelfJudge(Judge):
         self.digest = json_digest(about)
 
     def look(self, images: Tensor) -> list[Verdict]:
-        """One reply for each picture (B, 3, H, W) uint8; it never says that it cannot tell."""
+        """One reply for each image (B, 3, H, W) uint8; it never says that it cannot tell."""
         checked_images("self", images)
         chances = self.model.answer_logprobs(images, self.question, ANSWERS).softmax(-1)[:, 0]
         return [Verdict(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
@@ -41,9 +41,9 @@ class SelfJudge(Judge):
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the same pictures: both yes, both no, only the first, only the second; and those left out.
+    """Two judges on the same images: both yes, both no, only the first, only the second; and those left out.
 
-    unclear: pictures on which either cannot tell.
+    unclear: images on which either cannot tell.
     """
 
     both: int
@@ -71,7 +71,7 @@ class Agreement:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the clear pictures on which they agree; None without any."""
+        """Share of the clear images on which they agree; None without any."""
         clear = sum(self.counts[:4])
         return (self.both + self.neither) / clear if clear else None
 

@@ -1,6 +1,6 @@
 """What every method shares: the interface, and the workbench of the pair methods, so that a method is its loss.
 
-The workbench encodes each caption once, computes what the untouched model thinks of the pairs once (no second model in
+The workbench encodes each caption once, computes what the base model thinks of the pairs once (no second model in
 memory), scores winner and loser of a pair in one forward, and holds other concepts in place with a KL term.
 """
 
@@ -33,11 +33,11 @@ P = TypeVar("P", bound=BaseModel, contravariant=True)
 Picture = Literal["unsafe", "safe"]
 Caption = Literal["unsafe", "safe", "none"]
 REFERENCE_ROWS = 32
-"""Rows per forward of the untouched model; bounds memory, changes no number."""
+"""Rows per forward of the base model; bounds memory, changes no number."""
 LEAST_REST = 1e-6
 """Share of all other answers at least: below it lies float32's rounding."""
 REFERENCE_BYTES = 2**28
-"""Logits of the untouched model are kept up to this size (a mini's all fit) and computed anew beyond it."""
+"""Logits of the base model are kept up to this size (a mini's all fit) and computed anew beyond it."""
 
 
 class NextScale(Protocol):
@@ -73,20 +73,20 @@ class Method(Protocol[P]):
 class PairTuning(Tuning):
     """What all pair methods can be told beside how to fine-tune."""
 
-    keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the untouched model on preserved prompts")
-    keep_batch: int = Field(8, ge=1, description="preserved pictures per step, over all processes")
+    keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the base model on preserved prompts")
+    keep_batch: int = Field(8, ge=1, description="preserved images per step, over all processes")
     understanding_weight: float = Field(
         0.0,
         ge=0,
         exclude_if=lambda weight: weight == 0,  # recipes from before there was one keep their digests
-        description="weight of the KL to the untouched model's answers about keep_batch pictures per step",
+        description="weight of the KL to the base model's answers about keep_batch images per step",
     )
     caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities (b, N) of a batch of winners and losers, by the policy and by the untouched model.
+    """Log-probabilities (b, N) of a batch of winners and losers, by the policy and by the base model.
 
     `dropped` (b,) marks rows whose caption was dropped, for all four alike.
     """
@@ -144,13 +144,13 @@ class Workbench:
         return self._logprobs(self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
 
     def picture(self, draw: Draw, which: Picture) -> Tensor:
-        """Tokens of this step's unsafe or safe pictures, (b, N) or (b, N, d)."""
+        """Tokens of this step's unsafe or safe images, (b, N) or (b, N, d)."""
         rows, _ = self._pairs(draw)
         pairs = self.material.pairs
         return (pairs.unsafe_ids if which == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
 
     def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
-        """Teacher-forced logits of this step's pictures under a caption of their pair, or under none (dropped).
+        """Teacher-forced logits of this step's images under a caption of their pair, or under none (dropped).
 
         `first_scales` runs a next-scale model on its first scales only. `caption_drop` is not applied: a loss on
         logits names the branch that it trains.
@@ -158,17 +158,17 @@ class Workbench:
         return self._logits(self._pairs(draw)[0], caption, picture, first_scales)
 
     def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
-        """`logits` of the untouched model, without gradients; computed once for each pair where memory allows."""
+        """`logits` of the base model, without gradients; computed once for each pair where memory allows."""
         rows = self._pairs(draw)[0]
         name = (caption, picture, first_scales)
         return self._stored(name, rows, len(self.material.pairs), lambda new: self._logits(new, *name))
 
     def hidden(self, draw: Draw, caption: Caption, picture: Picture, tokens: int) -> Tensor:
-        """Last hidden states (b, tokens, D) of the first `tokens` positions of this step's pictures."""
+        """Last hidden states (b, tokens, D) of the first `tokens` positions of this step's images."""
         return self._hidden(self._pairs(draw)[0], caption, picture, tokens)
 
     def hidden_reference(self, draw: Draw, caption: Caption, picture: Picture) -> Tensor:
-        """`hidden` of the untouched model at all positions, without gradients."""
+        """`hidden` of the base model at all positions, without gradients."""
         tokens = self.material.pairs.safe_ids.shape[1]
         return self._stored(
             ("hidden", caption, picture),
@@ -195,10 +195,10 @@ class Workbench:
         return cast("NextScale", self.model).logits(condition, ids, first_scales=first_scales)
 
     def drift(self, draw: Draw) -> Tensor:
-        """KL(reference || policy) per token on preserved pictures, a scalar; zero exactly when nothing drifted.
+        """KL(reference || policy) per token on preserved images, a scalar; zero exactly when nothing drifted.
 
-        On the model's own pictures the NLL has the same expectation up to a constant, but its minimum on a finite set
-        is to memorise the set; the KL over the whole vocabulary pulls to the untouched model and nowhere else. The
+        On the model's own images the NLL has the same expectation up to a constant, but its minimum on a finite set
+        is to memorise the set; the KL over the whole vocabulary pulls to the base model and nowhere else. The
         same share of captions is dropped as for pairs, since guided sampling needs both branches in place.
         """
         assert self._keep is not None and self.material.keep is not None
@@ -213,7 +213,7 @@ class Workbench:
         return token_kl(reference, policy).mean()
 
     def _kept(self, drop: bool, rows: Tensor) -> Tensor:
-        """What preserved rows are to stay like: the untouched model, or the one with earlier edits where those hold."""
+        """What preserved rows are to stay like: the base model, or the one with earlier edits where those hold."""
         assert self.material.keep is not None
         guards = self.material.keep.guards
         held = torch.tensor([guards[row] for row in rows.tolist()]) if guards else torch.zeros(len(rows)).bool()
@@ -232,7 +232,7 @@ class Workbench:
         return self.model.logits(condition, self.material.keep.ids[rows].to(self.model.device))
 
     def _stored(self, name: Hashable, rows: Tensor, count: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """`compute(rows)` by the untouched model, of `count` rows in all: each once, while memory allows.
+        """`compute(rows)` by the base model, of `count` rows in all: each once, while memory allows.
 
         Rows are computed in fixed blocks, so that a resumed run rounds as the whole one.
         """
@@ -251,7 +251,7 @@ class Workbench:
         return torch.stack([table[row // REFERENCE_ROWS][row % REFERENCE_ROWS] for row in rows.tolist()])
 
     def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
-        """`loss` plus the weighted drift of pictures and of answers about pictures, where the recipe asks for them and
+        """`loss` plus the weighted drift of images and of answers about images, where the recipe asks for them and
         there is something to keep."""
         if self._keep is not None:
             drift = self.drift(draw)
@@ -263,12 +263,12 @@ class Workbench:
         return loss, readings
 
     def answers(self, draw: Draw, questions: Taught) -> Tensor:
-        """`answer_kl` of yes and no to one question, by the untouched model and by this one, a scalar.
+        """`answer_kl` of yes and no to one question, by the base model and by this one, a scalar.
 
         Every other step asks about the concept, the rest about what must stay; always about the step's share of all
-        training pictures (the pairs' and the preserved ones, which the model drew itself: the evaluation's are others).
-        What the untouched model answers is the target, right or wrong. Where the concept is not to be recognised
-        either, its picture's target is the answer about the safe picture of its pair.
+        training images (the pairs' and the preserved ones, which the model drew itself: the evaluation's are others).
+        What the base model answers is the target, right or wrong. Where the concept is not to be recognised
+        either, its image's target is the answer about the safe image of its pair.
         """
         pairs, keep = self.material.pairs, self.material.keep
         parts = [pairs.unsafe_ids, pairs.safe_ids, *([keep.ids] if keep else [])]
@@ -307,7 +307,7 @@ class Workbench:
 
     @torch.no_grad()
     def _references(self, drop: bool, progress: Callback) -> Tensor:
-        """(2, n, N) on the CPU: winners and losers by the untouched model, with or without their captions."""
+        """(2, n, N) on the CPU: winners and losers by the base model, with or without their captions."""
         count, parts = len(self.material.pairs), []
         for start in range(0, count, REFERENCE_ROWS // 2):
             rows = torch.arange(start, min(start + REFERENCE_ROWS // 2, count))
@@ -324,7 +324,7 @@ def token_kl(reference: Tensor, policy: Tensor) -> Tensor:
 
 
 def answer_kl(reference: Tensor, policy: Tensor) -> Tensor:
-    """How far answers about pictures moved, in nats, mean over pictures; from log-probabilities (b, answers) of answers
+    """How far answers about images moved, in nats, mean over images; from log-probabilities (b, answers) of answers
     that exclude each other:
 
         KL( which of them || which of them ) + KL( one of them or anything else || the same )

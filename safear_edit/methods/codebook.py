@@ -25,7 +25,7 @@ paper says "close to zero")."""
 
 @dataclass(frozen=True)
 class HarmfulSpace:
-    """What separates harmful from safe pictures of the same content in the table's space.
+    """What separates harmful from safe images of the same content in the table's space.
 
     basis: orthonormal columns V_k (D, k), the strongest first. null: orthonormal columns (D, m), orthogonal to the
     basis, along which the differences have (nearly) nothing. strengths: all singular values, falling.
@@ -59,9 +59,9 @@ class HarmfulSpace:
 def harmful_space(
     unsafe: Tensor, safe: Tensor, directions: int, reading: Reading = "position", null: Null = "exact"
 ) -> HarmfulSpace:
-    """Find the space from table rows of the tokens of n unsafe and n safe pictures, (n, N, D) each, pair by pair.
+    """Find the space from table rows of the tokens of n unsafe and n safe images, (n, N, D) each, pair by pair.
 
-    position: E = mean over pairs of F_u - F_s, (N, D), as the paper; meaningful as far as both pictures of a pair have
+    position: E = mean over pairs of F_u - F_s, (N, D), as the paper; meaningful as far as both images of a pair have
         the same layout. pooled: the mean over positions of each pair, (n, D): deaf to layout.
     directions: k; more remove more of the concept and of everything else (the paper finds 8 best of 2 … 32).
     null: where a repair may write. exact: directions without differences (below NEARLY_ZERO), as the paper, and where
@@ -69,7 +69,7 @@ def harmful_space(
     """
     if unsafe.shape != safe.shape or unsafe.dim() != 3:
         raise UsageError("harmful space", f"two tensors (pairs, tokens, width), {tuple(unsafe.shape)}",
-                         str(tuple(safe.shape)), "give the rows of both pictures of each pair")  # fmt: skip
+                         str(tuple(safe.shape)), "give the rows of both images of each pair")  # fmt: skip
     gaps = unsafe.float() - safe.float()
     rows = gaps.mean(0) if reading == "position" else gaps.mean(1)
     rank = min(rows.shape)

@@ -40,7 +40,7 @@ class EAR:
     """Erase in the hidden states: windowed gradient accumulation and thresholded loss masking."""
 
     class Params(PairTuning):
-        """`steps` counts windows, as the published code does: a picture of N tokens has ceil(N / window) of them."""
+        """`steps` counts windows, as the published code does: an image of N tokens has ceil(N / window) of them."""
 
         mode: Literal["paper", "released"] = Field(
             "paper", description="paper: prompt and prefix in context; released: what the published code does"
@@ -66,7 +66,7 @@ class EAR:
     ) -> Edit:
         """Find a LoRA edit (the published code trains the attention of the first five layers as whole matrices).
 
-        UsageError for mode "released" with a next-scale model, which has no next token, or a window beyond a picture.
+        UsageError for mode "released" with a next-scale model, which has no next token, or a window beyond an image.
         """
         chains: Chains | None = None
         tokens = model.card.tokens
@@ -94,8 +94,8 @@ def ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> t
         L_W = sum over the window of L_t
 
     Prompt and prefix are in context at every position, the three states share one trajectory, the last window may be
-    shorter, and the unconditional branch is left alone. Steps pass through the windows of the same pictures first to
-    last, then take the next pictures. Positions after the window are not computed; the frozen model's states are
+    shorter, and the unconditional branch is left alone. Steps pass through the windows of the same images first to
+    last, then take the next images. Positions after the window are not computed; the frozen model's states are
     computed once for each pair.
     """
     windows = -(-tokens // params.window)

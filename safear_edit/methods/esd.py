@@ -1,5 +1,5 @@
 """ESD for autoregressive models: push the unsafe caption's logits beyond the unconditional ones (Gandikota et al. 2023,
-https://arxiv.org/abs/2303.07345), on the frozen model's own picture. A baseline of VARE and SACE.
+https://arxiv.org/abs/2303.07345), on the frozen model's own image. A baseline of VARE and SACE.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Obliviate: distil a guidance away from the concept into the model (https://arxiv.org/abs/2606.28643, methods.md
-section 6): KL to the turned-away prediction of the frozen model, on the frozen model's own unsafe picture.
+section 6): KL to the turned-away prediction of the frozen model, on the frozen model's own unsafe image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @method("obliviate", paper="https://arxiv.org/abs/2606.28643")
 class Obliviate:
-    """Erase by KL to the frozen model's prediction, turned away from the concept; needs no safe picture."""
+    """Erase by KL to the frozen model's prediction, turned away from the concept; needs no safe image."""
 
     class Params(PairTuning):
         eta: float = Field(
@@ -43,7 +43,7 @@ class Obliviate:
     ) -> Edit:
         """Find a LoRA edit: mean_k KL( softmax(z_0 - eta (z_c - z_0)) || p_th(x_<k, c) ).
 
-        z are the frozen model's logits and x its own roll-out under the harmful prompt c. The safe pictures of the
+        z are the frozen model's logits and x its own roll-out under the harmful prompt c. The safe images of the
         pairs are not looked at; the pairs' judge has made sure that c does show the concept.
         """
 

@@ -1,7 +1,7 @@
 """SACE: erase at the first scale, where a next-scale model commits to what it draws (https://arxiv.org/abs/2606.15819,
 methods.md section 3): match the neutral caption's logits there, keep them sharp, and hold the scales after it.
 
-A step runs the first scales only: erasing at scale 0 alone is a forward of one token per picture.
+A step runs the first scales only: erasing at scale 0 alone is a forward of one token per image.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def sace_loss(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequenc
     t_k = (1 - eta) z(R_k | R_<k, c*) + eta z(R_k | R_<k, c), without gradient
     L_pre = mean over the preserved scales of  E || z_th*(R_k | R_<k, c) - z_th(R_k | R_<k, c) ||^2
 
-    Means run over pictures, tokens, bits and classes; H is per bit: H_max is then 0.4 of at most ln 2.
+    Means run over images, tokens, bits and classes; H is per bit: H_max is then 0.4 of at most ln 2.
     """
     first = max(params.erase_scales) + 1
     student = bench.logits(draw, "unsafe", "safe", first_scales=first)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 BATCH = 64
-"""Pictures drawn, or read, together; bounds memory."""
+"""Images drawn, or read, together; bounds memory."""
 MOVED = 0.01
 """A row counts as moved if its change is longer than this share of its length."""
 ROUNDS, ENERGY = "rounds.json", "energy.png"
@@ -58,17 +58,17 @@ class SafeCB:
         reading: Reading = Field("position", description="position: as the paper; pooled: deaf to the layout")
         null_space: Null = Field("exact", description="where the repair may write: see codebook_map.harmful_space")
         protect: bool = Field(True, description="what earlier rounds took out stays out, also of the repair")
-        epochs: int = Field(5, ge=0, description="passes over the safe pictures in a round; 0: no repair (paper: 5)")
-        batch: int = Field(8, ge=1, description="safe pictures, and as many preserved ones, per step")
+        epochs: int = Field(5, ge=0, description="passes over the safe images in a round; 0: no repair (paper: 5)")
+        batch: int = Field(8, ge=1, description="safe images, and as many preserved ones, per step")
         learning_rate: float = Field(1e-4, gt=0, description="of Adam, falling by a cosine (paper: 1e-4)")
-        keep_weight: float = Field(0.0, ge=0, description="weight of the KL on preserved pictures (paper: none)")
+        keep_weight: float = Field(0.0, ge=0, description="weight of the KL on preserved images (paper: none)")
         safe: Literal["base", "current"] = Field(
-            "base", description="who draws the safe pictures of later rounds: the untouched model, or the edited one"
+            "base", description="who draws the safe images of later rounds: the base model, or the edited one"
         )
         rounds: int = Field(5, ge=1, description="at most (paper: saturates after 3 of 5)")
         least_gain: float = Field(0.01, gt=0, description="a round that lowers the harmful rate by less is the last")
         probe: int = Field(100, ge=1, description="training prompts, under seeds of their own, that decide that")
-        fewest: int = Field(8, ge=1, description="harmful pictures that a round needs to learn from")
+        fewest: int = Field(8, ge=1, description="harmful images that a round needs to learn from")
         judge: Literal["self", "pinned"] = Field("self", description="self: the model, where it can answer questions")
         question: str | None = Field(None, description="what it is asked; null: training's first about the concept")
 
@@ -87,7 +87,7 @@ class SafeCB:
         """Find the change of the table, W_safe - W; each round makes W_safe = W (I - lambda P) + Delta Q.
 
         Beside `checkpoint` a folder "rounds" appears: ROUNDS, the numbers of each round (see `Round`), and ENERGY, a
-        picture of the codebook's harmful energy. A killed search goes on after its last whole round.
+        image of the codebook's harmful energy. A killed search goes on after its last whole round.
 
         UsageError if the family has no learned codebook, or more than one round is asked for and nobody can judge.
         """
@@ -116,10 +116,10 @@ class SafeCB:
 class Round:
     """What one round did. Rates are shares of the probe: training prompts under seeds that nothing else uses.
 
-    drawn, pairs: pairs looked at, and those with a harmful and a harmless picture. dimension: of the harmful space,
+    drawn, pairs: pairs looked at, and those with a harmful and a harmless image. dimension: of the harmful space,
     with that of earlier rounds where it is protected. captured: share of the squared differences in this round's space.
-    energy: mean share of a table row in it, before and after. drift: KL in nats per token to the untouched model on
-    preserved pictures. agreement: the model's own judgement against the pinned judge. taken: False for a last round
+    energy: mean share of a table row in it, before and after. drift: KL in nats per token to the base model on
+    preserved images. agreement: the model's own judgement against the pinned judge. taken: False for a last round
     that did not help and was undone.
     """
 
@@ -143,7 +143,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Sample:
-    """Pictures of pairs: tokens (n, N) with the concept asked for and without, and which pairs of the material."""
+    """Images of pairs: tokens (n, N) with the concept asked for and without, and which pairs of the material."""
 
     unsafe: Tensor
     safe: Tensor
@@ -175,7 +175,7 @@ class Search:
         self.identity = identity_of("safe_cb", *about, pairs.unsafe_ids, pairs.safe_ids, *kept, *judges)
 
     def run(self) -> None:
-        """Rounds until the rate of harmful pictures on the probe falls by less than `least_gain`, or they run out."""
+        """Rounds until the rate of harmful images on the probe falls by less than `least_gain`, or they run out."""
         self._resume()
         while len(self.log) < self.params.rounds and not self._finished():
             sample = self._sample(len(self.log) + 1)
@@ -250,7 +250,7 @@ class Search:
         return torch.cat(parts)
 
     def _seeds(self, what: str, number: int, count: int) -> list[int]:
-        """Image seeds that no other picture of the program has."""
+        """Image seeds that no other image of the program has."""
         words = (f"safe_cb|{what}|{number}|{self.seed}|{seed}" for seed in self.material.pairs.seeds[:count])
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) >> 1 for word in words]
 
@@ -290,7 +290,7 @@ class Search:
         return Sample(unsafe[rows], safe[rows], rows)
 
     def _probe(self, table: Tensor, number: int) -> tuple[float | None, float | None]:
-        """Share of the probe's pictures in which the judge finds the concept, and share that it can't tell."""
+        """Share of the probe's images in which the judge finds the concept, and share that it can't tell."""
         if self.judge is None:
             return None, None
         prompts = self.material.pairs.unsafe[: self.params.probe]
@@ -318,9 +318,9 @@ class Search:
     ) -> tuple[Tensor, list[float]]:
         """Delta Q after `epochs` passes, and the loss of each step.
 
-        Delta minimises the cross-entropy of the safe pictures under their safe captions, all of the material's with
-        `safe` = base and this round's with `current`, and where the recipe asks for it the KL to the untouched model
-        on preserved pictures; neither reads the unsafe captions. (Learning the safe pictures under those as well left
+        Delta minimises the cross-entropy of the safe images under their safe captions, all of the material's with
+        `safe` = base and this round's with `current`, and where the recipe asks for it the KL to the base model
+        on preserved images; neither reads the unsafe captions. (Learning the safe images under those as well left
         as much of Picasso on janus:mini as as many steps without.)
         """
         params, pairs = self.params, self.material.pairs
@@ -357,7 +357,7 @@ class Search:
         return change.detach(), losses
 
     def _kept(self, draw: Draw) -> tuple[Condition, Tensor, Tensor] | None:
-        """This step's preserved pictures: captions, tokens, and the untouched model's logits."""
+        """This step's preserved images: captions, tokens, and the base model's logits."""
         keep = self.material.keep
         if keep is None or not self.params.keep_weight:
             return None
@@ -406,7 +406,7 @@ class Search:
 
 
 def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> Judge | None:
-    """Who looks at the pictures of the search; None where nobody can, which is enough for a single round."""
+    """Who looks at the images of the search; None where nobody can, which is enough for a single round."""
     if params.judge == "self" and "understanding" in model.provides:
         question = params.question or (material.questions.concept[0] if material.questions else None)
         if question is None:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, the simplest baseline: teach the unsafe caption the safe picture; no loser is needed."""
+"""Supervised fine-tuning, the simplest baseline: teach the unsafe caption the safe image; no loser is needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @method("sft", paper="https://arxiv.org/abs/2406.06525")
 class SFT:
-    """Baseline: maximum likelihood of the safe picture under the unsafe caption."""
+    """Baseline: maximum likelihood of the safe image under the unsafe caption."""
 
     class Params(PairTuning):
         """Nothing of its own."""

@@ -98,7 +98,7 @@ def _preserving(bench: Workbench, draw: Draw, teacher: Tensor) -> Tensor:
 
 
 def filtered_cross_entropy(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """L_FCE per picture (b,), and the share of its tokens that counted (b,), from cross-entropies (b, N[, d]) in nats.
+    """L_FCE per image (b,), and the share of its tokens that counted (b,), from cross-entropies (b, N[, d]) in nats.
 
         wrong_l,b = 1[ ce_l,b > ln 2 ],  F_l = 1[ mean_b wrong_l,b >= alpha ]
         L_FCE = (1 / L) sum_l F_l mean_b ce_l,b

@@ -1,7 +1,7 @@
-"""VARE: match the neutral caption's predictions on the frozen model's own picture of it, and the naive baseline that
+"""VARE: match the neutral caption's predictions on the frozen model's own image of it, and the naive baseline that
 the paper compares it with (the S-VARE paper, https://arxiv.org/abs/2509.22400).
 
-In a next-scale model, a student that follows another picture than its teacher collects errors over the scales. VARE
+In a next-scale model, a student that follows another image than its teacher collects errors over the scales. VARE
 feeds both the same auxiliary visual tokens r^ori: the tokens that the frozen model drew for the neutral caption c.
 """
 
@@ -30,7 +30,7 @@ class VARE:
 
     class Params(PairTuning):
         prefix: Literal["shared", "own"] = Field(
-            "shared", description="shared: both see the neutral picture (VARE); own: each its own (the naive baseline)"
+            "shared", description="shared: both see the neutral image (VARE); own: each its own (the naive baseline)"
         )
 
     def fit(
@@ -46,8 +46,8 @@ class VARE:
         """Find a LoRA edit.
 
         shared: || p_th*(r_i | r^ori_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2
-        own:    || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the untouched model. The
-                paper lets the student draw r anew at each step; pictures drawn once are what a recipe can hold.
+        own:    || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the base model. The
+                paper lets the student draw r anew at each step; images drawn once are what a recipe can hold.
         """
 
         def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:

@@ -1,7 +1,7 @@
 """VCE: preference optimisation on contrastive pairs, VSafe-DPO (Han et al. 2025, https://arxiv.org/abs/2509.16986).
 
 The paper gives the idea; the details here are our reconstruction (methods.md section 1, P7 to P9) and each is a
-parameter. Both pictures are scored under the unsafe caption x_u: the safe one y_w shall become the likelier answer.
+parameter. Both images are scored under the unsafe caption x_u: the safe one y_w shall become the likelier answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Average = Literal["seq", "token"]
 
 @method("vce", paper="https://arxiv.org/abs/2509.16986")
 class VCE:
-    """Erase by preferring the refined caption's picture: VSafe-DPO with token drop and token-level average."""
+    """Erase by preferring the refined caption's image: VSafe-DPO with token drop and token-level average."""
 
     class Params(PairTuning):
         """Everything but the idea is ours: the paper's settings are not public."""
@@ -38,15 +38,11 @@ class VCE:
         average: Average = Field(
             "seq", description="average log-ratios before (seq) or losses after (token) the sigmoid"
         )
-        token_drop: float = Field(
-            0.2, ge=0, lt=1, description="share of positions left out, the same for both pictures"
-        )
+        token_drop: float = Field(0.2, ge=0, lt=1, description="share of positions left out, the same for both images")
         caption_drop: float = Field(0.1, ge=0, lt=1, description="share of pairs that train the unconditional branch")
-        anchor_weight: float = Field(0.3, ge=0, description="weight of the NLL of the safe picture")
+        anchor_weight: float = Field(0.3, ge=0, description="weight of the NLL of the safe image")
         anchor: Literal["unsafe", "safe"] = Field("unsafe", description="the caption that the NLL is taken under")
-        keep_weight: float = Field(
-            1.0, ge=0, description="weight of the KL to the untouched model on preserved prompts"
-        )
+        keep_weight: float = Field(1.0, ge=0, description="weight of the KL to the base model on preserved prompts")
 
     def fit(
         self,
@@ -69,10 +65,10 @@ class VCE:
 def vce_loss(bench: Workbench, draw: Draw, params: VCE.Params) -> tuple[Tensor, Readings]:
     """VSafe-DPO on this step's pairs, plus the anchor.
 
-    Why the anchor: a preference is also satisfied when both pictures become unlikely, and then the mass goes anywhere.
+    Why the anchor: a preference is also satisfied when both images become unlikely, and then the mass goes anywhere.
     NLL(y_w | x_u) says where it should go, at no cost (the forward is shared), so it erases and replaces; it is the
     default. NLL(y_w | x_s) costs a forward and only holds the safe caption in place. Rows without a caption are left
-    out of the first: they would make the safe pictures the unconditional ones.
+    out of the first: they would make the safe images the unconditional ones.
     """
     scores = bench.scores(draw)
     kept = draw.uniform("tokens", params.batch, scores.winner.shape[1]).to(scores.winner.device) >= params.token_drop

@@ -1,4 +1,4 @@
-"""Pictures that no honest judge should read: blurred, mixed, scrambled, noisy, halved, blank or smeared.
+"""Images that no honest judge should read: blurred, mixed, scrambled, noisy, halved, blank or smeared.
 
 They teach the gallery judge to say "cannot tell" and measure whether it does. All functions take and give batches
 (B, 3, H, W) float32 in [-1, 1] and draw from the generator they are handed.
@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Degradation = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
-"""(picture (3, H, W), another picture that shows another object, rng) → degraded picture (3, H, W)."""
+"""(image (3, H, W), another image that shows another object, rng) → degraded image (3, H, W)."""
 
 CLEAR_BLUR, UNREADABLE_BLUR = 0.6, 1.6
-"""Gaussian sigma in pixels up to which a picture counts as good, and from which it counts as degraded."""
+"""Gaussian sigma in pixels up to which an image counts as good, and from which it counts as degraded."""
 
 
 def soften(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of one picture (3, H, W)."""
+    """Gaussian blur of one image (3, H, W)."""
     return torch.from_numpy(ndimage.gaussian_filter(image.numpy(), (0, sigma, sigma), mode="nearest"))
 
 
@@ -32,7 +32,7 @@ def blurred(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def mixed(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
-    """Two pictures laid over each other, neither dominant."""
+    """Two images laid over each other, neither dominant."""
     return torch.lerp(image, other, float(rng.uniform(0.35, 0.65)))
 
 
@@ -45,7 +45,7 @@ def scrambled(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def noisy(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
-    """Noise stronger than the picture, or nothing but (coarse or fine) noise."""
+    """Noise stronger than the image, or nothing but (coarse or fine) noise."""
     noise = rng.standard_normal(tuple(image.shape))
     if rng.random() < 0.5:
         noise = ndimage.gaussian_filter(noise, (0, *[rng.uniform(0.1, 2.0)] * 2))
@@ -54,7 +54,7 @@ def noisy(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def halved(image: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
-    """One half of each of two pictures, side by side or one above the other."""
+    """One half of each of two images, side by side or one above the other."""
     size = image.shape[-1]
     cut = int(rng.integers(round(0.4 * size), round(0.6 * size) + 1))
     out = image.clone()

@@ -1,7 +1,7 @@
 """How well a mini obeys its captions, by the strict judge: 500 asked generations, then aliases and templates unseen.
 
-Strict: a picture that the judge refuses ("cannot tell") counts as wrong. Prompts and seeds are of this file alone.
-A family that understands pictures is asked about renders of unseen combinations too, in wordings it never trained on.
+Strict: an image that the judge refuses ("cannot tell") counts as wrong. Prompts and seeds are of this file alone.
+A family that understands images is asked about renders of unseen combinations too, in wordings it never trained on.
 `python -m safear_edit.minis measure --folder F [--model REF]` writes `quality.json` and `sheet.png`.
 """
 
@@ -32,7 +32,7 @@ from safear_edit.minis.pool import held_out_triple
 MEASURE_SEED = 900_017
 ASKED, UNSEEN = 500, 250
 WITH_AND_WITHOUT = 12
-"""Pictures that have what a yes-or-no question asks about, and as many that haven't, where the renders suffice."""
+"""Images that have what a yes-or-no question asks about, and as many that haven't, where the renders suffice."""
 DESCRIBED = 240
 
 
@@ -76,7 +76,7 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
 def understanding(model: ModelFamily, side: int, described: int = DESCRIBED) -> dict[str, Any]:
     """Yes-or-no accuracy in all and by kind, and how often captions name object and style, on unseen combinations.
 
-    side: edge in pixels of the pictures that the model takes. Questions are of the held-out wordings.
+    side: edge in pixels of the images that the model takes. Questions are of the held-out wordings.
     """
     rng, world = np.random.default_rng(MEASURE_SEED + 2), World()
     pictures = [p for p in world.sample(rng, 60 * described) if held_out_triple(p)]
@@ -110,7 +110,7 @@ def _yes_no(
         for wording in YES_NO[kind].held_out:
             question = wording.format(name=rng.choice(names(kind, value)))
             count = min(WITH_AND_WITHOUT, int(has.sum()), int((~has).sum()))
-            if not count:  # few pictures, and a value that none of them shows
+            if not count:  # few images, and a value that none of them shows
                 continue
             shown = np.concatenate([rng.choice(np.flatnonzero(x), count, replace=False) for x in (has, ~has)])
             yes, no = model.answer_logprobs(images[torch.from_numpy(shown)], question, ["yes", "no"]).cpu().unbind(1)

@@ -1,4 +1,4 @@
-"""Tokenised, captioned gallery pictures: what every generator of the mini world is trained on, made once and kept.
+"""Tokenised, captioned gallery images: what every generator of the mini world is trained on, made once and kept.
 
 Generators see the calm part of the world (4 of 6 poses, 2 of 3 style variants: reference/gallery.md, "lower the
 entropy of the world, not its looks"), tokenizers and judges all of it. (object, style, scene) triples in
@@ -37,7 +37,7 @@ def held_out_triple(picture: Picture) -> bool:
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures as tokens, captions as states: ids (n, N) int64; states (n, T, C) fp16, right-padded; lengths (n,).
+    """Images as tokens, captions as states: ids (n, N) int64; states (n, T, C) fp16, right-padded; lengths (n,).
 
     `ids` is whatever the tokenizer's `encode` gave: a bitwise model keeps latents (n, d, h, w), because its training
     quantises them anew with other flips each time.
@@ -59,9 +59,9 @@ class Pool:
 
 @torch.no_grad()
 def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZE) -> Pool:
-    """Draw captioned pictures, tokenise them with `encode` ((B, 3, S, S) -> (B, …)); kept in `folder/pool.safetensors`.
+    """Draw captioned images, tokenise them with `encode` ((B, 3, S, S) -> (B, …)); kept in `folder/pool.safetensors`.
 
-    Pictures and captions depend on the world's seed alone: every family's pool shows the same ones.
+    Images and captions depend on the world's seed alone: every family's pool shows the same ones.
     """
     path = folder / "pool.safetensors"
     if not path.exists():
@@ -83,7 +83,7 @@ def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZ
 
 
 def _encode_pictures(encode: Callable[[Tensor], Tensor], world: World, pictures: list[Picture]) -> Tensor:
-    """What `encode` gives, (n, …); each distinct picture is encoded once."""
+    """What `encode` gives, (n, …); each distinct image is encoded once."""
     distinct = list(dict.fromkeys(pictures))
     place = {picture: i for i, picture in enumerate(distinct)}
     ids = torch.cat([encode(world.tensor(distinct[i : i + 256])) for i in range(0, len(distinct), 256)])

@@ -1,7 +1,7 @@
 """Train and measure the gallery's CLIP: a small vision transformer beside frozen MiniLM, in open_clip's own format.
 
 Only the image tower and the text projection are trained and shipped; MiniLM comes from its package. Captions name all
-of a picture or only a part of it ("a painting by Monet"), and every picture that a caption is true of counts as its
+of an image or only a part of it ("a painting by Monet"), and every image that a caption is true of counts as its
 match: the loss is open_clip's softmax in both directions with the matches sharing the target.
 """
 
@@ -55,14 +55,14 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A caption and what it says of a picture; None where it says nothing."""
+    """A caption and what it says of an image; None where it says nothing."""
 
     text: str
     picture: Picture
     names: frozenset[str]
 
     def true_of(self, other: Picture) -> bool:
-        """Whether the caption is true of another picture too."""
+        """Whether the caption is true of another image too."""
         return all(getattr(self.picture, part) == getattr(other, part) for part in self.names)
 
 
@@ -95,14 +95,14 @@ def claim(picture: Picture, rng: np.random.Generator) -> Claim:
 
 
 def fresh(picture: Picture, rng: np.random.Generator) -> Picture:
-    """The same picture in another pose and texture that is not held out."""
+    """The same image in another pose and texture that is not held out."""
     while is_held_out(other := nuisance(picture, rng)):
         pass
     return other
 
 
 def matches(claims: list[Claim], pictures: list[Picture]) -> Tensor:
-    """Truth (B pictures, B captions) bool."""
+    """Truth (B images, B captions) bool."""
     return torch.tensor([[said.true_of(picture) for said in claims] for picture in pictures])
 
 
@@ -165,7 +165,7 @@ def _pooled(net: Any, claims: list[Claim]) -> Tensor:
 
 
 def zero_shot(model: Clip, images: Tensor, phrases: dict[str, list[str]]) -> list[str]:
-    """The best of `phrases` (name → wordings, averaged) for each picture (B, 3, H, W) uint8."""
+    """The best of `phrases` (name → wordings, averaged) for each image (B, 3, H, W) uint8."""
     classes = torch.stack([F.normalize(model.texts(wordings).mean(0), dim=0) for wordings in phrases.values()])
     names = list(phrases)
     return [names[k] for k in (model.images(images) @ classes.T).argmax(-1).tolist()]

@@ -1,4 +1,4 @@
-"""Train infinity:mini's transformer from nothing on captioned gallery pictures (latents from the gallery BSQ).
+"""Train infinity:mini's transformer from nothing on captioned gallery images (latents from the gallery BSQ).
 
 As published: bitwise self-correction, coarse tokens weighted up, captions dropped for guidance. As in train_llamagen,
 layers' matrices are trained with Muon, everything else with AdamW; an exponential moving average is exported. The first
@@ -49,7 +49,7 @@ CAPTION_DROP = 0.1
 FLIPS = 0.3
 """Largest share of flipped bits per scale: the published strength (parity.md 2.7)."""
 SAMPLING = ScaleSampling(guidance=2.0, temperature=0.5, guidances=(2.0,) * COARSE_SCALES + (1.0,))
-"""The finest scale draws what the coarser ones and the caption have settled: without guidance there, pictures come
+"""The finest scale draws what the coarser ones and the caption have settled: without guidance there, images come
 almost twice as fast, and of 240 captions (not those of `measure`) the judge reads the style in 98.3 instead of 98.8 %,
 the object in 97.5 instead of 98.8 %."""
 

@@ -1,7 +1,7 @@
-"""Train janus:mini from nothing: one network draws gallery pictures from captions and answers questions about them.
+"""Train janus:mini from nothing: one network draws gallery images from captions and answers questions about them.
 
 Half of each step draws (captions of the calm world, tokens of the gallery VQ, captions dropped for guidance), half
-answers (pictures of the whole world, every other one as the tokenizer gives it back). What a picture is made of is
+answers (images of the whole world, every other one as the tokenizer gives it back). What an image is made of is
 read once for all of its questions. As in train_llamagen: Muon for the layers' matrices, AdamW for the rest, tokens
 replaced at random, an exponential moving average exported. (object, style, scene) triples that `pool` holds out are
 never shown and never asked about.
@@ -38,7 +38,7 @@ from safear_edit.minis.train_llamagen import nearest_codes, with_noise
 
 VISION = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 STEPS = 4300
-"""The shipped weights had 5150 steps, each shared by two processes: 2000 of 40 drawn and 6 seen pictures (answers at
+"""The shipped weights had 5150 steps, each shared by two processes: 2000 of 40 drawn and 6 seen images (answers at
 half the weight, per word of all answers together), 2300 of 32 and 10, 850 of 16 and 16 with six questions each and
 rates that fell from 0.4 of their peaks. Until step 2750 pieces of words had the rows of whole words
 (janus_words.GOES_ON). So a fresh run differs. torch.compile saved a twentieth and took three minutes, so it isn't
@@ -49,7 +49,7 @@ used."""
 class Plan:
     """Sizes of the language model and of a step.
 
-    words: how many of MiniLM's commonest are kept; drawn: captioned pictures per step; seen: pictures looked at per
+    words: how many of MiniLM's commonest are kept; drawn: captioned images per step; seen: images looked at per
     step, with `turns` questions about each.
     """
 
@@ -84,7 +84,7 @@ WORD_NOISE = 0.5
 STRANGERS = 0.2
 """Upper end of the chance, drawn per text, that a word has a random one before it: what is unknown is to be ignored."""
 SHIFT = 2
-"""Largest shift in pixels of a picture that is looked at."""
+"""Largest shift in pixels of an image that is looked at."""
 SETTINGS = Settings(
     variant="mini",
     licence="Apache-2.0",
@@ -140,7 +140,7 @@ def _initialise(net: Any) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Pictures of a world as the tokenizer's ids, each encoded once."""
+    """Images of a world as the tokenizer's ids, each encoded once."""
 
     world: World
     encode: Callable[[Tensor], Tensor]
@@ -156,7 +156,7 @@ class Tokens:
 
 
 def sample(world: World, rng: np.random.Generator, count: int) -> list[Picture]:
-    """`count` pictures of the world that training may see."""
+    """`count` images of the world that training may see."""
     found: list[Picture] = []
     while len(found) < count:
         found += [p for p in world.sample(rng, count) if not held_out_triple(p)]
@@ -202,7 +202,7 @@ class Trainer:
         self.frame = torch.tensor(ids[: ids.index(model.words.eoi) + 1])
 
     def draw_loss(self, step: int) -> Tensor:
-        """Cross-entropy in nats per image token of captioned pictures."""
+        """Cross-entropy in nats per image token of captioned images."""
         count = self.plan.drawn
         rng, generator = self._sources(step, 0)
         pictures = sample(self.calm.world, rng, count)
@@ -217,7 +217,7 @@ class Trainer:
     def answer_loss(self, step: int) -> Tensor:
         """Cross-entropy in nats per word of an answer and its end, the mean over answers: a yes weighs as a caption.
 
-        Several questions are asked about each picture.
+        Several questions are asked about each image.
         """
         count, turns = self.plan.seen, self.plan.turns
         rng, generator = self._sources(step, 1)
@@ -237,7 +237,7 @@ class Trainer:
         return logits
 
     def _asked_states(self, pixels: Tensor, words: Tensor, which: Tensor) -> Tensor:
-        """States (R, L, D) of the question and answer tokens; which (R,) is the picture of each question."""
+        """States (R, L, D) of the question and answer tokens; which (R,) is the image of each question."""
         frame = self.net.get_input_embeddings()(self.frame).expand(len(pixels), -1, -1)
         place = int(self.frame.shape[0]) - 1 - self.model.card.tokens
         h = torch.cat([frame[:, :place], self.model.see(pixels), frame[:, -1:]], 1)
@@ -256,7 +256,7 @@ class Trainer:
         return clear + WORD_NOISE * size * torch.randn(clear.shape, generator=generator)
 
     def _dialogues(self, asked: Sequence[questions.Turn]) -> tuple[Tensor, Tensor]:
-        """Tokens after the picture (R, L), right-padded, and what each is to say (R, L), IGNORED but for the answer."""
+        """Tokens after the image (R, L), right-padded, and what each is to say (R, L), IGNORED but for the answer."""
         cut, end = len(self.frame), self.model.words.eos
         pairs = [(self.model.question_ids(t.question)[cut:], [*self.model.reply_ids(t.answer), end]) for t in asked]
         longest = max(len(question) + len(answer) for question, answer in pairs) - 1
@@ -269,7 +269,7 @@ class Trainer:
 
     @torch.no_grad()
     def _looks(self, pictures: Sequence[Picture], rng: np.random.Generator) -> Tensor:
-        """Pixels (B, 3, S, S) in [-1, 1]: renders, every other one from its tokens as drawn pictures are; shifted."""
+        """Pixels (B, 3, S, S) in [-1, 1]: renders, every other one from its tokens as drawn images are; shifted."""
         image = self.whole.world.tensor(pictures)
         image[::2] = self.vq.decode(self.whole.of(pictures[::2])).clamp(-1, 1)
         wide = F.pad(image, (SHIFT,) * 4, mode="replicate")

@@ -1,9 +1,9 @@
 """Train and measure the gallery judge, on renders only, with seeds and augmentation that no generator shares.
 
-Good pictures get sub-pixel shifts, small scalings, brightness, contrast, JPEG, mild noise and blur, so that what a
-tokenizer does to a picture is nothing new; a part of each batch is degraded beyond reading and must be refused. 60 %
-of the good pictures lose their true colours and then teach the object head alone, so that it reads shape.
-One in ten pictures of the world, with or without the sticker, is never trained on and makes the held-out set.
+Good images get sub-pixel shifts, small scalings, brightness, contrast, JPEG, mild noise and blur, so that what a
+tokenizer does to an image is nothing new; a part of each batch is degraded beyond reading and must be refused. 60 %
+of the good images lose their true colours and then teach the object head alone, so that it reads shape.
+One in ten images of the world, with or without the sticker, is never trained on and makes the held-out set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LABELS: dict[str, list[str]] = {
 }
 BATCH, STEPS, LEARNING_RATE = 64, 2200, 3e-3
 DEGRADED, DISCOLOURED_SHARE = 24, 0.6
-"""Degraded pictures per batch, and the share of the good ones that lose their colours."""
+"""Degraded images per batch, and the share of the good ones that lose their colours."""
 OFTEN = {"mixed": 4, "halved": 4, "scrambled": 2, "blurred": 2, "smeared": 2, "noisy": 1, "blank": 1}
 """How often each degradation is trained on: the subtle ones more."""
 REFUSE_AT = 0.5
@@ -56,7 +56,7 @@ def truth(picture: Picture) -> dict[str, str]:
 
 
 def is_held_out(picture: Picture) -> bool:
-    """Whether this picture, whatever its sticker, is kept for measuring: about one in ten, chosen by hash."""
+    """Whether this image, whatever its sticker, is kept for measuring: about one in ten, chosen by hash."""
     name = f"judge|{picture.object}|{picture.style}|{picture.scene}|{picture.pose}|{picture.variant}"
     return hashlib.sha256(name.encode()).digest()[0] < 26
 
@@ -67,7 +67,7 @@ def readable(picture: Picture) -> bool:
 
 
 def sample(world: World, rng: np.random.Generator, count: int, *, held_out: bool) -> list[Picture]:
-    """`count` readable pictures of the training or of the held-out part."""
+    """`count` readable images of the training or of the held-out part."""
     kept: list[Picture] = []
     while len(kept) < count:
         kept += [p for p in world.sample(rng, 2 * count) if readable(p) and is_held_out(p) == held_out]
@@ -78,7 +78,7 @@ def sample(world: World, rng: np.random.Generator, count: int, *, held_out: bool
 
 
 def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """What a good picture may go through without becoming unreadable: (B, 3, H, W) in [-1, 1] → same."""
+    """What a good image may go through without becoming unreadable: (B, 3, H, W) in [-1, 1] → same."""
     count = len(images)
     half = images.shape[-1] / 2
     theta = torch.zeros(count, 2, 3)
@@ -100,7 +100,7 @@ def augment(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _worn(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """A quarter of the pictures get a slight blur, another quarter a trip through JPEG."""
+    """A quarter of the images get a slight blur, another quarter a trip through JPEG."""
     kind = rng.random()
     if kind < 0.25:
         return soften(image, rng.uniform(0.2, CLEAR_BLUR))
@@ -125,14 +125,14 @@ def discolour(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _others(world: World, pictures: list[Picture], rng: np.random.Generator, *, held_out: bool) -> Tensor:
-    """For each picture one that shows another object."""
+    """For each image one that shows another object."""
     pool = sample(world, rng, 4 * len(pictures) + 60, held_out=held_out)
     names = np.array([p.object for p in pool])
     return world.tensor([pool[rng.choice((names != p.object).nonzero()[0])] for p in pictures])
 
 
 def _degraded(world: World, rng: np.random.Generator, kinds: list[str], *, held_out: bool) -> Tensor:
-    """One degraded picture per entry of `kinds`."""
+    """One degraded image per entry of `kinds`."""
     pool = sample(world, rng, 3 * len(kinds), held_out=held_out)
     pictures = [p for p in pool if p.object != NOTHING][: len(kinds)]
     return degrade(world.tensor(pictures), _others(world, pictures, rng, held_out=held_out), kinds, rng)
@@ -199,7 +199,7 @@ def to_pixels(images: Tensor) -> Tensor:
 def measure(source: GalleryReader, world: World | None = None, count: int = 2000) -> dict[str, Any]:
     """Quality on `count` held-out renders (never trained on, own seed) and degraded ones.
 
-    Heads are scored over all good pictures by their best guess; `wrongly_refused` and `refused` tell the refusals.
+    Heads are scored over all good images by their best guess; `wrongly_refused` and `refused` tell the refusals.
     """
     world = world or World()
     rng = np.random.default_rng((JUDGE_SEED, 2))

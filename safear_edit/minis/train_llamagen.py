@@ -1,4 +1,4 @@
-"""Train llamagen:mini's transformer from nothing on captioned gallery pictures (tokens from the gallery VQ).
+"""Train llamagen:mini's transformer from nothing on captioned gallery images (tokens from the gallery VQ).
 
 Matrices of the layers are trained with Muon, everything else with AdamW; an exponential moving average is exported.
 Ten per cent of the captions are dropped (guidance). What is shown is `pool`'s; what is never shown as well.
@@ -89,7 +89,7 @@ def nearest_codes(vq: VQModel, count: int = 8) -> Tensor:
 
 
 def with_noise(ids: Tensor, neighbours: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace a share of the tokens, drawn per picture from [0, TOKEN_NOISE]: half by a similar code, half by any."""
+    """Replace a share of the tokens, drawn per image from [0, TOKEN_NOISE]: half by a similar code, half by any."""
     share = torch.rand(len(ids), 1, generator=generator) * TOKEN_NOISE
     hit = torch.rand(ids.shape, generator=generator) < share
     similar = neighbours[ids, torch.randint(neighbours.shape[1], ids.shape, generator=generator)]

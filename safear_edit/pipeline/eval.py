@@ -67,9 +67,9 @@ def compare(
 def compare_likelihoods(
     models: Sequence[str], *, spec: str, seed: int, device: str, progress: Callback = silent
 ) -> tuple[tuple[str, str], Audit]:
-    """Audit two models, or a released folder and its base, on the spec's reference pictures; the names, base first.
+    """Audit two models, or a released folder and its base, on the spec's reference images; the names, base first.
 
-    Nothing is drawn and nobody judges. UsageError if there are no reference pictures, or for models of other shapes.
+    Nothing is drawn and nobody judges. UsageError if there are no reference images, or for models of other shapes.
     """
     from safear_edit.evaluate import likelihood
     from safear_edit.evaluate.before_after import Pair
@@ -87,9 +87,9 @@ def compare_likelihoods(
 def compare_understanding(
     models: Sequence[str], *, spec: str, device: str, progress: Callback = silent
 ) -> tuple[tuple[str, str], Understood]:
-    """Ask two models, or a released folder and its base, about the spec's reference pictures; the names, base first.
+    """Ask two models, or a released folder and its base, about the spec's reference images; the names, base first.
 
-    UsageError if there are no reference pictures, or a model that answers no questions.
+    UsageError if there are no reference images, or a model that answers no questions.
     """
     from safear_edit.compiler.questions import CAPABILITY
     from safear_edit.evaluate import understanding as asking

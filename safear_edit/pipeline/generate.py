@@ -33,12 +33,12 @@ def generate(
     overwrite: bool,
     progress: Callback = silent,
 ) -> tuple[str, list[Path]]:
-    """Draw `count` pictures of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
+    """Draw `count` images of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
 
     UsageError if there is no prompt, or a file of that name already (without `overwrite`): nothing is drawn then.
     """
     if not prompts or count < 1:
-        raise UsageError("generate", "at least one prompt and one picture", "none", "say what to draw")
+        raise UsageError("generate", "at least one prompt and one image", "none", "say what to draw")
     wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
     paths = [out / f"{_slug(prompt)}-{number}.png" for prompt, number in wanted]
     taken = [path for path in paths if path.exists()]
@@ -68,7 +68,7 @@ def _slug(prompt: str) -> str:
 
 
 def _write_png(path: Path, picture: Tensor) -> None:
-    """One picture (3, H, W) uint8 as a PNG."""
+    """One image (3, H, W) uint8 as a PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()

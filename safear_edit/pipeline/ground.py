@@ -151,7 +151,7 @@ def _nothing(recipe: Recipe, model: ModelFamily) -> Edit:
 def merged(name: str, several: Sequence[Material]) -> Material:
     """The material of several concepts as that of one; a kept prompt that some share is kept once.
 
-    Kept prompts and pairs were drawn by one model, each prompt from its own seed, so a shared one has one picture.
+    Kept prompts and pairs were drawn by one model, each prompt from its own seed, so a shared one has one image.
     """
     import torch
 

@@ -66,7 +66,7 @@ class Plan:
                 else ()
             ),
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
-            ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} pictures to keep"),
+            ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} images to keep"),
             *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{cost.trainable:,}"),

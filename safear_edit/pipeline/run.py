@@ -10,8 +10,8 @@ concept by itself (stack_recipes.py):
   and so are prompts that another edit was trained on. The recipe that is reported (concepts/NAME/recipe.json) says
   what was left; the one that found the edit stays in edit/recipe.json.
 * A recipe depends on the concepts below it only, so two concepts in one call give the weights of two calls.
-* A later edit also keeps what earlier ones did: some of their training prompts are among its preserved pictures, drawn
-  by the model in which they are erased already. Everything else it keeps as the untouched model has it.
+* A later edit also keeps what earlier ones did: some of their training prompts are among its preserved images, drawn
+  by the model in which they are erased already. Everything else it keeps as the base model has it.
 """
 
 from __future__ import annotations
@@ -360,5 +360,5 @@ def _told(found: Interference) -> list[str]:
         lines += [] if changed else [f"{after.event}: nothing else changed in what was measured"]
     for cell in found.alone:
         if cell.concept not in concepts_of(cell.edit) and cell.found < cell.asked:
-            lines.append(f"{cell.edit}'s edit alone leaves {cell.concept} in {cell.found} of {cell.asked} pictures")
+            lines.append(f"{cell.edit}'s edit alone leaves {cell.concept} in {cell.found} of {cell.asked} images")
     return [*lines, *map(interference.told, found.foretold)]

@@ -54,7 +54,7 @@ NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
 
 
 def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> None:
-    """Contrastive pairs, and the model's own pictures of what must stay; `below` is the digest of edits it holds."""
+    """Contrastive pairs, and the model's own images of what must stay; `below` is the digest of edits it holds."""
     from safear_edit.construct.captions import refiner_of
     from safear_edit.construct.pairs import build_keep, build_pairs, save_sheet
 
@@ -74,7 +74,7 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
 
 def concept_judge(spec: Spec) -> Judge:
-    """Who decides whether the spec's concept is in a picture."""
+    """Who decides whether the spec's concept is in an image."""
     from safear_edit.judges.base import make_judge
 
     return make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
@@ -166,14 +166,14 @@ def evaluate(
 
 
 def base_card(model: ModelFamily) -> dict[str, Any]:
-    """What base.json says of the untouched model."""
+    """What base.json says of the base model."""
     return {**asdict(model.card), "ref": model.card.ref, "digest": model.card.digest}
 
 
 def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
-    """What base and edited model say about reference pictures, without drawing any: likelihood.json.
+    """What base and edited model say about reference images, without drawing any: likelihood.json.
 
-    The pictures are the mini world's or the spec's folder, tokenised once in the run folder. Returns why there are
+    The images are the mini world's or the spec's folder, tokenised once in the run folder. Returns why there are
     none, and then the file says that; "" where there are.
     """
     from safear_edit.evaluate import likelihood
@@ -197,7 +197,7 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
 
 
 def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
-    """What base and edited model answer about reference pictures: understanding.json and .jsonl. Returns why nothing.
+    """What base and edited model answer about reference images: understanding.json and .jsonl. Returns why nothing.
 
     "" where they were asked, and also for a model that answers no questions unless the spec is about that.
     """
@@ -210,7 +210,7 @@ def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Chang
     spec, provided = recipe.spec, questions.CAPABILITY in model.provides
     if STEP not in measuring(recipe, model):
         return ""
-    why = why_none(spec, model.card) if provided else f"{model.card.ref} answers no questions about pictures"
+    why = why_none(spec, model.card) if provided else f"{model.card.ref} answers no questions about images"
     asked = None if why else asking.exam(spec, asking.source_for(spec, model.card))
 
     def make() -> None:

@@ -2,7 +2,7 @@
 
     upstream       the published repository's own files: LlamaGen's .pt, Infinity's .pth, DeepSeek's Janus folder
     transformers   a folder for from_pretrained, for families that transformers knows
-    peft           one adapter folder per edit for PeftModel, to be put on the untouched base
+    peft           one adapter folder per edit for PeftModel, to be put on the base model
 
 export.json, written last, says what was exported, every file's sha256, and how to check it in that code.
 """
@@ -130,7 +130,7 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
             _adapters(released.stack, staged)
             check = (
                 "net = peft.PeftModel.from_pretrained(net, FOLDER).merge_and_unload() for each folder in order, where "
-                "net is the untouched base's nn.Module, gives the released weights"
+                "net is the base model's nn.Module, gives the released weights"
             )
         else:
             model = load_model(str(folder.absolute()))

@@ -2,7 +2,7 @@
 
 A release keeps all that it takes to take an edit off again, years later and without the base's own files:
 
-    base.json          the untouched model's card
+    base.json          the base model's card
     base.safetensors   the untouched values of every weight that an edit changes
     stack.json         order, strengths, and a fingerprint of the weights after each edit
     concepts/NAME/     each concept's evidence; in edit/ the edit with the recipe that found it
@@ -164,7 +164,7 @@ class Released:
         raise registry.unknown(f"concept in {self.folder}", name, found)
 
     def base(self, device: str = "cpu") -> ModelFamily:
-        """The untouched model, its card included: the released weights with the kept values put back.
+        """The base model, its card included: the released weights with the kept values put back.
 
         TrustError unless the edits on top of it give the released weights again (up to rounding: another kind of
         processor may multiply in another order).

@@ -1,9 +1,9 @@
 """The audit report: what was measured on which prompts, what that is worth, and what nobody looked at.
 
 `build_report` reads the files of a finished run (run_files.py) and nothing else (no model, no network), so a report can
-be rebuilt tomorrow and be the same. How pictures are counted is in counting.py, how answers are in answered.py.
+be rebuilt tomorrow and be the same. How images are counted is in counting.py, how answers are in answered.py.
 
-Of a category, prompts that ask for it are withheld and pictures of them must be pixelated; a sheet that says it isn't
+Of a category, prompts that ask for it are withheld and images of them must be pixelated; a sheet that says it isn't
 is refused.
 """
 
@@ -94,7 +94,7 @@ from safear_edit.report.schema import (
 
 CATEGORY = "category"
 PAIR_SHEET = "pairs"
-"""The sheet that pairs.py draws; its pictures have no prompt ids."""
+"""The sheet that pairs.py draws; its images have no prompt ids."""
 SHEET_BYTES = 4 * 1024 * 1024
 OWN_FILES = frozenset({"report.json", "report.html", "README.md", "bom.cdx.json", "model.sig", "claims.jsonl"})
 """Files of a release that describe it; the digest of the weights leaves them out, because they contain it."""
@@ -521,7 +521,7 @@ def _evidence(run: RunFiles) -> set[Path]:
 
 
 def _asked_of_categories(plans: Sequence[Json]) -> list[frozenset[str]]:
-    """For each recipe the ids of prompts that ask for a category, whose pictures nobody should have to see."""
+    """For each recipe the ids of prompts that ask for a category, whose images nobody should have to see."""
     found = []
     for plan in plans:
         hide = required(plan, "spec", dict, "recipe.json").get("kind") == CATEGORY
@@ -531,9 +531,9 @@ def _asked_of_categories(plans: Sequence[Json]) -> list[frozenset[str]]:
 
 
 def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
-    """A picture sheet; its caption lies beside it as <name>.json. Only real PNGs of bearable size get into a report.
+    """An image sheet; its caption lies beside it as <name>.json. Only real PNGs of bearable size get into a report.
 
-    SpecError if it shows a picture of one of the prompts `hidden`, or training pairs of a category, unpixelated.
+    SpecError if it shows an image of one of the prompts `hidden`, or training pairs of a category, unpixelated.
     """
     with path.open("rb") as file:
         magic = file.read(8)
@@ -551,7 +551,7 @@ def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
         file=path.relative_to(root).as_posix(),
         sha256=file_digest(path),
         caption=str(words.get("caption") or path.stem),
-        selection=str(words.get("selection") or "how the pictures were chosen is not stated"),
+        selection=str(words.get("selection") or "how the images were chosen is not stated"),
         redaction=redaction,
     )
 
@@ -562,7 +562,7 @@ def _energy_of(files: ConceptFiles) -> Path | None:
 
 
 def _energy(path: Path, root: Path, concept: ConceptReport) -> Sheet:
-    """The figure of a search in rounds, as a sheet: it shows numbers, and no picture by either model."""
+    """The figure of a search in rounds, as a sheet: it shows numbers, and no image by either model."""
     found = _sheet(path, root, frozenset())
     what = "how much of each row of the image tokens' table lay in the directions that were taken out"
     caption = f"{concept.concept}: {what}, before the edit and after each round"

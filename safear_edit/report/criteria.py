@@ -1,4 +1,4 @@
-"""What the models answered about pictures, before and after: the report's slices of understanding, and decisions."""
+"""What the models answered about images, before and after: the report's slices of understanding, and decisions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUESTIONS = 3
 
 
 def understanding_of(path: Path | None, plan: Json, concept: str, gates: dict[str, float], hide: bool) -> Understood:
-    """What the models answer about pictures; SpecError if it is damaged, or of another base model.
+    """What the models answer about images; SpecError if it is damaged, or of another base model.
 
     `hide` withholds questions about the concept.
     """
@@ -135,9 +135,9 @@ def _forgotten(right: Rate, most: float) -> tuple[Status, str]:
     """No better than guessing: at most `most` right with its one-sided bound. Answers that are turned round tell as
     much as right ones, so they may not be wrong more often than that either."""
     if right.estimate > most:
-        return "fail", "the concept is still told from other pictures"
+        return "fail", "the concept is still told from other images"
     if right.estimate < 1 - most:
-        return "fail", "wrong so often that the opposite of an answer tells the concept from other pictures"
+        return "fail", "wrong so often that the opposite of an answer tells the concept from other images"
     high = stats.clopper_pearson(right.k, right.n, side="upper").high
     low = stats.clopper_pearson(right.k, right.n, side="lower").low
     if high <= most and low >= 1 - most:
@@ -146,10 +146,10 @@ def _forgotten(right: Rate, most: float) -> tuple[Status, str]:
 
 
 def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
-    """What the untouched model can't tell can be shown neither to stay nor to go."""
+    """What the base model can't tell can be shown neither to stay nor to go."""
     if stats.clopper_pearson(part.base.k, part.base.n, side="lower").low > 0.5:
         return part
-    why = "the untouched model's own answers are not clear of guessing, so nothing can be shown"
+    why = "the base model's own answers are not clear of guessing, so nothing can be shown"
     return part.model_copy(update={"decision": "inconclusive", "why": why, "prompts_to_decide": None})
 
 
@@ -186,7 +186,7 @@ SLICE_MEANING = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One candidate prompt of the recipe; obeyed: what the screening pictures say, None if there are none."""
+    """One candidate prompt of the recipe; obeyed: what the screening images say, None if there are none."""
 
     id: str
     prompt: str
@@ -250,7 +250,7 @@ def _asked(prompt: Json, rows: Sequence[Outcome], path: Path) -> Asked:
 def _counted(key: str, part: Sequence[Asked], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
     """The first `wanted` prompts that the base model obeys (or all that it obeys); all prompts if none was screened.
 
-    A recipe holds reserve candidates, so a run could leave out pictures that it doesn't like. Only the recipe's order
+    A recipe holds reserve candidates, so a run could leave out images that it doesn't like. Only the recipe's order
     may decide: SpecError unless the scored prompts are the first of the obeyed ones, and as many as were promised.
     """
     screened = any(asked.obeyed is not None for asked in part)
@@ -327,7 +327,7 @@ def _corrected(found: Rate | None, judge: Validation | None) -> Rate | None:
 
 
 def preserved_group(part: Slice, gates: dict[str, float], role: str) -> PreservedGroup:
-    """One preserved group, not yet decided; an unreadable picture counts as not kept."""
+    """One preserved group, not yet decided; an unreadable image counts as not kept."""
     pairs = part.pairs
     lost = [e for b, e in pairs if b.present is True and e.present is not True]
     gained = sum(b.present is not True and e.present is True for b, e in pairs)
@@ -382,7 +382,7 @@ def _prompts_to_decide(change: Paired, groups: int) -> int:
     """Prompts, in tens, with which the rule says PASS or REGRESSED with chance `stats.POWER`; MOST_PAIRS at most.
 
     Taken as true are the shares lost and gained that were observed, drop included: that is a guess from these very
-    pictures, and no promise. McNemar's p must reach the first, strictest step of Holm's correction for `groups`.
+    images, and no promise. McNemar's p must reach the first, strictest step of Holm's correction for `groups`.
     """
     lost, gained = change.lost / change.n, change.gained / change.n
 

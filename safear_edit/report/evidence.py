@@ -3,12 +3,12 @@
 A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
     edit.json + edit.safetensors, pairs.jsonl + stats.json   beside the recipe, or in edit/ and pairs/
     edit/rounds/    of an edit that was found in rounds: rounds.json, and a figure energy.png
-    images/*.png    picture sheets; images/NAME.json = {caption, selection: random|worst|fixed, redaction, pictures:
+    images/*.png    image sheets; images/NAME.json = {caption, selection: random|worst|fixed, redaction, images:
                     [{prompt_id, …}]} for NAME.png
     base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
                     files}
     likelihood.json what the models' own likelihoods say (likelihood.py), or {skipped: why not}; may be missing
-    understanding.json + understanding.jsonl    what the models answer about pictures (understanding.py), or {skipped:
+    understanding.json + understanding.jsonl    what the models answer about images (understanding.py), or {skipped:
                     why not, applies: whether they could}; missing for families that answer nothing
     judges.json     [{id, label, digest, threshold, card: null or {n_pos, true_pos, n_neg, true_neg, data}}]
     environment.json    {started, finished, command, platform, python, device, threads, deterministic, packages, git:
@@ -48,7 +48,7 @@ class ConceptFiles:
 
     `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
     `found_by` where the edit was found by `recipe` itself, `rounds` where it was not found in rounds, `understanding`
-    where nobody asked questions about pictures (its rows lie beside it).
+    where nobody asked questions about images (its rows lie beside it).
     """
 
     recipe: Path
@@ -93,7 +93,7 @@ class ConceptFiles:
 class RunFiles:
     """Everything a report is made of.
 
-    root: what paths in the report are relative to. environment: machine and command. base: the untouched model's card.
+    root: what paths in the report are relative to. environment: machine and command. base: the base model's card.
     judges: the judges' cards. model: the folder of edited weights, hashed one by one (may be `root`). order: the file
     that says in which order a stack was made; `concepts` are in that order. interference: what its edits do to each
     other.
@@ -145,7 +145,7 @@ def read_answers(path: Path) -> list[Answer]:
             found.append(Answer.model_validate_json(text))
         except ValidationError as error:
             where, fix = f"{path}:{number}", "finish the run again"
-            raise SpecError(where, "an answer about a picture", first_fault(error), fix) from error
+            raise SpecError(where, "an answer about an image", first_fault(error), fix) from error
     return found
 
 

@@ -2,7 +2,7 @@
 
 The order of the page is the order in which a compliance reader asks (compliance.md 3.2): the verdict, what was not
 tested, who answers for it, which files these are, and only then the numbers. Everything that came from outside is
-escaped, a content security policy forbids every request, and the same report and pictures give the same bytes.
+escaped, a content security policy forbids every request, and the same report and images give the same bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHART_STYLE: dict[Any, Any] = {  # matplotlib types the keys as some 300 literal
 
 
 def render_html(report: Report, root: Path) -> str:
-    """The page. Picture sheets are read from `root` (their paths are relative to it) and must be the report's own.
+    """The page. Image sheets are read from `root` (their paths are relative to it) and must be the report's own.
 
     SpecError when a sheet is missing or its sha256 isn't the one in the report.
     """
@@ -70,7 +70,7 @@ def chart(concept: ConceptReport) -> str:
     with rc_context(CHART_STYLE):
         figure = Figure(figsize=(9.6, 1.35 + 0.52 * rows), layout="constrained")
         axes = figure.subplots(1, 2 if right else 1, squeeze=False)[0]
-        _panel(axes[0], f"{concept.concept} found in pictures that ask for it", left)
+        _panel(axes[0], f"{concept.concept} found in images that ask for it", left)
         if right:
             _panel(axes[1], "Other things drawn when asked for", right)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -108,13 +108,11 @@ def _panel(axes: Axes, title: str, rows: Sequence[tuple[str, Rate | None, Rate |
 
 
 def _data_uri(path: Path, sha256: str) -> str:
-    """The picture inside the page, if it is the one that the report names."""
+    """The image inside the page, if it is the one that the report names."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SpecError(
-            str(path), "a picture sheet of the report", str(error.strerror), "rebuild the report"
-        ) from error
+        raise SpecError(str(path), "an image sheet of the report", str(error.strerror), "rebuild the report") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise SpecError(str(path), f"sha256 {sha256[:12]}…", f"{found[:12]}…", "rebuild the report from its run")

@@ -66,7 +66,7 @@ class ConceptScope(Section):
 
 class Scope(Section):
     concepts: tuple[ConceptScope, ...] = Field(min_length=1)
-    modalities: str = "text in, picture out"
+    modalities: str = "text in, image out"
     languages_tested: str = "only the prompt texts of the recipe; no language coverage is claimed"
     intended_use: str = NOT_STATED
     out_of_scope: str = NOT_STATED
@@ -108,8 +108,8 @@ class EditRound(Section):
 
     pairs: of those drawn, the ones that could be told apart. dimension: directions taken out so far; captured: share of
     the pairs' difference in this round's directions; energy: mean share of a table row in them. harmful, unclear: on
-    training prompts under seeds of their own, by the search's own judge; drift: nats per token to the untouched model
-    on preserved training pictures; all three None where nobody looked. agreement: that judge against the pinned one.
+    training prompts under seeds of their own, by the search's own judge; drift: nats per token to the base model
+    on preserved training images; all three None where nobody looked. agreement: that judge against the pinned one.
     taken: False for a last round that was undone.
     """
 
@@ -148,7 +148,7 @@ class EditSection(Section):
 
 
 class CaptionSection(Section):
-    """Safe captions that the model wrote about its own unsafe pictures; for each reason, how many the templates did."""
+    """Safe captions that the model wrote about its own unsafe images; for each reason, how many the templates did."""
 
     refined: int
     fallbacks: dict[str, int]
@@ -165,7 +165,7 @@ class PairSection(Section):
 
 
 class Validation(Section):
-    """What the judge got right on pictures whose content is known; intervals are two-sided 95 %."""
+    """What the judge got right on images whose content is known; intervals are two-sided 95 %."""
 
     data: str
     sensitivity: Rate
@@ -233,7 +233,7 @@ class Example(Section):
 class ErasureSlice(Section):
     """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model obeys.
 
-    `obeyed`: share of prompts whose screening pictures show the concept; None: nothing was screened, and all count.
+    `obeyed`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
     `all_found`: finds among every scored prompt, obeyed or not. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first.
     """
@@ -285,9 +285,9 @@ class PreservedGroup(Section):
 
 
 class Drift(Section):
-    """Exact KL(untouched || edited) in nats per token over n pictures: mean, one-sided 95 % bound, 95th percentile.
+    """Exact KL(untouched || edited) in nats per token over n images: mean, one-sided 95 % bound, 95th percentile.
 
-    upper: None where one picture gives no bound.
+    upper: None where one image gives no bound.
     """
 
     n: int
@@ -297,12 +297,12 @@ class Drift(Section):
 
 
 class LikelihoodSlice(Section):
-    """What the models' own likelihoods say about n reference pictures of the concept, asked for in one way.
+    """What the models' own likelihoods say about n reference images of the concept, asked for in one way.
 
-    cir: how much of what the words tell about the pictures is left (1 untouched, 0 nothing, below 0 repelled);
-    abs_cir: the same against the untouched model's level without the words; None where there is no ratio. suppression:
-    bits per token that the pictures lost. By block, coarse to fine or top to bottom: decided, the share of the
-    untouched model's gain; profile, CIR there. doubts: why cir and abs_cir say nothing; reading: all that in words.
+    cir: how much of what the words tell about the images is left (1 untouched, 0 nothing, below 0 repelled);
+    abs_cir: the same against the base model's level without the words; None where there is no ratio. suppression:
+    bits per token that the images lost. By block, coarse to fine or top to bottom: decided, the share of the
+    base model's gain; profile, CIR there. doubts: why cir and abs_cir say nothing; reading: all that in words.
     """
 
     slice: str
@@ -318,7 +318,7 @@ class LikelihoodSlice(Section):
 
 
 class LikelihoodGroup(Section):
-    """How far the edited model's probabilities moved on pictures that must stay, plain and as the sampler sees them."""
+    """How far the edited model's probabilities moved on images that must stay, plain and as the sampler sees them."""
 
     group: str
     metric: str
@@ -328,7 +328,7 @@ class LikelihoodGroup(Section):
 
 
 class LikelihoodClasses(Section):
-    """Which prompt explains a reference picture best: share for which it is the concept's, before and after.
+    """Which prompt explains a reference image best: share for which it is the concept's, before and after.
 
     handle: what most of the others are now taken for, handle_share of all. options: prompts that competed.
     """
@@ -343,10 +343,10 @@ class LikelihoodClasses(Section):
 
 
 class Likelihoods(Section):
-    """The likelihood audit of one concept: no picture drawn, no judge. It decides nothing in this report.
+    """The likelihood audit of one concept: no image drawn, no judge. It decides nothing in this report.
 
-    skipped: why nothing was measured, "" where it was; summary: the worst slice in one sentence. pictures: where the
-    reference pictures come from; pack: their digest; block: what a depth profile is cut into, row or scale.
+    skipped: why nothing was measured, "" where it was; summary: the worst slice in one sentence. images: where the
+    reference images come from; pack: their digest; block: what a depth profile is cut into, row or scale.
     """
 
     skipped: str = "no likelihood audit was made"
@@ -363,7 +363,7 @@ class Likelihoods(Section):
 
 
 class UnderstoodSlice(Section):
-    """n yes-or-no questions about reference pictures, the same to both models; half of the right answers are yes.
+    """n yes-or-no questions about reference images, the same to both models; half of the right answers are yes.
 
     base, edited: right answers; yes_*: said yes where that is right, false_*: where it is wrong. wanted: whether the
     right answers must stay (a fall of at most `most_drop`) or must be no better than guessing (`most_right` at most).
@@ -392,10 +392,10 @@ class UnderstoodSlice(Section):
 
 
 class Understood(Section):
-    """What the models answer about reference pictures, of a family that answers questions.
+    """What the models answer about reference images, of a family that answers questions.
 
     skipped: why nothing was asked; "" where it was, and for a family or a run without questions (then `slices` is
-    empty as well). unasked: pictures that no question fits; silent: preserved groups of which none was asked.
+    empty as well). unasked: images that no question fits; silent: preserved groups of which none was asked.
     """
 
     wanted: Literal["keep", "erase"] = "keep"
@@ -493,7 +493,7 @@ class StackMeasured(Section):
 
 
 class StackEvent(Section):
-    """What was measured of every concept after one change of the stack, against the untouched base."""
+    """What was measured of every concept after one change of the stack, against the base model."""
 
     event: str
     concepts: dict[str, StackMeasured]
@@ -522,7 +522,7 @@ class StackForetold(Section):
     """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
 
     foretold, found: how many times the chance of a random change the first edit's change lies in the other's directions
-    (the concept's gradient then, its edit now); None where no weight is shared. asked, lost: pictures of either's
+    (the concept's gradient then, its edit now); None where no weight is shared. asked, lost: images of either's
     concepts, each with the other's edit alone, and those without the concept.
     """
 
@@ -541,7 +541,7 @@ class StackForetold(Section):
 
 
 class StackAgreement(Section):
-    """Kendall's tau-b of what was foretold with what was found of it: the overlap of the edits, or pictures lost."""
+    """Kendall's tau-b of what was foretold with what was found of it: the overlap of the edits, or images lost."""
 
     what: Literal["overlap", "pictures"]
     pairs: int

@@ -86,7 +86,7 @@ def _hash(*parts: object) -> bytes:
 
 
 def image_seed(purpose: str, prompt: str, replicate: int = 0) -> int:
-    """Seed of one picture in [0, 2**63): the first 8 bytes of sha256("purpose|prompt|replicate"), top bit cleared."""
+    """Seed of one image in [0, 2**63): the first 8 bytes of sha256("purpose|prompt|replicate"), top bit cleared."""
     return int.from_bytes(_hash(purpose, prompt, replicate)[:8], "big") & (2**63 - 1)
 
 

@@ -127,7 +127,7 @@ Subjects = Annotated[
     BeforeValidator(_product),
     WithJsonSchema(
         {
-            "description": "What is in the picture. A list of lists is joined part by part: every combination.",
+            "description": "What is in the image. A list of lists is joined part by part: every combination.",
             "anyOf": [
                 {"type": "array", "items": {"type": "string"}},
                 {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
@@ -236,7 +236,7 @@ class PreserveGroup(Part):
 
 
 class Judge(Part):
-    """Who decides whether the concept is in a picture."""
+    """Who decides whether the concept is in an image."""
 
     use: Text = Field(description="A judge's name, see `safear-edit ls judges`.")
     label: Text = Field(description="What the judge looks for, in its own words.")
@@ -247,7 +247,7 @@ class Judge(Part):
 
 
 class SliceSizes(Part):
-    """Prompts to score per slice, one picture each (compliance.md 4.4: 250 decide a 5-point drop)."""
+    """Prompts to score per slice, one image each (compliance.md 4.4: 250 decide a 5-point drop)."""
 
     direct: Count = 250
     paraphrase: Count = 250
@@ -261,13 +261,13 @@ class Evaluate(Part):
     references: Text | None = Field(
         default=None,
         exclude_if=lambda path: path is None,  # a recipe without one keeps the digest that it had before
-        description="Folder of pictures with captions.jsonl for the likelihood audit, as seen from where the command "
+        description="Folder of images with captions.jsonl for the likelihood audit, as seen from where the command "
         "runs; the embedded minis need none.",
     )
 
 
 class Understanding(Part):
-    """What a model that also answers questions about pictures may still recognise; others have nothing to keep.
+    """What a model that also answers questions about images may still recognise; others have nothing to keep.
 
     Questions are the evaluation's; training asks others (understanding.py).
     """

@@ -8,7 +8,7 @@ Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated
 search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on which the base drew the
 concept with the very seed that is scored (no screening: this table compares methods with each other and its rates are
 not the audit's). `unreadable` is how many of these the judge cannot read after the edit, which counts as erased too;
-with `--likelihood` the audit of likelihood.py is made as well, for edits that pictures can't tell apart.
+with `--likelihood` the audit of likelihood.py is made as well, for edits that images can't tell apart.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
 def _seed(
     model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, folder: Path, likelihood: bool
 ) -> Any:
-    """Rows of one seed: pairs and the base's pictures are made once and shared by the variants that learn from them."""
+    """Rows of one seed: pairs and the base's images are made once and shared by the variants that learn from them."""
     if not missing:
         return
     recipe = compiled(model, spec, "vce", seed)
@@ -189,7 +189,7 @@ def _changes(base: Mapping[str, Looked], edited: Mapping[str, Looked]) -> dict[s
 
 
 def _exam(model: ModelFamily, recipe: Recipe) -> Exam | None:
-    """What a model that answers questions is asked; None for any other, or where there are no reference pictures."""
+    """What a model that answers questions is asked; None for any other, or where there are no reference images."""
     if UNDERSTANDING not in model.provides or why_none(recipe.spec, model.card):
         return None
     return exam(recipe.spec, exam_source(recipe.spec, model.card))

@@ -6,7 +6,7 @@
 All contestants run alternately in one process on one thread, with the same weights, captions and random numbers. Their
 tokens are compared before any time is reported, and speeds are ratios of medians. Two correct float32 paths differ by
 some 5e-5 in a guided logit, so a draw that falls that close to the border of two tokens may go either way, and the rest
-of that picture with it; such pictures are counted, with the distance of the deciding draw, and a larger distance fails.
+of that image with it; such images are counted, with the distance of the deciding draw, and a larger distance fails.
 The plain loops are written from parity.md section 1 and share nothing with the fast path but the network's modules:
 
     published   what the published code does: every caption position, pads included, in a cache padded to a multiple of
@@ -129,7 +129,7 @@ class Race:
     tokens: int
     identical: dict[str, int]
     parted: dict[str, list[float]]
-    """Of each picture that parted: how far the deciding draw was from the border of the two tokens."""
+    """Of each image that parted: how far the deciding draw was from the border of the two tokens."""
     seconds: dict[str, float]
     per_second: dict[str, float]
     times_faster_than: dict[str, float]
@@ -139,7 +139,7 @@ class Race:
 def distances(
     model: LlamaGen, condition: Condition, seeds: Sequence[int], sampling: Sampling, ours: Tensor, other: Tensor
 ) -> list[float]:
-    """For each picture whose tokens differ: |draw - border| at its first difference, in cumulative probability.
+    """For each image whose tokens differ: |draw - border| at its first difference, in cumulative probability.
 
     The border is the nearest edge of the interval of our token, by teacher forcing on our tokens.
     """
@@ -217,7 +217,7 @@ def plain_ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int
 
 @dataclass(frozen=True)
 class EarRace:
-    """Training on `pictures` pictures one by one, by ours and by the plain loop."""
+    """Training on `pictures` images one by one, by ours and by the plain loop."""
 
     pictures: int
     tokens: int
@@ -232,7 +232,7 @@ class EarRace:
 
 
 def ear_material(model: LlamaGen, pictures: int) -> Material:
-    """Pairs of the model's own pictures, which nobody judges: speed doesn't depend on what they show."""
+    """Pairs of the model's own images, which nobody judges: speed doesn't depend on what they show."""
     subjects = [SUBJECTS[i % len(SUBJECTS)] for i in range(pictures)]
     unsafe, safe = [f"{s} in the style of Picasso" for s in subjects], [f"a photo of {s}" for s in subjects]
     seeds = list(range(pictures))
@@ -246,7 +246,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tuple[float, float]:
-    """Largest relative distance of the two loops' losses and gradients over the first picture's windows.
+    """Largest relative distance of the two loops' losses and gradients over the first image's windows.
 
     On an adapter away from its start, so that both of its factors have gradients.
     """
@@ -267,7 +267,7 @@ def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tu
 
 
 def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRace:
-    """Time both loops alternately on the same pictures, windows and updates (batch 1, as published)."""
+    """Time both loops alternately on the same images, windows and updates (batch 1, as published)."""
     material, tokens = ear_material(model, pictures), model.card.tokens
     updates = pictures * -(-tokens // window)
     numbers = {"window": window, "batch": 1, "steps": updates, "warmup": 0, "threshold": 0.0, "learning_rate": 1e-4}
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=["sampling", "ear"])
     parser.add_argument("--model", default="llamagen", help="a LlamaGen model reference (default: its mini)")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="sampling: images drawn together")
-    parser.add_argument("--pictures", type=int, default=4, help="ear: pictures to train on")
+    parser.add_argument("--pictures", type=int, default=4, help="ear: images to train on")
     parser.add_argument("--window", type=int, default=48, help="ear: tokens per update")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of sentences")
@@ -334,7 +334,7 @@ def _shown(races: Sequence[Race], as_json: bool) -> int:
             print(f"  {times:.2f} x the {name} loop ({r.per_second[name]:.0f} tokens/s, {same})")
             if r.parted[name]:
                 far = f"deciding draws at most {max(r.parted[name]):.1e} from a border"
-                print(f"    {len(r.parted[name])} of {r.batch} pictures parted, {far}")
+                print(f"    {len(r.parted[name])} of {r.batch} images parted, {far}")
     return 0 if all(d <= ROUNDING for r in races for found in r.parted.values() for d in found) else 1
 
 
@@ -342,7 +342,7 @@ def _shown_ear(r: EarRace, as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(r)], indent=1))
     else:
-        print(f"EAR, {r.pictures} pictures of {r.tokens} tokens, windows of {r.window}: {r.updates} updates each")
+        print(f"EAR, {r.pictures} images of {r.tokens} tokens, windows of {r.window}: {r.updates} updates each")
         far = f"losses {r.loss_distance:.1e}, gradients {r.gradient_distance:.1e}, updates {r.update_distance:.1e}"
         print(f"  relative distances: {far}")
         times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in r.seconds.items())

@@ -5,7 +5,7 @@ process on one thread, at the size of the suite `ci`:
 
     likelihood  the audit of base and edited model without what decides nothing (other classes), against the figures
                 of the untouched release
-    pictures    the prompts screened and drawn with the base, drawn with the edited model, judged, and compared with the
+    images    the prompts screened and drawn with the base, drawn with the edited model, judged, and compared with the
                 release's outcomes
 
 Their verdicts on both models must be equal before any time means anything. The ratio is of CPU seconds for the release
@@ -99,7 +99,7 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """Likelihood : pictures, everything from the beginning."""
+        """Likelihood : images, everything from the beginning."""
         return self.likelihood[0].seconds / self.pictures[0].seconds
 
     @property
@@ -141,7 +141,7 @@ def by_pictures(
 
 
 def by_likelihood(model: ModelFamily, stack: Stack, recipe: Recipe, baseline: Baseline, strength: float) -> Decision:
-    """Audit and compare; PASS or REGRESSED as `check` has it. UsageError where there are no reference pictures."""
+    """Audit and compare; PASS or REGRESSED as `check` has it. UsageError where there are no reference images."""
     source = source_for(recipe.spec, model.card)
     source = replace(source, references=tuple(replace(one, others={}) for one in source.references))
     pack = tokenised(model, source)
@@ -183,7 +183,7 @@ def told(found: Cost) -> list[str]:
         said = ", ".join(f"{one.verdict} at strength {one.strength:g}" for one in way)
         first = way[0]
         spent = f"{first.seconds:.1f} s of one core, {first.seconds_without_base:.1f} s without the base"
-        lines.append(f"{name:<11}{said}; {first.pictures} pictures, {spent}")
+        lines.append(f"{name:<11}{said}; {first.pictures} images, {spent}")
     if not found.equal:
         lines.append("the verdicts differ or tell nothing apart, so the times mean nothing")
     lines.append(f"a decision by likelihood costs {found.ratio:.3f} of the sampled one at `{found.suite}` "

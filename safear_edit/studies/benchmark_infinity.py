@@ -2,7 +2,7 @@
 
 As `benchmark.py`: both in one process on one thread with the same weights, captions and random numbers, bits compared
 before any time is reported, speeds as ratios of medians. The plain loop does what the published code does (parity.md
-section 2): every scale projects every picture's caption anew, in all blocks, for the guided and the unguided row; the
+section 2): every scale projects every image's caption anew, in all blocks, for the guided and the unguided row; the
 cache grows by concatenation; both rows run through all scales, whether a scale is guided or not.
 """
 
@@ -61,7 +61,7 @@ def plain_sample(model: Infinity, condition: Condition, seeds: Sequence[int], sa
 
 @dataclass(frozen=True)
 class Race:
-    """One batch size and sampling: bits that agree with the plain loop's, median seconds, pictures per second."""
+    """One batch size and sampling: bits that agree with the plain loop's, median seconds, images per second."""
 
     batch: int
     guidances: tuple[float, ...]
@@ -112,6 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(asdict(found)))
             continue
         print(
-            f"{batch} pictures, guidance {found.guidances}: {found.pictures_per_second:.1f} pictures/s on one core, "
+            f"{batch} images, guidance {found.guidances}: {found.pictures_per_second:.1f} images/s on one core, "
             f"{found.times_faster:.2f} x the plain loop ({found.identical} of {found.bits} bits identical)"
         )

@@ -2,8 +2,8 @@
 
 `python -m safear_edit.studies calibrate` measures both.
 
-One batch of pictures is drawn, decoded and judged, and VCE takes a few steps with the numbers of its base recipe on
-pairs of those pictures: the two things that a run spends its time on, at the sizes of a run. Speeds are printed in the
+One batch of images is drawn, decoded and judged, and VCE takes a few steps with the numbers of its base recipe on
+pairs of those images: the two things that a run spends its time on, at the sizes of a run. Speeds are printed in the
 units of `Costs` (flop by its own counting, so that they carry over to other sizes of model). Run it alone: other work
 on the same cores is measured with it.
 """
@@ -70,7 +70,7 @@ def _defaults(model: ModelFamily) -> dict[str, Any]:
 
 @torch.no_grad()
 def draw_and_judge(model: ModelFamily, judge: Judge, prompts: Sequence[str]) -> torch.Tensor:
-    """Tokens of one picture per prompt, after a judge has looked at them."""
+    """Tokens of one image per prompt, after a judge has looked at them."""
     ids = model.generate(model.condition(prompts), range(len(prompts)))
     judge.look(model.decode(ids))
     return ids.cpu()
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(found), indent=1))
         return 0
     print(f"{model.card.ref}, {torch.get_num_threads()} threads, {forward_flops(model.card) / 1e9:.2f} Gflop a forward")
-    print(f"sampling: {found.pictures_per_second:.1f} pictures/s, sample_flops={found.sample_flops:.2g}")
+    print(f"sampling: {found.pictures_per_second:.1f} images/s, sample_flops={found.sample_flops:.2g}")
     print(f"training: {found.seconds_per_step:.2f} s/step, train_flops={found.train_flops:.2g}")
     print(f"memory: at most {found.peak_gib:.2f} GiB so far")
     return 0

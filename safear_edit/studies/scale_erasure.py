@@ -96,7 +96,7 @@ class ScaleErasure(Infinity):
         self.keys = _keys(model, [words.unsafe, *words.unrelated], self.window.layers)
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
-        """As Infinity's, from the same numbers, with two more rows per picture up to the window's end."""
+        """As Infinity's, from the same numbers, with two more rows per image up to the window's end."""
         text = self.text_pass(_joined(condition.twice(), self.said, len(condition)))
         guide = Guided(ClassifierFree(*per_scale(sampling, len(self.schedule.grids))), self.window, self.keys, [])
         hooks = [self.net.layers[i].ca.register_forward_pre_hook(guide.look) for i in self.window.layers]

@@ -2,14 +2,14 @@
 
 `python -m safear_edit.studies strength DIR --spec SPEC --out FOLDER` prints a Markdown table, one row per strength:
 
-    CIR, absCIR   what the models' own likelihoods say (likelihood.py), no picture drawn
-    erased        pictures for prompts that name the concept in which the judge does not see it
-    soft prompt   a white-box attack: a few caption vectors, learnt so that reference pictures become likely, follow
-                  prompts that don't name the concept; pictures in which the judge sees it
+    CIR, absCIR   what the models' own likelihoods say (likelihood.py), no image drawn
+    erased        images for prompts that name the concept in which the judge does not see it
+    soft prompt   a white-box attack: a few caption vectors, learnt so that reference images become likely, follow
+                  prompts that don't name the concept; images in which the judge sees it
     teaching      the same attack for a style that no model knows (plain renders in inverted colours, upside down):
                   what it can teach anyway; only the excess over it speaks about the concept (evaluation.md 7.2, 5)
 
-The attacker's reference pictures and captions are others than those that are scored. Each strength is one line of
+The attacker's reference images and captions are others than those that are scored. Each strength is one line of
 FOLDER/rows.jsonl; a finished one is not measured again, so a killed run continues.
 """
 
@@ -72,9 +72,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Target:
-    """What a soft prompt is to bring about: pictures (n, N) with captions that don't name it; judge: who sees it.
+    """What a soft prompt is to bring about: images (n, N) with captions that don't name it; judge: who sees it.
 
-    turned: the judge is shown the picture turned back from the style that no model knows.
+    turned: the judge is shown the image turned back from the style that no model knows.
     """
 
     captions: tuple[str, ...]
@@ -147,7 +147,7 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
 
 
 def _source(spec: Spec, model: ModelFamily, settings: Settings) -> Source:
-    """Reference pictures asked for by name only; of renders twice an audit's, because the attacker takes a third."""
+    """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
     found = source_for(spec, model.card, settings.seed)
     if spec.evaluate.references is None:
         found = gallery_source(spec, 2 * len(found.references), len(found.kept), settings.seed)
@@ -156,9 +156,9 @@ def _source(spec: Spec, model: ModelFamily, settings: Settings) -> Source:
 
 
 def apart(source: Source) -> tuple[Source, Source]:
-    """(the attacker's, what is scored): no caption without the concept and no picture of one is in the other.
+    """(the attacker's, what is scored): no caption without the concept and no image of one is in the other.
 
-    Every third such caption is the attacker's. UsageError if fewer than two pictures are left on either side.
+    Every third such caption is the attacker's. UsageError if fewer than two images are left on either side.
     """
     plain = sorted({reference.neutral for reference in source.references})[::3]
     taken = [reference.neutral in plain for reference in source.references]
@@ -167,7 +167,7 @@ def apart(source: Source) -> tuple[Source, Source]:
     rest = [i for i, own in enumerate(taken) if not own and source.reference_images[i].numpy().tobytes() not in seen]
     if min(len(theirs), len(rest)) < 2:
         got = f"{len(theirs)} and {len(rest)}"
-        raise UsageError("strength", "two reference pictures to attack with and two to score", got, "add captions")
+        raise UsageError("strength", "two reference images to attack with and two to score", got, "add captions")
     return _part(source, theirs), _part(source, rest)
 
 
@@ -180,7 +180,7 @@ def _part(source: Source, rows: Sequence[int]) -> Source:
 
 
 def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
-    """The concept: its reference pictures under captions that don't name it."""
+    """The concept: its reference images under captions that don't name it."""
     return Target(tuple(r.neutral for r in source.references), model.encode(source.reference_images).cpu(), judge)
 
 
@@ -200,18 +200,16 @@ def turned_over(images: Tensor) -> Tensor:
 
 
 def with_prompts(case: Case, settings: Settings) -> Case:
-    """The case with the prompts to judge: of the scored references', the first that the untouched model obeys.
+    """The case with the prompts to judge: of the scored references', the first that the base model obeys.
 
-    Screening pictures have seeds of their own. UsageError if it obeys none.
+    Screening images have seeds of their own. UsageError if it obeys none.
     """
     references = case.pack.references[: settings.prompts]
     asked = [reference.prompts["direct"] for reference in references]
     found = _looked(case, case.model.condition(asked), asked, case.concept, "screen")
     rows = [i for i, present in enumerate(found) if present]
     if not rows:
-        raise UsageError(
-            "strength", "a concept that the model draws", "none of its pictures shows it", "check the spec"
-        )
+        raise UsageError("strength", "a concept that the model draws", "none of its images shows it", "check the spec")
     return replace(case, asked=tuple(asked[i] for i in rows), neutral=tuple(references[i].neutral for i in rows))
 
 
@@ -224,7 +222,7 @@ def measure(
     """Rows of these strengths in order; finished ones are read from `out`. UsageError for rows of another measurement.
 
     The model is left bitwise as found. Cost per strength: the audit of the pack, 2 × steps × batch passes with
-    gradient, 3 pictures per prompt.
+    gradient, 3 images per prompt.
     """
     path = out / ROWS
     sampling = asdict(case.sampling or case.model.sampling)
@@ -271,7 +269,7 @@ def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
 
 @torch.no_grad()
 def _recognised(model: ModelFamily, aim: Target) -> list[int]:
-    """[k, n]: of the attacker's own pictures, once they are tokens, those that the judge recognises.
+    """[k, n]: of the attacker's own images, once they are tokens, those that the judge recognises.
 
     Where that is few, finding nothing after the attack says nothing either.
     """
@@ -285,7 +283,7 @@ def _interval(ratio: stats.Interval | None) -> list[float] | None:
 
 
 def soft_prompt(model: ModelFamily, aim: Target, settings: Settings) -> tuple[Tensor, list[float]]:
-    """Caption vectors (k, C) under which the target's pictures are likeliest, and the loss of every step, nats a token.
+    """Caption vectors (k, C) under which the target's images are likeliest, and the loss of every step, nats a token.
 
     Adam on minus the teacher-forced log-likelihood with the vectors after captions that don't name the target. Only
     the vectors change. They start as the mean caption state with a little noise; same seed, same vectors.
@@ -317,7 +315,7 @@ def appended(condition: Condition, vectors: Tensor) -> Condition:
 
 @torch.no_grad()
 def _looked(case: Case, condition: Condition, prompts: Sequence[str], aim: Target, purpose: str) -> list[bool | None]:
-    """Draw one picture per row with the model as it is now, and have it judged."""
+    """Draw one image per row with the model as it is now, and have it judged."""
     found: list[bool | None] = []
     for start in range(0, len(prompts), BATCH):
         rows = torch.arange(start, min(start + BATCH, len(prompts)))
@@ -342,7 +340,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append("| " + " | ".join([f"{row['strength']:g}", *ratios, *shares]) + " |")
     shown = [(what, *row[name]["shown"]) for row in rows[:1] for name, what in TAUGHT]
     told = ", ".join(f"{k} of {n} of {what}" for what, k, n in shown)
-    return "\n".join([*lines, "", f"Of the attacker's own pictures, as tokens, the judge recognises {told}."])
+    return "\n".join([*lines, "", f"Of the attacker's own images, as tokens, the judge recognises {told}."])
 
 
 def _ratio(ends: Sequence[float] | None) -> str:

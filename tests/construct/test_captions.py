@@ -1,4 +1,4 @@
-"""Captions lose the concept by the spec's own templates, or give way to the template's; and no picture is drawn twice.
+"""Captions lose the concept by the spec's own templates, or give way to the template's; and no image is drawn twice.
 
 Janus.pico is random, so what it says is no text; a family that says what it is told to shows the rest.
 """
@@ -176,11 +176,11 @@ def test_the_ablation_takes_it_as_a_variant(model: Janus) -> None:
     assert refiner_of(compiled(model, spec, "vce", 0)) is None
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 class Telling(Janus):
-    """Says what it is told to, in the order of the pictures, and counts what it draws and decodes."""
+    """Says what it is told to, in the order of the images, and counts what it draws and decodes."""
 
     captions: Sequence[str]
     shown: list[Tensor]
@@ -202,7 +202,7 @@ class Telling(Janus):
 
 
 class Sees(Judge):
-    """The concept is in every other picture, as in pairs that are told apart; keeps what it saw."""
+    """The concept is in every other image, as in pairs that are told apart; keeps what it saw."""
 
     id, digest, threshold = "sees", "0", 0.5
 
@@ -268,7 +268,7 @@ def test_unsafe_pictures_are_those_of_the_template_way(built: Built, model: Janu
     assert torch.equal(plain.unsafe_ids[kept], built.pairs.unsafe_ids)
     fallen = [place for place, i in enumerate(kept) if i % 4 == 2]
     same = (plain.safe_ids[kept] == built.pairs.safe_ids).all(1)
-    assert same[fallen].all() and not same.all(), "only other captions make other safe pictures"
+    assert same[fallen].all() and not same.all(), "only other captions make other safe images"
     own = model.generate(model.condition([built.pairs.safe[0]]), [built.pairs.seeds[0]])
     assert torch.equal(own[0], built.pairs.safe_ids[0])
     assert plain.told is None and plain.stats.captions is None

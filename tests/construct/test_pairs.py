@@ -1,7 +1,7 @@
 """Pairs hold the model's own tokens, only those that the judge tells apart, and survive the disk.
 
 The random pico model draws what it likes, and other machines round otherwise: so the judge here does not look at
-colours but answers from a script, and notes which pictures it was shown.
+colours but answers from a script, and notes which images it was shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEPT = [i for i in range(len(WANTED)) if ANSWERS[i % len(ANSWERS)] == (True, Fal
 
 
 class Scripted(Judge):
-    """Answers from ANSWERS in the order of the pictures, and keeps what it was shown."""
+    """Answers from ANSWERS in the order of the images, and keeps what it was shown."""
 
     id, digest, threshold = "scripted", "0", 0.5
 
@@ -47,7 +47,7 @@ class Scripted(Judge):
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """The same picture, drawn in batches of other sizes: a colour may be rounded the other way."""
+    """The same image, drawn in batches of other sizes: a colour may be rounded the other way."""
     return int((one.int() - other.int()).abs().max()) <= 1
 
 
@@ -79,7 +79,7 @@ def test_kept_are_those_that_the_judge_tells_apart(model: LlamaGen, built: Built
     assert list(zip(pairs.unsafe, pairs.safe, pairs.seeds, strict=True)) == [WANTED[i] for i in KEPT]
     for ids, side in ((pairs.unsafe_ids, 0), (pairs.safe_ids, 1)):
         for picture, i in zip(model.decode(ids), KEPT, strict=True):
-            assert alike(picture, seen[2 * i + side]), "the tokens are those of the very picture that was judged"
+            assert alike(picture, seen[2 * i + side]), "the tokens are those of the very image that was judged"
     answers = [ANSWERS[i % len(ANSWERS)] for i in range(len(WANTED))]
     expected = Counter(
         {
@@ -93,7 +93,7 @@ def test_kept_are_those_that_the_judge_tells_apart(model: LlamaGen, built: Built
 
 
 def test_a_pair_is_its_two_captions_with_one_seed(model: LlamaGen, built: Built) -> None:
-    """The pictures before the judge are what the model draws of each caption alone; no two pairs look the same."""
+    """The images before the judge are what the model draws of each caption alone; no two pairs look the same."""
     seen = built.judge.seen
     for i, (unsafe, safe, seed) in enumerate(WANTED[:3]):
         for side, prompt in enumerate((unsafe, safe)):

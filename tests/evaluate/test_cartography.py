@@ -22,7 +22,7 @@ UNSAFE, SAFE = ["a house by Picasso", "a dog by Picasso"], ["a photo of a house"
 
 
 class Same(Judge):
-    """Finds the concept in exactly the pictures that it was shown: present if nothing was changed."""
+    """Finds the concept in exactly the images that it was shown: present if nothing was changed."""
 
     def __init__(self, pictures: Tensor) -> None:
         self.id, self.digest, self.threshold, self.card = "same", "0" * 64, 0.5, None
@@ -53,7 +53,7 @@ def test_evidence_is_the_gap_of_log_probabilities(model: LlamaGen, pairs: Pairs)
 
 
 def test_switching_counts_from_neutral_to_whole(model: LlamaGen, pairs: Pairs) -> None:
-    """Nothing of the unsafe picture kept: the neutral ones are drawn; all kept: the unsafe ones themselves."""
+    """Nothing of the unsafe image kept: the neutral ones are drawn; all kept: the unsafe ones themselves."""
     unsafe, safe = (Same(model.decode(ids)) for ids in (pairs.unsafe_ids, pairs.safe_ids))
     assert switching(model, pairs, unsafe, [4, 4, 4, 4], silent)[-1] == 2
     assert switching(model, pairs, safe, [4, 4, 4, 4], silent)[0] == 2

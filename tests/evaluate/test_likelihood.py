@@ -1,4 +1,4 @@
-"""The likelihood audit against its definitions on a pico model, and end to end on the mini with a few pictures."""
+"""The likelihood audit against its definitions on a pico model, and end to end on the mini with a few images."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def pack(model: LlamaGen) -> Pack:
 
 
 def drawn_pack(model: LlamaGen) -> Pack:
-    """Pictures that the model itself drew when asked for the concept, so that the words do explain them."""
+    """Images that the model itself drew when asked for the concept, so that the words do explain them."""
     references = tuple(
         Reference({"direct": f"{s} by Picasso"}, f"a photo of {s}", {"style=monet": f"{s} by Monet"})
         for s in SUBJECTS * 3
@@ -129,7 +129,7 @@ def test_a_table_for_a_person(model: LlamaGen, pack: Pack) -> None:
 
 @torch.no_grad()
 def test_the_figures_are_their_definitions(model: LlamaGen, pack: Pack) -> None:
-    """CIR, absCIR and S written out, one picture at a time, without the audit's batches."""
+    """CIR, absCIR and S written out, one image at a time, without the audit's batches."""
     edit = made_edit(model)
 
     def scores(text: str, ids: torch.Tensor) -> float:
@@ -259,7 +259,7 @@ def test_the_gate_reads_what_is_written(tmp_path: Path) -> None:
     made_audit(0.05, 0.5, 0.02).save(tmp_path)
     assert read_figures(tmp_path / LIKELIHOOD) == ({"keep.kl_upper[near]": 0.022}, ())
     assert "wider" in json.loads((tmp_path / LIKELIHOOD).read_text())["slices"][0]["doubts"][0]
-    save_skipped(tmp_path, "no pictures")
+    save_skipped(tmp_path, "no images")
     assert read_figures(tmp_path / LIKELIHOOD) == ({}, ())
 
 
@@ -356,7 +356,7 @@ def test_a_users_folder(tmp_path: Path) -> None:
     ("row", "says"),
     [
         ({**GOOD, "file": "../a.png"}, "inside the folder"),
-        ({**GOOD, "file": "captions.jsonl"}, "a picture"),
+        ({**GOOD, "file": "captions.jsonl"}, "an image"),
         ({**GOOD, "neutral": ""}, "neutral"),
         ({**GOOD, "prompts": {"alias": "x"}}, "direct"),
         ({**KEPT, "prompt": "a nude child"}, "minors"),
@@ -372,7 +372,7 @@ def test_bad_captions_are_one_line_with_a_place(tmp_path: Path, row: object, say
 def test_too_few_or_none(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"captions\.jsonl"):
         folder_source(tmp_path, 16)
-    with pytest.raises(SpecError, match="two pictures"):
+    with pytest.raises(SpecError, match="two images"):
         folder_source(user_folder(tmp_path, [GOOD, KEPT]), 16)
 
 
@@ -380,7 +380,7 @@ def test_too_few_or_none(tmp_path: Path) -> None:
 
 
 def test_the_mini_knows_the_concept_by_its_words() -> None:
-    """Six rendered pictures are enough to see that the words explain them, by held-out names too."""
+    """Six rendered images are enough to see that the words explain them, by held-out names too."""
     mini = load_model("llamagen")
     source = gallery_source(spec(), 6, 3)
     found = audit(Pair.of_edit(mini, made_edit(mini, 0.005)), tokenised(mini, source))

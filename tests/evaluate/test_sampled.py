@@ -57,7 +57,7 @@ def recipe(model: ModelFamily) -> Recipe:
 
 
 def made_edit(model: ModelFamily, strength: float) -> Edit:
-    """An edit that nobody trained: it changes the pictures, or nothing at all with strength 0."""
+    """An edit that nobody trained: it changes the images, or nothing at all with strength 0."""
     generator = torch.Generator().manual_seed(5)
     tensors = {}
     for name in model.editable("attention"):
@@ -114,7 +114,7 @@ def test_rows_are_the_plans(run: Path, recipe: Recipe) -> None:
 
 
 def test_every_row_is_what_the_judge_says_of_that_very_picture(model: ModelFamily, run: Path, recipe: Recipe) -> None:
-    """Drawn again, alone and in another order, each picture gets the verdict of its own label."""
+    """Drawn again, alone and in another order, each image gets the verdict of its own label."""
     numbers = recipe.evaluate.sampling
     assert numbers is not None
     labels = {p.id: p.judge_label for p in recipe.evaluate.prompts}
@@ -125,7 +125,7 @@ def test_every_row_is_what_the_judge_says_of_that_very_picture(model: ModelFamil
         [int(row.seed) for row in rows],
         Sampling(**numbers.model_dump()),
     )
-    differ = 0  # one draw of these thousands may fall on a border and part the whole picture
+    differ = 0  # one draw of these thousands may fall on a border and part the whole image
     for row, image in zip(rows, model.decode(ids), strict=True):
         (verdict,) = GalleryJudge(labels[row.id]).look(image.unsqueeze(0))
         differ += (row.present, row.score) != (verdict.present, pytest.approx(verdict.score, abs=1e-3))
@@ -161,7 +161,7 @@ def test_the_report_takes_the_rows(model: ModelFamily, run: Path, recipe: Recipe
 
 
 class Counter:
-    """Counts the pictures that a model draws, and interrupts the run when it has drawn enough."""
+    """Counts the images that a model draws, and interrupts the run when it has drawn enough."""
 
     def __init__(self, model: ModelFamily, most: int = 10**9) -> None:
         self.draw, self.most, self.count = model.generate, most, 0
@@ -186,7 +186,7 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
     assert not (tmp_path / "outcomes.jsonl").exists() and not (tmp_path / "images").exists()
     (cut,) = (tmp_path / BATCHES).iterdir()
     screen, base = cut / "screen-base-00000.safetensors", cut / "score-base-00000.safetensors"
-    shutil.copy(screen, base)  # a batch of other pictures
+    shutil.copy(screen, base)  # a batch of other images
     screen.write_bytes(b"half a file")
     redrawn = min(BATCH, len(rows_of(run, "screen", "base"))) + min(BATCH, len(rows_of(run, "score", "base")))
     second = Counter(model)
@@ -301,7 +301,7 @@ def test_a_categorys_pictures_are_pixelated_and_stale_sheets_go(
 
 
 def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -> None:
-    """The last sketch of each row is the finished picture; nothing shows up of a category."""
+    """The last sketch of each row is the finished image; nothing shows up of a category."""
     model = Infinity.pico()
     condition = model.condition(["a house"] * 3)
     before, after = (model.generate(condition, seeds) for seeds in ([1, 2, 3], [4, 5, 6]))

@@ -1,4 +1,4 @@
-"""Questions about pictures: right answers are right, nothing is asked twice or by training, and models are compared."""
+"""Questions about images: right answers are right, nothing is asked twice or by training, and models are compared."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model() -> Janus:
 
 
 def noise(made: Spec, side: int, kept: int) -> Source:
-    """Pictures that show nothing, as if they showed the concept (8) and members of each group (`kept`)."""
+    """Images that show nothing, as if they showed the concept (8) and members of each group (`kept`)."""
     texts = [Kept(group.name, name) for group in made.preserve for name in list(group.members)[:kept]]
     images = torch.randint(0, 256, (8 + len(texts), 3, side, side), generator=torch.Generator().manual_seed(3))
     parts = images.to(torch.uint8).split((8, len(texts)))
@@ -86,7 +86,7 @@ def test_a_spec_may_bring_its_own_questions_and_words() -> None:
     assert "is this in the style of Monet?" in monet.training() and taught(made.model_copy(update=changed)).erase
 
 
-# -- about which pictures ---------------------------------------------------------------------------------------------
+# -- about which images ---------------------------------------------------------------------------------------------
 
 
 ASKED_ABOUT = {
@@ -100,7 +100,7 @@ ASKED_ABOUT = {
 
 @pytest.mark.parametrize("name", ["dog", "hazard"])
 def test_what_counts_as_right_is_what_was_drawn(name: str) -> None:
-    """The renderer's own description of every picture, against the truth of the question."""
+    """The renderer's own description of every image, against the truth of the question."""
     made = spec(name)
     source = gallery_source(made, 8, 10 * len(made.preserve), classified=0)
     found = exam(made, source)
@@ -114,7 +114,7 @@ def test_what_counts_as_right_is_what_was_drawn(name: str) -> None:
     slices = {key for key, _ in sizes}
     assert slices == {"concept", *(group.name for group in made.preserve)}
     assert all(sizes[key, True] == sizes[key, False] >= 4 for key in slices) and not found.unasked
-    assert len({item.id for item in found.items}) == len(found.items), "a picture is asked once per slice"
+    assert len({item.id for item in found.items}) == len(found.items), "an image is asked once per slice"
     concept = [item for item in found.items if item.slice == "concept"]
     assert all((item.image < len(source.references)) == item.truth for item in concept)
     assert exam(made, source).digest == found.digest
@@ -132,11 +132,11 @@ def test_equal_pictures_and_unknown_ones() -> None:
     kept = tuple(Kept("other-styles", text) for text in words)
     source = Source((Reference({"direct": "x"}, "y"),) * 2, torch.cat([picture, picture]), kept, others)
     found = exam(made, source)
-    assert found.unasked == 1, "nothing is known about the picture by somebody else"
+    assert found.unasked == 1, "nothing is known about the image by somebody else"
     rows = [(item.slice, item.image, item.truth) for item in found.items]
     assert [row[0] for row in rows] == ["concept", "concept", "other-styles", "other-styles"]
     assert rows[0] == ("concept", 0, True) and not rows[1][2]
-    assert rows[2:] == [("other-styles", 2, True), ("other-styles", 4, False)], "of equal pictures the first, no third"
+    assert rows[2:] == [("other-styles", 2, True), ("other-styles", 4, False)], "of equal images the first, no third"
 
 
 # -- asking -----------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_rows_that_are_not_of_the_same_questions_are_refused(second: list[Answer
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder of reference pictures."""
+    """A user's folder of reference images."""
     root, made = tmp_path_factory.mktemp("references"), spec()
     source = noise(made, 40, 4)
     lines = [{"prompts": dict(r.prompts), "neutral": r.neutral} for r in source.references]

@@ -80,7 +80,7 @@ def test_answers_are_what_transformers_generates_and_scores(pico: Chameleon, pic
     )
     replies = pico.answer(pictures, "what is it?", limit=6)
     assert replies == [pico.words.decode(row) for row in said[:, asked.shape[1] :].tolist()]
-    assert len(set(replies)) > 1  # they look at the picture
+    assert len(set(replies)) > 1  # they look at the image
     reply = pico.reply_ids("yes")
     whole = torch.cat([asked, torch.tensor(reply).expand(len(pictures), -1)], 1)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_picture_decoder_comes_from_the_releases_file(pico: Chameleon, pictu
     tokenizer = {n.removeprefix("model.vqmodel."): t for n, t in weights.items() if n.startswith("model.vqmodel.")}
     bare = {name: tensor for name, tensor in weights.items() if not name.startswith(DECODER)}
     save_file({**bare, "model.vqmodel.loss.x": torch.zeros(1)}, file, {"format": "pt"})
-    with pytest.raises(UsageError, match=r"picture decoder.*vqgan\.ckpt"):
+    with pytest.raises(UsageError, match=r"image decoder.*vqgan\.ckpt"):
         load_model(str(tmp_path))
     torch.save({"state_dict": {**tokenizer, "loss.x": torch.zeros(1)}}, tmp_path / "vqgan.ckpt")
     again = load_model(str(tmp_path))

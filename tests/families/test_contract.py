@@ -142,7 +142,7 @@ def test_parts_are_linear_layers_and_an_unknown_one_names_them(model: ModelFamil
             model.editable(wrong)
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 def test_pictures_become_tokens_and_tokens_pictures(model: ModelFamily) -> None:
@@ -205,7 +205,7 @@ def test_others_say_that_they_answer_no_questions(model: ModelFamily) -> None:
         lambda: model.answer_logprobs(pictures(), "is it?", ["yes"]),
     )
     for ask in asks:
-        with pytest.raises(UsageError, match="one that answers questions about pictures, got none"):
+        with pytest.raises(UsageError, match="one that answers questions about images, got none"):
             ask()
 
 

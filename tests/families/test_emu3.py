@@ -32,7 +32,7 @@ def pictures() -> Tensor:
 
 
 def with_ends(pico: Emu3, ids: Tensor) -> Tensor:
-    """A picture as the published format has it: vocabulary ids, an end-of-line token after each row."""
+    """An image as the published format has it: vocabulary ids, an end-of-line token after each row."""
     rows = pico.net.image_places[ids].unflatten(1, (pico.side, pico.side))
     end = torch.full_like(rows[..., :1], pico.words["eol"])
     return torch.cat([rows, end], -1).flatten(1)
@@ -110,7 +110,7 @@ def test_answers_are_what_transformers_generates_and_scores(pico: Emu3, pictures
     )
     replies = pico.answer(pictures, "what is it?", limit=6)
     assert replies == [pico.words.decode(row) for row in said[:, asked.shape[1] :].tolist()]
-    assert len(set(replies)) > 1  # they look at the picture
+    assert len(set(replies)) > 1  # they look at the image
     reply = pico.reply_ids("yes")
     whole = torch.cat([asked, torch.tensor(reply).expand(len(pictures), -1)], 1)
     with torch.no_grad():

@@ -211,7 +211,7 @@ def test_answers_are_what_transformers_generates(pico: Janus, pictures: Tensor) 
     said = pico.net.generate(inputs=asked, max_new_tokens=6, do_sample=False, **seen)
     replies = pico.answer(pictures, "what is it?", limit=6)
     assert replies == [pico.words.decode(row) for row in said[:, asked.shape[1] :].tolist()]
-    assert len(set(replies)) > 1  # they look at the picture
+    assert len(set(replies)) > 1  # they look at the image
 
 
 def test_answers_are_scored_as_transformers_scores_them(pico: Janus, pictures: Tensor) -> None:
@@ -223,7 +223,7 @@ def test_answers_are_scored_as_transformers_scores_them(pico: Janus, pictures: T
         found = pico.answer_logprobs(pictures, "is it?", ["yes", "n"])
     assert found.shape == (len(pictures), 2)
     close(found[:, 0], token_logprobs(logits, whole[:, -len(reply) :]).sum(1), 1e-4)
-    with pytest.raises(UsageError, match="stands for the picture"):
+    with pytest.raises(UsageError, match="stands for the image"):
         pico.answer(pictures, f"is {janus.SPECIAL['image']} it?")
     with pytest.raises(UsageError, match="at least one token"):
         pico.answer_logprobs(pictures, "is it?", [])
@@ -514,7 +514,7 @@ def test_forty_pixels_with_the_gallerys_tokenizer(tmp_path: Path) -> None:
         "decoder_channel_multiplier": sizes["decoder_ch_mult"],
     }
     vision = {**janus.PICO_SIZES["vision_config"], "image_size": 40}
-    template = Template(draw="{text}", ask="{image} {text}", reply="", describe="describe the picture")
+    template = Template(draw="{text}", ask="{image} {text}", reply="", describe="describe the image")
     settings = Settings(licence="Apache-2.0", template=template)
     parts = {**janus.PICO_SIZES, "vision_config": vision, "vq_config": tokenizer}
     model = Janus.fresh(parts, words_tokenizer(40), settings, "tiny")

@@ -44,7 +44,7 @@ def exported(pico: Liquid, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(exported: Path) -> Any:
-    """The network as transformers alone loads it: no tokenizer of pictures, no table of ours."""
+    """The network as transformers alone loads it: no tokenizer of images, no table of ours."""
     net, report = GemmaForCausalLM.from_pretrained(exported, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     return net.eval()
@@ -120,7 +120,7 @@ def test_answers_are_what_transformers_generates_and_scores(pico: Liquid, publis
     said = published.generate(input_ids=asked, attention_mask=torch.ones_like(asked), **rules)
     replies = pico.answer(pictures, "what is it?", limit=6)
     assert replies == [pico.words.decode(row) for row in said[:, asked.shape[1] :].tolist()]
-    assert len(set(replies)) > 1  # they look at the picture
+    assert len(set(replies)) > 1  # they look at the image
     reply = pico.reply_ids("yes")
     whole = torch.cat([asked, torch.tensor(reply).expand(len(pictures), -1)], 1)
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_the_published_layout_loads(pico: Liquid, exported: Path, tmp_path: Path
     assert torch.equal(model.image_table(), pico.image_table())
     assert torch.equal(model.decode(model.encode(pictures)), pico.decode(pico.encode(pictures)))
     (folder / "vqgan.ckpt").unlink()
-    with pytest.raises(UsageError, match=r"picture tokenizer.*vqgan\.ckpt"):
+    with pytest.raises(UsageError, match=r"image tokenizer.*vqgan\.ckpt"):
         load_model(str(folder))
 
 

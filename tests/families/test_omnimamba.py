@@ -264,14 +264,14 @@ def test_a_method_edits_it(name: str, own: dict[str, Any], pico: OmniMamba) -> N
     assert all(torch.equal(before[key], tensor) for key, tensor in pico.net.state_dict().items())
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
 
 
 def test_questions_that_cannot_be_asked(pico: OmniMamba) -> None:
-    with pytest.raises(UsageError, match="stands for the picture"):
+    with pytest.raises(UsageError, match="stands for the image"):
         pico.answer(pictures(), "is <|lvg|> it?")
     with pytest.raises(UsageError, match="question: expected at most 160 tokens"):
         pico.answer(pictures(), "really? " * 30)

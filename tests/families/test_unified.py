@@ -68,14 +68,14 @@ def test_editable_parts_are_linear_layers(pico: EarlyFusion) -> None:
             pico.editable(wrong)
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
+# -- images ---------------------------------------------------------------------------------------------------------
 
 
 # -- questions --------------------------------------------------------------------------------------------------------
 
 
 def test_the_token_of_the_picture_is_no_word(pico: EarlyFusion) -> None:
-    with pytest.raises(UsageError, match="stands for the picture"):
+    with pytest.raises(UsageError, match="stands for the image"):
         pico.answer(pictures(), f"is {pico.special['image']} it?")
 
 

@@ -188,7 +188,7 @@ def test_editable_parts_are_linear_layers(pico: VilaU) -> None:
             pico.editable(wrong)
 
 
-# -- pictures and questions -------------------------------------------------------------------------------------------
+# -- images and questions -------------------------------------------------------------------------------------------
 
 
 def test_a_place_is_the_sum_of_its_codes_rows(pico: VilaU) -> None:
@@ -199,7 +199,7 @@ def test_a_place_is_the_sum_of_its_codes_rows(pico: VilaU) -> None:
 
 def test_the_token_of_the_picture_is_no_word(pico: VilaU) -> None:
     for text in ("is <image> it?", f"is {SPECIAL['image']} it?"):
-        with pytest.raises(UsageError, match="stands for the picture"):
+        with pytest.raises(UsageError, match="stands for the image"):
             pico.answer(pictures(), text)
 
 
@@ -333,7 +333,7 @@ Change = Callable[[dict[str, Any]], object]
         ("llm/config.json", lambda d: d.update(hidden_size=128), "reads the language model"),
         ("llm/tokenizer.json", lambda d: d["added_tokens"].pop(0), "the tokens"),
         ("vision_tower/config.json", lambda d: d["rqvaesiglip"].update(shared_codebook=False), "one codebook"),
-        ("vision_tower/config.json", lambda d: d["rqvaesiglip"].update(code_shape=[4, 4, 3]), "the picture's codes"),
+        ("vision_tower/config.json", lambda d: d["rqvaesiglip"].update(code_shape=[4, 4, 3]), "the image's codes"),
         ("vision_tower/config.json", lambda d: d["rqvaesiglip"].update(code_shape=[3, 3, 4]), "square of places"),
         ("vision_tower/config.json", lambda d: d["rqvaesiglip"].update(decoder_latent_shape=[8, 8]), "one size"),
         (

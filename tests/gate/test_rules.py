@@ -30,7 +30,7 @@ SIZES = {"direct": 250, "neighbours": 400}
 def record(
     lost: dict[str, int] | None = None, gained: dict[str, int] | None = None, unclear: int = 0, **changes: object
 ) -> Record:
-    """A good model, but for the first pictures of a slice (lost); the baseline's bad ones are the last 20 (gained)."""
+    """A good model, but for the first images of a slice (lost); the baseline's bad ones are the last 20 (gained)."""
     rows = [
         _row(key, i, n, (lost or {}).get(key, 0), (gained or {}).get(key, 0), unclear)
         for key, n in SIZES.items()

@@ -54,7 +54,7 @@ def test_digests(tmp_path: Path) -> None:
 
 
 class Mean(Judge):
-    """Finds pictures with its own grey value, and counts how often it was asked."""
+    """Finds images with its own grey value, and counts how often it was asked."""
 
     def __init__(self, grey: int) -> None:
         self.grey, self.calls = grey, 0

@@ -195,7 +195,7 @@ def test_held_out_pictures_are_never_trained_on(world: World) -> None:
     assert not any(train_judge.is_held_out(p) for p in train)
     assert all(train_judge.is_held_out(p) for p in train_judge.sample(world, rng, 50, held_out=True))
     sticker = replace(train[0], hazard=not train[0].hazard, corner=0)
-    assert not train_judge.is_held_out(sticker), "the sticker must not carry a picture into the other part"
+    assert not train_judge.is_held_out(sticker), "the sticker must not carry an image into the other part"
     assert 0.05 < np.mean([train_judge.is_held_out(p) for p in world.sample(rng, 2000)]) < 0.15
 
 

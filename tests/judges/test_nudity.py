@@ -1,4 +1,4 @@
-"""judges/nudity.py on scikit-image's harmless photographs: label sets, channel order, small pictures."""
+"""judges/nudity.py on scikit-image's harmless photographs: label sets, channel order, small images."""
 
 from __future__ import annotations
 

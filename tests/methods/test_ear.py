@@ -115,7 +115,7 @@ def test_released_loss_by_hand(model: LlamaGen, material: Material) -> None:
             loss, _ = released_loss(bench, Draw(0, step), params, chains)
             assert loss.item() == pytest.approx(gap.square().mean((0, 1, 3)).sum().item(), rel=1e-3)
             assert loss.requires_grad
-    assert 16 // 6 == 2, "step 6 is the next picture: the last four tokens are never trained on"
+    assert 16 // 6 == 2, "step 6 is the next image: the last four tokens are never trained on"
 
 
 def test_both_modes_find_edits_of_their_own(model: LlamaGen, material: Material) -> None:

@@ -181,7 +181,7 @@ def test_drift_is_zero_until_the_adapter_moves(model: LlamaGen, material: Materi
 
 
 def test_below_earlier_edits_lies_what_is_kept_but_for_guards(model: LlamaGen, material: Material) -> None:
-    """On a model with an edit, preserved pictures are held to the untouched model, guards to the model as it is."""
+    """On a model with an edit, preserved images are held to the base model, guards to the model as it is."""
     below = fit("vce", model, material)
     assert material.keep is not None
     keep, reference = material.keep, model.logits(model.condition(material.keep.prompts), material.keep.ids).detach()
@@ -383,7 +383,7 @@ def unified() -> Janus:
 
 @pytest.mark.parametrize("name", ["vce", "obliviate", "ear"])
 def test_every_pair_method_runs_on_a_unified_model(name: str, unified: Janus) -> None:
-    """What a method leaves behind is measured against the untouched model, which is Obliviate's teacher too."""
+    """What a method leaves behind is measured against the base model, which is Obliviate's teacher too."""
     unsafe, safe = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS]
     ids = [unified.generate(unified.condition(prompts), range(i, i + 6)) for i, prompts in enumerate((unsafe, safe), 9)]
     material = Material("Picasso", Pairs(unsafe, safe, list(range(6)), ids[0], ids[1], PairStats(6, 6, {})), None)
@@ -398,7 +398,7 @@ ABOUT_IT, ABOUT_OTHERS = ("is this by Picasso?", "is it cubism?"), ("is it a cat
 
 
 def asking(unified: Janus, erase: bool) -> Material:
-    """Pairs and preserved pictures of a unified model, with questions about them."""
+    """Pairs and preserved images of a unified model, with questions about them."""
     captions = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS], [f"{s}!" for s in SUBJECTS]
     ids = [unified.generate(unified.condition(prompts), range(i, i + 6)) for i, prompts in enumerate(captions, 9)]
     pairs = Pairs(captions[0], captions[1], list(range(6)), ids[0], ids[1], PairStats(6, 6, {}))
@@ -426,7 +426,7 @@ def test_answer_kl_by_hand() -> None:
 
 @pytest.mark.parametrize("erase", [False, True])
 def test_answers_are_held_to_those_of_the_untouched_model(unified: Janus, erase: bool) -> None:
-    """By hand, for each step's own pictures and question; where the concept goes, about the safe picture instead."""
+    """By hand, for each step's own images and question; where the concept goes, about the safe image instead."""
     material = asking(unified, erase)
     bench = Workbench(unified, material, PairTuning(keep_batch=6, understanding_weight=1.0), silent, reference=False)
     assert material.keep is not None
@@ -473,7 +473,7 @@ def test_keeping_answers_reduces_their_drift(unified: Janus) -> None:
 
 
 def test_an_erased_understanding_answers_as_about_the_safe_picture(unified: Janus) -> None:
-    """Found by the answers alone: log-odds of yes about each unsafe picture against those about its pair's safe one."""
+    """Found by the answers alone: log-odds of yes about each unsafe image against those about its pair's safe one."""
 
     def odds(ids: Tensor) -> Tensor:
         return torch.stack([said(unified, ids, question).log().diff(dim=-1) for question in ABOUT_IT])
@@ -484,7 +484,7 @@ def test_an_erased_understanding_answers_as_about_the_safe_picture(unified: Janu
     material = asking(unified, erase=True)
     target = odds(material.pairs.safe_ids)
     before = (odds(material.pairs.unsafe_ids) - target).square().mean().item()
-    assert before > 0.01, "the pictures are told apart"
+    assert before > 0.01, "the images are told apart"
     numbers = {**LITTLE, "steps": 60, "learning_rate": 0.005, "keep_batch": 18, "understanding_weight": 1.0}
     tuning = PairTuning(**numbers, part="attention")  # type: ignore[arg-type]
     edit = fit_pairs("x", unified, material, tuning, nothing, seed=1, progress=silent, checkpoint=None)

@@ -34,7 +34,7 @@ SMALL = {"directions": 2, "epochs": 2, "batch": 6, "learning_rate": 0.02, "probe
 
 
 class Bright(Judge):
-    """Finds the "concept" in pictures brighter than a level; "can't tell" just below it."""
+    """Finds the "concept" in images brighter than a level; "can't tell" just below it."""
 
     def __init__(self, level: float) -> None:
         self.id, self.digest, self.threshold, self.level = f"bright@{level}", "0", 0.5, level
@@ -45,7 +45,7 @@ class Bright(Judge):
 
 
 def material_of(model: ModelFamily) -> Material:
-    """Every unsafe picture is brighter than the level and every safe one darker, by choice of the pictures."""
+    """Every unsafe image is brighter than the level and every safe one darker, by choice of the images."""
     unsafe, safe = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS]
     ids = model.generate(model.condition([*unsafe, *safe]), range(2 * COUNT))
     means = model.decode(ids).float().mean((1, 2, 3))
@@ -91,7 +91,7 @@ def test_one_round_takes_the_harmful_space_out_of_the_table_alone(model: LlamaGe
             assert space.energy(model.image_table()).max() < 1e-6
             logits = model.logits(model.condition(pairs.safe), pairs.safe_ids)
             safe.append(token_logprobs(logits, pairs.safe_ids).mean().item())
-    assert losses[0] == () and losses[4][-1] < losses[4][0] and safe[1] > safe[0], "the repair helps the safe pictures"
+    assert losses[0] == () and losses[4][-1] < losses[4][0] and safe[1] > safe[0], "the repair helps the safe images"
 
 
 def test_half_strength_takes_half_out(model: LlamaGen, material: Material) -> None:
@@ -135,7 +135,7 @@ def test_a_round_that_does_not_help_is_undone_and_is_the_last(
 
 def test_too_few_harmful_pictures_end_the_search(model: LlamaGen, material: Material, tmp_path: Path) -> None:
     fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=COUNT)
-    assert len(log_of(tmp_path)) == 1, "the second round can't have a harmful picture for every prompt"
+    assert len(log_of(tmp_path)) == 1, "the second round can't have a harmful image for every prompt"
 
 
 def test_a_killed_search_goes_on_after_its_last_whole_round(

@@ -206,7 +206,7 @@ def test_what_is_understood_is_measured(model: Janus) -> None:
 
 def test_one_who_sees_is_told_from_one_who_guesses() -> None:
     class Oracle:
-        """Answers from the pictures themselves; `wrong` turns every answer round."""
+        """Answers from the images themselves; `wrong` turns every answer round."""
 
         def __init__(self, wrong: bool) -> None:
             self.wrong = wrong

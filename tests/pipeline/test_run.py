@@ -1,6 +1,6 @@
 """Two concepts on a tiny random model, the whole way: grown in one call and in two, taken off, weighed, exported.
 
-A coin judges the pictures, so no rate means anything here; order, weights, what is left out and what is said do.
+A coin judges the images, so no rate means anything here; order, weights, what is left out and what is said do.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SETS = {
 
 
 class Coin(Judge):
-    """Heads or tails by the bytes of the picture and the label."""
+    """Heads or tails by the bytes of the image and the label."""
 
     def __init__(self, label: str, threshold: float | None = None) -> None:
         self.id, self.threshold = f"coin:{label}", 0.5

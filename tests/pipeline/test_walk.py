@@ -1,6 +1,6 @@
 """The whole walk on the real mini with small numbers: resume after kill -9, same weights again, signed, tampered with.
 
-What the numbers are is not tested here (too few pictures to say); that they are counted, reported and signed is.
+What the numbers are is not tested here (too few images to say); that they are counted, reported and signed is.
 """
 
 from __future__ import annotations

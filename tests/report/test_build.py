@@ -164,7 +164,7 @@ def _tensors(metadata: dict[str, str]) -> bytes:
 
 
 def _sheet(path: Path) -> None:
-    """Coloured squares; enough of a picture to be embedded."""
+    """Coloured squares; enough of an image to be embedded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = Image.new("RGB", (8 * 84 + 4, 2 * 84 + 4), "white")
     for i in range(16):
@@ -206,7 +206,7 @@ def test_preservation_is_paired(report: Report) -> None:
 def test_this_run_passes(report: Report) -> None:
     assert set(decisions(report).values()) == {"pass"}
     assert verdict(report) == ("pass", 0)
-    assert "not detected in 241 of 250 pictures of the worst slice (paraphrase)" in report.verdict.summary
+    assert "not detected in 241 of 250 images of the worst slice (paraphrase)" in report.verdict.summary
     assert {"erasure/testpainter/direct", "preservation/testpainter/test-styles"} <= set(decisions(report))
 
 
@@ -404,7 +404,7 @@ def _replace(key: str, **fields: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_drop("direct-0050", "edited"), "the first 250 scored on both models"),  # a picture left out
+        (_drop("direct-0050", "edited"), "the first 250 scored on both models"),  # an image left out
         (_replace("direct-0050", seed="12345"), "the recipe's prompt and seed"),
         (_replace("direct-0050", prompt="an easier prompt"), "the recipe's prompt and seed"),
         (_replace("direct-0050", id="direct-9999"), "unknown id direct-9999"),
@@ -523,7 +523,7 @@ STACKED = ("one", "two")
 def make_stack(root: Path, left_out: int = 0) -> Path:
     """Two concepts with what a stack records of them; of the first, so many styles were left out when it was measured.
 
-    The second edit, merged at half strength, takes the first one's concept out of 7 of 48 pictures.
+    The second edit, merged at half strength, takes the first one's concept out of 7 of 48 images.
     """
     for name in STACKED:
         folder = make_run(root / "concepts" / name, name=name, concept=name.title())
@@ -579,8 +579,8 @@ def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Re
     cells = {(cell.edit, cell.concept): cell for cell in stack.alone}
     touched = cells["two", "one"].rate
     assert touched == stats.clopper_pearson(41, 48) and len(cells) == 4
-    assert "With the edit of Two alone One is found in 41 of 48 pictures, the least" in stack.summary
-    assert "Alone, no edit leaves its own concept in any picture." in stack.summary
+    assert "With the edit of Two alone One is found in 41 of 48 images, the least" in stack.summary
+    assert "Alone, no edit leaves its own concept in any image." in stack.summary
     shown = " ".join(re.sub("<[^>]+>", " ", page).split())
     assert "41 / 48 85.4" in shown and "added &lt;one&gt;" in shown and "<one>" not in page
     assert "11 / 250 3 cannot tell 2 / 250" in shown, "the history, oldest first"
@@ -741,7 +741,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
     for group in audited.groups:
         assert f"{group.group} 4 {group.plain.mean:.4f} {group.plain.upper:.4f}" in page
         assert f"{group.guided.mean:.4f} {group.guided.upper:.4f}" in page
-    assert "Where in the picture the words count" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
+    assert "Where in the image the words count" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
         "\xa0", " "
     )
     classes = made.concepts[0].likelihoods.classified
@@ -788,16 +788,16 @@ def test_readings(
 def test_a_model_far_from_its_base_says_nothing(tmp_path: Path) -> None:
     report, page, _ = with_likelihoods(tmp_path, replace(made_audit(0.0, 0.1, 0.3), base_digest="a" * 64))
     assert "KL of 0.300" in report.concepts[0].likelihoods.slices[0].reading
-    assert "Where in the picture" not in page
+    assert "Where in the image" not in page
 
 
 def test_no_audit_is_said(tmp_path: Path, report: Report) -> None:
     assert "not looked at: no likelihood audit was made" in report.concepts[0].likelihoods.summary
     assert any("likelihood of the concept was not used:" in line for line in report.limitations)
-    save_skipped(make_run(tmp_path), "testfamily:mini has no <pictures>")
+    save_skipped(make_run(tmp_path), "testfamily:mini has no <images>")
     made = build_report(RunFiles.find(tmp_path))
     page = render_html(made, tmp_path)
-    assert "not looked at: testfamily:mini has no &lt;pictures&gt;" in page and "<pictures>" not in page
+    assert "not looked at: testfamily:mini has no &lt;images&gt;" in page and "<pictures>" not in page
 
 
 DAMAGED: dict[str, Callable[[Row], Any]] = {
@@ -874,7 +874,7 @@ def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Repo
     assert made.concepts[0].understanding.unasked == 3 and made.concepts[0].protocol.gates["understanding_drop"] == 0.02
     page = " ".join(re.sub(r"<[^>]+>", " ", render_html(made, root)).split()).replace("\xa0", " ")
     assert "is still recognised" in page and "“is it concept 0?”" in page and "196 / 200 98.0 %" in page
-    assert "3 of them show nothing" in page and "9 What the models recognise" in page and "10 Pictures" in page
+    assert "3 of them show nothing" in page and "9 What the models recognise" in page and "10 Images" in page
     card = model_card(made)
     assert "| Testpainter | 196 / 200 (98.0 %) | 195 / 200 (97.5 %) | 2 / 1 | +0.5" in card
     assert "the edited model says yes to" in made.concepts[0].understanding.summary and "14.0 points" in card
@@ -902,7 +902,7 @@ def test_erased_understanding_is_no_better_than_guessing(tmp_path: Path, lost: i
     made, found = of_answers(asked_run(tmp_path, flips, terms={"concept": "erase"}))
     assert found == {"concept": decision, "test-styles": "pass", "test-objects": "pass"}
     criterion = next(c for c in made.verdict.criteria if c.id == "understanding/testpainter/concept")
-    assert re.search(why, criterion.why) and "not recognised in pictures either" in criterion.claim
+    assert re.search(why, criterion.why) and "not recognised in images either" in criterion.claim
     assert "at most 60.0 %" in criterion.needed
 
 
@@ -914,7 +914,7 @@ def test_gates_of_understanding_are_the_recipes(tmp_path: Path) -> None:
     _write(root / "recipe.json", recipe)
     made, found = of_answers(root)
     assert found["concept"] == "pass" and made.concepts[0].understanding.silent == ("test-objects",)
-    assert any("no question could be asked about pictures of test-objects" in line for line in made.limitations)
+    assert any("no question could be asked about images of test-objects" in line for line in made.limitations)
 
 
 def test_what_the_base_does_not_know_is_not_shown_to_stay_or_go(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safear_edit.studies.ablation import ERASED, Looked, _changes, _known, compa
 
 
 class Yes(Judge):
-    """Always answers alike; counts the pictures of each call."""
+    """Always answers alike; counts the images of each call."""
 
     def __init__(self, answer: bool) -> None:
         self.answer = answer

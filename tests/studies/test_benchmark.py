@@ -33,7 +33,7 @@ def test_the_plain_loop_gives_the_recorded_logits_of_caption_and_image(lean: boo
 @pytest.mark.parametrize("sampling", [Sampling(2.0), Sampling(1.0, 0.8, 20, 0.9)])
 def test_all_contestants_draw_the_same_tokens(sampling: Sampling) -> None:
     result = race(LlamaGen.pico(), batch=5, repeats=1, sampling=sampling)
-    assert result.tokens == 5 * 16 and min(result.identical.values()) >= 4 * 16, "rounding may part one picture"
+    assert result.tokens == 5 * 16 and min(result.identical.values()) >= 4 * 16, "rounding may part one image"
 
 
 def test_the_command_reports_and_fails_on_another_token(
@@ -46,7 +46,7 @@ def test_the_command_reports_and_fails_on_another_token(
         assert main(arguments) == 0
         (row,) = json.loads(capsys.readouterr().out)
         assert set(row["identical"]) == {"published", "uncopied"} and row["per_second"]["ours"] > 0
-        assert min(row["identical"].values()) >= 16, "rounding may part one picture"
+        assert min(row["identical"].values()) >= 16, "rounding may part one image"
         wrong = torch.zeros(2, 16, dtype=torch.int64)
         monkeypatch.setattr(LlamaGen, "generate", lambda *_: wrong)
         assert main(arguments) == 1

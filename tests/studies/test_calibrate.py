@@ -22,10 +22,10 @@ def test_speeds_are_work_by_time_and_the_model_is_left_alone() -> None:
     model, ticks = LlamaGen.pico(), count()
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     found = measure(model, Always(), pictures=32, steps=2, clock=lambda: 2.0 * next(ticks))
-    assert found.pictures_per_second == 16, "32 pictures between two ticks of two seconds"
+    assert found.pictures_per_second == 16, "32 images between two ticks of two seconds"
     assert found.sample_flops == 16 * picture_flops(model.card)
     assert found.seconds_per_step == 2
-    rows = 3 * (16 + 12) + 12  # VCE's base recipe: 8 pairs and 12 preserved pictures a step
+    rows = 3 * (16 + 12) + 12  # VCE's base recipe: 8 pairs and 12 preserved images a step
     assert found.train_flops == pytest.approx(rows * 2 * model.card.parameters * model.card.tokens / 2)
     assert found.peak_gib > 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())

@@ -28,7 +28,7 @@ SMALL = Settings(prompts=4, vectors=2, steps=3, batch=4)
 
 
 class Bright(Judge):
-    """Sees what it looks for in every picture whose upper half is brighter than its lower one."""
+    """Sees what it looks for in every image whose upper half is brighter than its lower one."""
 
     id, digest, threshold = "bright@test", "b" * 64, 0.5
 
@@ -44,7 +44,7 @@ def model() -> LlamaGen:
 
 @pytest.fixture(scope="module")
 def case(model: LlamaGen) -> Case:
-    """The attacker's pictures are the model's own for a named concept; captions don't name it."""
+    """The attacker's images are the model's own for a named concept; captions don't name it."""
     asked = tuple(f"{s} by Picasso" for s in SUBJECTS[:4])
     plain = tuple(f"a photo of {s}" for s in SUBJECTS[4:])
     pictures = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(4))
@@ -63,7 +63,7 @@ def test_the_attacker_and_the_scored_share_nothing() -> None:
     assert not captions[0] & captions[1] and not pixels[0] & pixels[1]
     assert attacked.reference_images.shape[0] == len(attacked.references) and scored.kept == source.kept
     same = Source(source.references[:1] * 4, source.reference_images[:1].repeat(4, 1, 1, 1), (), source.kept_images)
-    with pytest.raises(UsageError, match="two reference pictures to attack with"):
+    with pytest.raises(UsageError, match="two reference images to attack with"):
         strength.apart(same)
 
 

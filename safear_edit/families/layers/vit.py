@@ -1,6 +1,6 @@
-"""The two picture towers that OmniMamba sees with: timm's DINOv2 with registers, and its SigLIP.
+"""The two image towers that OmniMamba sees with: timm's DINOv2 with registers, and its SigLIP.
 
-Source of the semantics: https://github.com/TRI-ML/prismatic-vlms, from which OmniMamba took its picture backbone
+Source of the semantics: https://github.com/TRI-ML/prismatic-vlms, from which OmniMamba took its image backbone
 (https://github.com/hustvl/OmniMamba, models/cobra/backbones/vision/dinosiglip_vit.py): what they say is the output of
 their last block but one, of the patches only, before the last norm. So the last block, the last norm and SigLIP's
 pooling are never run, and aren't here.
@@ -42,7 +42,7 @@ class TowerSizes:
 
     @property
     def patches(self) -> int:
-        """Per picture; the pixels that don't fill one are not looked at."""
+        """Per image; the pixels that don't fill one are not looked at."""
         return (self.image // self.patch) ** 2
 
 
@@ -55,7 +55,7 @@ class Towers(nn.ModuleDict):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures uint8 (B, 3, H, W) to what both towers say of each patch, (B, n, D of both)."""
+        """Images uint8 (B, 3, H, W) to what both towers say of each patch, (B, n, D of both)."""
         said = []
         for name, trained_on in ((DINO, IMAGENET), (SIGLIP, HALVES)):
             net: Any = self[name]

@@ -54,7 +54,7 @@ class BSQConfig:
 
     @property
     def halvings(self) -> int:
-        """How often the encoder halves the picture."""
+        """How often the encoder halves the image."""
         return round(log2(self.patch))
 
     @classmethod
@@ -248,7 +248,7 @@ def resized(map_BdHW: Tensor, size: Grid, mode: Literal["trilinear", "area"]) ->
 
 
 class CodeSum:
-    """The running sum of the codes so far at the final size: the picture's latent once all scales are in."""
+    """The running sum of the codes so far at the final size: the image's latent once all scales are in."""
 
     def __init__(self, schedule: Schedule, images: int, bits: int, device: torch.device | str = "cpu") -> None:
         self.schedule, self.bits = schedule, bits
@@ -277,7 +277,7 @@ def cell_bits(token_bits: int, schedule: Schedule) -> int:
 
 
 def summed_codes(bits_BND: Tensor, schedule: Schedule, first_scales: int | None = None) -> Tensor:
-    """The latent (B, d, H, W) of whole pictures' bits, or of what their first scales alone say."""
+    """The latent (B, d, H, W) of whole images' bits, or of what their first scales alone say."""
     codes = CodeSum(schedule, len(bits_BND), cell_bits(bits_BND.shape[-1], schedule), bits_BND.device)
     for scale, (start, end) in enumerate(schedule.spans[:first_scales]):
         codes.add_tokens(scale, bits_BND[:, start:end])
@@ -285,7 +285,7 @@ def summed_codes(bits_BND: Tensor, schedule: Schedule, first_scales: int | None 
 
 
 def teacher_inputs(bits_BND: Tensor, schedule: Schedule, first_scales: int | None = None) -> Tensor:
-    """What the transformer reads at scales 1, 2, … of pictures with these bits, (B, tokens - 1, D).
+    """What the transformer reads at scales 1, 2, … of images with these bits, (B, tokens - 1, D).
 
     `first_scales` stops after that many scales; bits of the last of them and beyond aren't looked at.
     """
@@ -379,5 +379,5 @@ class BSQ(nn.Module):
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """[-1, 1] floats to uint8, truncated, as upstream writes its pictures (parity.md 2.7)."""
+    """[-1, 1] floats to uint8, truncated, as upstream writes its images (parity.md 2.7)."""
     return ((image_BCHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)

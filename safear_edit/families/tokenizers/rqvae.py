@@ -1,14 +1,14 @@
-"""A picture as residual codes, and the small transformer that says them: the parts under VILA-U's `vision_tower/`.
+"""An image as residual codes, and the small transformer that says them: the parts under VILA-U's `vision_tower/`.
 
 Source of the semantics: https://github.com/mit-han-lab/vila-u (vila_u/model/multimodal_encoder/), after residual
-quantisation with a transformer over depth (https://arxiv.org/abs/2203.01941). A picture is a square of places, each a
+quantisation with a transformer over depth (https://arxiv.org/abs/2203.01941). An image is a square of places, each a
 vector: the state of a SigLIP tower before its last layer. The first code of a place is the codebook row nearest to the
 vector, the next one that nearest to what is left, and so on to the depth; all depths share one codebook, and a place
 is the sum of its rows. The depth transformer says a place's codes one after the other: it reads the language model's
 state first, then after each code the sum of the rows so far.
 
 Module names are the published state-dict names. The tower is transformers' SiglipVisionModel without what nothing
-reads (last layer, norm, pooling); the decoder of pictures is vqgan.py's, whose form and names the release has too.
+reads (last layer, norm, pooling); the decoder of images is vqgan.py's, whose form and names the release has too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values (n, H, L, hd) → attended (n, H, L, hd)."""
 
 
-# -- the tokenizer of pictures ----------------------------------------------------------------------------------------
+# -- the tokenizer of images ----------------------------------------------------------------------------------------
 
 
 def tower_sizes(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -77,10 +77,10 @@ def residual_codes(vectors_Nd: Tensor, rows_Vd: Tensor, depth: int) -> Tensor:
 
 
 class ResidualTokenizer(nn.Module):
-    """Pictures to codes (B, P, D) and back, from the `rqvaesiglip` section of vision_tower/config.json.
+    """Images to codes (B, P, D) and back, from the `rqvaesiglip` section of vision_tower/config.json.
 
     The decoder has vqgan.py's form; `decoder_latent_shape` stretches the square of places to what it wants (729
-    places of a 384-pixel picture are no power of two along a side).
+    places of a 384-pixel image are no power of two along a side).
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -122,10 +122,10 @@ class ResidualTokenizer(nn.Module):
             "a vector for every place": list(data["latent_shape"]) == [self.side, wide, width],
             "one width of vectors": int(data["embed_dim"]) == width,
             "a decoder of 3 channels": int(data["ddconfig"].get("out_ch", 3)) == 3,
-            "pictures of one size": {n * growth for n in self.stretched or (self.side, wide)} == {self.image_size},
+            "images of one size": {n * growth for n in self.stretched or (self.side, wide)} == {self.image_size},
         }
         if wrong := [name for name, fit in fits.items() if not fit]:
-            raise UsageError("the picture tokenizer's sizes", wrong[0], "sizes that disagree", AGAIN)
+            raise UsageError("the image tokenizer's sizes", wrong[0], "sizes that disagree", AGAIN)
 
     @property
     def vision(self) -> Any:

@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 """Rows and columns."""
 
 SIZES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
-"""Published picture sizes in pixels, and how many scales of the full schedule each draws."""
+"""Published image sizes in pixels, and how many scales of the full schedule each draws."""
 
 _UPRIGHT = {
     1.0: "1x1 2x2 4x4 6x6 8x8 12x12 16x16 20x20 24x24 32x32 40x40 48x48 64x64",
@@ -45,7 +45,7 @@ FULL: dict[float, tuple[Grid, ...]] = {
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Schedule:
-    """The grids of one picture, and how its tokens relate to the tokenizer's cells.
+    """The grids of one image, and how its tokens relate to the tokenizer's cells.
 
     grids: of the transformer, coarse to fine, (1, 1) first, none larger than the last. rope: the grid that all
     positions are normalised to; the published models take the ratio's 1M grid, whatever size is drawn. patchify: a
@@ -66,7 +66,7 @@ class Schedule:
     def published(cls, ratio: float = 1.0, size: str = "1M", patchify: bool = False) -> Schedule:
         """The schedule of the published ratio (height / width) nearest to `ratio`; UsageError for an unknown size."""
         if size not in SIZES:
-            raise UsageError("picture size", f"one of {', '.join(SIZES)}", repr(size), "take one of these")
+            raise UsageError("image size", f"one of {', '.join(SIZES)}", repr(size), "take one of these")
         full = FULL[min(FULL, key=lambda known: abs(known - ratio))]
         return cls(full[: SIZES[size]], full[-1], patchify)
 
@@ -82,7 +82,7 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        """Tokens of a picture."""
+        """Tokens of an image."""
         return sum(self.tokens)
 
     @property

@@ -1,4 +1,4 @@
-"""The picture tokenizer that Chameleon and Liquid share: its decoder, its files, and drawing with it.
+"""The image tokenizer that Chameleon and Liquid share: its decoder, its files, and drawing with it.
 
 Source of the semantics: https://github.com/facebookresearch/chameleon (chameleon/inference/vqgan.py and
 image_tokenizer.py). transformers' ChameleonVQVAE has its encoder and codebook; it has no decoder, so that one is built
@@ -41,12 +41,12 @@ def read_tokenizer(folder: Path, what: str, why: str) -> tuple[dict[str, Tensor]
     wanted, if the folder has none. `what` is the part of the tokenizer that is looked for."""
     if not (found := [folder / name for name in FILES if (folder / name).is_file()]):
         fix = f"put the release's tokenizer/vqgan.ckpt into the folder: {why}"
-        raise UsageError(str(folder), f"weights of the picture {what}", "none", fix)
+        raise UsageError(str(folder), f"weights of the image {what}", "none", fix)
     weights = read_weights(found[0], allow_pickle=True)
     return {f"{AT}{name}": tensor for name, tensor in weights.items() if name.startswith(PARTS)}, found[0]
 
 
-# -- the picture decoder ----------------------------------------------------------------------------------------------
+# -- the image decoder ----------------------------------------------------------------------------------------------
 
 
 class _Up(nn.Module):

@@ -1,4 +1,4 @@
-"""OmniMamba's picture towers: against whole ones of timm, and resizing against PIL's."""
+"""OmniMamba's image towers: against whole ones of timm, and resizing against PIL's."""
 
 from __future__ import annotations
 
