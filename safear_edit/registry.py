@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -170,7 +171,36 @@ def _marked_name(node: ast.ClassDef, marker: str) -> str | None:
 def _third_party(kind: Kind) -> Iterator[Entry]:
     for point in metadata.entry_points(group=f"safear_edit.{kind}"):
         source = point.dist.name if point.dist else "an unnamed distribution"
-        yield Entry(kind, point.name, point.module, point.attr, f"from {source}", source)
+        doc = _docstring(point.module, point.attr)
+        summary = f"{doc} (from {source})" if doc else f"from {source}"
+        yield Entry(kind, point.name, point.module, point.attr, summary, source)
+
+
+def source_file(module: str) -> Path | None:
+    """Where a module's source lies, without importing any of it; None if it has none on this machine's path."""
+    top, _, rest = module.partition(".")
+    try:
+        found = find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None:
+        return None
+    path = Path(found.origin)
+    for part in filter(None, rest.split(".")):
+        folder = path.parent
+        path = folder / f"{part}.py" if (folder / f"{part}.py").is_file() else folder / part / "__init__.py"
+    return path if path.is_file() else None
+
+
+def _docstring(module: str, attribute: str) -> str:
+    """The first line of a class's docstring, read and not imported; "" where it can't be read."""
+    path = source_file(module)
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body if path else []
+    except (SyntaxError, UnicodeDecodeError):
+        return ""
+    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == attribute]
+    return (ast.get_docstring(classes[0]) or "").partition("\n")[0] if classes else ""
 
 
 # -- built-in concepts and recipes, and lists -------------------------------------------------------------------------
