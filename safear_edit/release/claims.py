@@ -82,12 +82,16 @@ def write_claims(folder: Path, manifest: SignedManifest, inputs: ClaimInputs, ke
 
 def statements(files: Mapping[str, str], inputs: ClaimInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """The provenance and the test result, unsigned; `files` maps each file of the model to its sha256."""
-    subject = [_resource(name, digest) for name, digest in sorted(files.items())]
-    provenance, result = _provenance(files, inputs), _test_result(inputs)
     return (
-        {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": PROVENANCE_TYPE, "predicate": provenance},
-        {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": TEST_RESULT_TYPE, "predicate": result},
+        statement_about(files, PROVENANCE_TYPE, _provenance(files, inputs)),
+        statement_about(files, TEST_RESULT_TYPE, _test_result(inputs)),
     )
+
+
+def statement_about(files: Mapping[str, str], kind: str, predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """An unsigned in-toto statement of the predicate type `kind` whose subjects are all files of a model."""
+    subject = [_resource(name, digest) for name, digest in sorted(files.items())]
+    return {"_type": STATEMENT_TYPE, "subject": subject, "predicateType": kind, "predicate": dict(predicate)}
 
 
 def _provenance(files: Mapping[str, str], inputs: ClaimInputs) -> dict[str, Any]:
@@ -113,8 +117,8 @@ def _provenance(files: Mapping[str, str], inputs: ClaimInputs) -> dict[str, Any]
             "builder": {"id": BUILDERS[inputs.builder]},
             "metadata": {
                 "invocationId": inputs.run,
-                "startedOn": _timestamp(inputs.started),
-                "finishedOn": _timestamp(inputs.finished),
+                "startedOn": timestamp(inputs.started),
+                "finishedOn": timestamp(inputs.finished),
             },
             "byproducts": [_resource(name, files[name]) for name in REPORTS if name in files],
         },
@@ -145,7 +149,7 @@ def _resource(name: str, digest: str) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": digest}}
 
 
-def _timestamp(moment: datetime) -> str:
+def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC, to the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -1,0 +1,66 @@
+"""An approval is one more signed claim about the same files; it changes none of them and can't be moved or forged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safear_edit.errors import TrustError, UsageError
+from safear_edit.release import keys
+from safear_edit.release.approve import APPROVAL_TYPE, approvals, approve
+from safear_edit.release.signing import CLAIMS, SIGNATURE, hash_folder
+from safear_edit.release.verify import verify_folder
+from tests.release.test_verify import Release
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return Release(tmp_path)
+
+
+def test_a_release_is_not_approved_until_somebody_does(release: Release) -> None:
+    before, signature = hash_folder(release.folder), (release.folder / SIGNATURE).read_bytes()
+    verified = verify_folder(release.folder, release.trust)
+    assert approvals(verified) == ()
+    given = approve(release.folder, verified, release.key, name=" Ada Example ", role="content safety board", note="ok")
+    (found,) = approvals(verify_folder(release.folder, release.trust))
+    assert (found.name, found.role, found.note, found.when) == ("Ada Example", "content safety board", "ok", given.when)
+    assert hash_folder(release.folder) == before and (release.folder / SIGNATURE).read_bytes() == signature
+
+
+def test_an_approver_has_a_key_of_their_own(release: Release, tmp_path: Path) -> None:
+    key = keys.throwaway(tmp_path / "board")
+    approve(release.folder, verify_folder(release.folder, release.trust), key, name="Ada", role="board")
+    with pytest.raises(TrustError, match="a signature of a trusted key"):
+        verify_folder(release.folder, release.trust)
+    for path in (tmp_path / "board").iterdir():
+        shutil.copy(path, release.trust)
+    (found,) = approvals(verify_folder(release.folder, release.trust))
+    assert found.key != verify_folder(release.folder, release.trust).key
+
+
+def test_an_approval_of_other_files_is_refused(release: Release, tmp_path: Path) -> None:
+    other = Release(tmp_path, "other")
+    approve(other.folder, verify_folder(other.folder, other.trust), release.key, name="Ada", role="board")
+    release.write_lines([*release.lines(), other.lines()[-1]])
+    with pytest.raises(TrustError, match="about other files"):
+        verify_folder(release.folder, release.trust)
+
+
+def test_approvals_add_up(release: Release) -> None:
+    for name in ("Ada", "Ben"):
+        verified = verify_folder(release.folder, release.trust)
+        approve(release.folder, verified, release.key, name=name, role="board")
+    found = verify_folder(release.folder, release.trust)
+    assert [one.name for one in approvals(found)] == ["Ada", "Ben"]
+    assert [claim.type for claim in found.claims].count(APPROVAL_TYPE) == 2
+
+
+@pytest.mark.parametrize(("name", "role"), [("", "board"), ("Ada", " "), ("A" * 501, "board"), ("Ada\x1b[0m", "board")])
+def test_who_approves_must_be_said(release: Release, name: str, role: str) -> None:
+    verified, before = verify_folder(release.folder, release.trust), (release.folder / CLAIMS).read_bytes()
+    with pytest.raises(UsageError, match="printable characters"):
+        approve(release.folder, verified, release.key, name=name, role=role)
+    assert (release.folder / CLAIMS).read_bytes() == before
