@@ -30,7 +30,7 @@ from safear_edit.progress import Callback
 if TYPE_CHECKING:
     from safear_edit.compiler.questions import Taught
     from safear_edit.families.base import ModelFamily
-    from safear_edit.judges.base import Judge, Verdict
+    from safear_edit.judges.base import Judge, Judgement
 
 
 SHEET_COLUMNS = 12
@@ -226,9 +226,9 @@ def _in_turn(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Ju
     return _Drawn(unsafe_ids, safe_ids, blocked, told)
 
 
-def _reasons(verdicts: Sequence[Verdict]) -> list[str | None]:
-    """Why each pair is dropped, from the verdicts on its two images, unsafe and safe by turns."""
-    return [_why_dropped(unsafe, safe) for unsafe, safe in zip(verdicts[0::2], verdicts[1::2], strict=True)]
+def _reasons(judgements: Sequence[Judgement]) -> list[str | None]:
+    """Why each pair is dropped, from the judgements on its two images, unsafe and safe by turns."""
+    return [_why_dropped(unsafe, safe) for unsafe, safe in zip(judgements[0::2], judgements[1::2], strict=True)]
 
 
 @torch.no_grad()
@@ -268,7 +268,7 @@ def _draw(model: ModelFamily, prompts: Sequence[str], seeds: Sequence[int]) -> T
     return model.generate(condition, seeds).cpu()
 
 
-def _why_dropped(unsafe: Verdict, safe: Verdict) -> str | None:
+def _why_dropped(unsafe: Judgement, safe: Judgement) -> str | None:
     """None if the pair is good, else the reason in words that count well."""
     if unsafe.present is None or safe.present is None:
         return "the judge cannot tell"

@@ -163,7 +163,7 @@ def switching(model: ModelFamily, pairs: Pairs, judge: Judge, groups: Sequence[i
             ids = pairs.unsafe_ids.to(model.device)
         else:
             ids = model.generate(neutral, pairs.seeds, prefix=pairs.unsafe_ids[:, :length].to(model.device))
-        hits.append(sum(verdict.present is True for verdict in judge.look(model.decode(ids))))
+        hits.append(sum(judgement.present is True for judgement in judge.look(model.decode(ids))))
         progress("switching", k + 1, len(groups) + 1, f"{hits[-1]} of {len(pairs)}")
     return hits
 

@@ -22,7 +22,7 @@ from safear_edit.spec.prompts import forbidden, image_seed
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
-    from safear_edit.judges.base import Judge, Verdict
+    from safear_edit.judges.base import Judge, Judgement
 
 
 BATCH = 32
@@ -115,13 +115,13 @@ def look(model: ModelFamily, asked: Sequence[Asked], judge: Judge, progress: Cal
     """Draw and judge every prompt with one model; UsageError if there is none."""
     if not asked:
         raise UsageError("eval", "at least one prompt", "none", "write one per line")
-    verdicts: list[Verdict] = []
+    judgements: list[Judgement] = []
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
         ids = model.generate(model.condition([a.prompt for a in part]), [a.seed for a in part])
-        verdicts += judge.look(model.decode(ids))
+        judgements += judge.look(model.decode(ids))
         progress(stage, start + len(part), len(asked), "")
-    return tuple(Seen(verdict.present, verdict.score) for verdict in verdicts)
+    return tuple(Seen(judgement.present, judgement.score) for judgement in judgements)
 
 
 # -- prompt files -----------------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def _found(model: ModelFamily, question: Question) -> int:
     sampling = Sampling(**numbers.model_dump()) if numbers else None
     condition = model.condition([prompt.prompt for prompt in question.prompts])
     ids = model.generate(condition, [prompt.seed for prompt in question.prompts], sampling)
-    return sum(verdict.present is True for verdict in question.judge.look(model.decode(ids)))
+    return sum(judgement.present is True for judgement in question.judge.look(model.decode(ids)))
 
 
 # -- overlap ----------------------------------------------------------------------------------------------------------

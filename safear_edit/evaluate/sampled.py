@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from safear_edit.compiler.recipe import EvalPrompt, Recipe
     from safear_edit.editor.edit import Change
     from safear_edit.families.base import Condition, ModelFamily
-    from safear_edit.judges.base import Judge, Verdict
+    from safear_edit.judges.base import Judge, Judgement
 
 
 BATCH = 64
@@ -186,10 +186,10 @@ class _Studio:
         """Draw one batch and have every image judged for its prompt's label."""
         condition = self.condition.rows(torch.tensor([self.place[prompt.id] for prompt in prompts]))
         ids = self.model.generate(condition, [_seed(prompt, phase) for prompt in prompts], self.sampling)
-        verdicts = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
+        judgements = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
         return [
-            _Shot(_outcome(prompt, phase, which, verdict, self.judges[prompt.judge_label]), tokens)
-            for prompt, verdict, tokens in zip(prompts, verdicts, ids.cpu(), strict=True)
+            _Shot(_outcome(prompt, phase, which, judgement, self.judges[prompt.judge_label]), tokens)
+            for prompt, judgement, tokens in zip(prompts, judgements, ids.cpu(), strict=True)
         ]
 
 
@@ -197,11 +197,11 @@ def _seed(prompt: EvalPrompt, phase: Phase) -> int:
     return prompt.screen_seed if phase == "screen" else prompt.seed
 
 
-def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, verdict: Verdict, judge: Judge) -> Outcome:
+def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, judgement: Judgement, judge: Judge) -> Outcome:
     """The row of one image; UsageError for a judge whose score is no number."""
-    if not math.isfinite(verdict.score):
-        fix = "check the judge's weights; a verdict without a score is no evidence"
-        raise UsageError(f"judge {judge.id}", "a finite score", str(verdict.score), fix)
+    if not math.isfinite(judgement.score):
+        fix = "check the judge's weights; a judgement without a score is no evidence"
+        raise UsageError(f"judge {judge.id}", "a finite score", str(judgement.score), fix)
     return Outcome(
         id=prompt.id,
         slice=prompt.slice,
@@ -209,9 +209,9 @@ def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, verdict: Verdict, j
         seed=str(_seed(prompt, phase)),
         model=which,
         phase=phase,
-        present=verdict.present,
-        score=round(verdict.score, 6),
-        why=verdict.why,
+        present=judgement.present,
+        score=round(judgement.score, 6),
+        why=judgement.why,
         judge=judge.id,
         expect=prompt.expect,
     )

@@ -114,10 +114,10 @@ class _Booth:
         if start not in self.captions:
             self.captions[start] = self.model.condition([row.prompt for row in rows])
         ids = self.model.generate(self.captions[start], [_seed(row, replicate) for row in rows], sampling)
-        verdicts = judged(self.judges, self.model.decode(ids), [self.prompts[row.id].judge_label for row in rows])
+        judgements = judged(self.judges, self.model.decode(ids), [self.prompts[row.id].judge_label for row in rows])
         return [
-            replace(row, outcome=WORDS[verdict.present], score=f"{verdict.score:.2f}")
-            for row, verdict in zip(rows, verdicts, strict=True)
+            replace(row, outcome=WORDS[judgement.present], score=f"{judgement.score:.2f}")
+            for row, judgement in zip(rows, judgements, strict=True)
         ]
 
 

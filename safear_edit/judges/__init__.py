@@ -1,1 +1,1 @@
-"""Judges: images in, verdicts out. One file per judge; `base.make_judge` builds them by name."""
+"""Judges: images in, judgements out. One file per judge; `base.make_judge` builds them by name."""

@@ -1,4 +1,4 @@
-"""What every judge is: images in, one verdict each out, with "cannot tell" as an honest third answer.
+"""What every judge is: images in, one judgement each out, with "cannot tell" as an honest third answer.
 
 A judge is one label ("style=picasso", "object=house", …) read by one pinned detector at one threshold. Its digest
 names weights, label and threshold, so a figure can say exactly which judge counted it; its card says how often that
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """One judge's answer about one image: present, absent, or None for "cannot tell"; score in [0, 1]."""
 
     present: bool | None
@@ -65,7 +65,7 @@ class Judge(ABC):
     """None where nobody has measured this judge."""
 
     @abstractmethod
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """Judge a batch (B, 3, H, W) uint8 RGB; row i of the answer depends on row i of the batch only."""
 
 
@@ -87,16 +87,16 @@ def make_judge(use: str, label: str, threshold: float | None = None, **options: 
     return made
 
 
-def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -> list[Verdict]:
-    """One verdict for each image of (B, 3, H, W) uint8, about its own label.
+def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -> list[Judgement]:
+    """One judgement for each image of (B, 3, H, W) uint8, about its own label.
 
     The images of one label are looked at together, each once: one pass of a detector per label, not per image.
     """
-    verdicts: dict[int, Verdict] = {}
+    judgements: dict[int, Judgement] = {}
     for label in dict.fromkeys(labels):
         rows = [row for row, other in enumerate(labels) if other == label]
-        verdicts.update(zip(rows, judges[label].look(images[rows]), strict=True))
-    return [verdicts[row] for row in range(len(labels))]
+        judgements.update(zip(rows, judges[label].look(images[rows]), strict=True))
+    return [judgements[row] for row in range(len(labels))]
 
 
 def checked_threshold(judge: str, threshold: float) -> float:

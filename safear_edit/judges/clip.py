@@ -21,7 +21,7 @@ from torch import Tensor
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.text import MINILM_SHA256, minilm_folder
-from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold, file_digest, settings_digest
+from safear_edit.judges.base import Judge, Judgement, checked_images, checked_threshold, file_digest, settings_digest
 from safear_edit.registry import judge
 
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "clip"
@@ -95,19 +95,19 @@ class ClipJudge(Judge):
         )
         self._texts = self.clip.texts([self.phrase, *self.contrast])
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """Zero-shot over the label's phrases for (B, 3, H, W) uint8 RGB of any size."""
         checked_images("clip", images)
-        return self.verdicts(self.clip.images(images))
+        return self.judgements(self.clip.images(images))
 
-    def verdicts(self, features: Tensor) -> list[Verdict]:
-        """This label's verdicts from image features that other labels of the same model share."""
+    def judgements(self, features: Tensor) -> list[Judgement]:
+        """This label's judgements from image features that other labels of the same model share."""
         if not len(features):
             return []
         shares = (self.clip.scale * features @ self._texts.T).softmax(-1)
         phrases = [self.phrase, *self.contrast]
         return [
-            Verdict(row[0] >= self.threshold, row[0], f"{phrases[row.index(max(row))]!r} {max(row):.2f}")
+            Judgement(row[0] >= self.threshold, row[0], f"{phrases[row.index(max(row))]!r} {max(row):.2f}")
             for row in shares.tolist()
         ]
 

@@ -23,7 +23,7 @@ from safear_edit.errors import TrustError, UsageError
 from safear_edit.judges.base import (
     Judge,
     JudgeCard,
-    Verdict,
+    Judgement,
     checked_images,
     checked_threshold,
     file_digest,
@@ -162,22 +162,22 @@ class GalleryJudge(Judge):
         counts = self.reader.card.get(self.label)
         self.card = JudgeCard(**counts) if counts and self.threshold == 0.5 else None
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """One pass over `images` (B, 3, H, W) uint8."""
-        return self.verdicts(self.reader.read(images))
+        return self.judgements(self.reader.read(images))
 
-    def verdicts(self, reading: Reading) -> list[Verdict]:
-        """This label's verdicts from a reading that other labels share."""
+    def judgements(self, reading: Reading) -> list[Judgement]:
+        """This label's judgements from a reading that other labels share."""
         names = self.reader.labels[self.head]
         column = names.index(self.value)
         answers = []
         for row, refusal in zip(reading.heads[self.head].tolist(), reading.refusal.tolist(), strict=True):
             score = row[column]
             if refusal >= self.reader.refuse_at:
-                answers.append(Verdict(None, score, f"cannot tell (unreadable {refusal:.2f})"))
+                answers.append(Judgement(None, score, f"cannot tell (unreadable {refusal:.2f})"))
                 continue
             best = max(range(len(row)), key=row.__getitem__)
-            answers.append(Verdict(score >= self.threshold, score, f"{self.head} {names[best]} {row[best]:.2f}"))
+            answers.append(Judgement(score >= self.threshold, score, f"{self.head} {names[best]} {row[best]:.2f}"))
         return answers
 
 

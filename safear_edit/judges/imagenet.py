@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safear_edit.errors import TrustError, UsageError
-from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold, file_digest, settings_digest
+from safear_edit.judges.base import Judge, Judgement, checked_images, checked_threshold, file_digest, settings_digest
 from safear_edit.registry import judge
 
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -46,20 +46,20 @@ class ImageNetJudge(Judge):
         self.digest = settings_digest({"weights": SHA256, "classes": sorted(self.classes), "threshold": self.threshold})
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """Classify the centre square of each image of (B, 3, H, W) uint8 RGB."""
         checked_images("imagenet", images)
         side = min(images.shape[-2:])
         if side < SMALLEST:
-            return [Verdict(None, 0.0, f"cannot tell ({side} px; at least {SMALLEST} are needed)")] * len(images)
+            return [Judgement(None, 0.0, f"cannot tell ({side} px; at least {SMALLEST} are needed)")] * len(images)
         parts = [self._net(as_input(images[i : i + 16].cpu())).softmax(-1) for i in range(0, len(images), 16)]
-        return [self._verdict(row) for part in parts for row in part]
+        return [self._judgement(row) for part in parts for row in part]
 
-    def _verdict(self, probabilities: Tensor) -> Verdict:
+    def _judgement(self, probabilities: Tensor) -> Judgement:
         score = float(probabilities[sorted(self.classes)].sum())
         best = int(probabilities.argmax())
         present = best in self.classes or score >= self.threshold
-        return Verdict(present, min(score, 1.0), f"{names()[best]} {float(probabilities[best]):.2f}")
+        return Judgement(present, min(score, 1.0), f"{names()[best]} {float(probabilities[best]):.2f}")
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import UsageError
-from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold, file_digest, settings_digest
+from safear_edit.judges.base import Judge, Judgement, checked_images, checked_threshold, file_digest, settings_digest
 from safear_edit.registry import judge
 
 if TYPE_CHECKING:
@@ -80,20 +80,20 @@ class NudityJudge(Judge):
         )
         self._detector = detector
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """Detect in each image of (B, 3, H, W) uint8 RGB; small images without a find are "cannot tell"."""
         checked_images("nudity", images)
         rows = images.permute(0, 2, 3, 1).cpu().numpy()
-        return [self._verdict(self._detector.boxes(row), max(row.shape[:2])) for row in rows]
+        return [self._judgement(self._detector.boxes(row), max(row.shape[:2])) for row in rows]
 
-    def _verdict(self, boxes: list[tuple[str, float]], side: int) -> Verdict:
+    def _judgement(self, boxes: list[tuple[str, float]], side: int) -> Judgement:
         hits = [(score, name) for name, score in boxes if name in self.labels]
         score, name = max(hits, default=(0.0, "nothing"))
         if score >= self.threshold:
-            return Verdict(True, score, f"{name} {score:.2f}")
+            return Judgement(True, score, f"{name} {score:.2f}")
         if side < SMALLEST:
-            return Verdict(None, score, f"cannot tell ({side} px; the detector needs {SMALLEST})")
-        return Verdict(False, score, f"{name} {score:.2f}" if hits else "nothing found")
+            return Judgement(None, score, f"cannot tell ({side} px; the detector needs {SMALLEST})")
+        return Judgement(False, score, f"{name} {score:.2f}" if hits else "nothing found")
 
 
 class _Detector:

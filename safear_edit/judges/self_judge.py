@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safear_edit.files.atomic import json_digest
-from safear_edit.judges.base import Judge, Verdict, checked_images, checked_threshold
+from safear_edit.judges.base import Judge, Judgement, checked_images, checked_threshold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +32,11 @@ class SelfJudge(Judge):
         about = {"model": model.card.digest, "question": question, "threshold": self.threshold, "answers": ANSWERS}
         self.digest = json_digest(about)
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         """One reply for each image (B, 3, H, W) uint8; it never says that it cannot tell."""
         checked_images("self", images)
         chances = self.model.answer_logprobs(images, self.question, ANSWERS).softmax(-1)[:, 0]
-        return [Verdict(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
+        return [Judgement(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Agreement:
     unclear: int
 
     @classmethod
-    def of(cls, first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
+    def of(cls, first: Sequence[Judgement], second: Sequence[Judgement]) -> Agreement:
         """Count; the second is the judge whose word counts as the truth."""
         pairs = [(a.present, b.present) for a, b in zip(first, second, strict=True)]
         clear = [(a, b) for a, b in pairs if a is not None and b is not None]

@@ -26,7 +26,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.weights import write_weights
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.self_judge import Agreement, SelfJudge
 from safear_edit.methods.base import token_kl
 from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
@@ -255,10 +255,10 @@ class Search:
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) >> 1 for word in words]
 
     @torch.no_grad()
-    def _verdicts(self, ids: Tensor) -> list[Verdict]:
+    def _judgements(self, ids: Tensor) -> list[Judgement]:
         """What the judge says, with the untouched table; a model that judges itself is compared with the pinned one."""
         assert self.judge is not None
-        found, pinned = list[Verdict](), list[Verdict]()
+        found, pinned = list[Judgement](), list[Judgement]()
         for part in ids.split(BATCH):
             images = self.model.decode(part)
             found += self.judge.look(images)
@@ -280,8 +280,8 @@ class Search:
             safe = self._drawn(drawer, pairs.safe, seeds, f"round {number}, safe")
         elif self.judge is None or self.judge is self.material.judge:
             return Sample(unsafe, safe, torch.arange(count))
-        verdicts = self._verdicts(torch.cat([unsafe, safe]))
-        told = zip(verdicts[:count], verdicts[count:], strict=True)
+        judgements = self._judgements(torch.cat([unsafe, safe]))
+        told = zip(judgements[:count], judgements[count:], strict=True)
         rows = torch.tensor([i for i, (u, s) in enumerate(told) if u.present and s.present is False], dtype=torch.int64)
         if number == 1 and len(rows) < self.params.fewest:
             got = f"{len(rows)} of {count}"
@@ -295,7 +295,7 @@ class Search:
             return None, None
         prompts = self.material.pairs.unsafe[: self.params.probe]
         ids = self._drawn(table, prompts, self._seeds("probe", 0, len(prompts)), f"probe {number}")
-        found = [verdict.present for verdict in self._verdicts(ids)]
+        found = [judgement.present for judgement in self._judgements(ids)]
         return sum(p is True for p in found) / len(found), sum(p is None for p in found) / len(found)
 
     @torch.no_grad()

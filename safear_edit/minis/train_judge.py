@@ -232,7 +232,7 @@ def label_card(source: GalleryReader, world: World | None = None, count: int = 3
     cards = {}
     for head, values in LABELS.items():
         for value in values:
-            says = [v.present for v in GalleryJudge(f"{head}={value}", source=source).verdicts(reading)]
+            says = [v.present for v in GalleryJudge(f"{head}={value}", source=source).judgements(reading)]
             holds = [truth(p)[head] == value for p in pictures]
             pairs = list(zip(says, holds, strict=True))
             cards[f"{head}={value}"] = asdict(

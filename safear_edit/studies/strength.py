@@ -274,8 +274,8 @@ def _recognised(model: ModelFamily, aim: Target) -> list[int]:
     Where that is few, finding nothing after the attack says nothing either.
     """
     images = model.decode(aim.ids)
-    verdicts = aim.judge.look(turned_over(images) if aim.turned else images)
-    return [sum(verdict.present is True for verdict in verdicts), len(verdicts)]
+    judgements = aim.judge.look(turned_over(images) if aim.turned else images)
+    return [sum(judgement.present is True for judgement in judgements), len(judgements)]
 
 
 def _interval(ratio: stats.Interval | None) -> list[float] | None:
@@ -321,8 +321,8 @@ def _looked(case: Case, condition: Condition, prompts: Sequence[str], aim: Targe
         rows = torch.arange(start, min(start + BATCH, len(prompts)))
         seeds = [image_seed(f"strength {purpose}", prompts[i], i) for i in rows.tolist()]
         images = case.model.decode(case.model.generate(condition.rows(rows), seeds, case.sampling))
-        verdicts = aim.judge.look(turned_over(images) if aim.turned else images)
-        found += [verdict.present for verdict in verdicts]
+        judgements = aim.judge.look(turned_over(images) if aim.turned else images)
+        found += [judgement.present for judgement in judgements]
     return found
 
 

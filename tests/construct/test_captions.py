@@ -33,7 +33,7 @@ from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.rundir import RunDir
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.pipeline import steps
 from safear_edit.progress import silent
 from safear_edit.registry import builtin_folder
@@ -209,10 +209,10 @@ class Sees(Judge):
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         first = len(self.seen)
         self.seen += list(images)
-        return [Verdict(i % 2 == 0, 0.5, "") for i in range(first, len(self.seen))]
+        return [Judgement(i % 2 == 0, 0.5, "") for i in range(first, len(self.seen))]
 
 
 SAID = [

@@ -21,7 +21,7 @@ from safear_edit.construct.sheets import GAP, MOSAIC, SMALLEST_TILE, TITLE
 from safear_edit.editor.edit import Edit, EditInfo
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
 
 SUBJECTS = ["a house", "a dog at night", "a fish", "an apple in the snow"]
@@ -40,10 +40,10 @@ class Scripted(Judge):
         self.answers = [answer for pair in answers for answer in pair]
         self.seen: list[Tensor] = []
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         first = len(self.seen)
         self.seen += list(images)
-        return [Verdict(self.answers[i % len(self.answers)], 0.5, "") for i in range(first, len(self.seen))]
+        return [Judgement(self.answers[i % len(self.answers)], 0.5, "") for i in range(first, len(self.seen))]
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

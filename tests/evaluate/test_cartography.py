@@ -15,7 +15,7 @@ from safear_edit.evaluate import cartography
 from safear_edit.evaluate.cartography import ConceptMap, Group, evidence, layer_modules, switching, token_groups
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
 
 UNSAFE, SAFE = ["a house by Picasso", "a dog by Picasso"], ["a photo of a house", "a photo of a dog"]
@@ -28,9 +28,9 @@ class Same(Judge):
         self.id, self.digest, self.threshold, self.card = "same", "0" * 64, 0.5, None
         self._known = [picture.clone() for picture in pictures]
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         found = [any(torch.equal(image, known) for known in self._known) for image in images]
-        return [Verdict(hit, float(hit), "same pixels" if hit else "other pixels") for hit in found]
+        return [Judgement(hit, float(hit), "same pixels" if hit else "other pixels") for hit in found]
 
 
 @pytest.fixture(scope="module")

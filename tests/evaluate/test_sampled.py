@@ -27,7 +27,7 @@ from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Shot, _Strip, _write_s
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.load import load_model
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.gallery import GalleryJudge
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
@@ -114,7 +114,7 @@ def test_rows_are_the_plans(run: Path, recipe: Recipe) -> None:
 
 
 def test_every_row_is_what_the_judge_says_of_that_very_picture(model: ModelFamily, run: Path, recipe: Recipe) -> None:
-    """Drawn again, alone and in another order, each image gets the verdict of its own label."""
+    """Drawn again, alone and in another order, each image gets the judgement of its own label."""
     numbers = recipe.evaluate.sampling
     assert numbers is not None
     labels = {p.id: p.judge_label for p in recipe.evaluate.prompts}
@@ -127,8 +127,8 @@ def test_every_row_is_what_the_judge_says_of_that_very_picture(model: ModelFamil
     )
     differ = 0  # one draw of these thousands may fall on a border and part the whole image
     for row, image in zip(rows, model.decode(ids), strict=True):
-        (verdict,) = GalleryJudge(labels[row.id]).look(image.unsqueeze(0))
-        differ += (row.present, row.score) != (verdict.present, pytest.approx(verdict.score, abs=1e-3))
+        (judgement,) = GalleryJudge(labels[row.id]).look(image.unsqueeze(0))
+        differ += (row.present, row.score) != (judgement.present, pytest.approx(judgement.score, abs=1e-3))
     assert differ <= 1
 
 
@@ -221,8 +221,8 @@ class Blind(Judge):
     def __init__(self, label: str, *, threshold: float | None = None) -> None:
         self.label = label
 
-    def look(self, images: torch.Tensor) -> list[Verdict]:
-        return [Verdict(True, float("nan"), "") for _ in images]
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        return [Judgement(True, float("nan"), "") for _ in images]
 
 
 def test_a_judge_that_gives_no_number_is_refused(

@@ -12,7 +12,7 @@ from safear_edit.errors import UsageError
 from safear_edit.judges.base import (
     Judge,
     JudgeCard,
-    Verdict,
+    Judgement,
     checked_images,
     checked_threshold,
     file_digest,
@@ -59,9 +59,9 @@ class Mean(Judge):
     def __init__(self, grey: int) -> None:
         self.grey, self.calls = grey, 0
 
-    def look(self, images: torch.Tensor) -> list[Verdict]:
+    def look(self, images: torch.Tensor) -> list[Judgement]:
         self.calls += 1
-        return [Verdict(bool((image == self.grey).all()), float(image[0, 0, 0]), "") for image in images]
+        return [Judgement(bool((image == self.grey).all()), float(image[0, 0, 0]), "") for image in images]
 
 
 def test_each_picture_is_judged_for_its_own_label_and_each_label_in_one_call() -> None:
@@ -69,8 +69,8 @@ def test_each_picture_is_judged_for_its_own_label_and_each_label_in_one_call() -
     images = torch.tensor(greys, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
     judges = {"a": Mean(7), "b": Mean(9), "unused": Mean(0)}
     found = judged(judges, images, labels)
-    assert [verdict.score for verdict in found] == greys
-    assert [verdict.present for verdict in found] == [True, True, True, False, False]
+    assert [judgement.score for judgement in found] == greys
+    assert [judgement.present for judgement in found] == [True, True, True, False, False]
     assert [judge.calls for judge in judges.values()] == [1, 1, 0]
 
 

@@ -67,9 +67,9 @@ def test_the_manifest_records_zero_shot_accuracy() -> None:
 def test_any_phrase_against_any_contrast() -> None:
     images = pixels(*(Picture("sunflower", style, "plain") for style in ("picasso", "monet", "photo")))
     label = "a painting by Pablo Picasso | a painting by Claude Monet | a photo"
-    verdicts = make_judge("clip", label).look(images)
-    assert [v.present for v in verdicts] == [True, False, False]
-    assert "Claude Monet" in verdicts[1].why
+    judgements = make_judge("clip", label).look(images)
+    assert [v.present for v in judgements] == [True, False, False]
+    assert "Claude Monet" in judgements[1].why
     (dog,) = make_judge("clip", "an image of a dog | an image of a church").look(
         pixels(Picture("dog", "photo", "meadow"))
     )

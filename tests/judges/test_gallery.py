@@ -49,8 +49,8 @@ def test_one_reading_serves_every_label() -> None:
         "hazard=yes": [True, False],
     }.items():
         judge = GalleryJudge(label)
-        assert [v.present for v in judge.verdicts(reading)] == truth
-        assert judge.verdicts(reading) == judge.look(images)
+        assert [v.present for v in judge.judgements(reading)] == truth
+        assert judge.judgements(reading) == judge.look(images)
 
 
 def test_a_row_is_judged_alone() -> None:
@@ -63,9 +63,9 @@ def test_a_row_is_judged_alone() -> None:
 
 def test_blurred_and_blank_pictures_are_cannot_tell() -> None:
     grey = torch.full((1, 3, 40, 40), 128, dtype=torch.uint8)
-    (verdict,) = GalleryJudge("style=picasso").look(grey)
-    assert verdict.present is None
-    assert "cannot tell" in verdict.why
+    (judgement,) = GalleryJudge("style=picasso").look(grey)
+    assert judgement.present is None
+    assert "cannot tell" in judgement.why
 
 
 def test_larger_pictures_are_shrunk_by_averaging() -> None:
@@ -77,7 +77,7 @@ def test_larger_pictures_are_shrunk_by_averaging() -> None:
     assert as_input(checkers)[..., 4:-4, 4:-4].abs().max() < 0.1
 
 
-def test_no_pictures_no_verdicts() -> None:
+def test_no_pictures_no_judgements() -> None:
     assert GalleryJudge("style=picasso").look(torch.zeros(0, 3, 40, 40, dtype=torch.uint8)) == []
 
 

@@ -27,9 +27,9 @@ def photograph(name: str) -> torch.Tensor:
     [("coffee", "espresso"), ("camera", "tripod"), ("chelsea", "tabby|tiger cat|Egyptian cat")],
 )
 def test_known_photographs(name: str, label: str) -> None:
-    (verdict,) = make_judge("imagenet", label).look(photograph(name))
-    assert verdict.present is True
-    assert verdict.score > 0.8
+    (judgement,) = make_judge("imagenet", label).look(photograph(name))
+    assert judgement.present is True
+    assert judgement.score > 0.8
     assert make_judge("imagenet", "church").look(photograph(name))[0].present is False
 
 
@@ -42,8 +42,8 @@ def test_normalisation_is_the_weights_own() -> None:
 
 
 def test_best_guess_counts_below_the_threshold() -> None:
-    (verdict,) = make_judge("imagenet", "Egyptian cat").look(photograph("chelsea"))
-    assert verdict.score < 0.5 and verdict.present is True
+    (judgement,) = make_judge("imagenet", "Egyptian cat").look(photograph("chelsea"))
+    assert judgement.score < 0.5 and judgement.present is True
 
 
 def test_the_literatures_classes_are_there() -> None:
@@ -54,8 +54,8 @@ def test_the_literatures_classes_are_there() -> None:
 
 
 def test_a_small_picture_is_cannot_tell() -> None:
-    verdicts = make_judge("imagenet", "church").look(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
-    assert [v.present for v in verdicts] == [None, None]
+    judgements = make_judge("imagenet", "church").look(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
+    assert [v.present for v in judgements] == [None, None]
 
 
 def test_unknown_class_names_its_neighbours() -> None:

@@ -25,8 +25,8 @@ def photograph(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["astronaut", "camera", "chelsea", "coffee"])
 @pytest.mark.parametrize("profile", ["strict", "literature"])
 def test_harmless_photographs_are_harmless(name: str, profile: str) -> None:
-    (verdict,) = make_judge("nudity", profile).look(photograph(name))
-    assert verdict.present is False and verdict.why == "nothing found"
+    (judgement,) = make_judge("nudity", profile).look(photograph(name))
+    assert judgement.present is False and judgement.why == "nothing found"
 
 
 def test_it_does_look() -> None:

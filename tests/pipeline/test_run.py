@@ -29,7 +29,7 @@ from safear_edit.errors import TrustError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.rundir import RunDir
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.pipeline import run
 from safear_edit.pipeline.ground import merged
 from safear_edit.pipeline.order import Order
@@ -61,9 +61,9 @@ class Coin(Judge):
         self.id, self.threshold = f"coin:{label}", 0.5
         self.digest, self.label = hashlib.sha256(label.encode()).hexdigest(), label
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         seen = [hashlib.sha256(self.label.encode() + image.numpy().tobytes()).digest()[0] / 255 for image in images]
-        return [Verdict(score > 0.5, score, "tossed") for score in seen]
+        return [Judgement(score > 0.5, score, "tossed") for score in seen]
 
 
 @pytest.fixture(scope="module")

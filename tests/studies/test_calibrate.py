@@ -9,13 +9,13 @@ import torch
 
 from safear_edit.compiler.cost import picture_flops
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.studies.calibrate import measure
 
 
 class Always(Judge):
-    def look(self, images: torch.Tensor) -> list[Verdict]:
-        return [Verdict(True, 1.0, "") for _ in images]
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        return [Judgement(True, 1.0, "") for _ in images]
 
 
 def test_speeds_are_work_by_time_and_the_model_is_left_alone() -> None:

@@ -18,7 +18,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.gallery import render
-from safear_edit.judges.base import Judge, Verdict, make_judge
+from safear_edit.judges.base import Judge, Judgement, make_judge
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import strength
 from safear_edit.studies.strength import Case, Settings, Target
@@ -32,9 +32,9 @@ class Bright(Judge):
 
     id, digest, threshold = "bright@test", "b" * 64, 0.5
 
-    def look(self, images: torch.Tensor) -> list[Verdict]:
+    def look(self, images: torch.Tensor) -> list[Judgement]:
         upper, lower = (half.float().mean((1, 2, 3)) for half in images.chunk(2, 2))
-        return [Verdict(bool(found), float(found), "") for found in upper > lower]
+        return [Judgement(bool(found), float(found), "") for found in upper > lower]
 
 
 @pytest.fixture(scope="module")
