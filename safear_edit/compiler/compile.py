@@ -37,6 +37,7 @@ from safear_edit.compiler.recipe import (
     training_prompts,
 )
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, parse_value
 from safear_edit.spec.pools import Pools, pools
 from safear_edit.spec.prompts import (
@@ -48,7 +49,7 @@ from safear_edit.spec.prompts import (
     near_duplicates,
     normalise,
 )
-from safear_edit.spec.spec import Spec, Understanding, parse
+from safear_edit.spec.spec import Spec, Understanding
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those it does not obey."""

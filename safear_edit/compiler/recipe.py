@@ -16,13 +16,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJs
 from safear_edit.compiler.questions import refuse_taught_questions
 from safear_edit.errors import SpecError
 from safear_edit.files.atomic import json_digest, write_atomic
+from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, read_json, read_yaml
 from safear_edit.registry import builtin_names, find_builtin, lookup
 from safear_edit.spec.prompts import (
     forbidden,
     overlap,
 )
-from safear_edit.spec.spec import Count, Gates, Note, Part, Spec, Text, parse
+from safear_edit.spec.spec import Count, Gates, Note, Part, Spec, Text
 
 ANSWER_WEIGHT = "understanding_weight"
 """The number by which a method holds answers about images in place (methods/base.py)."""

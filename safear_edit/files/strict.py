@@ -138,8 +138,7 @@ def _refuse_surrogates(text: str, place: str) -> None:
 def _text(path: Path, limit: int) -> str:
     """The file's text; at most `limit` + 1 bytes are read, so a wrong file costs nothing."""
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UsageError(str(path), "a regular file", "a pipe, socket or device", "copy it to a file first")
+        regular(path)
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except FileNotFoundError:
@@ -150,10 +149,21 @@ def _text(path: Path, limit: int) -> str:
         raise UsageError(str(path), "a readable file", str(error), "check the path and its permissions") from None
     if len(raw) > limit:
         raise SpecError(str(path), f"at most {limit} bytes", "a larger file", "is this the right file?")
+    return decoded(raw, path)
+
+
+def regular(path: Path) -> None:
+    """UsageError for a pipe, socket or device, which could keep a reader waiting for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(str(path), "a regular file", "a pipe, socket or device", "copy it to a file first")
+
+
+def decoded(raw: bytes, path: Path, first: int = 1) -> str:
+    """UTF-8 text with or without a mark at its start; `first` is the number of its first line."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = raw[: error.start].count(b"\n") + first
         raise SpecError(f"{path}:{line}", "UTF-8 text", f"byte 0x{raw[error.start]:02x}", "save it as UTF-8") from None
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from string import Template
 
 from safear_edit.errors import UsageError
+from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import unknown
 from safear_edit.spec.prompts import mention_of
-from safear_edit.spec.spec import NAME_PATTERN, Spec, parse
+from safear_edit.spec.spec import NAME_PATTERN, Spec
 
 # -- a first draft ----------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,7 @@ list (prompts.forbidden), which no setting turns off.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -21,15 +20,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from safear_edit.errors import SpecError
-from safear_edit.files.strict import Document, FieldPath, read_yaml
-from safear_edit.registry import suggestion
+from safear_edit.files.records import parse
+from safear_edit.files.strict import FieldPath, read_yaml
 from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise, placeholders
 
 if TYPE_CHECKING:
@@ -450,72 +447,6 @@ def concept_names(spec: Spec) -> tuple[str, ...]:
 def load_spec(path: Path) -> Spec:
     """Read and check one spec; SpecError (one line: file:line, field, expected, got, fix) or UsageError."""
     return parse(Spec, read_yaml(path))
-
-
-def parse(model: type[Model], document: Document) -> Model:
-    """Validate a document strictly (text is not a number, 1.5 is not an integer) or raise the SpecError about it."""
-    if not isinstance(document.data, dict):
-        got = "nothing" if document.data is None else f"a {type(document.data).__name__}"
-        raise SpecError(document.file, "keys and values", got, f"see the schema of {model.__name__}")
-    try:
-        return model.model_validate_json(json.dumps(document.data), strict=True)
-    except ValidationError as error:
-        raise explain(error, document, model) from None
-
-
-def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> SpecError:
-    """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones)."""
-    problems = error.errors(include_url=False)
-    by_use = sorted(problems, key=lambda p: (p["type"] != "extra_forbidden", document.line(p["loc"]) or 0))
-    problem = by_use[0]
-    path, (expected, got, fix) = _field(problem), _reason(problem, model)
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return SpecError(document.where(path), expected, got, fix + more)
-
-
-def _field(problem: Mapping[str, Any]) -> FieldPath:
-    at = problem.get("ctx", {}).get("at", ())
-    return tuple(part for part in (*problem["loc"], *at) if part != "[key]")
-
-
-def _reason(problem: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
-    """(expected, got, fix) for one of pydantic's error dicts."""
-    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
-    if kind == "refused":
-        return context["expected"], context["got"], context["fix"]
-    if kind == "extra_forbidden":
-        known = known_keys(model, problem["loc"][:-1])
-        key = str(problem["loc"][-1])
-        return f"one of {', '.join(known)}", f"the unknown key {key!r}", suggestion(key, known)
-    if kind == "missing":
-        return "this field", "nothing", "add it"
-    if kind == "too_short":
-        return f"at least {context['min_length']} entry", f"{context['actual_length']}", "add one"
-    message = str(problem["msg"])
-    for prefix in ("Input should be ", "String should ", "Value should be "):
-        message = message.removeprefix(prefix)
-    return message[:1].lower() + message[1:], _shown(value), "correct it"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The keys that a mapping at `path` may have, read from the model's own JSON Schema."""
-    schema = model.model_json_schema()
-
-    def resolved(node: Any) -> dict[str, Any]:
-        while isinstance(node, dict) and "$ref" in node:
-            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
-        return node if isinstance(node, dict) else {}
-
-    node = resolved(schema)
-    for part in path:
-        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        node = resolved(inner if inner is not None else node.get("additionalProperties"))
-    return sorted(node.get("properties", {}))
 
 
 def spec_schema() -> dict[str, Any]:

@@ -22,11 +22,12 @@ from safear_edit.compiler.recipe import (
     training_prompts,
 )
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import builtin_folder, lookup
 from safear_edit.spec.draft import spec_template
 from safear_edit.spec.prompts import normalise, overlap
-from safear_edit.spec.spec import Spec, load_spec, parse
+from safear_edit.spec.spec import Spec, load_spec
 from tests.test_registry import add_plugin
 
 

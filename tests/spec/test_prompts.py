@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.spec.draft import spec_template
 from safear_edit.spec.pools import pools
@@ -24,7 +25,7 @@ from safear_edit.spec.prompts import (
     placeholders,
     side,
 )
-from safear_edit.spec.spec import Spec, parse
+from safear_edit.spec.spec import Spec
 
 words = st.lists(st.text("abcdefgh ", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=5, unique=True)
 

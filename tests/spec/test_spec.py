@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml, read_yaml
 from safear_edit.gallery import captions
 from safear_edit.registry import builtin_folder
 from safear_edit.spec.draft import spec_template
 from safear_edit.spec.prompts import normalise
-from safear_edit.spec.spec import Spec, load_spec, parse, spec_schema
+from safear_edit.spec.spec import Spec, load_spec, spec_schema
 
 CONCEPTS = sorted(builtin_folder("concepts").glob("*.yaml"))
 DRAFT = spec_template("rembrandt")

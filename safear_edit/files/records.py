@@ -1,0 +1,156 @@
+"""Records: what one step writes and another reads, as JSON documents and JSON lines, checked by one pydantic class.
+
+Everything is strict: duplicate keys, NaN and Infinity, numbers too large for a float, wrong types and lines of absurd
+length are one SpecError with file, line and field. Text files that a person writes take the same way (`parse`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.strict import Document, FieldPath, decoded, parse_json, read_json, regular
+from safear_edit.registry import suggestion
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_LINE_BYTES = 1 << 20
+"""One record of a JSON-lines file; the longest that this program writes, a judged image, stays below 4 KiB."""
+AGAIN = "finish the run again"
+"""The way out for a file that a run left behind."""
+
+
+class Record(BaseModel):
+    """Base of what is written and read back: frozen, unknown fields refused, numbers finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def read_record(kind: type[Model], path: Path, fix: str = AGAIN) -> Model:
+    """One JSON document; SpecError if it is missing or isn't one of these records."""
+    return parse(kind, _document(path), fix)
+
+
+def read_records(kind: type[Model], path: Path, fix: str = AGAIN) -> tuple[Model, ...]:
+    """A JSON list of records."""
+    document = _document(path)
+    if not isinstance(document.data, list):
+        raise SpecError(document.file, "a JSON list of objects", type(document.data).__name__, fix)
+    rows = enumerate(document.data)
+    return tuple(parse(kind, Document(f"{document.file}, entry {number}", row), fix) for number, row in rows)
+
+
+def read_lines(kind: type[Model], path: Path, fix: str = AGAIN) -> Iterator[tuple[int, Model]]:
+    """Records of a JSON-lines file with their line numbers, from 1; empty lines are passed over."""
+    for number, text in _lines(path, fix):
+        where = f"{path}:{number}"
+        yield number, parse(kind, Document(where, parse_json(text, where).data), fix)
+
+
+def to_lines(rows: Sequence[BaseModel]) -> str:
+    """What `read_lines` reads."""
+    return "".join(row.model_dump_json() + "\n" for row in rows)
+
+
+def _document(path: Path) -> Document:
+    try:
+        return read_json(path)
+    except SpecError:
+        raise
+    except UsageError as error:  # a run's file that isn't there: the run, not the command, is at fault
+        raise SpecError(error.where, error.expected, error.got, error.fix) from None
+
+
+def _lines(path: Path, fix: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; no more than a record's length is ever held."""
+    try:
+        regular(path)
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(raw) > MAX_LINE_BYTES:
+                    raise SpecError(
+                        f"{path}:{number}", f"a line of at most {MAX_LINE_BYTES} bytes", "a longer one", fix
+                    )
+                if raw.strip():
+                    yield number, decoded(raw, path, number)
+    except OSError as error:
+        raise SpecError(str(path), "a readable file", error.strerror or "an error", fix) from error
+
+
+def parse(model: type[Model], document: Document, fix: str = "") -> Model:
+    """Validate a document strictly (text is not a number, 1.5 is not an integer) or raise the SpecError about it.
+
+    fix: the way out where the file is a program's and not a person's to correct.
+    """
+    if not isinstance(document.data, dict):
+        got = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise SpecError(document.file, "keys and values", got, fix or f"see the schema of {model.__name__}")
+    try:
+        return model.model_validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        explained = explain(error, document, model)
+        if fix:
+            raise SpecError(explained.where, explained.expected, explained.got, fix) from None
+        raise explained from None
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> SpecError:
+    """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones)."""
+    problems = error.errors(include_url=False)
+    by_use = sorted(problems, key=lambda p: (p["type"] != "extra_forbidden", document.line(p["loc"]) or 0))
+    problem = by_use[0]
+    path, (expected, got, fix) = _field(problem), _reason(problem, model)
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return SpecError(document.where(path), expected, got, fix + more)
+
+
+def _field(problem: Mapping[str, Any]) -> FieldPath:
+    at = problem.get("ctx", {}).get("at", ())
+    return tuple(part for part in (*problem["loc"], *at) if part != "[key]")
+
+
+def _reason(problem: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
+    """(expected, got, fix) for one of pydantic's error dicts."""
+    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
+    if kind == "refused":
+        return context["expected"], context["got"], context["fix"]
+    if kind == "extra_forbidden":
+        known = known_keys(model, problem["loc"][:-1])
+        key = str(problem["loc"][-1])
+        return f"one of {', '.join(known)}", f"the unknown key {key!r}", suggestion(key, known)
+    if kind == "missing":
+        return "this field", "nothing", "add it"
+    if kind == "too_short":
+        return f"at least {context['min_length']} entry", f"{context['actual_length']}", "add one"
+    message = str(problem["msg"])
+    for prefix in ("Input should be ", "String should ", "Value should be "):
+        message = message.removeprefix(prefix)
+    return message[:1].lower() + message[1:], _shown(value), "correct it"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that a mapping at `path` may have, read from the model's own JSON Schema."""
+    schema = model.model_json_schema()
+
+    def resolved(node: Any) -> dict[str, Any]:
+        while isinstance(node, dict) and "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        return node if isinstance(node, dict) else {}
+
+    node = resolved(schema)
+    for part in path:
+        inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        node = resolved(inner if inner is not None else node.get("additionalProperties"))
+    return sorted(node.get("properties", {}))

@@ -1,0 +1,104 @@
+"""Records are read strictly: one clear line with file, line and field for whatever is not what was written."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.records import MAX_LINE_BYTES, Record, read_lines, read_record, read_records, to_lines
+
+
+class Seen(Record):
+    """A record of the tests."""
+
+    prompt: str
+    model: Literal["base", "edited"] = "base"
+    score: float | None = None
+    found: bool | None = None
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    rows = [Seen(prompt="a house"), Seen(prompt="ein Häuschen", model="edited", score=0.5, found=True)]
+    (tmp_path / "a.jsonl").write_text(to_lines(rows) + "\n")
+    assert [row for _, row in read_lines(Seen, tmp_path / "a.jsonl")] == rows
+    assert [number for number, _ in read_lines(Seen, tmp_path / "a.jsonl")] == [1, 2]
+    (tmp_path / "a.json").write_text(rows[1].model_dump_json())
+    assert read_record(Seen, tmp_path / "a.json") == rows[1]
+    (tmp_path / "a.json").write_text("[" + ",".join(row.model_dump_json() for row in rows) + "]")
+    assert read_records(Seen, tmp_path / "a.json") == tuple(rows)
+
+
+BAD = {
+    "a key twice": ('{"prompt": "a house", "prompt": "a dog"}', "'prompt' twice"),
+    "NaN": ('{"prompt": "a", "score": NaN}', "NaN"),
+    "Infinity": ('{"prompt": "a", "score": -Infinity}', "Infinity"),
+    "too large a number": ('{"prompt": "a", "score": 1e400}', "1e400"),
+    "an integer too large": ('{"prompt": "a", "score": 1' + 400 * "0" + "}", "score"),
+    "a word for a number": ('{"prompt": "a", "score": "0.5"}', "score"),
+    "a number for a word": ('{"prompt": 7}', "prompt"),
+    "a number for a truth": ('{"prompt": "a", "found": 1}', "found"),
+    "an unknown field": ('{"prompt": "a", "promt": "b"}', "promt"),
+    "a field missing": ('{"score": 0.5}', "prompt"),
+    "another model": ('{"prompt": "a", "model": "other"}', "model"),
+    "a list": ("[1]", "a list"),
+    "no JSON": ("{", "valid JSON"),
+    "half a character": ('{"prompt": "\\ud800"}', "surrogate"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_record_is_one_line_with_its_place(tmp_path: Path, name: str) -> None:
+    text, says = BAD[name]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "fine"}\n' + text + "\n")
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        list(read_lines(Seen, tmp_path / "a.jsonl"))
+    told = str(caught.value)
+    assert "a.jsonl:2" in told and says in told and len(told.splitlines()) == 1, told
+    with pytest.raises(SpecError, match=r"a\.json") as caught:
+        read_record(Seen, tmp_path / "a.json")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_list_names_the_entry(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "a"}, {"prompt": 7}]')
+    with pytest.raises(SpecError, match="entry 1 prompt"):
+        read_records(Seen, path)
+    path.write_text("{}")
+    with pytest.raises(SpecError, match="a JSON list of objects"):
+        read_records(Seen, path)
+
+
+def test_missing_and_unreadable_files_are_one_line(tmp_path: Path) -> None:
+    for read in (read_record, read_records, lambda kind, path: list(read_lines(kind, path))):
+        with pytest.raises(SpecError, match="nowhere"):
+            read(Seen, tmp_path / "nowhere")
+        (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+        with pytest.raises(SpecError, match="UTF-8"):
+            read(Seen, tmp_path / "bytes")
+
+
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="regular file"):
+        list(read_lines(Seen, tmp_path / "pipe"))
+
+
+def test_a_long_line_is_refused_before_it_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"prompt": "a"}\n{"prompt": "')
+        for _ in range(64):
+            file.write(b"a" * MAX_LINE_BYTES)
+    tracemalloc.start()
+    with pytest.raises(SpecError, match=r"long\.jsonl:2: expected a line of at most"):
+        list(read_lines(Seen, path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * MAX_LINE_BYTES
