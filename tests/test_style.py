@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -62,6 +64,47 @@ def test_nothing_heavy_before_it_is_needed() -> None:
 
 def test_no_name_that_means_nothing() -> None:
     assert not {p.stem for p in SOURCES} & {"utils", "util", "core", "common", "helpers", "misc"}
+
+
+def _prose(path: Path) -> str:
+    """What a file says to its reader: docstrings and comments of a program, all of any other file."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        return text
+    nodes = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Expr)]
+    alone = [n for n in nodes if isinstance(n, ast.Constant)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return "\n".join([*(str(n.value) for n in alone), *(t.string for t in tokens if t.type == tokenize.COMMENT)])
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+OURS = [f"/{p.relative_to(ROOT)}" for p in (*SOURCES, *TESTS, *(ROOT / "examples").rglob("*.py"))]
+SAYING = [*SOURCES, *TESTS, *(p for folder in ("recipes", "concepts") for p in sorted((ROOT / folder).glob("*.yaml")))]
+UPSTREAM = {
+    "autoregressive/models/generate.py", "chameleon/inference/vqgan.py", "dinosiglip_vit.py", "dynamic_resolution.py",
+    "ear_train_*.py", "expand_vocabulary.py", "conversation.py", "image_generation.py", "image_tokenizer.py",
+    "inference.py", "inference_i2t.py", "inference_mmu.py", "inference_t2i.py", "mamba2.py", "mamba_vlm.py",
+    "models/omnimamba.py", "multimodal_understanding.py", "processing_emu3.py", "sample_t2i.py", "t5.py",
+    "tokenizer.py", "vq_model.py", "TRAIN.md", "protocol.md", "test-result.md", "v1.0.md",
+}  # fmt: skip
+"""Files of published programs and specifications, which are cited beside their URL."""
+
+
+@pytest.mark.parametrize("path", SAYING, ids=_identifier)
+def test_the_files_that_a_docstring_names_exist(path: Path) -> None:
+    named = set(re.findall(r"[\w/*-]+\.py\b", _prose(path)))
+    known = [*OURS, *(f"/{name}" for name in UPSTREAM)]
+    assert not {
+        name for name in named if not any(f"/{name}".endswith(file) or file.endswith(f"/{name}") for file in known)
+    }
+
+
+@pytest.mark.parametrize("path", SAYING, ids=_identifier)
+def test_no_document_is_cited_that_does_not_ship(path: Path) -> None:
+    """A source is a paper's section or equation, a URL, or said where it is needed."""
+    named = {name for name in re.findall(r"\b[\w.-]+\.md\b", _prose(path)) if name not in UPSTREAM}
+    ships = {"README.md", *(p.name for p in (PACKAGE / "report" / "templates").iterdir())}
+    assert not named - ships
 
 
 def test_no_package_registry_is_named() -> None:

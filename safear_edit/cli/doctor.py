@@ -65,7 +65,7 @@ def torch_pair() -> Finding:
 
 
 def minilm() -> Finding:
-    """The sentence encoder's file has the official release's sha256 (text.py refuses any other)."""
+    """The sentence encoder's file has the official release's sha256 (families/text.py refuses any other)."""
     from safear_edit.families.text import MINILM_SHA256
     from safear_edit.families.text import minilm as load
 

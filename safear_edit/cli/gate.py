@@ -1,4 +1,4 @@
-"""The gate's verbs: `check`, `baseline accept` and `power`; cli.py attaches VERBS.
+"""The gate's verbs: `check`, `baseline accept` and `power`; main.py attaches VERBS.
 
 `check` writes its result wherever a pipeline looks for one: a table or JSON on stdout, JUnit XML, a Markdown summary
 and workflow annotations on stderr. A refusal (exit 2 or 4) is written there too, so that no dashboard shows a gap.
@@ -451,4 +451,4 @@ def _print(found: Conclusion) -> None:
 
 
 VERBS: tuple[click.Command, ...] = (check, baseline, power)
-"""What cli.py adds to its group."""
+"""What main.py adds to its group."""

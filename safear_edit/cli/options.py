@@ -1,6 +1,6 @@
 """What the command line's files share: options by name, and how results, tables and progress are shown.
 
-Nothing heavy is imported here, and no verb: cli.py, cli_stack.py and cli_gate.py all build on it.
+Nothing heavy is imported here, and no verb: the files of verbs all build on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The verbs about what was released: `stack ls`, `remove` and `reweight`, and `export`; cli.py attaches VERBS."""
+"""The verbs about what was released: `stack ls`, `remove` and `reweight`, and `export`; main.py attaches VERBS."""
 
 from __future__ import annotations
 
@@ -202,4 +202,4 @@ def export(folder: Path, layout: str, out: Path, overwrite: bool, as_json: bool)
 
 
 VERBS: tuple[click.Command, ...] = (stack, export)
-"""What cli.py adds to its group."""
+"""What main.py adds to its group."""

@@ -46,7 +46,7 @@ _REFINE: Any = Field(
     default="template",
     exclude_if=lambda how: how == "template",  # a recipe with the default keeps the digest that it had before
     description="Who writes the safe captions: template, the spec's anchor; self, the model itself, by what it says of "
-    "its unsafe image (refine.py), for a family that answers questions about images.",
+    "its unsafe image, for a family that answers questions about images.",
 )
 
 
@@ -137,7 +137,7 @@ class MethodChoice(Part):
 
 
 class Located(Part):
-    """Where a model keeps a concept, as far as a recipe needs it (`map.json`, cartography.py)."""
+    """Where a model keeps a concept, as far as a recipe needs it (`map.json`, evaluate/cartography.py)."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

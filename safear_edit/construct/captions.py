@@ -1,9 +1,10 @@
 """Safe captions by the model itself: it says what its unsafe image shows, and that is put without the concept.
 
-VCE's own way to a refined caption (methods.md section 1, P3), for a family that answers questions; the other way fills
-the spec's anchor template with the words that were asked for, which may not be what was drawn. Rewriting needs no
-second model: the spec's own templates, read backwards, say which part of a caption is the concept. A caption that can't
-be rewritten so, or that the evaluation asks, gives way to the template's, and the reason is counted. No torch here.
+VCE's own way to a refined caption (a multimodal model rewrites it; here the model itself), for a family that answers
+questions; the other way fills the spec's anchor template with the words that were asked for, which may not be what was
+drawn. Rewriting needs no second model: the spec's own templates, read backwards, say which part of a caption is the
+concept. A caption that can't be rewritten so, or that the evaluation asks, gives way to the template's, and the reason
+is counted. No torch here.
 """
 
 from __future__ import annotations

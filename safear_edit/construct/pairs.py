@@ -1,8 +1,8 @@
 """Contrastive pairs: the same seed drawn with an unsafe and with a safe caption, kept if the judge tells them apart.
 
 The tokens are the ones that the model sampled, never re-encoded images: those are what it would say itself
-(methods.md section 1, P2 to P6). Safe captions are the recipe's, or the model's own words about its unsafe image
-(refine.py). `Keep` holds the model's own images of prompts that must not change.
+(VCE's pairs, https://arxiv.org/abs/2509.16986; the filter is ours). Safe captions are the recipe's, or the model's own
+words about its unsafe image (captions.py). `Keep` holds the model's own images of prompts that must not change.
 """
 
 from __future__ import annotations

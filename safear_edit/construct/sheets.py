@@ -1,7 +1,7 @@
 """Sheets of images for people: rows of equal tiles under titles, and beside the PNG a JSON that says what is on it.
 
 The one place where an image is hidden: a tile is reduced to MOSAIC x MOSAIC blocks before it is written, so nothing
-that opens the file can bring the rest back (a blur in the page could be switched off; compliance.md 3.4).
+that opens the file can bring the rest back (a blur in the page could be switched off).
 """
 
 from __future__ import annotations

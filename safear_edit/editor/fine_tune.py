@@ -37,7 +37,7 @@ Readings = dict[str, float]
 
 
 class Tuning(BaseModel):
-    """How to fine-tune; a method's Params extend it. Defaults: methods.md section 1 (c) and our trials."""
+    """How to fine-tune; a method's Params extend it. The papers leave most of it open: the defaults are ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

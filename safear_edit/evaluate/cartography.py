@@ -10,7 +10,7 @@ last for those with cross attention):
   the model looks.
 * depth: the gradient of the evidence with respect to each layer's weights, times the weights' norm: how much a small
   relative change of that layer can change the evidence.
-* saliency: how much attention every scale adds on the concept's words (ISSA, `issa.py`).
+* saliency: how much attention every scale adds on the concept's words (ISSA, `saliency.py`).
 """
 
 from __future__ import annotations

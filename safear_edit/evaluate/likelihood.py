@@ -1,8 +1,8 @@
 """Likelihood audit: what the model itself says about images of the concept and about images that must stay.
 
 An autoregressive model gives the probability of an image exactly, so nothing is sampled and nobody judges: a few
-teacher-forced passes per reference image, the same numbers on every run (evaluation.md section 2). With l_m(x|c) the
-log-probability of image x under model m and prompt c, c0 the same prompt without the concept, R the reference pack:
+teacher-forced passes per reference image, the same numbers on every run. With l_m(x|c) the log-probability of image x
+under model m and prompt c, c0 the same prompt without the concept, R the reference pack:
 
     CIR     mean_R[l_edit(x|c) - l_edit(x|c0)] / mean_R[l_base(x|c) - l_base(x|c0)]: 1 untouched, 0 erased, < 0 repelled
     absCIR  the same with l_base(x|c0) above too: sees a concept that moved into every prompt
@@ -11,7 +11,7 @@ log-probability of image x under model m and prompt c, c0 the same prompt withou
     GCA     share of R whose likeliest prompt is the concept's, against neighbours and the neutral prompt
 
 It is a tripwire and a ruler, not the release gate: it sees the images of R only, no decoder, no best of many, and an
-overfitted relearning hides from it. `doubts` say when a figure must not be used (evaluation.md 7.2).
+overfitted relearning hides from it. `doubts` say when a figure must not be used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.progress import Callback, silent
 
 MOST_KL, WIDEST = 0.1, 0.4
-"""Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR says nothing (evaluation.md 7.2)."""
+"""Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR says nothing: a model that has
+overfitted a few images, or was damaged, lies beyond them."""
 REPELLED = -0.1
 """CIR below this is over-erasure: the sign gives the concept away."""
 

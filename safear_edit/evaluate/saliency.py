@@ -1,9 +1,9 @@
 """Incremental semantic saliency: at which scale a next-scale model first looks at the words that name the concept.
 
-Algorithm 1 of the SACE paper (https://arxiv.org/abs/2606.15819, methods.md section 3): S_k is the attention that scale
-k pays to a set of words, mean over layers and heads; what counts is what a scale adds to the scale before it,
-Delta_k = ReLU(S_k - upsampled S_{k-1}), Delta_0 = S_0. It says where the model looks, not what that does: the causal
-measurement is `cartography.switching`.
+Algorithm 1 of the SACE paper (https://arxiv.org/abs/2606.15819): S_k is the attention that scale k pays to a set of
+words, mean over layers and heads; what counts is what a scale adds to the scale before it, Delta_k = ReLU(S_k -
+upsampled S_{k-1}), Delta_0 = S_0. It says where the model looks, not what that does: the causal measurement is
+`cartography.switching`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Three passes, each one row per image in outcomes.jsonl:
     score,  edited   the same prompts and seeds with the edit applied
 
 What is scored is decided by the recipe's order and by images that are not scored themselves, so no lucky image can
-choose itself (evaluation.md section 4; counting.py refuses rows chosen in any other way). Batches are fixed by the plan
-and kept one file each until the end, so a killed evaluation continues and still writes the same bytes.
+choose itself (report/criteria.py refuses rows chosen in any other way). Batches are fixed by the plan and kept one file
+each until the end, so a killed evaluation continues and still writes the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every model family offers: one class per architecture, the same handful of verbs (DESIGN.md section 4).
+"""What every model family offers: one class per architecture, the same handful of verbs.
 
 Methods, attacks and the evaluation know this interface only; a new family is one file with one decorated class.
 """
@@ -85,7 +85,7 @@ class Condition:
 
     @classmethod
     def encoded(cls, text: TextEncoder, prompts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Self:
-        """Encode prompts, equal ones once, trimmed to the longest: left-padded, zeros at the pads (parity.md 1.4)."""
+        """Encode prompts, equal ones once, trimmed to the longest: left-padded, zeros at the pads."""
         distinct, index = each_once(prompts)
         parts = [text.states(distinct[i : i + CAPTIONS_PER_BATCH]) for i in range(0, len(distinct), CAPTIONS_PER_BATCH)]
         longest = max(int(mask.sum(1).max()) for _, mask in parts)

@@ -1,7 +1,7 @@
-"""The caption cleaner that LlamaGen's text features were made with (DeepFloyd / PixArt rules; parity.md section 1.4).
+"""The caption cleaner that LlamaGen's text features were made with (DeepFloyd / PixArt rules).
 
-Behaviour of https://github.com/FoundationVision/LlamaGen (language/t5.py), which runs it twice; quirks of the
-original are kept, since the published weights were trained on what it leaves. No recorded numerics exist for it.
+Behaviour of https://github.com/FoundationVision/LlamaGen/tree/ce98ec4 (language/t5.py), which runs it twice; quirks of
+the original are kept, since the published weights were trained on what it leaves. No recorded numerics exist for it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Infinity: a transformer that draws an image scale by scale, bit by bit (parity.md section 2).
+"""Infinity: a transformer that draws an image scale by scale, bit by bit.
 
-Source of the semantics: https://github.com/FoundationVision/Infinity (infinity/models/{infinity,basic}.py).
-Parameter names are the published state-dict keys. Tokens of one scale are drawn together and see each other and all
-coarser scales; every block reads the caption through cross attention, whose keys and values are computed once per
-distinct caption (`TextPass`) and shared by its images, by all scales, and by their unguided twins.
+Source of the semantics: https://github.com/FoundationVision/Infinity/tree/4c27bbb
+(infinity/models/{infinity,basic}.py). Parameter names are the published state-dict keys. Tokens of one scale are drawn
+together and see each other and all coarser scales; every block reads the caption through cross attention, whose keys
+and values are computed once per distinct caption (`TextPass`) and shared by its images, by all scales, and by their
+unguided twins.
 
 Letters in tensor names: B images, U captions, T caption tokens, L tokens of the scales at hand, N of all scales,
 D bits of a token, C width, H heads, d channels of a head.
@@ -704,7 +705,7 @@ class Infinity(ModelFamily):
         """The embedded mini, a directory that `export` wrote, or a folder with a published variant's files.
 
         A published folder holds the transformer's and the tokenizer's file (`PUBLISHED`) and the text encoder's folder
-        `flan-t5-xl`; sizes are read from the weights (parity.md section 2.1).
+        `flan-t5-xl`; sizes are read from the weights.
         """
         folder = ref.path or MINI_FOLDER
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
@@ -810,7 +811,7 @@ class Infinity(ModelFamily):
 
     @torch.no_grad()
     def text_attention(self, prompts: Sequence[str], ids: Tensor) -> list[list[Tensor]]:
-        """As the base class says; the hooks of ISSA's algorithm 1 (methods.md section 3), on given tokens."""
+        """As the base class says; the hooks of ISSA (SACE, algorithm 1), on given tokens."""
         seen: list[Tensor] = []
 
         def look(attention: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
@@ -948,7 +949,7 @@ def _check_fit(config: InfinityConfig, tokenizer: BSQConfig, schedule: Schedule,
 
 
 def _text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
-    """Prompts go to T5 as they are: the cleaning is LlamaGen's alone (parity.md section 0)."""
+    """Prompts go to T5 as they are: the cleaning is LlamaGen's alone."""
     return text_encoder(kind, max_tokens, folder / PUBLISHED_TEXT, cleaned=False)
 
 

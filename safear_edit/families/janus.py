@@ -1,8 +1,8 @@
 """Janus and Janus-Pro: one language model that draws (next-token over VQ-16) and answers questions about an image.
 
-Source of the semantics: https://github.com/deepseek-ai/Janus and transformers' JanusForConditionalGeneration, whose
-network and state-dict names this file uses (parity.md section 3). Around it, what transformers leaves to its caller or
-gets wrong (parity.md 3.4): the codebook has unit rows, every pass has its mask, special ids come from the model's own
+Source of the semantics: https://github.com/deepseek-ai/Janus/tree/1daa72f and transformers'
+JanusForConditionalGeneration, whose network and state-dict names this file uses. Around it, what transformers leaves to
+its caller or gets wrong: the codebook has unit rows, every pass has its mask, special ids come from the model's own
 files, drawing without guidance works. How it draws and answers is in language.py.
 """
 
@@ -117,7 +117,7 @@ def _renamed(name: str, old: int, new: int) -> str:
 
 
 def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under DeepSeek's names to transformers' (parity.md 3.2); unknown names stay, for the loader to refuse.
+    """Tensors under DeepSeek's names to transformers'; unknown names stay, for the loader to refuse.
 
     The vision tower's fused query-key-value layers are split, its positions lose their batch of one, and the tensors
     that nothing reads are dropped.
@@ -222,7 +222,7 @@ def _sizes(data: Mapping[str, Any], image_id: int) -> dict[str, Any]:
         "vision_config": vision_config,
         "vq_config": vq_config,
         "image_token_id": image_id,
-        "tie_word_embeddings": False,  # the original heads are their own tensors (parity.md 3.2)
+        "tie_word_embeddings": False,  # the original heads are their own tensors
     }
 
 
@@ -273,8 +273,8 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
 def unit_rows(rows_Vd: Tensor) -> Tensor:
     """A codebook with rows of length 1, so that the nearest row is the nearest by angle.
 
-    Upstream compares unit vectors; transformers takes rows as they are and so picks other tokens (parity.md 3.4).
-    Decoding scales them anyway. Rows that are unit already keep their bits, so an export loads as it was.
+    Upstream compares unit vectors; transformers takes rows as they are and so picks other tokens. Decoding scales them
+    anyway. Rows that are unit already keep their bits, so an export loads as it was.
     """
     length = rows_Vd.float().norm(dim=-1, keepdim=True)
     near = (length - 1).abs() <= 4 * torch.finfo(rows_Vd.dtype).eps
@@ -345,7 +345,7 @@ class Vocabulary(Words):
     @classmethod
     def read(cls, files: Mapping[str, bytes], where: str) -> Vocabulary:
         """From tokenizer.json; each special id as generation_config.json states it, else by its published name, else
-        by the name in tokenizer_config.json (ids differ between published tokenizers, parity.md 3.1).
+        by the name in tokenizer_config.json (ids differ between published tokenizers).
         """
         tokenizer = open_tokenizer(files, where)
         stated, named = (json_file(files, f"{kind}_config.json", where) for kind in ("generation", "tokenizer"))
@@ -419,7 +419,7 @@ class Janus(LanguageModel):
 
         self.net, self.words, self.source, self.settings, self.card = net, words, source, settings, card
         self.sampling, self.template = settings.sampling, settings.template
-        # transformers' own generate finds here what it can't know (parity.md 3.4)
+        # transformers' own generate finds here what it can't know
         net.generation_config = GenerationConfig.from_dict(self._generation())
 
     # -- loading --
@@ -533,7 +533,7 @@ class Janus(LanguageModel):
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does (parity.md 3.3)."""
+        """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
         parts = [self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(self.rows_per_batch)]
         return torch.cat([((part + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
 
@@ -559,7 +559,7 @@ class Janus(LanguageModel):
     # -- codebook --
 
     def image_table(self) -> Tensor:
-        """What the language model reads for each image token, (V, D): the table that Safe-CB edits (methods.md).
+        """What the language model reads for each image token, (V, D): the table that Safe-CB edits.
 
         The replaced table if there is one, else the model's own; of a `fresh` model what its modules give. Each with
         its gradient.

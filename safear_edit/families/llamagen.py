@@ -1,10 +1,11 @@
-"""LlamaGen, text-conditional: next-token transformer over VQ-16 tokens (parity.md section 1).
+"""LlamaGen, text-conditional: next-token transformer over VQ-16 tokens.
 
-Source of the semantics: https://github.com/FoundationVision/LlamaGen (autoregressive/models/{gpt,generate}.py).
-Parameter names are the published state-dict keys. The published RoPE table is zero at text positions, so queries and
-keys of the caption vanish in every layer (parity.md 1.3). Two exact consequences shape this file: a caption row
-attends to the running mean of the values before it, and an image row sees all n caption keys as ONE slot with key 0,
-value = their mean, logit + log n. The caption therefore runs once, ahead of and apart from the image (`TextPass`).
+Source of the semantics: https://github.com/FoundationVision/LlamaGen/tree/ce98ec4
+(autoregressive/models/{gpt,generate}.py). Parameter names are the published state-dict keys. The published RoPE table
+is zero at text positions, so queries and keys of the caption vanish in every layer. Two exact consequences shape this
+file: a caption row attends to the running mean of the values before it, and an image row sees all n caption keys as ONE
+slot with key 0, value = their mean, logit + log n. The caption therefore runs once, ahead of and apart from the image
+(`TextPass`).
 """
 
 from __future__ import annotations
@@ -423,7 +424,7 @@ class LlamaGen(ModelFamily):
     def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> LlamaGen:
         """The embedded mini, a directory that `export` wrote, or a folder with a published variant's files.
 
-        A published folder holds the two .pt files and the text encoder's folder `flan-t5-xl` (parity.md section 1.1).
+        A published folder holds the two .pt files and the text encoder's folder `flan-t5-xl`.
         """
         folder = ref.path or MINI_FOLDER
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
@@ -471,7 +472,7 @@ class LlamaGen(ModelFamily):
         return cls(gpt, vq, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads (parity.md 1.4)."""
+        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""
         return Condition.encoded(self.text, prompts, self.device, self.net.tok_embeddings.weight.dtype)
 
     def text_pass(self, condition: Condition) -> TextPass:

@@ -528,7 +528,7 @@ class OmniMamba(LanguageModel):
     def image_table(self) -> Tensor:
         """What the language model reads for each image token, (V, D), with its gradient: a replaced table, or its own.
 
-        This is the table that Safe-CB edits (methods.md).
+        This is the table that Safe-CB edits (methods/safe_cb.py).
         """
         replaced: Tensor | None = getattr(self.net, REPLACED)
         if replaced is None:

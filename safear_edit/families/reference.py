@@ -84,7 +84,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "7b-384": Variant("published 7B, 384 px, 16 codes per place: draws, answers", VILA_U_FILES),
     },
 }
-"""Variants with a name (parity.md section 1); families that aren't here take any variant and check it themselves."""
+"""Variants with a name; families that aren't here take any variant and check it themselves."""
 
 
 MODEL_TYPES = {

@@ -1,6 +1,7 @@
 """Turning logits into tokens: guidance, filters, and one uniform number per token from the image's own generator.
 
-Filters follow LlamaGen's published order (parity.md section 1.5): temperature, top-k, then top-p on the survivors.
+Filters follow LlamaGen's published order (https://github.com/FoundationVision/LlamaGen/tree/ce98ec4,
+autoregressive/models/generate.py): temperature, top-k, then top-p on the survivors.
 """
 
 from __future__ import annotations

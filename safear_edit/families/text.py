@@ -104,8 +104,8 @@ class T5:
     """An encoder of the T5 kind from a local folder (flan-t5-xl for LlamaGen and Infinity).
 
     LlamaGen cleans a caption twice with the DeepFloyd rules (`cleaned`), pads to 120 tokens and encodes with the mask
-    (parity.md section 1.4); Infinity takes it as it is. Proven here on a tiny random T5 only: the published encoder
-    can't be had on this machine.
+    (language/t5.py of LlamaGen); Infinity takes it as it is. Proven here on a tiny random T5 only: the published
+    encoder can't be had on this machine.
     """
 
     kind = "t5"

@@ -1,9 +1,9 @@
 """Strict YAML and JSON: the two text formats a person or another program hands us, read so that nothing is guessed.
 
 YAML's ordinary readers keep the last of two equal keys, turn `no` into False, leave `1e-4` a string and expand alias
-bombs (compliance.md section 5.1). Here a document is plain data only: no anchors, aliases, merge keys or tags; keys
-are strings and unique; scalars follow JSON's own grammar (so `no`, `012`, `1:30` are strings); everything is bounded
-in size and depth. `Document.where` names file, line and field of any value, for one-line errors.
+bombs. Here a document is plain data only: no anchors, aliases, merge keys or tags; keys are strings and unique; scalars
+follow JSON's own grammar (so `no`, `012`, `1:30` are strings); everything is bounded in size and depth.
+`Document.where` names file, line and field of any value, for one-line errors.
 """
 
 from __future__ import annotations

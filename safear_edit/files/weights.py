@@ -2,9 +2,9 @@
 
 safetensors is read after its header was checked for what the library accepts and shouldn't (a name twice, NaN and Inf,
 no tensors), and after the first bytes told the usual mishaps apart (Git LFS pointer, error page, pickle under a false
-name), which the library all calls "header too large" (compliance.md section 5.1). Pickles (.pt, .pth, .bin, .ckpt)
-need the user's word; they are opened by torch.load(weights_only=True) in a process of their own with bounded memory
-and time, which hands the tensors back as safetensors.
+name), which the library all calls "header too large". Pickles (.pt, .pth, .bin, .ckpt) need the user's word; they are
+opened by torch.load(weights_only=True) in a process of their own with bounded memory and time, which hands the tensors
+back as safetensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAFE_TORCH = (2, 10)
 """Earlier releases can be made to run code by torch.load(weights_only=True): CVE-2025-32434, GHSA-63cw-57p8-fm3p."""
 WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
 """Keys under which upstream programs put a state dict, outermost first: an Infinity trainer has trainer, gpt_fsdp,
-LlamaGen's trainers one of the last three, in their order of looking (parity.md 1.1)."""
+LlamaGen's trainers one of the last three, in their order of looking (autoregressive/sample/sample_t2i.py)."""
 SHOWN = 5
 AGAIN = "download it again and compare its sha256"
 CONVERT = "convert it to safetensors where you trust it"

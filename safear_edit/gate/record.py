@@ -30,9 +30,8 @@ WORDS: dict[bool | None, Word] = {True: "found", False: "absent", None: "unclear
 class Policy:
     """What is promised. Shares, not per cent; `margin`: a drop must be shown to be smaller.
 
-    cir_upper, kl_upper: most that the likelihood audit may find (upper 95 % bounds, evaluation.md 7.3); tolerance: how
-    much above the baseline's a likelihood figure may lie, which is deterministic up to rounding (1e-3 in float32,
-    5e-3 in bfloat16, evaluation.md 2.3).
+    cir_upper, kl_upper: most that the likelihood audit may find (upper 95 % bounds); tolerance: how much above the
+    baseline's a likelihood figure may lie, which is deterministic up to rounding (1e-3 in float32, 5e-3 in bfloat16).
     """
 
     margin: float = 0.05
@@ -59,7 +58,7 @@ class Suite:
 
 ERASURE_FLIPS, PRESERVE_FLIPS = 0.02, 0.10
 """Share of pairs that flip between two models of equal quality: a concept erased to 99 % and drawn anew, and what the
-mini measured between base and edited model on preserved prompts (40 of 400; evaluation.md 4.1 has 8 to 15 %)."""
+mini measured between base and edited model on preserved prompts (40 of 400)."""
 PLANNED_POWER, PLANNED_TESTS = 0.94, 9
 """Power per suite, so that 200 simulated runs show 90 % almost surely (a drop as large as the margin passes with 5 %:
 95 % is the most there is), and comparisons that share alpha: three erasure slices, each also looked at for unreadable

@@ -1,4 +1,4 @@
-"""The gate: a model against accepted baselines, one verdict: PASS, REGRESSED or INCONCLUSIVE (compliance.md section 4).
+"""The gate: a model against accepted baselines, one verdict: PASS, REGRESSED or INCONCLUSIVE.
 
 The rules, cheapest first; all must pass (which needs no correction), and p-values are Holm-adjusted over every
 comparison of the check, so that one lucky number out of many names no culprit:

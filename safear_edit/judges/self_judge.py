@@ -1,7 +1,7 @@
 """A unified model as the judge of images, and how far it agrees with a pinned judge.
 
-Safe-CB lets a model judge what it drew itself (https://arxiv.org/abs/2606.27147, methods.md section 4). It stands or
-falls with that judgement, so agreement is measured and kept beside the edit.
+Safe-CB lets a model judge what it drew itself (https://arxiv.org/abs/2606.27147, section 3.2). It stands or falls with
+that judgement, so agreement is measured and kept beside the edit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Harmful directions of a codebook, and the table without them: the linear algebra of Safe-CB (Xue et al. 2026,
-https://arxiv.org/abs/2606.27147, section 3.2; methods.md section 4). Pure: tensors in, tensors out.
+https://arxiv.org/abs/2606.27147, section 3.2). Pure: tensors in, tensors out.
 
 The table meant is the one that feeds image tokens back to the transformer, (V, D). The tokenizer's own codebook can't
 be: Janus' has 8 dimensions, so the paper's 8 directions would leave nothing of it.

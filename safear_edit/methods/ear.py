@@ -1,5 +1,5 @@
 """EAR: regress the hidden states of the unsafe caption to those of the neutral one, window by window (immc-lab,
-https://arxiv.org/abs/2506.20151; code https://github.com/immc-lab/ear; methods.md section 5).
+https://arxiv.org/abs/2506.20151; code https://github.com/immc-lab/ear).
 
 Windowed gradient accumulation: one update for each window of W tokens. Thresholded loss masking: no update where the
 window's loss is at most mu, because it is erased there already. Two readings: as the paper means it, and as the
@@ -122,7 +122,7 @@ class Chains:
 
     After the first token that loop feeds one token alone, without prompt or prefix, so a trajectory is a Markov chain
     of the frozen model, and none depends on the training: they can be drawn beforehand. Each takes its own random
-    numbers (methods.md section 5, bugs 1 and 3). `ids[name]` is (n, N) for "concept", "neutral" and "target".
+    numbers, as the released code does. `ids[name]` is (n, N) for "concept", "neutral" and "target".
     """
 
     NAMES = ("concept", "neutral", "target")
@@ -175,7 +175,7 @@ def blind(condition: Condition) -> Condition:
 
 
 def released_loss(bench: Workbench, draw: Draw, params: EAR.Params, chains: Chains) -> tuple[Tensor, Readings]:
-    """`ear_loss` with the published loop's faults, those that methods.md section 5 numbers 1, 3, 5 and 6.
+    """`ear_loss` with the faults of the published loop (train/ear_train_*.py of https://github.com/immc-lab/ear).
 
     Context is lost after the first token, the three states follow three trajectories, tokens beyond the last whole
     window are left out, and the loss is a mean over the guided and the unguided row. At a position after the first

@@ -1,5 +1,5 @@
-"""Obliviate: distil a guidance away from the concept into the model (https://arxiv.org/abs/2606.28643, methods.md
-section 6): KL to the turned-away prediction of the frozen model, on the frozen model's own unsafe image.
+"""Obliviate: distil a guidance away from the concept into the model (https://arxiv.org/abs/2606.28643): KL to the
+turned-away prediction of the frozen model, on the frozen model's own unsafe image.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """SACE: erase at the first scale, where a next-scale model commits to what it draws (https://arxiv.org/abs/2606.15819,
-methods.md section 3): match the neutral caption's logits there, keep them sharp, and hold the scales after it.
+equations 4 and 13): match the neutral caption's logits there, keep them sharp, and hold the scales after it.
 
 A step runs the first scales only: erasing at scale 0 alone is a forward of one token per image.
 """

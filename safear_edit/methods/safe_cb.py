@@ -1,6 +1,6 @@
 """Safe-CB: take the harmful directions out of the table that feeds image tokens back to the transformer, repair it in
 the directions that are left, and go on with what the edited model draws, until that no longer helps (Xue et al. 2026,
-https://arxiv.org/abs/2606.27147; methods.md 4). The network and the tokenizer stay: the edit changes one table.
+https://arxiv.org/abs/2606.27147, algorithm 1). The network and the tokenizer stay: the edit changes one table.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """S-VARE: filtered cross-entropy on auxiliary visual tokens, and a preservation loss on the neutral caption
-(https://arxiv.org/abs/2509.22400; code https://github.com/ndhg1213/S-VARE; methods.md section 2).
+(https://arxiv.org/abs/2509.22400; code https://github.com/ndhg1213/S-VARE/tree/7ed8ef2).
 
 `mode` chooses between the paper's loss and what the released code does where the two differ.
 """

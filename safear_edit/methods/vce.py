@@ -1,7 +1,7 @@
 """VCE: preference optimisation on contrastive pairs, VSafe-DPO (Han et al. 2025, https://arxiv.org/abs/2509.16986).
 
-The paper gives the idea; the details here are our reconstruction (methods.md section 1, P7 to P9) and each is a
-parameter. Both images are scored under the unsafe caption x_u: the safe one y_w shall become the likelier answer.
+The paper gives the idea; the details here are our reconstruction and each is a parameter. Both images are scored under
+the unsafe caption x_u: the safe one y_w shall become the likelier answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tokenised, captioned gallery images: what every generator of the mini world is trained on, made once and kept.
 
-Generators see the calm part of the world (4 of 6 poses, 2 of 3 style variants: reference/gallery.md, "lower the
-entropy of the world, not its looks"), tokenizers and judges all of it. (object, style, scene) triples in
-`held_out_triple` are never shown, so that the evaluation meets combinations that no training saw.
+Generators see the calm part of the world (4 of 6 poses, 2 of 3 style variants: what is drawn the same way every time is
+learnt sharply by few parameters), tokenizers and judges all of it. (object, style, scene) triples in `held_out_triple`
+are never shown, so that the evaluation meets combinations that no training saw.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ COARSE_STEPS, COARSE_BATCH, COARSE_SCALES = 1550, 64, len(SCHEDULE.grids) - 1
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 CAPTION_DROP = 0.1
 FLIPS = 0.3
-"""Largest share of flipped bits per scale: the published strength (parity.md 2.7)."""
+"""Largest share of flipped bits per scale: the published strength (scripts/train.sh of
+https://github.com/FoundationVision/Infinity/tree/4c27bbb)."""
 SAMPLING = ScaleSampling(guidance=2.0, temperature=0.5, guidances=(2.0,) * COARSE_SCALES + (1.0,))
 """The finest scale draws what the coarser ones and the caption have settled: without guidance there, images come
 almost twice as fast, and of 240 captions (not those of `measure`) the judge reads the style in 98.3 instead of 98.8 %,

@@ -2,10 +2,10 @@
 
     for each concept    compile → construct and edit on the model with the earlier edits → measure all concepts so far
     or for all at once  the same with one edit for all of them (a joint edit), found on their merged material
-    at the end          likelihoods, interference, report, release: as for one concept (pipeline.py), in one rename
+    at the end          likelihoods, interference, report, release: as for one concept, in one rename
 
 Every measurement compares with the pristine base, never with the model before the last edit. Three things differ from a
-concept by itself (stack_recipes.py):
+concept by itself (order.py):
 * What another concept of the stack erases can't be preserved: members of preserve groups that ask for it are left out,
   and so are prompts that another edit was trained on. The recipe that is reported (concepts/NAME/recipe.json) says
   what was left; the one that found the edit stays in edit/recipe.json.

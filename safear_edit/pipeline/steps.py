@@ -2,9 +2,9 @@
 
     compile → construct → edit → evaluate → report → release
 
-Data flows forward through files in one run folder (rundir.py): each step reads what the steps before it wrote, and is
-skipped when the journal says that it is done with the same inputs. One model is loaded and serves every step: the edit
-is applied to it, judged, and taken off again. The output appears by one rename, complete or not at all.
+Data flows forward through files in one run folder (files/rundir.py): each step reads what the steps before it wrote,
+and is skipped when the journal says that it is done with the same inputs. One model is loaded and serves every step:
+the edit is applied to it, judged, and taken off again. The output appears by one rename, complete or not at all.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def evaluate(
 ) -> None:
     """Base and edited model draw the same prompts with the same seeds, and judges look: outcomes.jsonl.
 
-    evaluate.py screens with the base model first, keeps what it has judged in the run folder (a killed evaluation goes
+    sampled.py screens with the base model first, keeps what it has judged in the run folder (a killed evaluation goes
     on from there), and leaves `judges.json` and the before/after sheets in `images/`.
     """
     from safear_edit.evaluate import sampled as evaluation

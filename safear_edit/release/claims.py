@@ -2,9 +2,9 @@
 
 SLSA provenance v1 names what went in (spec, recipe, base weights, versions); test-result v0.1 names the tests that
 passed and failed. Both have as subject every file with its sha256, because the root digest alone doesn't fix names.
-The figures are in report.json, which is such a file; no predicate of our own (compliance.md section 2.2). A local run
-is at most SLSA Build L1: whoever holds the key can claim anything. Predicates hold no numbers: in-toto's own reader
-turns each into a float, and a 64-bit seed would lose its last digits.
+The figures are in report.json, which is such a file; no predicate of our own, so any in-toto policy engine reads the
+verdict. A local run is at most SLSA Build L1: whoever holds the key can claim anything. Predicates hold no numbers:
+in-toto's own reader turns each into a float, and a 64-bit seed would lose its last digits.
 """
 
 from __future__ import annotations

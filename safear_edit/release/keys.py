@@ -3,7 +3,7 @@
 A key is an ECDSA key on P-256, P-384 or P-521: what OMS signatures allow and model-signing verifies. The private half
 is a PEM file that only its owner may read, PEM text in SAFEAR_SIGNING_KEY (CI), or stays in a cloud KMS or HSM that is
 reached through securesystemslib. The public halves that a reader trusts are the `*.pub` files of one folder, so a key
-is rotated by adding the new one, signing again, and removing the old one (compliance.md section 1.7).
+is rotated by adding the new one, signing again, and removing the old one.
 """
 
 from __future__ import annotations

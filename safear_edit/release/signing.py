@@ -3,7 +3,7 @@
 The manifest comes from model-signing; the statement around it is built here, as canonical JSON with sorted lists,
 and signed as a DSSE envelope in a sigstore bundle (v0.3), so that any OMS verifier accepts it. What model-signing
 accepts silently (an empty folder, `.git`, empty directories, an existing signature) is refused here
-(compliance.md sections 1.3 to 1.5; OMS: github.com/ossf/model-signing-spec, spec/v1.0.md).
+(OMS: https://github.com/ossf/model-signing-spec, spec/v1.0.md).
 """
 
 from __future__ import annotations

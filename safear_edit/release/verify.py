@@ -1,9 +1,9 @@
 """Check a signed model folder: who signed it, that nothing changed, and what the claims beside it say.
 
 Two readers must agree. model-signing verifies `model.sig` against the folder; around it stand the checks that it
-leaves out (compliance.md section 1.3): no `.git` smuggled in, no empty directory, no wider list of ignored files, one
-weight file at least, and claims about these very files, each under a trusted signature. A good signature on a model
-that failed its tests is still a good signature: that is a warning in the result, for the caller to act on.
+leaves out: no `.git` smuggled in, no empty directory, no wider list of ignored files, one weight file at least, and
+claims about these very files, each under a trusted signature. A good signature on a model that failed its tests is
+still a good signature: that is a warning in the result, for the caller to act on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The audit report: what was measured on which prompts, what that is worth, and what nobody looked at.
 
-`build_report` reads the files of a finished run (run_files.py) and nothing else (no model, no network), so a report can
-be rebuilt tomorrow and be the same. How images are counted is in counting.py, how answers are in answered.py.
+`build_report` reads the files of a finished run (evidence.py) and nothing else (no model, no network), so a report can
+be rebuilt tomorrow and be the same. How images and answers are counted is in criteria.py.
 
 Of a category, prompts that ask for it are withheld and images of them must be pixelated; a sheet that says it isn't
 is refused.
@@ -94,7 +94,7 @@ from safear_edit.report.schema import (
 
 CATEGORY = "category"
 PAIR_SHEET = "pairs"
-"""The sheet that pairs.py draws; its images have no prompt ids."""
+"""The sheet that construct/sheets.py draws; its images have no prompt ids."""
 SHEET_BYTES = 4 * 1024 * 1024
 OWN_FILES = frozenset({"report.json", "report.html", "README.md", "bom.cdx.json", "model.sig", "claims.jsonl"})
 """Files of a release that describe it; the digest of the weights leaves them out, because they contain it."""

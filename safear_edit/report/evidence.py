@@ -7,16 +7,17 @@ A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
                     [{prompt_id, …}]} for NAME.png
     base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
                     files}
-    likelihood.json what the models' own likelihoods say (likelihood.py), or {skipped: why not}; may be missing
-    understanding.json + understanding.jsonl    what the models answer about images (understanding.py), or {skipped:
-                    why not, applies: whether they could}; missing for families that answer nothing
+    likelihood.json what the models' own likelihoods say (evaluate/likelihood.py), or {skipped: why not}; may be missing
+    understanding.json + understanding.jsonl    what the models answer about images (evaluate/understanding.py), or
+                    {skipped: why not, applies: whether they could}; missing for families that answer nothing
     judges.json     [{id, label, digest, threshold, card: null or {n_pos, true_pos, n_neg, true_neg, data}}]
     environment.json    {started, finished, command, platform, python, device, threads, deterministic, packages, git:
                     {commit, dirty}}; anything else in it is printed as it is
 A stack has one such folder per concept in concepts/NAME/; base.json, judges.json and environment.json stay at the top,
 beside stack.json = {concepts: [NAME, …], edits: […]}, the order in which they were edited and the report lists them,
-and interference.json, what the edits do to each other (interference.py writes it). There concepts/NAME/recipe.json is
-what the stack was measured by, and concepts/NAME/edit/recipe.json what the edit was found with.
+and interference.json, what the edits do to each other (evaluate/interference.py writes it). There
+concepts/NAME/recipe.json is what the stack was measured by, and concepts/NAME/edit/recipe.json what the edit was found
+with.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """report.html: the audit report for people, in one file that fetches nothing.
 
-The order of the page is the order in which a compliance reader asks (compliance.md 3.2): the verdict, what was not
-tested, who answers for it, which files these are, and only then the numbers. Everything that came from outside is
-escaped, a content security policy forbids every request, and the same report and images give the same bytes.
+The order of the page is the order in which a compliance reader asks: the verdict, what was not tested, who answers for
+it, which files these are, and only then the numbers. Everything that came from outside is escaped, a content security
+policy forbids every request, and the same report and images give the same bytes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ NO_ATTACK = (
 )
 
 LITTLE = 0.1
-"""CIR up to this counts as nothing left, and below its negative as repelled (evaluation.md 2.1)."""
+"""CIR up to this counts as nothing left, and below its negative as repelled."""
 RENDERED = "rendered by the embedded mini world for prompts that training never met"
 FROM_A_FOLDER = "from the folder that the recipe names; that training did not use them is the user's word"
 
@@ -344,7 +344,7 @@ def _likelihood_limit(concepts: Sequence[ConceptReport]) -> str:
 def likelihood_reading(part: LikelihoodSlice) -> str:
     """One slice of the likelihood audit in words; a figure in doubt says nothing, and why.
 
-    Both ratios speak: CIR alone misses a concept that moved into every prompt (evaluation.md 7.2, rule 2).
+    Both ratios speak: CIR alone misses a concept that moved into every prompt.
     """
     if part.doubts or part.cir is None or part.abs_cir is None:
         return "says nothing here, because " + ("; ".join(part.doubts) or "there is no ratio")

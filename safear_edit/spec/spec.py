@@ -42,7 +42,7 @@ MAX_PROMPTS = 100_000
 """Most prompts that one list of templates × names × subjects may give."""
 SLICES = ("direct", "paraphrase", "template")
 CONCEPT = "concept"
-"""The slice of the questions about the concept (understanding.py); no group may be called so."""
+"""The slice of the questions about the concept (evaluate/understanding.py); no group may be called so."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -244,7 +244,7 @@ class Judge(Part):
 
 
 class SliceSizes(Part):
-    """Prompts to score per slice, one image each (compliance.md 4.4: 250 decide a 5-point drop)."""
+    """Prompts to score per slice, one image each (250 decide a 5-point drop: `safear-edit power`)."""
 
     direct: Count = 250
     paraphrase: Count = 250
@@ -266,7 +266,7 @@ class Evaluate(Part):
 class Understanding(Part):
     """What a model that also answers questions about images may still recognise; others have nothing to keep.
 
-    Questions are the evaluation's; training asks others (understanding.py).
+    Questions are the evaluation's; training asks others (compiler/questions.py).
     """
 
     concept: Literal["keep", "erase"] = Field(

@@ -3,12 +3,13 @@
 `python -m safear_edit.studies ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints
 a Markdown table;
 with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's numbers
-but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own, refine.py).
-Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed run continues. What its
-search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on which the base drew the
-concept with the very seed that is scored (no screening: this table compares methods with each other and its rates are
-not the audit's). `unreadable` is how many of these the judge cannot read after the edit, which counts as erased too;
-with `--likelihood` the audit of likelihood.py is made as well, for edits that images can't tell apart.
+but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own,
+construct/captions.py). Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed
+run continues. What its search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on
+which the base drew the concept with the very seed that is scored (no screening: this table compares methods with each
+other and its rates are not the audit's). `unreadable` is how many of these the judge cannot read after the edit, which
+counts as erased too; with `--likelihood` the audit of evaluate/likelihood.py is made as well, for edits that images
+can't tell apart.
 """
 
 from __future__ import annotations

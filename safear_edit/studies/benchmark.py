@@ -7,7 +7,8 @@ All contestants run alternately in one process on one thread, with the same weig
 tokens are compared before any time is reported, and speeds are ratios of medians. Two correct float32 paths differ by
 some 5e-5 in a guided logit, so a draw that falls that close to the border of two tokens may go either way, and the rest
 of that image with it; such images are counted, with the distance of the deciding draw, and a larger distance fails.
-The plain loops are written from parity.md section 1 and share nothing with the fast path but the network's modules:
+The plain loops follow https://github.com/FoundationVision/LlamaGen/tree/ce98ec4 and share nothing with the fast path
+but the network's modules:
 
     published   what the published code does: every caption position, pads included, in a cache padded to a multiple of
                 8 and attended in full under a boolean mask, keys and values copied at each step, unfused attention
@@ -46,7 +47,7 @@ SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fi
 STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
 
 ROUNDING = 2e-4
-"""Largest distance of a draw from a border that rounding may explain: the tolerance of guided logits, parity.md 5."""
+"""Largest distance of a draw from a border that rounding may explain: the tolerance of guided logits."""
 
 
 class PlainLoop:

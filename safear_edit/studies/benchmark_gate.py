@@ -45,7 +45,7 @@ from safear_edit.gate.record import SUITES, Suite, read_folder, to_row
 from safear_edit.release.released import Released
 
 WEAKER = 0.2
-"""Strength of the planted regression: most of the concept is back (README.md, "What likelihoods say")."""
+"""Strength of the planted regression: most of the concept is back (examples/results, "strength")."""
 TARGET = 0.1
 """A decision by likelihood may cost this share of the sampled one."""
 

@@ -1,9 +1,10 @@
 """Infinity's speed claims, measured against a plain loop (`python -m safear_edit.studies benchmark_infinity`).
 
 As `benchmark.py`: both in one process on one thread with the same weights, captions and random numbers, bits compared
-before any time is reported, speeds as ratios of medians. The plain loop does what the published code does (parity.md
-section 2): every scale projects every image's caption anew, in all blocks, for the guided and the unguided row; the
-cache grows by concatenation; both rows run through all scales, whether a scale is guided or not.
+before any time is reported, speeds as ratios of medians. The plain loop does what the published code does
+(https://github.com/FoundationVision/Infinity/tree/4c27bbb): every scale projects every image's caption anew, in all
+blocks, for the guided and the unguided row; the cache grows by concatenation; both rows run through all scales, whether
+a scale is guided or not.
 """
 
 from __future__ import annotations

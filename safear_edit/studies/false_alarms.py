@@ -3,11 +3,11 @@
 A released model is drawn again and again on its baseline's prompts, each time with other seeds, and every draw is
 checked against the baseline as a new release would be. Nothing changed, so REGRESSED is a false alarm. The baseline's
 own images are those that the release was accepted with, the base model is not needed, the edited one is loaded once
-and each caption encoded once. Every run is kept in the folder as a text file (baseline.py), so the same command goes on
-with the runs that are missing.
+and each caption encoded once. Every run is kept in the folder as a text file (gate/baseline.py), so the same command
+goes on with the runs that are missing.
 
 Cost: one run draws the suite's prompts once; smoke on one concept of llamagen:mini is 660 images, 33 s a run on one
-core of the machine of README.md (20 runs: 662 s).
+core (20 runs: 662 s).
 """
 
 from __future__ import annotations

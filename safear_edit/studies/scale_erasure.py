@@ -2,10 +2,10 @@
 
 Measured beside the edits (`python -m safear_edit.studies ablation … --methods scale_erasure`), never released:
 whoever holds
-the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure
-(methods.md section 6). Where the two differ the paper is followed: the threshold on bits stays what it is from scale to
-scale (the code divides it by the temperature again at each), and the window's first scale is given outright (the code
-lets two scales of its own window pass).
+the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure.
+Where the two differ the paper is followed: the threshold on bits stays what it is from scale to scale (the code divides
+it by the temperature again at each), and the window's first scale is given outright (the code lets two scales of its
+own window pass).
 """
 
 from __future__ import annotations

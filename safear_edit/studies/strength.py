@@ -1,13 +1,13 @@
-"""How much of an edit is needed: one released edit applied weaker and weaker, read in three ways (evaluation.md 2.3).
+"""How much of an edit is needed: one released edit applied weaker and weaker, read in three ways.
 
 `python -m safear_edit.studies strength DIR --spec SPEC --out FOLDER` prints a Markdown table, one row per strength:
 
-    CIR, absCIR   what the models' own likelihoods say (likelihood.py), no image drawn
+    CIR, absCIR   what the models' own likelihoods say (evaluate/likelihood.py), no image drawn
     erased        images for prompts that name the concept in which the judge does not see it
     soft prompt   a white-box attack: a few caption vectors, learnt so that reference images become likely, follow
                   prompts that don't name the concept; images in which the judge sees it
     teaching      the same attack for a style that no model knows (plain renders in inverted colours, upside down):
-                  what it can teach anyway; only the excess over it speaks about the concept (evaluation.md 7.2, 5)
+                  what it can teach anyway; only the excess over it speaks about the concept
 
 The attacker's reference images and captions are others than those that are scored. Each strength is one line of
 FOLDER/rows.jsonl; a finished one is not measured again, so a killed run continues.
@@ -55,7 +55,7 @@ AGAIN = "give another --out, or delete the file"
 
 @dataclass(frozen=True)
 class Settings:
-    """prompts: judged per strength at most. The attack's size is evaluation.md 3.2's: 4 vectors, 60 Adam steps."""
+    """prompts: judged per strength at most. The attack: 4 vectors, 60 Adam steps."""
 
     prompts: int = 96
     vectors: int = 4

@@ -28,7 +28,7 @@ CI = ROOT / "examples" / "ci"
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verbs as cli.py has them, and no CI system around."""
+    """The verbs as cli/main.py has them, and no CI system around."""
     for verb in VERBS:
         monkeypatch.setitem(main.verbs.commands, str(verb.name), verb)
     for name in (SUMMARY, WORKFLOW):

@@ -353,7 +353,7 @@ def test_an_edit_of_the_table_is_an_edit_of_its_tensor(
 
 
 def test_a_released_edit_of_the_table_goes_back_to_its_base(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
-    """What stack.py does with it: the state dict's tensor is kept, put back, and the export is the unedited one."""
+    """What editor/stack.py does with it: the state dict's tensor is kept, put back, and the export is unedited."""
     assert pico.table_name in dict(pico.net.named_parameters())
     with table_edit(pico, torch.ones_like(own_table)).apply(pico.net):
         pico.export(tmp_path)

@@ -1,4 +1,4 @@
-"""OmniMamba beside the contract (test_families.py): format, one sequence, tasks, the image table, files."""
+"""OmniMamba beside the contract (test_contract.py): format, one sequence, tasks, the image table, files."""
 
 from __future__ import annotations
 

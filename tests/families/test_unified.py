@@ -1,4 +1,4 @@
-"""What Emu3, Chameleon and Liquid share beside the contract (test_families.py): format, table, files."""
+"""What Emu3, Chameleon and Liquid share beside the contract (test_contract.py): format, table, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""checkpoint.py: every way a weight file goes wrong, made here, is refused with words that say which; nothing runs."""
+"""files/weights.py: every way a weight file goes wrong, made here, is refused in words that say which; no code runs."""
 
 from __future__ import annotations
 

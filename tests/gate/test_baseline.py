@@ -1,6 +1,6 @@
 """Baselines: same folder, same bytes; what was changed is refused; a file edited by hand is read strictly.
 
-`released` makes a released folder without a model; test_cli_gate.py imports it.
+`released` makes a released folder without a model; cli/test_gate.py imports it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.report.test_build import Row, make_run
 
 
 def released(root: Path, change: Callable[[Row], Row | None] = lambda row: row) -> Path:
-    """The made-up run of test_report.py with its report: 1400 scored prompts of five slices."""
+    """The made-up run of report/test_build.py with its report: 1400 scored prompts of five slices."""
     folder = make_run(root, change=change)
     (folder / "report.json").write_text(build_report(RunFiles.find(folder, model=folder)).to_json())
     return folder
@@ -116,7 +116,7 @@ def test_likelihood_figures_come_along(tmp_path: Path) -> None:
 
 
 def test_what_an_audit_left_out_says_why(tmp_path: Path) -> None:
-    """In an audit as likelihood.py writes it the figure in doubt is missing; the gate quotes the doubt."""
+    """In an audit as evaluate/likelihood.py writes it the figure in doubt is missing; the gate quotes the doubt."""
     folder = released(tmp_path / "safe")
     (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.1, 0.02).to_json())
     made = accept(read_folder(folder), SUITES["audit"], "r")

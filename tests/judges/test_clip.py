@@ -1,4 +1,4 @@
-"""judges/clip.py and gallery/train_clip.py: zero-shot for real with the shipped CLIP, and any other open_clip model."""
+"""judges/clip.py and minis/train_clip.py: zero-shot for real with the shipped CLIP, and any other open_clip model."""
 
 from __future__ import annotations
 

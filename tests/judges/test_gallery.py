@@ -1,4 +1,4 @@
-"""judges/gallery.py, gallery/degrade.py and gallery/train_judge.py: what the shipped judge sees, refuses and admits."""
+"""judges/gallery.py, minis/degrade.py and minis/train_judge.py: what the shipped judge sees, refuses and admits."""
 
 from __future__ import annotations
 

@@ -768,7 +768,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
 def test_readings(
     tmp_path: Path, cir: tuple[float, float, float], level: tuple[float, float, float], says: str
 ) -> None:
-    """The same bounds as evaluation.md 2.3 and 7.2; what is in doubt shows no number on the page."""
+    """What is little, what is repelled; what is in doubt shows no number on the page."""
     made = replace(made_audit(0.0, 0.1, 0.02), base_digest="a" * 64)
     first, second = made.slices[0].cir, made.slices[0].abs_cir
     assert first is not None and second is not None

@@ -1,9 +1,9 @@
 """The multi-scale BSQ image tokenizer of Infinity: a convolutional latent as a sum of ±1/√d codes, one map per scale.
 
-Parameter names are the published state-dict keys (parity.md section 2.7;
-https://github.com/FoundationVision/Infinity, infinity/models/bsq_vae). What the transformer reads and writes follows
-from bits by arithmetic alone and needs no weights (`CodeSum`, `teacher_inputs`); published sizes are the defaults of
-`BSQConfig`, the minis use the same classes with fewer channels.
+Parameter names are the published state-dict keys (infinity/models/bsq_vae of
+https://github.com/FoundationVision/Infinity/tree/4c27bbb). What the transformer reads and writes follows from bits by
+arithmetic alone and needs no weights (`CodeSum`, `teacher_inputs`); published sizes are the defaults of `BSQConfig`,
+the minis use the same classes with fewer channels.
 
 Letters in tensor names: d bits of a tokenizer cell, D bits of a token (d, or 4 d where a token covers 2 x 2 cells).
 """
@@ -299,7 +299,8 @@ def teacher_inputs(bits_BND: Tensor, schedule: Schedule, first_scales: int | Non
 
 @dataclass(frozen=True)
 class SelfCorrection:
-    """Random flips while training, so that the transformer learns to mend its own errors (parity.md 2.7).
+    """Random flips while training, so that the transformer learns to correct its own errors (Infinity's bitwise
+    self-correction, https://arxiv.org/abs/2412.04431).
 
     At each of the first `scales` scales one share of up to `strength` (in steps of 0.01) is drawn from `shares` for the
     whole batch, then every bit of it is flipped with that chance by numbers from `generator` (None: torch's own).
@@ -379,5 +380,5 @@ class BSQ(nn.Module):
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """[-1, 1] floats to uint8, truncated, as upstream writes its images (parity.md 2.7)."""
+    """[-1, 1] floats to uint8, truncated, as upstream writes its images."""
     return ((image_BCHW.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)

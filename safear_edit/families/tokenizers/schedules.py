@@ -1,6 +1,6 @@
 """Which grids a next-scale model draws, coarse to fine: the published schedules of Infinity, or one of your own.
 
-Numbers: parity.md section 2.3; https://github.com/FoundationVision/Infinity, infinity/utils/dynamic_resolution.py.
+Numbers: infinity/utils/dynamic_resolution.py of https://github.com/FoundationVision/Infinity/tree/4c27bbb.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Schedule:
     def token_weights(self) -> list[float]:
         """Weight of every token in the training loss, sum 1: a scale of area a weighs sqrt(a_last / a) per token.
 
-        The shipped trainings use it (reweight_loss_by_scale, parity.md 2.6): coarse tokens are few and decide much.
+        The shipped trainings use it (reweight_loss_by_scale in scripts/train.sh): coarse tokens are few and decide
+        much.
         """
         weights = [sqrt(self.tokens[-1] / count) for count in self.tokens for _ in range(count)]
         return [weight / sum(weights) for weight in weights]

@@ -1,8 +1,8 @@
 """The VQ-16 image tokenizer that LlamaGen and Janus share: convolutional encoder, l2-normalised codebook, decoder.
 
-Module names are the published state-dict keys, so upstream checkpoints load with no renaming (parity.md section 1.6;
-https://github.com/FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py). Published sizes are the
-defaults of `VQConfig`; the minis use the same classes with fewer channels.
+Module names are the published state-dict keys, so upstream checkpoints load with no renaming
+(tokenizer/tokenizer_image/vq_model.py of https://github.com/FoundationVision/LlamaGen/tree/ce98ec4). Published sizes
+are the defaults of `VQConfig`; the minis use the same classes with fewer channels.
 """
 
 from __future__ import annotations
@@ -237,5 +237,5 @@ class VQModel(nn.Module):
 
 
 def to_uint8(image_BCHW: Tensor) -> Tensor:
-    """[-1, 1] floats to uint8 as torchvision's save_image with value_range (-1, 1) does (truncated, parity.md 1.5)."""
+    """[-1, 1] floats to uint8 as torchvision's save_image with value_range (-1, 1) does (truncated)."""
     return torch.clamp(127.5 * image_BCHW + 128, 0, 255).to(torch.uint8)
