@@ -6,7 +6,7 @@ independent (counted as if they were, they give 8-17 % false alarms instead of 5
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -340,6 +340,15 @@ def _grid(n: int, lost: float, gained: float) -> _Grid:
     rest = gained / (1 - lost) if lost < 1 else 0.0
     chance = np.where(fits, stats.binom.pmf(down, n, lost) * stats.binom.pmf(up, n - down, rest), 0.0)
     return _Grid(down, up, chance, stats.binom.sf(down - 1, down + up, 0.5))
+
+
+def outcomes(n: int, lost: float, gained: float) -> Iterator[tuple[int, int, float]]:
+    """(lost, gained, chance) of every outcome of n pairs that is likelier than 1e-9, of true shares lost and gained."""
+    _check_shares(n, lost, gained, 0.5)
+    grid = _grid(n, lost, gained)
+    for down, up, chance in zip(grid.lost.flat, grid.gained.flat, grid.chance.flat, strict=True):
+        if chance > 1e-9:
+            yield int(down), int(up), float(chance)
 
 
 def _check_shares(n: int, lost: float, gained: float, margin: float) -> None:

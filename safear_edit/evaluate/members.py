@@ -1,0 +1,116 @@
+"""What an edit costs each member of a preserved group: a style or an object that must stay, not the pool of them all.
+
+A group's pooled drop can hide that one member pays for it: 8 images of Van Gogh lost among 400 of six styles are 2
+points of the pool and 12 points of Van Gogh. Every member is therefore tested by itself, on the same prompts and seeds
+before and after, exactly, with Holm's correction over the members of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from safear_edit.evaluate import stats
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+
+class Flips(NamedTuple):
+    """Images of one member that the base model drew: how many of `n` were lost, how many of the others came."""
+
+    n: int
+    lost: int
+    gained: int
+
+
+class Margin(NamedTuple):
+    """What one member may lose, in shares: an observed `drop`, or a 95 % upper bound of it below `upper`."""
+
+    drop: float = 0.08
+    upper: float = 0.12
+
+
+MARGIN = Margin()
+"""With it and 66 prompts of one among six members, a loss of 12 points is not passed in 80 % of cases, one of 15 points
+in 93 %, and a member that loses nothing passes (`power`; 2 % of images flip anyway)."""
+
+
+class Member(BaseModel):
+    """One member's loss, in shares.
+
+    p, p_holm: exact one-sided McNemar, alone and among its group. upper95: one-sided Tango bound of the drop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    n: int
+    lost: int
+    gained: int
+    drop: float
+    upper95: float
+    p: float
+    p_holm: float
+    verdict: Verdict
+
+
+def members(flips: Mapping[str, Flips], margin: Margin = MARGIN) -> tuple[Member, ...]:
+    """Every member that has prompts, worst first: by upper bound of the drop, then by name."""
+    there = {name: one for name, one in flips.items() if one.n}
+    p_values = [stats.mcnemar_p(one.lost, one.gained) for one in there.values()]
+    adjusted = stats.holm(p_values)
+    found = (_member(name, there[name], p, q, margin) for name, p, q in zip(there, p_values, adjusted, strict=True))
+    return tuple(sorted(found, key=lambda one: (-one.upper95, one.name)))
+
+
+def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> Member:
+    drop, upper = (one.lost - one.gained) / one.n, stats.tango_upper(one.lost, one.gained, one.n)
+    verdict = decide(drop, upper, p_holm, margin)
+    return Member(
+        name=name,
+        n=one.n,
+        lost=one.lost,
+        gained=one.gained,
+        drop=drop,
+        upper95=upper,
+        p=p,
+        p_holm=p_holm,
+        verdict=verdict,
+    )
+
+
+def decide(drop: float, upper: float, p: float, margin: Margin) -> Verdict:
+    """PASS when the bound excludes the margin, or when a drop within it can't be told from chance; FAIL when a drop
+    beyond it can; INCONCLUSIVE when only more prompts could say."""
+    if upper <= margin.upper or (drop <= margin.drop and p > stats.ALPHA):
+        return "PASS"
+    return "FAIL" if drop > margin.drop and p <= stats.ALPHA else "INCONCLUSIVE"
+
+
+class Power(NamedTuple):
+    """How often `decide` says PASS of a member that loses nothing, and anything else of one that loses `drop`."""
+
+    passes: float
+    finds: float
+
+
+def power(n: int, drop: float, members: int, margin: Margin = MARGIN, flips: float = 0.02) -> Power:
+    """Exact over all outcomes of `n` prompts of one among `members`, when a share `flips` of images changes anyway.
+
+    Half of `flips` is lost and half gained; a true `drop` comes on top of what is lost. Holm is taken at its strictest
+    step, p times `members`, so `finds` is never above what a group really has.
+    """
+    return Power(
+        _passes(n, flips / 2, flips / 2, members, margin), 1 - _passes(n, drop + flips / 2, flips / 2, members, margin)
+    )
+
+
+def _passes(n: int, lost: float, gained: float, members: int, margin: Margin) -> float:
+    total = 0.0
+    for down, up, chance in stats.outcomes(n, lost, gained):
+        p = min(1.0, members * stats.mcnemar_p(down, up))
+        verdict = decide((down - up) / n, stats.tango_upper(down, up, n), p, margin)
+        total += chance if verdict == "PASS" else 0.0
+    return total
