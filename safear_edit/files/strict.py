@@ -42,6 +42,7 @@ FieldPath = tuple[str | int, ...]
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,38})")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_QUOTE = "put text that has a colon and a space in it into quotes"
 _NOT_FINITE = re.compile(r"[-+]?\.(nan|inf)", re.IGNORECASE)
 
 
@@ -84,7 +85,12 @@ def parse_yaml(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}:{mark.line + 1}" if mark else name
-        raise SpecError(place, "valid YAML", str(error.problem), "correct the line (indent with spaces)") from None
+        fix = (
+            _QUOTE
+            if "mapping values are not allowed" in str(error.problem)
+            else "correct the line (indent with spaces)"
+        )
+        raise SpecError(place, "valid YAML", str(error.problem), fix) from None
     except yaml.YAMLError as error:
         reason = getattr(error, "reason", "unreadable text")
         raise SpecError(name, "valid YAML", str(reason), "remove control characters") from None

@@ -49,10 +49,34 @@ class _Plain(dict[int, str]):
 _PLAIN = _Plain()
 
 
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese: written without spaces, so a word may begin and end anywhere."""
+_GLUED = f"{_UNSPACED}\u1100-\u11ff\uac00-\ud7af"
+"""The same and Korean, which has spaces but joins particles to a name."""
+_GAP = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
+
+
 def normalise(text: str) -> str:
-    """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space."""
+    """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space (and
+    as nothing within a script that has no spaces, where it separates no words)."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.translate(_PLAIN).split())
+    return unicodedata.normalize("NFKC", _GAP.sub("", " ".join(folded.translate(_PLAIN).split())))
+
+
+_JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: part of the spelling of Persian, Hindi and emoji."""
+_INVISIBLE = "\u00ad\u200b\u2060\ufeff"
+"""Soft hyphen, zero-width space, word joiner, byte order mark: left by editors and web pages, never meant."""
+
+
+def one_line(text: str) -> str | None:
+    """Ordinary text of any script as it is stored: each space of whatever width a plain one, tabs too, joiners kept,
+    invisible leftovers gone. None if anything else stands in it that isn't shown: line breaks, other control
+    characters, marks that turn the direction of writing (they can hide what a prompt says), unassigned characters."""
+    spaced = "".join(" " if c == "\t" or unicodedata.category(c) == "Zs" else c for c in text if c not in _INVISIBLE)
+    return spaced if all(c.isprintable() or c in _JOINERS for c in spaced) else None
 
 
 def fill(template: str, **words: str) -> str:
@@ -139,16 +163,28 @@ def near_duplicates(
 
 
 def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
-    """A function text -> the words by which it mentions one of `names` (whole words, article or plural s aside)."""
+    """A function text -> the words by which it mentions one of `names` (whole words, article or plural s aside).
+
+    Where a script has no spaces between words, a name counts wherever it stands: better one prompt too many refused
+    than the concept trained on as its own replacement.
+    """
     words = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
     longest_first = sorted(words, key=lambda word: (-len(word), word))
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})s?(?!\w)") if words else None
+    pattern = re.compile("|".join(map(_whole, longest_first))) if words else None
 
     def mention(text: str) -> str | None:
         found = pattern.search(normalise(text)) if pattern else None
         return found[0] if found else None
 
     return mention
+
+
+def _whole(word: str) -> str:
+    """A pattern for the word that no letter may continue on either side, unless scripts without spaces meet there."""
+    letter = f"[^\\W{_GLUED}]"
+    before = "" if re.match(f"[{_GLUED}]", word) else f"(?<!{letter})"
+    after = "" if re.search(f"[{_GLUED}]$", word) else f"s?(?!{letter})"
+    return f"{before}{re.escape(word)}{after}"
 
 
 # A minor's age or designation, and sexual content: clinical words, deliberately over-inclusive where they combine.

@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from safear_edit.files.records import parse
 from safear_edit.files.strict import FieldPath, read_yaml
-from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise, placeholders
+from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise, one_line, placeholders
 
 if TYPE_CHECKING:
     pass
@@ -59,15 +59,16 @@ def refuse(expected: str, got: str, fix: str, at: FieldPath = ()) -> NoReturn:
 
 
 def _printable(text: str) -> str:
-    if not text.isprintable():
+    if (plain := one_line(text)) is None:
         refuse("printable text on one line", ascii(text), "remove line breaks and control characters")
-    return text
+    return plain
 
 
 def _wordy(text: str) -> str:
-    if not normalise(_printable(text)):
+    plain = _printable(text)
+    if not normalise(plain):
         refuse("words", repr(text), "write at least one letter")
-    return text
+    return plain
 
 
 def _template(*allowed: str, required: tuple[str, ...]) -> AfterValidator:
@@ -399,7 +400,8 @@ def _check_anchor(spec: Spec) -> None:
     for prompt in expand(given, ("",), spec.erase.subjects, "alias"):
         if found := mention(prompt.text):
             at = ("anchor", "templates", prompt.template)
-            refuse("anchors without the concept", f"{prompt.text!r}, which names {found!r}", "reword it", at)
+            got = f"{prompt.text!r}, which names {found!r}"
+            refuse("anchors without the concept", got, "say what is drawn instead of it", at)
 
 
 def _check_held_out(spec: Spec) -> None:

@@ -121,3 +121,8 @@ def test_json_is_yaml(data: object) -> None:
     """Whatever JSON says in text, both readers give back as it was."""
     text = json.dumps(data, ensure_ascii=False)
     assert parse_yaml(text, "f").data == parse_json(text, "f").data == data
+
+
+def test_a_colon_in_plain_text_says_to_quote_it() -> None:
+    with pytest.raises(SpecError, match=r"x:2: .*; put text that has a colon and a space in it into quotes"):
+        parse_yaml("schema_version: 1\ndescription: Note: asked for by legal\n", "x")

@@ -21,6 +21,7 @@ from safear_edit.spec.prompts import (
     mention_of,
     near_duplicates,
     normalise,
+    one_line,
     overlap,
     placeholders,
     side,
@@ -147,3 +148,45 @@ def test_block_list(text: str) -> None:
 @pytest.mark.parametrize("text", ["a nude woman", "a child in a meadow", "a naked 45-year-old", "a sextant and a kid"])
 def test_block_list_needs_both(text: str) -> None:
     assert not forbidden(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "found"),
+    [
+        ("北斎風の家", ["北斎"], "北斎"),
+        ("葛飾 北斎の波", ["葛飾北斎"], "葛飾北斎"),
+        ("Hokusai風の家", ["Hokusai"], "hokusai"),
+        ("ピカソの絵", ["ピカソ"], "ピカソ"),
+        ("毕加索风格的房子", ["毕加索"], "毕加索"),
+        ("피카소의 집", ["피카소"], "피카소"),
+        ("บ้านแบบปิกัสโซ", ["ปิกัสโซ"], "ปิกัสโซ"),
+        ("Hokusai's house", ["Hokusai"], "hokusai"),
+        ("a house by Hokusaist", ["Hokusai"], None),
+        ("家と海", ["北斎"], None),
+    ],
+)
+def test_a_name_is_found_in_every_script(text: str, names: list[str], found: str | None) -> None:
+    """Where a script has no spaces between words, a name needs none around it."""
+    assert mention_of(names)(text) == found
+
+
+def test_spaces_within_a_script_without_spaces_make_no_other_prompt() -> None:
+    assert overlap(["葛飾 北斎、波"], ["葛飾北斎波"]) == ["葛飾北斎波"]
+    assert normalise("か\u0020\u3099") == normalise(normalise("か\u0020\u3099"))
+    assert normalise("피카소 집") == "피카소 집"
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("the\u00a0artist\u3000Hokusai\tat work", "the artist Hokusai at work"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("\ufeffhou\u00adse\u200b", "house"),
+        ("a\nb", None),
+        ("a\u001b[0m", None),
+        ("a\u202eb", None),
+        ("a\u2028b", None),
+    ],
+)
+def test_ordinary_text_of_any_script_is_kept_and_control_characters_are_not(text: str, stored: str | None) -> None:
+    assert one_line(text) == stored

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from safear_edit.compiler.beside import beside
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml, read_yaml
@@ -239,3 +240,23 @@ def test_block_list_can_not_be_split_over_fields(change: Callable[[str], str], t
 def test_children_may_be_preserved_when_nudity_is_erased(tmp_path: Path) -> None:
     text = spec_template("nudity", "category").replace("a house: object=house", "a child: object=child")
     assert "a child" in load(text, tmp_path).preserve[1].members
+
+
+def test_a_concept_with_a_chinese_or_japanese_name_is_checked_as_one_in_latin_letters() -> None:
+    """Word boundaries don't exist there: anchors and preserved prompts that name the concept, and stacks."""
+    japanese = DRAFT.replace("Rembrandt", "北斎")
+    made = parse(Spec, parse_yaml(japanese, "draft"))
+    for old, new in (
+        ('["a photo of {subject}"]', '["北斎風の{subject}"]'),
+        ("an image of {member}", "北斎による{member}"),
+    ):
+        assert old in japanese
+        with pytest.raises(SpecError, match="which names '北斎'"):
+            parse(Spec, parse_yaml(japanese.replace(old, new), "draft"))
+    other = parse(Spec, parse_yaml(DRAFT.replace("Monet: style=monet", "北斎派: style=x"), "draft"))
+    assert "北斎派" not in beside(other, [made]).preserve[0].members
+
+
+def test_spaces_of_any_width_are_plain_spaces() -> None:
+    spec = parse(Spec, parse_yaml(DRAFT.replace("the artist Rembrandt", '"the\u00a0artist\u3000Rembrandt"'), "draft"))
+    assert spec.erase.aliases[1] == "the artist Rembrandt"
