@@ -32,6 +32,9 @@ class UsageError(SafearError):
 class SpecError(UsageError):
     """A concept spec, recipe or prompt file is wrong; `where` is file:line or file and field."""
 
+    others: tuple[SpecError, ...] = ()
+    """What else is wrong in the same file, a line each."""
+
 
 class TrustError(SafearError):
     """Weights or a signed folder that must not be trusted."""

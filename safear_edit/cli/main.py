@@ -29,7 +29,7 @@ from safear_edit.cli.options import (
     signing_key,
     typed_command,
 )
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import SafearError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.likelihood import Audit
@@ -62,7 +62,10 @@ def run(arguments: Sequence[str]) -> int:
         code = verbs.main(args=list(arguments), prog_name="safear-edit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SafearError as error:
-        return _fail(str(error), error.exit_code)
+        code = _fail(str(error), error.exit_code)
+        for other in error.others if isinstance(error, SpecError) else ():
+            _fail(str(other), code)
+        return code
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()), UNUSABLE)
     except (KeyboardInterrupt, click.Abort):

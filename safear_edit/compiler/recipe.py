@@ -23,7 +23,8 @@ from safear_edit.spec.prompts import (
     forbidden,
     overlap,
 )
-from safear_edit.spec.spec import Count, Gates, Note, Part, Spec, Text
+from safear_edit.spec.spec import Gates, Spec
+from safear_edit.spec.text import Count, Note, Part, Text
 
 ANSWER_WEIGHT = "understanding_weight"
 """The number by which a method holds answers about images in place (methods/base.py)."""

@@ -102,13 +102,25 @@ def parse(model: type[Model], document: Document, fix: str = "") -> Model:
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> SpecError:
-    """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones)."""
-    problems = error.errors(include_url=False)
+    """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones).
+
+    `others` has a line for each of the rest.
+    """
+    problems = [part for problem in error.errors(include_url=False) for part in _parts(problem)]
     by_use = sorted(problems, key=lambda p: (p["type"] != "extra_forbidden", document.line(p["loc"]) or 0))
-    problem = by_use[0]
-    path, (expected, got, fix) = _field(problem), _reason(problem, model)
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return SpecError(document.where(path), expected, got, fix + more)
+    first, *others = ((document.where(_field(problem)), *_reason(problem, model)) for problem in by_use)
+    where, expected, got, fix = first
+    more = f" ({len(others)} more)" if others else ""
+    explained = SpecError(where, expected, got, fix + more)
+    explained.others = tuple(SpecError(*other) for other in others)
+    return explained
+
+
+def _parts(problem: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """One of pydantic's error dicts, and one more for each further problem that a check across fields found."""
+    yield problem
+    for other in problem.get("ctx", {}).get("also", ()):
+        yield {**problem, "ctx": other}
 
 
 def _field(problem: Mapping[str, Any]) -> FieldPath:

@@ -11,7 +11,8 @@ from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import unknown
 from safear_edit.spec.prompts import mention_of
-from safear_edit.spec.spec import NAME_PATTERN, Spec
+from safear_edit.spec.spec import Spec
+from safear_edit.spec.text import NAME_PATTERN
 
 # -- a first draft ----------------------------------------------------------------------------------------------------
 

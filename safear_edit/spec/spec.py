@@ -8,29 +8,37 @@ list (prompts.forbidden), which no setting turns off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import date
-from itertools import product
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, model_validator
 
 from safear_edit.files.records import parse
 from safear_edit.files.strict import FieldPath, read_yaml
-from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise, one_line, placeholders
-
-if TYPE_CHECKING:
-    pass
+from safear_edit.spec.extend import Changes, full_form
+from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise
+from safear_edit.spec.text import (
+    MAX_PROMPTS,
+    NAME_PATTERN,
+    AnchorTemplate,
+    Count,
+    Day,
+    EraseTemplate,
+    MemberTemplate,
+    Names,
+    Note,
+    Part,
+    Problem,
+    Questions,
+    Share,
+    Statement,
+    Subjects,
+    Text,
+    distinct,
+    refuse,
+    refused,
+)
 
 
 def expand_group(group: PreserveGroup) -> list[Prompt]:
@@ -38,114 +46,9 @@ def expand_group(group: PreserveGroup) -> list[Prompt]:
     return expand(group.templates, group.members, group.subjects, "member")
 
 
-MAX_PROMPTS = 100_000
-"""Most prompts that one list of templates × names × subjects may give."""
 SLICES = ("direct", "paraphrase", "template")
 CONCEPT = "concept"
 """The slice of the questions about the concept (evaluate/understanding.py); no group may be called so."""
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-# -- the parts of text ------------------------------------------------------------------------------------------------
-
-
-def refuse(expected: str, got: str, fix: str, at: FieldPath = ()) -> NoReturn:
-    """Fail a pydantic validator in our own words; `at` is the field below the one that is being validated."""
-    raise PydanticCustomError(
-        "refused", "expected {expected}, got {got}", dict(expected=expected, got=got, fix=fix, at=at)
-    )
-
-
-def _printable(text: str) -> str:
-    if (plain := one_line(text)) is None:
-        refuse("printable text on one line", ascii(text), "remove line breaks and control characters")
-    return plain
-
-
-def _wordy(text: str) -> str:
-    plain = _printable(text)
-    if not normalise(plain):
-        refuse("words", repr(text), "write at least one letter")
-    return plain
-
-
-def _template(*allowed: str, required: tuple[str, ...]) -> AfterValidator:
-    """A validator: every placeholder known, each required one there."""
-
-    def check(text: str) -> str:
-        found = placeholders(_wordy(text))
-        want = " and ".join(f"{{{name}}}" for name in required)
-        if found is None or set(found) - set(allowed):
-            refuse(f"no braces but those of {want}", repr(text), "remove or correct the others")
-        if missing := [name for name in required if name not in found]:
-            refuse(f"a template with {want}", repr(text), f"add {{{missing[0]}}}")
-        return text
-
-    return AfterValidator(check)
-
-
-def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
-    seen: dict[str, str] = {}
-    for index, text in enumerate(texts):
-        if (key := normalise(text)) in seen:
-            refuse("distinct entries", f"{text!r} after {seen[key]!r}", "remove one of them", (index,))
-        seen[key] = text
-    return texts
-
-
-def _product(value: Any) -> Any:
-    """[[a, b], [c, d]] -> ("a c", "a d", "b c", "b d"); a flat list becomes a plain tuple."""
-    if not isinstance(value, list):
-        return value
-    if not value or not all(isinstance(part, list) for part in value):
-        return tuple(value)
-    if not all(isinstance(word, str) for part in value for word in part):
-        refuse("lists of text", "something else inside", "put quotes around it")
-    size = 1
-    for part in value:
-        size *= len(part)
-    if size > MAX_PROMPTS:
-        refuse(f"at most {MAX_PROMPTS} subjects", str(size), "shorten the lists")
-    return tuple(" ".join(word for word in words if word) for words in product(*value))
-
-
-Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_wordy)]
-Note = Annotated[str, Field(max_length=4000)]
-EraseTemplate = Annotated[Text, _template("alias", "subject", required=("alias", "subject"))]
-AnchorTemplate = Annotated[Text, _template("subject", required=("subject",))]
-MemberTemplate = Annotated[Text, _template("member", "subject", required=("member",))]
-QuestionTemplate = Annotated[Text, _template("name", required=("name",))]
-Questions = Annotated[tuple[QuestionTemplate, ...], AfterValidator(_distinct)]
-Names = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_distinct)]
-Subjects = Annotated[
-    tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable)], ...],
-    AfterValidator(_distinct),
-    BeforeValidator(_product),
-    WithJsonSchema(
-        {
-            "description": "What is in the image. A list of lists is joined part by part: every combination.",
-            "anyOf": [
-                {"type": "array", "items": {"type": "string"}},
-                {"type": "array", "items": {"type": "array", "items": {"type": "string"}}},
-            ],
-        }
-    ),
-]
-
-
-def _day(text: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        refuse("a day as YYYY-MM-DD", repr(text), "write it like 2036-12-31")
-
-
-Statement = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_wordy)]
-Day = Annotated[str, Field(max_length=10), AfterValidator(_day), WithJsonSchema({"type": "string", "format": "date"})]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(gt=0, le=MAX_PROMPTS)]
 
 JOINT = "+"
 """Between the concepts in the name of an edit that erases several; no concept's name has it."""
@@ -156,12 +59,6 @@ def concepts_of(edit: str) -> tuple[str, ...]:
     return tuple(edit.split(JOINT))
 
 
-class Part(BaseModel):
-    """Base of everything in a spec or recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 # -- the spec ---------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +67,7 @@ class Erase(Part):
 
     concept: Text = Field(description="The concept's name, as reports print it.")
     aliases: Names = Field(description="Names of the concept that a method may train on.")
-    templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         description="Sentences with {alias} and {subject}."
     )
     subjects: Annotated[Subjects, Field(min_length=1)]
@@ -187,11 +84,11 @@ class Anchor(Part):
 class Paraphrases(Part):
     """Other ways to ask for the concept."""
 
-    train: Annotated[tuple[Text, ...], AfterValidator(_distinct)] = Field(
+    train: Annotated[tuple[Text, ...], AfterValidator(distinct)] = Field(
         default=(), description="Adversarial names that training may see."
     )
     held_out: Names = Field(description="Names for evaluation only.")
-    held_out_templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    held_out_templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         description="Sentences for evaluation only, with {alias} and {subject}."
     )
 
@@ -206,7 +103,7 @@ class PreserveGroup(Part):
     members: Annotated[dict[Text, Text], Field(min_length=1)] = Field(
         description="Words in the prompt -> label by which the judge recognises them."
     )
-    templates: Annotated[tuple[MemberTemplate, ...], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    templates: Annotated[tuple[MemberTemplate, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         description="Sentences with {member}, and {subject} where subjects are given."
     )
     subjects: Subjects = ()
@@ -228,8 +125,9 @@ class PreserveGroup(Part):
                 fix = "add {subject}, or remove subjects" if self.subjects else "add subjects, or remove {subject}"
                 want = "{subject} in every template" if self.subjects else "no {subject} without subjects"
                 refuse(want, repr(template), fix, ("templates", index))
-        _distinct(tuple(self.members))
-        _bounded(self.templates, self.members, self.subjects or ("",), ())
+        distinct(tuple(self.members))
+        for problem in _too_many(self.templates, self.members, self.subjects, ()):
+            raise refused(problem)
         return self
 
 
@@ -350,31 +248,38 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _check_sizes(self)
-        _check_block_list(self)
-        _check_anchor(self)
-        _check_held_out(self)
-        _check_preserve(self)
+        if problems := [*_oversized(self)] or [*_inconsistencies(self)]:
+            raise refused(*problems)
         return self
 
 
 # -- checks across fields ---------------------------------------------------------------------------------------------
 
 
-def _bounded(templates: Iterable[str], names: Iterable[str], subjects: Iterable[str], at: FieldPath) -> None:
-    size = len(tuple(templates)) * len(tuple(names)) * len(tuple(subjects))
+def _inconsistencies(spec: Spec) -> Iterator[Problem]:
+    """Everything that is wrong between fields that are right by themselves."""
+    yield from _forbidden(spec)
+    yield from _anchor_problems(spec)
+    yield from _held_out_problems(spec)
+    yield from _preserve_problems(spec)
+
+
+def _too_many(templates: Sized, names: Sized, subjects: Sized, at: FieldPath) -> Iterator[Problem]:
+    size = len(templates) * len(names) * max(1, len(subjects))
     if size > MAX_PROMPTS:
-        refuse(f"at most {MAX_PROMPTS} prompts from one list", str(size), "shorten templates, names or subjects", at)
+        fix = "shorten templates, names or subjects"
+        yield Problem(f"at most {MAX_PROMPTS} prompts from one list", str(size), fix, at)
 
 
-def _check_sizes(spec: Spec) -> None:
+def _oversized(spec: Spec) -> Iterator[Problem]:
     erase, other = spec.erase, spec.paraphrases
-    _bounded(erase.templates, (*erase.aliases, *other.train), erase.subjects, ("erase",))
-    _bounded(erase.templates, other.held_out, erase.subjects, ("paraphrases", "held_out"))
-    _bounded(other.held_out_templates, erase.aliases, erase.subjects, ("paraphrases", "held_out_templates"))
+    yield from _too_many(erase.templates, (*erase.aliases, *other.train), erase.subjects, ("erase",))
+    yield from _too_many(erase.templates, other.held_out, erase.subjects, ("paraphrases", "held_out"))
+    held_out = ("paraphrases", "held_out_templates")
+    yield from _too_many(other.held_out_templates, erase.aliases, erase.subjects, held_out)
 
 
-def _check_block_list(spec: Spec) -> None:
+def _forbidden(spec: Spec) -> Iterator[Problem]:
     """Words that can meet in one prompt are looked at together, so no split over fields hides the combination."""
     erase, other = spec.erase, spec.paraphrases
     own = (spec.name, *erase.aliases, *other.train, *other.held_out, *erase.templates, *other.held_out_templates,
@@ -388,53 +293,55 @@ def _check_block_list(spec: Spec) -> None:
     for at, texts in sections:
         if forbidden(" | ".join(texts)):
             fix = "this combination is never processed, not even to erase it"
-            refuse("no words for minors together with sexual content", "both", fix, at)
+            yield Problem("no words for minors together with sexual content", "both", fix, at)
 
 
-def _check_anchor(spec: Spec) -> None:
+def _anchor_problems(spec: Spec) -> Iterator[Problem]:
     wanted, given = len(spec.erase.templates), spec.anchor.templates
     if len(given) not in (1, wanted):
         fix = "give one for all, or the counterpart of each in the same order"
-        refuse(f"1 or {wanted} templates", str(len(given)), fix, ("anchor", "templates"))
+        yield Problem(f"1 or {wanted} templates", str(len(given)), fix, ("anchor", "templates"))
     mention = mention_of(concept_names(spec))
-    for prompt in expand(given, ("",), spec.erase.subjects, "alias"):
-        if found := mention(prompt.text):
-            at = ("anchor", "templates", prompt.template)
-            got = f"{prompt.text!r}, which names {found!r}"
-            refuse("anchors without the concept", got, "say what is drawn instead of it", at)
+    for index, template in enumerate(given):
+        texts = (prompt.text for prompt in expand((template,), ("",), spec.erase.subjects, "alias"))
+        if text := next(filter(mention, texts), None):
+            got = f"{text!r}, which names {mention(text)!r}"
+            fix = "say what is drawn instead of it"
+            yield Problem("anchors without the concept", got, fix, ("anchor", "templates", index))
 
 
-def _check_held_out(spec: Spec) -> None:
+def _held_out_problems(spec: Spec) -> Iterator[Problem]:
     erase, other = spec.erase, spec.paraphrases
-    seen = {normalise(name): name for name in (*erase.aliases, *other.train)}
+    seen = {normalise(name) for name in (*erase.aliases, *other.train)}
     for index, name in enumerate(other.held_out):
         if normalise(name) in seen:
             fix = "keep it in one of the two lists"
             at = ("paraphrases", "held_out", index)
-            refuse("names that training never sees", f"{name!r}, also a training name", fix, at)
+            yield Problem("names that training never sees", f"{name!r}, also a training name", fix, at)
     templates = {normalise(template) for template in erase.templates}
     for index, template in enumerate(other.held_out_templates):
         if normalise(template) in templates:
             at = ("paraphrases", "held_out_templates", index)
-            refuse("templates that training never sees", f"{template!r}, also in erase.templates", "reword it", at)
+            yield Problem(
+                "templates that training never sees", f"{template!r}, also in erase.templates", "reword it", at
+            )
 
 
-def _check_preserve(spec: Spec) -> None:
+def _preserve_problems(spec: Spec) -> Iterator[Problem]:
     mention = mention_of(concept_names(spec))
     names = {*SLICES, CONCEPT}
     for index, group in enumerate(spec.preserve):
         at: FieldPath = ("preserve", index)
         if group.name in names:
-            refuse("a slice name of its own", f"{group.name!r} again", "rename the group", (*at, "name"))
+            yield Problem("a slice name of its own", f"{group.name!r} again", "rename the group", (*at, "name"))
         names.add(group.name)
         for member, label in group.members.items():
             if label == spec.judge.label:
                 fix = "remove it: what is erased can't be preserved"
-                refuse("labels other than the judge's", f"{label!r}", fix, (*at, "members", member))
-        for prompt in expand_group(group):
-            if found := mention(prompt.text):
-                got = f"{prompt.text!r}, which names {found!r}"
-                refuse("preserved prompts without the concept", got, "remove or reword it", at)
+                yield Problem("labels other than the judge's", f"{label!r}", fix, (*at, "members", member))
+        if text := next(filter(mention, (prompt.text for prompt in expand_group(group))), None):
+            got = f"{text!r}, which names {mention(text)!r}"
+            yield Problem("preserved prompts without the concept", got, "remove or reword it", at)
 
 
 def concept_names(spec: Spec) -> tuple[str, ...]:
@@ -447,10 +354,43 @@ def concept_names(spec: Spec) -> tuple[str, ...]:
 
 
 def load_spec(path: Path) -> Spec:
-    """Read and check one spec; SpecError (one line: file:line, field, expected, got, fix) or UsageError."""
-    return parse(Spec, read_yaml(path))
+    """Read one spec, write out what it extends, and check it.
+
+    SpecError (one line: file:line, field, expected, got, fix; `others` has what else is wrong) or UsageError.
+    """
+    return parse(Spec, full_form(read_yaml(path)))
 
 
 def spec_schema() -> dict[str, Any]:
-    """JSON Schema of a spec, for editors and for other programs."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
+    """JSON Schema of a spec, for editors and for other programs: the full form, or one that extends a set."""
+    schema = Spec.model_json_schema()
+    parts = schema.pop("$defs")
+    short = {name: {**part, "required": []} if name in _MERGED else part for name, part in parts.items()}
+    alias = {"alias": {"type": "string", "description": "What stands in {alias}'s place in each of erase.templates."}}
+    short["Anchor"] = {**short["Anchor"], "properties": short["Anchor"]["properties"] | alias}
+    short["PreserveGroup"] = {
+        **short["PreserveGroup"],
+        "properties": short["PreserveGroup"]["properties"] | {"extends": _SET},
+        "required": [],
+    }
+    changes = Changes.model_json_schema(ref_template="#/$defs/{model}")
+    groups = {"anyOf": [changes, schema["properties"]["preserve"]]}
+    extended = {
+        **schema,
+        "title": "ShortSpec",
+        "properties": schema["properties"] | {"extends": _SET, "preserve": groups},
+        "required": ["schema_version", "name"],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {**short, **changes.pop("$defs", {})},
+        **extended,
+    }
+
+
+_MERGED = ("Erase", "Paraphrases", "Judge", "Anchor")
+"""Parts of which a short spec states a few fields and its set the rest."""
+_SET: dict[str, Any] = {
+    "type": "string",
+    "description": "A shared set, such as gallery/style, whose parts are taken over.",
+}

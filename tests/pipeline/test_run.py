@@ -37,6 +37,7 @@ from safear_edit.pipeline.run import Terms, grow
 from safear_edit.release.released import BASE, Released
 from safear_edit.report.evidence import FOUND_BY
 from safear_edit.spec.prompts import normalise
+from safear_edit.spec.spec import load_spec
 from tests import ROOT
 
 VERDICTS = (0, 1, 3)
@@ -79,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (root / "base").mkdir()
         LlamaGen.pico(seed=0).export(root / "base")
         for name in ("picasso", "van_gogh", "dog"):
-            data = yaml.safe_load(registry.find_builtin("concepts", name).read_text())
+            data = load_spec(registry.find_builtin("concepts", name)).model_dump(mode="json")
             data["judge"]["use"] = "coin"
             for group in data["preserve"]:
                 group["n"] = 8

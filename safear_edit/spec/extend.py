@@ -1,0 +1,244 @@
+"""Short specs: `extends: gallery/style` and the few lines that are one's own become the full form.
+
+A set (concepts/sets/<name>.yaml) is a spec with parts left out: what most concepts of a kind share. Mappings are merged
+key by key, anything else that a spec states replaces the set's. Three things have a form of their own:
+
+    anchor: {alias: a cat}                  erase.templates with this in {alias}'s place; empty: nothing there
+    preserve: {add: …, drop: …, n: …}       single changes to the set's groups (`Changes`)
+    preserve: [{extends: gallery/preserve/styles, n: 80}, …]    a group of one's own that starts from a shared one
+
+The concept never stays among what a set preserves: members with the judge's label, and members and subjects that name
+the concept, leave. Only the full form is checked, compiled, hashed and released.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from safear_edit.errors import SpecError
+from safear_edit.files.records import parse
+from safear_edit.files.strict import Document, FieldPath, read_yaml
+from safear_edit.registry import builtin_folder, suggestion
+from safear_edit.spec.prompts import fill, mention_of
+from safear_edit.spec.text import NAME_PATTERN, Count, Part, Text
+
+SET_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
+
+Data = dict[str, Any]
+
+
+class NewGroup(Part):
+    """A group that a spec adds; what it leaves out, the set's first group has."""
+
+    members: Annotated[dict[Text, Text], Field(min_length=1)]
+    role: Literal["neighbour", "object", "style", "plain"] = "neighbour"
+    templates: tuple[Text, ...] | None = None
+    subjects: list[str] | list[list[str]] | None = None
+    n: Count | None = None
+    train: bool | None = None
+    questions: tuple[Text, ...] | None = None
+
+
+def _form(value: Any) -> str:
+    """Whether an added group is written out or is members alone."""
+    return "group" if isinstance(value, Mapping) and isinstance(value.get("members"), Mapping) else "members"
+
+
+Added = Annotated[
+    Annotated[NewGroup, Tag("group")] | Annotated[dict[Text, Text], Field(min_length=1), Tag("members")],
+    Discriminator(_form),
+]
+GroupName = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+class Changes(Part):
+    """What a spec changes about the groups of its set."""
+
+    add: dict[GroupName, Added] = Field(
+        default={},
+        description="Group -> members (words: label), or a whole group. A name that the set has gains the members; a "
+        "new one has the templates, subjects and n of the set's first group.",
+    )
+    drop: tuple[Text, ...] = Field(default=(), description="Names of groups, or words or labels of members.")
+    n: Count | dict[GroupName, Count] = Field(default={}, description="Prompts to score: for every group, or by group.")
+
+
+# -- sets -------------------------------------------------------------------------------------------------------------
+
+
+def set_names() -> list[str]:
+    """The shared sets by name, those of single groups too."""
+    folder = _folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def _folder() -> Path:
+    return builtin_folder("concepts") / "sets"
+
+
+def _read_set(name: Any, where: str) -> Data:
+    """The set's own data; SpecError at `where` for a name that there is not."""
+    known = set_names()
+    if not isinstance(name, str) or not SET_NAME.fullmatch(name) or name not in known:
+        raise SpecError(where, f"one of {', '.join(known)}", repr(name), suggestion(str(name), known))
+    data: Data = read_yaml(_folder() / f"{name}.yaml").data
+    return data
+
+
+# -- the full form ----------------------------------------------------------------------------------------------------
+
+
+def full_form(document: Document) -> Document:
+    """The document with everything that it extends written out, its own fields still on their lines.
+
+    One that extends nothing stays as it is. SpecError for unknown sets and for changes to what a set doesn't have.
+    """
+    data = document.data
+    if not isinstance(data, dict) or not ("extends" in data or _extending(data.get("preserve"))):
+        return document
+    own = {key: value for key, value in data.items() if key != "extends"}
+    shared = _read_set(data["extends"], document.where(("extends",))) if "extends" in data else {}
+    _refuse_other_kind(shared, own, document)
+    if "use" in (mine := _mapping(own.get("judge"))) and mine["use"] != _mapping(shared.get("judge")).get("use"):
+        shared = {**shared, "judge": {}}  # another judge's threshold and options mean nothing to this one
+    merged = _merged(shared, own)
+    _write_out_anchor(merged)
+    groups = _Groups(document, _without_concept(merged))
+    merged["preserve"] = groups.written_out(shared.get("preserve", []), own.get("preserve"))
+    return Document(document.file, merged, {**document.lines, **groups.lines})
+
+
+def _extending(groups: Any) -> bool:
+    return isinstance(groups, list) and any(isinstance(group, dict) and "extends" in group for group in groups)
+
+
+def _refuse_other_kind(shared: Data, own: Data, document: Document) -> None:
+    if "kind" in shared and own.get("kind", shared["kind"]) != shared["kind"]:
+        expected = f"{shared['kind']}, as {document.data['extends']} has it"
+        raise SpecError(document.where(("kind",)), expected, repr(own["kind"]), "extend the set for that kind")
+
+
+def _mapping(value: Any) -> Data:
+    return value if isinstance(value, dict) else {}
+
+
+def _merged(shared: Data, own: Data) -> Data:
+    """`own` over `shared`, mapping by mapping."""
+    found = dict(shared)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(shared.get(key), dict)
+        found[key] = _merged(shared[key], value) if both else value
+    return found
+
+
+def _write_out_anchor(merged: Data) -> None:
+    """`anchor: {alias: WORDS}` becomes the counterpart of each of erase.templates."""
+    anchor, templates = _mapping(merged.get("anchor")), _mapping(merged.get("erase")).get("templates")
+    if isinstance(word := anchor.get("alias"), str) and isinstance(templates, list):
+        rest = {key: value for key, value in anchor.items() if key != "alias"}
+        merged["anchor"] = {"templates": [fill(str(text), alias=word) for text in templates], **rest}
+
+
+def _without_concept(spec: Data) -> Callable[[Data], Data]:
+    """A function group -> the group without members and subjects that are or name the concept."""
+    label = _mapping(spec.get("judge")).get("label")
+    mention = mention_of(_names(spec))
+
+    def free(words: list[Any]) -> list[Any]:
+        flat = [word for word in words if isinstance(word, list) or not mention(word)]
+        return [free(word) if isinstance(word, list) else word for word in flat]
+
+    def without(group: Data) -> Data:
+        members = {member: own for member, own in group["members"].items() if own != label and not mention(member)}
+        subjects = {"subjects": free(group["subjects"])} if "subjects" in group else {}
+        return {**group, "members": members, **subjects}
+
+    return without
+
+
+def _names(spec: Data) -> Iterator[str]:
+    """Every name of the concept that is text; what else stands there the check of the full form refuses."""
+    erase, other = _mapping(spec.get("erase")), _mapping(spec.get("paraphrases"))
+    for value in (erase.get("concept"), erase.get("aliases"), other.get("train"), other.get("held_out")):
+        yield from (word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str))
+
+
+# -- preserve groups --------------------------------------------------------------------------------------------------
+
+
+class _Groups:
+    """The preserve groups of one document, written out; `lines` says where those that it adds stand."""
+
+    def __init__(self, document: Document, without_concept: Callable[[Data], Data]) -> None:
+        self.document, self.without_concept = document, without_concept
+        self.lines: dict[FieldPath, int] = {}
+
+    def written_out(self, shared: Sequence[Data], own: Any) -> Any:
+        """What stands under `preserve` in full: the set's groups, changed; or the document's own list."""
+        if isinstance(own, list):
+            return [self._group(group, ("preserve", index)) for index, group in enumerate(own)]
+        base = [self._group(group, ()) for group in shared]
+        if not isinstance(own, dict):
+            return _filled(base) if own is None else own
+        below = {path[1:]: line for path, line in self.document.lines.items() if path[:1] == ("preserve",)}
+        changes = parse(Changes, Document(self.document.file, own, below))
+        return self._sized(self._added(self._left(_filled(base), changes.drop), changes.add), changes.n)
+
+    def _group(self, group: Any, at: FieldPath) -> Any:
+        """A group, with what it extends under it; what the concept is called never stands in a shared one."""
+        if not isinstance(group, dict) or "extends" not in group:
+            return group
+        own = {key: value for key, value in group.items() if key != "extends"}
+        return {**self.without_concept(_read_set(group["extends"], self.document.where((*at, "extends")))), **own}
+
+    def _left(self, groups: list[Data], drop: Sequence[str]) -> list[Data]:
+        """Without the groups of these names, and without members of these words or labels."""
+        for index, word in enumerate(drop):
+            known = {name for group in groups for item in group["members"].items() for name in (group["name"], *item)}
+            if word not in known:
+                place = self.document.where(("preserve", "drop", index))
+                raise SpecError(place, "a group, member or label of the set", repr(word), suggestion(word, known))
+            groups = _filled([_without(word, group) for group in groups if group["name"] != word])
+        return groups
+
+    def _added(self, groups: list[Data], add: Mapping[str, NewGroup | dict[str, str]]) -> list[Data]:
+        """With more members in groups that there are, and with new groups."""
+        found = {group["name"]: group for group in groups}
+        like: Data = {key: groups[0][key] for key in ("templates", "subjects", "n") if groups and key in groups[0]}
+        for name, added in add.items():
+            if isinstance(added, NewGroup):
+                found[name] = {"name": name, **like, **added.model_dump(mode="json", exclude_none=True)}
+            elif name in found:
+                found[name] = {**found[name], "members": found[name]["members"] | added}
+            else:
+                found[name] = {"name": name, "role": "neighbour", "members": added, **like}
+            self._place(name, list(found).index(name), isinstance(added, NewGroup))
+        return list(found.values())
+
+    def _place(self, name: str, index: int, whole: bool) -> None:
+        for path, line in self.document.lines.items():
+            if path[:3] == ("preserve", "add", name):
+                self.lines["preserve", index, *(() if whole or len(path) == 3 else ("members",)), *path[3:]] = line
+
+    def _sized(self, groups: list[Data], n: int | Mapping[str, int]) -> list[Data]:
+        """With other numbers of prompts."""
+        names = [group["name"] for group in groups]
+        sizes = n if isinstance(n, Mapping) else dict.fromkeys(names, n)
+        for name in sizes:
+            if name not in names:
+                place = self.document.where(("preserve", "n", name))
+                raise SpecError(place, f"one of {', '.join(names)}", repr(name), suggestion(name, names))
+        return [{**group, "n": sizes[group["name"]]} if group["name"] in sizes else group for group in groups]
+
+
+def _without(word: str, group: Data) -> Data:
+    return {**group, "members": {m: label for m, label in group["members"].items() if word not in (m, label)}}
+
+
+def _filled(groups: Sequence[Data]) -> list[Data]:
+    return [group for group in groups if group["members"]]

@@ -1,0 +1,175 @@
+"""extend: short specs become the full form; what is one's own wins, and the concept leaves what is preserved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from safear_edit.compiler.compile import compile_recipe
+from safear_edit.compiler.recipe import load_base_recipe
+from safear_edit.errors import SpecError
+from safear_edit.files.records import parse
+from safear_edit.files.strict import parse_yaml
+from safear_edit.registry import builtin_folder, find_builtin
+from safear_edit.spec.extend import full_form, set_names
+from safear_edit.spec.spec import Spec, load_spec
+from tests.compiler.test_compile import NEXT_SCALE, Card, Numbers
+
+SHORT = """\
+schema_version: 1
+extends: gallery/style
+name: hokusai
+kind: style
+description: Hokusai's woodblock manner, removed at the estate's request.
+erase: {concept: Hokusai, aliases: [Hokusai, Katsushika Hokusai]}
+paraphrases:
+  train: [the painter of The Great Wave]
+  held_out: [K. Hokusai, the ukiyo-e master]
+preserve:
+  add: {woodblock: {Hiroshige: "a print by Hiroshige"}}
+judge: {label: style=hokusai}
+governance: {responsible: image platform team, reviewer: content safety board}
+"""
+
+
+def loaded(text: str) -> Spec:
+    return parse(Spec, full_form(parse_yaml(text, "short.yaml")))
+
+
+def members(spec: Spec) -> dict[str, dict[str, str]]:
+    return {group.name: group.members for group in spec.preserve}
+
+
+def test_fifteen_lines_are_a_whole_spec() -> None:
+    spec = loaded(SHORT)
+    groups = members(spec)
+    assert list(groups) == ["other-styles", "objects", "plain", "woodblock"]
+    assert "style=hokusai" not in groups["other-styles"].values() and "Van Gogh" in groups["other-styles"]
+    assert groups["woodblock"] == {"Hiroshige": "a print by Hiroshige"}
+    assert spec.preserve[3].templates == spec.preserve[0].templates and spec.preserve[3].role == "neighbour"
+    assert (spec.judge.use, spec.judge.label, spec.judge.threshold) == ("gallery", "style=hokusai", 0.5)
+    assert len(spec.erase.templates) == 8 and spec.governance.reviewer == "content safety board"
+
+
+def test_one_that_extends_nothing_stays_as_it_is() -> None:
+    document = parse_yaml("schema_version: 1\nname: x\npreserve: [{name: a}]\n", "full.yaml")
+    assert full_form(document) is document
+
+
+def test_what_a_spec_states_replaces_the_set() -> None:
+    own = "  templates: ['{subject}, {alias}']\n  subjects: [a boat]\n"
+    spec = loaded(SHORT.replace("erase: {concept: Hokusai, aliases: [Hokusai, Katsushika Hokusai]}\n",
+                                f"erase:\n  concept: Hokusai\n  aliases: [Hokusai]\n{own}"))  # fmt: skip
+    assert spec.erase.templates == ("{subject}, {alias}",) and spec.erase.subjects == ("a boat",)
+    small = loaded(SHORT + "evaluate: {n: {template: 120}}\ngates: {erasure_floor: 0.85}\n")
+    assert small.evaluate.n.model_dump() == {"direct": 250, "paraphrase": 250, "template": 120}
+    assert small.gates.erasure_floor == 0.85 and small.gates.erasure_direct == 0.97
+
+
+def test_changes_to_what_stays() -> None:
+    changes = "preserve: {add: {objects: {a lighthouse: object=tower}}, drop: [plain, Monet, style=warhol], n: 120}\n"
+    head, _, tail = SHORT.partition("preserve:\n")
+    spec = loaded(head + changes + tail.split("\n", 1)[1])
+    groups = members(spec)
+    assert list(groups) == ["other-styles", "objects"] and groups["objects"]["a lighthouse"] == "object=tower"
+    assert (
+        not {"Monet", "Warhol", "Andy Warhol"} & set(groups["other-styles"])
+        and "Claude Monet" in groups["other-styles"]
+    )
+    assert {group.n for group in spec.preserve} == {120}
+    whole = "  add: {boats: {members: {a boat: boat}, role: object, templates: ['{member}'], subjects: [], n: 7}}\n"
+    added = loaded(SHORT.replace(SHORT[SHORT.index("  add:") : SHORT.index("judge:")], whole + "  n: {plain: 9}\n"))
+    assert (added.preserve[3].role, added.preserve[3].n, added.preserve[2].n) == ("object", 7, 9)
+
+
+def test_groups_of_ones_own_may_start_from_shared_ones() -> None:
+    head, _, tail = SHORT.partition("preserve:\n")
+    listed = "preserve: [{extends: gallery/preserve/styles, name: painters, role: neighbour, n: 60}]\n"
+    (group,) = loaded(head + listed + tail.split("\n", 1)[1]).preserve
+    assert (group.name, group.n) == ("painters", 60) and "Hokusai" not in group.members
+
+
+def test_an_anchor_may_be_one_word_in_every_template() -> None:
+    dog = load_spec(find_builtin("concepts", "dog"))
+    assert dog.anchor.templates[0] == "a cat {subject}" and len(dog.anchor.templates) == len(dog.erase.templates)
+    assert not any("dog" in subject for group in dog.preserve for subject in group.subjects)
+    assert load_spec(find_builtin("concepts", "hazard")).anchor.templates[:2] == ("{subject}", "a photo of {subject}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("gallery/style", "gallery/stile", r"short.yaml:2 extends: .*did you mean 'gallery/style'"),
+        ("gallery/style", "../picasso", r"short.yaml:2 extends: expected one of"),
+        ("kind: style", "kind: object", r"short.yaml:4 kind: expected style, as gallery/style has it"),
+        ("  add: {woodblock:", "  drop: [Monets]\n  add: {woodblock:", r"short.yaml:11 .*did you mean 'Monet'"),
+        ("  add: {woodblock:", "  n: {plane: 3}\n  add: {woodblock:", r"short.yaml:11 .*did you mean 'plain'"),
+        ("  add: {woodblock:", "  ad: {woodblock:", r"short.yaml:11 .*did you mean 'add'"),
+        ('Hiroshige: "a print', 'Hokusai: "a print', r"short.yaml:11 preserve\[3\]: .* names 'hokusai'"),
+        ('"a print by Hiroshige"', "style=hokusai", r"short.yaml:11 preserve\[3\].members.Hiroshige: .*preserved"),
+        ("judge: {label", "jugde: {label", r"short.yaml:12 jugde: expected one of .*did you mean 'judge'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_where_they_stand(old: str, new: str, says: str) -> None:
+    assert old in SHORT
+    with pytest.raises(SpecError, match=says):
+        loaded(SHORT.replace(old, new))
+
+
+def test_every_problem_of_a_file_is_told_at_once() -> None:
+    wrong = SHORT.replace("held_out: [K. Hokusai,", "held_out: [Hokusai, K. Hokusai,")
+    wrong += "anchor: {templates: ['{subject} by Hokusai']}\n"
+    with pytest.raises(SpecError, match=r"\(1 more\)") as caught:
+        loaded(wrong)
+    lines = [str(caught.value), *map(str, caught.value.others)]
+    assert len(lines) == 2 and all(line.count("\n") == 0 for line in lines)
+    assert {line.split()[1] for line in lines} == {"anchor.templates[0]:", "paraphrases.held_out[0]:"}
+    with pytest.raises(SpecError) as caught:
+        loaded(SHORT.replace("name: hokusai", "name: 5").replace("name: 5\n", "name: 5\nnme: x\n"))
+    assert len(caught.value.others) == 1
+
+
+def test_another_judge_takes_nothing_of_the_sets() -> None:
+    spec = loaded(SHORT.replace("judge: {label: style=hokusai}", "judge: {use: clip, label: a print | a photo}"))
+    assert spec.judge.threshold is None
+
+
+def test_sets_are_no_concepts_and_all_can_be_read() -> None:
+    assert set_names() == [
+        "gallery/category", "gallery/object", "gallery/preserve/objects", "gallery/preserve/plain",
+        "gallery/preserve/styles", "gallery/style",
+    ]  # fmt: skip
+    assert all((builtin_folder("concepts") / "sets" / f"{name}.yaml").is_file() for name in set_names())
+
+
+@pytest.mark.parametrize("path", sorted(builtin_folder("concepts").glob("*.yaml")), ids=lambda path: path.stem)
+def test_built_in_concepts_are_short_and_their_full_form_is_the_same(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 18
+    spec = load_spec(path)
+    text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    assert parse(Spec, parse_yaml(text, "resolved")) == spec
+
+
+DIGESTS: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "recipe_digests.json").read_text())
+CARDS = {"llamagen": Card(), "infinity": NEXT_SCALE, "janus": replace(Card(), ref="janus:mini", family="janus")}
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+@pytest.mark.parametrize("family", CARDS)
+def test_recipes_are_those_of_the_long_specs(name: str, family: str) -> None:
+    """Recorded from the specs of 152 to 175 lines; the predicted cost, which may be calibrated anew, is left out."""
+    recipe = compile_recipe(
+        load_spec(find_builtin("concepts", name)), CARDS[family], load_base_recipe("vce"), sampling=Numbers()
+    )
+    assert digest_of(recipe.model_dump(mode="json")) == DIGESTS[name][family]
+
+
+def digest_of(recipe: dict[str, Any]) -> str:
+    told = {key: value for key, value in recipe.items() if key != "predicted"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
