@@ -7,10 +7,25 @@
     ├── GateError               1   an erasure or preservation gate failed
     └── InconclusiveError       3   too little evidence for a verdict
 
-A message is one line that says where, what was expected, what was found and the way out.
+A message is one line that says where, what was expected, what was found and the way out; it never holds a secret.
 """
 
 from __future__ import annotations
+
+from safear_edit.redact import redact
+
+EXIT_CODES = {
+    0: "done; for `check`, `apply` and the like: PASS",
+    1: "a gate failed: REGRESSED, or FAIL of a run's own report",
+    2: "the command or an input can't be used, or the machine lacks memory or disk",
+    3: "inconclusive: too little evidence for a verdict",
+    4: "not to be trusted: signature, changed files, weights that hold more than tensors",
+    5: "internal error: a fault of this program",
+    129: "ended by SIGHUP (the terminal was closed)",
+    130: "interrupted (Ctrl-C)",
+    143: "ended by SIGTERM",
+}
+"""Every code that the command line ends with, and what it means."""
 
 
 class SafearError(Exception):
@@ -20,7 +35,7 @@ class SafearError(Exception):
 
     def __init__(self, where: str, expected: str, got: str, fix: str) -> None:
         self.where, self.expected, self.got, self.fix = where, expected, got, fix
-        super().__init__(_printable(f"{where}: expected {expected}, got {got}; {fix}"))
+        super().__init__(_printable(redact(f"{where}: expected {expected}, got {got}; {fix}")))
 
 
 class UsageError(SafearError):
