@@ -73,10 +73,13 @@ def test_the_folder_tree_is_complete() -> None:
 
 def test_exit_codes_are_those_of_the_code() -> None:
     from safear_edit import errors
+    from safear_edit.cli import terminal
 
     table = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     classes = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.SafearError)}
-    assert table == classes | {0, main.INTERNAL, main.INTERRUPTED, main.UNUSABLE}
+    signals = {128 + number for number in terminal.SIGNALS}
+    assert table == classes | signals | {0, terminal.INTERNAL, terminal.INTERRUPTED, terminal.UNUSABLE}
+    assert table == set(errors.EXIT_CODES)
 
 
 def test_verbs_have_help_with_an_example() -> None:

@@ -7,7 +7,6 @@ and workflow annotations on stderr. A refusal (exit 2 or 4) is written there too
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,8 @@ from xml.etree import ElementTree
 
 import click
 
-from safear_edit.cli.options import FOLDER, SEED, print_json, print_table, shared, shown_progress
+from safear_edit.cli.options import FOLDER, NEW, SEED, print_json, print_table, shared, shown_progress
+from safear_edit.cli.terminal import markdown_text, say_to_runner
 from safear_edit.errors import SafearError, TrustError, UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ LARGEST_SUMMARY = 1000 << 10
     show_default=True,
     help="warn: exit 0 when nothing is shown either way (pull requests; never a release).",
 )
-@click.option("--junit", type=FOLDER, help="Write JUnit XML here.")
-@click.option("--summary", type=FOLDER, help=f"Append Markdown here (default: the file that {SUMMARY} names).")
+@click.option("--junit", type=NEW, help="Write JUnit XML here.")
+@click.option("--summary", type=NEW, help=f"Append Markdown here (default: the file that {SUMMARY} names).")
 @click.option(
     "--self-test",
     is_flag=True,
@@ -96,7 +96,7 @@ def check(
         _append_summary(page, found, str(folder))
     if os.environ.get(WORKFLOW) == "true":
         for line in workflow_commands(found):
-            print(line, file=sys.stderr)
+            say_to_runner(line)
     if as_json:
         print_json(found.as_json())
     if error is not None:
@@ -212,7 +212,7 @@ def baseline() -> None:
 
 @baseline.command("accept")
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="The file to write; an existing one is replaced.")
+@click.option("--out", type=NEW, required=True, help="The file to write; an existing one is replaced.")
 @click.option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
 @click.option("--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin.")
 @click.option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
@@ -387,25 +387,23 @@ def _xml(text: str) -> str:
 
 def markdown(found: Conclusion, subject: str) -> str:
     """The summary page of a CI step: verdict, every finding, notes. No images, no prompt text."""
-    lines = [f"### safear-edit check: {found.verdict}", "", f"{_cell(subject)}: {_cell(found.summary)}", ""]
+    lines = [
+        f"### safear-edit check: {found.verdict}",
+        "",
+        f"{markdown_text(subject)}: {markdown_text(found.summary)}",
+        "",
+    ]
     if found.findings:
         lines += ["| | rule | seen | needed | |", "|---|---|---|---|---|"]
     for finding in found.findings:
         cells = (finding.decision, finding.id, finding.observed, finding.needed, finding.why)
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    lost = [f"- {_cell(f.id)}: {', '.join(map(_cell, f.prompts))}" for f in found.findings if f.prompts]
-    notes = [f"- {_cell(note)}" for note in found.notes]
+        lines.append("| " + " | ".join(map(markdown_text, cells)) + " |")
+    lost = [f"- {markdown_text(f.id)}: {', '.join(map(markdown_text, f.prompts))}" for f in found.findings if f.prompts]
+    notes = [f"- {markdown_text(note)}" for note in found.notes]
     for title, items in (("First prompts lost (see the baseline for their text)", lost), ("Notes", notes)):
         if items:
             lines += ["", f"{title}:", "", *items]
     return "\n".join([*lines, ""])
-
-
-def _cell(text: str) -> str:
-    """Text that can't break a table or become markup."""
-    for char, instead in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "'"), ("\n", " ")):
-        text = text.replace(char, instead)
-    return text
 
 
 def workflow_commands(found: Conclusion) -> list[str]:

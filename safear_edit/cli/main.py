@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from safear_edit.cli import gate, stack
+from safear_edit.cli import gate, stack, terminal
 from safear_edit.cli.options import (
     FOLDER,
+    NEW,
     print_json,
     print_result,
     print_table,
@@ -29,16 +28,13 @@ from safear_edit.cli.options import (
     signing_key,
     typed_command,
 )
-from safear_edit.errors import SafearError, SpecError, UsageError
+from safear_edit.errors import EXIT_CODES, SafearError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.likelihood import Audit
     from safear_edit.pipeline.order import Order, Plan
     from safear_edit.report.schema import Understood
 
-
-INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
-"""Exit codes that no SafearError carries: a fault of ours, Ctrl-C, a command that can't be parsed."""
 
 QUIET_LIBRARIES = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -51,59 +47,38 @@ QUIET_LIBRARIES = {
 
 def main() -> NoReturn:
     """Console entry point."""
+    terminal.be_a_program()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; every failure becomes one line on stderr and an exit code."""
+    """Run one command; every failure becomes one line on stderr and an exit code of errors.EXIT_CODES."""
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    with terminal.shown_streams():
+        return _run(list(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        code = verbs.main(args=list(arguments), prog_name="safear-edit", standalone_mode=False)
+        code = verbs.main(args=arguments, prog_name="safear-edit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SafearError as error:
-        code = _fail(str(error), error.exit_code)
+        code = terminal.fail(str(error), error.exit_code)
         for other in error.others if isinstance(error, SpecError) else ():
-            _fail(str(other), code)
+            terminal.fail(str(other), code)
         return code
     except click.ClickException as error:
-        return _fail(" ".join(error.format_message().split()), UNUSABLE)
+        return terminal.fail(" ".join(error.format_message().split()), terminal.UNUSABLE)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; what is done is kept, and the same command continues", INTERRUPTED)
+        return terminal.fail(f"interrupted; {terminal.what_is_kept(verb)}", terminal.INTERRUPTED)
+    except terminal.Ended as error:
+        return terminal.fail(f"ended by {error}; {terminal.what_is_kept(verb)}", 128 + error.number)
     except (MemoryError, OSError) as error:
-        return _fail(_environment(error), UNUSABLE)
+        return terminal.fail(terminal.refused_by_machine(error), terminal.UNUSABLE)
     except Exception as error:
-        return _unexpected(error)
-
-
-def _fail(line: str, code: int) -> int:
-    print(f"safear-edit: {line}", file=sys.stderr)
-    return code
-
-
-def _environment(error: MemoryError | OSError) -> str:
-    """What the machine refused, as one line with the way out."""
-    if isinstance(error, MemoryError):
-        return "not enough memory; close other programs or take a smaller model, then give the same command again"
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; mend that and give the same command again"
-
-
-def _unexpected(error: Exception) -> int:
-    """A fault of ours, or torch's own out-of-memory and disk-full errors in the clothes of a RuntimeError."""
-    if type(error).__name__ == "OutOfMemoryError":
-        return _fail(_environment(MemoryError()), UNUSABLE)
-    if "No space left on device" in str(error):
-        return _fail("no space left on device; free some and give the same command again", UNUSABLE)
-    if os.environ.get("SAFEAR_DEBUG") == "1":
-        traceback.print_exception(error)
-        where = "the traceback is above"
-    else:
-        with tempfile.NamedTemporaryFile("w", prefix="safear-edit-", suffix=".log", delete=False) as log:
-            traceback.print_exception(error, file=log)
-        where = f"the traceback is in {log.name}"
-    summary = " ".join(str(error).split())[:200]
-    return _fail(f"internal error, please report it: {type(error).__name__}: {summary}; {where}", INTERNAL)
+        return terminal.unexpected(error)
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -117,7 +92,11 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
 # -- verbs ------------------------------------------------------------------------------------------------------------
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExit codes:\n" + "\n".join(f"{code:>4}  {meaning}" for code, meaning in EXIT_CODES.items()),
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
@@ -140,7 +119,7 @@ def verbs(context: click.Context) -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
     "--throwaway-key",
-    type=FOLDER,
+    type=NEW,
     metavar="TRUST",
     help="Sign with a key that is then forgotten; its public half goes there.",
 )
@@ -208,7 +187,7 @@ def apply(
 @verbs.command()
 @click.argument("source", metavar="SPEC|RECIPE")
 @click.option("--model", help="family[:variant] or a directory; a recipe names its own.")
-@click.option("--out", type=FOLDER, help="Write the recipe here (default: print the plan only).")
+@click.option("--out", type=NEW, help="Write the recipe here (default: print the plan only).")
 @shared("method", "seed", "device", "set", "map", "overwrite", "json", "quiet")
 def plan(
     source: str,
@@ -295,7 +274,7 @@ def map_(
 @verbs.command()
 @click.argument("name")
 @click.option("--kind", type=click.Choice(["style", "object", "category"]), default="style", show_default=True)
-@click.option("--out", type=FOLDER, help="The file to write (default: NAME.yaml).")
+@click.option("--out", type=NEW, help="The file to write (default: NAME.yaml).")
 @shared("overwrite")
 def init(name: str, kind: str, out: Path | None, overwrite: bool) -> int:
     """Write a spec with a comment on every field, to be filled in.
@@ -391,11 +370,11 @@ def doctor(as_json: bool) -> int:
         print_json([asdict(finding) for finding in findings])
     else:
         print_table(("", "what", "found"), [(f.status, f.name, f.detail) for f in findings])
-    return UNUSABLE if any(f.status == "fault" for f in findings) else 0
+    return terminal.UNUSABLE if any(f.status == "fault" for f in findings) else 0
 
 
 @verbs.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=NEW)
 @click.option("--name", default="safear", show_default=True, help="File name of the pair.")
 def keygen(folder: Path, name: str) -> int:
     """Make a signing key: FOLDER/NAME.key (private, mode 0600) and FOLDER/NAME.pub (to be shared and trusted).
@@ -513,7 +492,7 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 
 @verbs.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--out", type=FOLDER, help="Write the page (.html) or the data (.json) here.")
+@click.option("--out", type=NEW, help="Write the page (.html) or the data (.json) here.")
 @shared("overwrite", "json")
 def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> int:
     """Build the report again from a released folder's files; no model is loaded and the folder stays as signed.
@@ -540,7 +519,7 @@ def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> in
 @verbs.command()
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--n", "count", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
-@click.option("--out", type=FOLDER, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
+@click.option("--out", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
 @shared("model", "seed", "device", "overwrite", "json", "quiet")
 def generate(
     prompts: tuple[str, ...],

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from safear_edit.cli.terminal import harmless_json
 from safear_edit.errors import UsageError
+from safear_edit.redact import redact
 
 if TYPE_CHECKING:
     from safear_edit.pipeline.steps import Result
@@ -25,9 +27,26 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
+
+
+class NewPath(click.Path):
+    """A path to be written: never inside a signed release, which it would break."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        from safear_edit.files.rundir import refuse_inside_release
+
+        path = super().convert(value, param, context)
+        refuse_inside_release(path)
+        return path
+
+
+NEW = NewPath()
 SEED = click.IntRange(0, 2**63 - 1)
 OPTIONS: dict[str, Callable[[F], F]] = {
-    "out": click.option("--out", type=FOLDER, required=True, help="The folder to write; it must not exist."),
+    "out": click.option("--out", type=NEW, required=True, help="The folder to write; it must not exist."),
     "seed": click.option("--seed", type=SEED, default=0, help="Root of every random number."),
     "device": click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
     "json": click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress."),
@@ -66,7 +85,8 @@ def shown_progress(*, as_json: bool, quiet: bool) -> Progress:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    wide = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    print(harmless_json(json.dumps(document, indent=1, ensure_ascii=not wide)))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -109,5 +129,5 @@ def signing_key(key: str | None, throwaway: Path | None, unsigned: bool, out: Pa
 
 
 def typed_command() -> str:
-    """The command as it was typed, for the report."""
-    return shlex.join(["safear-edit", *sys.argv[1:]])
+    """The command as it was typed, for the report; a secret in it is hidden."""
+    return redact(shlex.join(["safear-edit", *sys.argv[1:]]))

@@ -224,8 +224,8 @@ def out_of_memory(said: str) -> str:
     free = _FREE.search(said)
     had = f"{free[1]} free on the device" if free else _free_memory()
     needed = f", {_bytes(asked[1] or asked[2])} more were needed" if asked else ""
-    return f"not enough memory{needed}{f', {had}' if had else ''}; close other programs, take a smaller model or fewer "\
-           "images, then give the same command again"  # fmt: skip
+    fix = "close other programs or take a smaller model, then give the same command again"
+    return f"not enough memory{needed}{f', {had}' if had else ''}; {fix}"
 
 
 def _bytes(text: str) -> str:

@@ -24,6 +24,8 @@ from safear_edit.files.atomic import digest_of, sha256_file, sync_folder, write_
 JOURNAL, LOCK, REPLACED = "journal.json", "lock", "replaced"
 MADE = ("recipe.json", "stack.json", "export.json")
 """One of these lies in every folder that this program writes, and may replace."""
+GIT_ATTRIBUTES, AS_THEY_ARE = ".gitattributes", b"* -text\n"
+"""A file for git and what it says: convert no line ends."""
 LEAST_FREE = 100 << 20
 """Bytes that must be free before a run starts; one on the embedded mini writes about 40 MiB."""
 
@@ -127,8 +129,18 @@ def looks_released(folder: Path) -> bool:
     return (folder / "stack.json").is_file() or (folder / "edit" / "edit.json").is_file()
 
 
+def refuse_inside_release(path: Path) -> None:
+    """UsageError if `path` would lie in a signed release: one file more, and its signature no longer holds."""
+    for folder in path.absolute().resolve().parents:
+        if (folder / "model.sig").is_file():
+            raise UsageError(
+                str(path), "a place of its own", f"one inside the signed release {folder}", "choose another"
+            )
+
+
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """UsageError if `out` is there and may not be replaced, or is not a folder that this program made."""
+    """UsageError if `out` is there and may not be replaced, is not a folder that we made, or lies in a release."""
+    refuse_inside_release(out)
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
@@ -174,11 +186,15 @@ def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
 
 
 def stage(run: RunDir, files: Iterable[str]) -> Path:
-    """A fresh folder with the output's name inside the run, with copies of `files` (names relative to the run)."""
+    """A fresh folder with the output's name inside the run, with copies of `files` (names relative to the run).
+
+    `.gitattributes` goes with it: git leaves the bytes of what it names alone, whatever core.autocrlf says.
+    """
     staged = run / "release" / run.out.name
     if staged.exists():
         shutil.rmtree(staged)
     staged.mkdir(parents=True)
+    (staged / GIT_ATTRIBUTES).write_bytes(AS_THEY_ARE)
     for name in files:
         target = staged / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
 from safear_edit.files.atomic import sync_folder, write_atomic
 from safear_edit.files.strict import parse_json, read_json
+from safear_edit.redact import clean_environment
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 LARGEST_HEADER = 100_000_000
@@ -289,7 +290,7 @@ def _convert_apart(path: Path, converted: Path) -> None:
     code += "_convert(Path(sys.argv[1]), Path(sys.argv[2]))"
     size = path.stat().st_size
     environment = {
-        **os.environ,
+        **clean_environment(),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(part for part in sys.path if part),
     }

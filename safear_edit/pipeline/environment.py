@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safear_edit.redact import clean_environment, redact
+
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
 
@@ -29,7 +31,7 @@ def environment(model: ModelFamily, command: str, started: datetime) -> dict[str
     return {
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": redact(command),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "device": str(model.device),
@@ -51,6 +53,7 @@ def _git() -> dict[str, Any] | None:
         return None
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False).stdout
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False).stdout
 
     return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}

@@ -34,6 +34,7 @@ from securesystemslib.signer import CryptoSigner, Signer, SSlibKey  # type: igno
 
 from safear_edit.errors import UsageError
 from safear_edit.files.atomic import sync_folder, write_atomic
+from safear_edit.redact import redact
 
 KEY_VARIABLE, PASSWORD_VARIABLE = "SAFEAR_SIGNING_KEY", "SAFEAR_SIGNING_KEY_PASSWORD"
 PUBLIC_VARIABLE = "SAFEAR_SIGNING_PUBLIC_KEY"
@@ -140,6 +141,7 @@ def find_signer(key: str | Path | None, environ: Mapping[str, str]) -> SigningKe
     """
     password = environ.get(PASSWORD_VARIABLE) or None
     if key is not None:
+        _refuse_secret(str(key))
         if str(key).startswith(tuple(f"{scheme}:" for scheme in KEY_SCHEMES)):
             return _remote(str(key), environ.get(PUBLIC_VARIABLE), password)
         return _from_pem(_read_private(Path(key)), str(key), password)
@@ -148,7 +150,26 @@ def find_signer(key: str | Path | None, environ: Mapping[str, str]) -> SigningKe
         return None
     if not text.startswith("-----BEGIN"):
         raise UsageError(KEY_VARIABLE, "the text of a PEM key", "something else", "for a file pass --key FILE")
+    if "\n" not in text:  # CI systems store a multi-line secret with its line ends escaped
+        text = text.replace("\\r", "").replace("\\n", "\n")
     return _from_pem(text.encode(), KEY_VARIABLE, password)
+
+
+def _refuse_secret(given: str) -> None:
+    """UsageError, which doesn't repeat it, for a key or a pin where the name of a key belongs.
+
+    A command line stands in the process list and in the shell's history, so such a secret is known to others.
+    """
+    if "-----BEGIN" in given:
+        fix = f"pass the path of the file, or the text in {KEY_VARIABLE}; others may have seen this one, so replace it"
+        raise UsageError("--key", "the path of a PEM file or a key URI", "the text of a key", fix)
+    if redact(given, {}, ()) != given:
+        fix = f"put it in {PASSWORD_VARIABLE}; others may have seen this one, so change it"
+        raise UsageError("--key", "a key URI without a secret", "one with a pin, password or token", fix)
+    scheme = given.partition(":")[0]
+    if scheme == "pkcs11" or (scheme not in KEY_SCHEMES and given.startswith(f"{scheme}://")):
+        fix = f"name a PEM file or a URI of {', '.join(KEY_SCHEMES)}"
+        raise UsageError("--key", "a key that can be reached", f"a URI of kind {scheme}", fix)
 
 
 def load_trust(folder: Path) -> tuple[PublicKey, ...]:

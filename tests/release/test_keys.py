@@ -197,3 +197,27 @@ def test_a_key_uri_goes_through_securesystemslib(tmp_path: Path, monkeypatch: py
     assert mixed_up
     with pytest.raises(UsageError, match="one of another key"):
         mixed_up.sign(b"m")
+
+
+def test_a_key_or_pin_on_the_command_line_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    text = keys.generate(tmp_path).private.read_text()
+    given = {
+        text: "the text of a key",
+        "-----BEGIN": "the text of a key",
+        "hsm:1?label=x&pin=83517": "a pin",
+        "pkcs11:object=k;pin-value=s3cret": "a pin",
+        "pkcs11:object=k": "pkcs11",
+        "vault://somewhere/k": "vault",
+    }
+    for key, got in given.items():
+        with pytest.raises(UsageError, match=got) as caught:
+            keys.find_signer(key, {})
+        said = str(caught.value)
+        assert not any(secret in said for secret in (text.splitlines()[1], "83517", "s3cret"))
+
+
+def test_a_key_whose_line_ends_a_ci_system_escaped(tmp_path: Path) -> None:
+    pair = keys.generate(tmp_path)
+    escaped = pair.private.read_text().replace("\n", "\\n")
+    signer = keys.find_signer(None, {keys.KEY_VARIABLE: escaped})
+    assert signer and signer.hint == pair.hint
