@@ -23,6 +23,7 @@ from safear_edit.cli.options import (
     print_json,
     print_result,
     print_table,
+    refuse_beside_recipe,
     shared,
     shown_progress,
     signing_key,
@@ -156,6 +157,7 @@ def apply(
     from safear_edit.pipeline import order as pipeline_order
     from safear_edit.pipeline import steps
 
+    refuse_beside_recipe(sources, "method", "seed")
     orders = [pipeline_order.Order(source, model, method, seed, sets, device, found) for source in sources]
     if joint and len(orders) == 1:
         raise UsageError("--joint", "several concepts", "one", "leave --joint out")
@@ -211,6 +213,7 @@ def plan(
     """
     from safear_edit.pipeline import order as pipeline_order
 
+    refuse_beside_recipe([source], "method", "seed")
     if out is not None:
         _refuse_existing(out, overwrite)
     (planned,) = _show_plans([pipeline_order.Order(source, model, method, seed, sets, device, found)], as_json, quiet)
@@ -397,8 +400,13 @@ def keygen(folder: Path, name: str) -> int:
 @verbs.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--trust", type=FOLDER, required=True, help="Folder with the *.pub files that you trust.")
+@click.option(
+    "--ignore-foreign",
+    is_flag=True,
+    help="List and leave out what git, a hub's client or the system put there; follow a hub cache's links.",
+)
 @shared("json")
-def verify(folder: Path, trust: Path, as_json: bool) -> int:
+def verify(folder: Path, trust: Path, ignore_foreign: bool, as_json: bool) -> int:
     """Check a released folder: signature, contents, claims. Any change is refused with exit code 4.
 
     \b
@@ -406,13 +414,16 @@ def verify(folder: Path, trust: Path, as_json: bool) -> int:
     """
     from safear_edit.release.verify import verify_folder
 
-    found = verify_folder(folder, trust)
+    found = verify_folder(folder, trust, ignore_foreign=ignore_foreign)
     if as_json:
         facts = {"key": found.key, "key_sha256": found.hint, "root": found.root, "result": found.result}
-        print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings)})
+        print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings),
+                    "ignored": list(found.ignored)})  # fmt: skip
         return 0
     print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
     print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
+    for name in found.ignored:
+        print(f"ignored: {name}")
     for warning in found.warnings:
         print(f"warning: {warning}")
     return 0

@@ -38,7 +38,7 @@ class NewPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         from safear_edit.files.rundir import refuse_inside_release
 
-        path = super().convert(value, param, context)
+        path = Path(str(super().convert(value, param, context)))
         refuse_inside_release(path)
         return path
 
@@ -126,6 +126,16 @@ def signing_key(key: str | None, throwaway: Path | None, unsigned: bool, out: Pa
         return find_signer(key, os.environ)
     print(f"signing with a throw-away key: it shows that {out} is unchanged, not who made it", file=sys.stderr)
     return throwaway_key(throwaway)
+
+
+def refuse_beside_recipe(sources: Sequence[str], *names: str) -> None:
+    """UsageError if an option of `names` was typed beside a finished recipe, which would go on without it."""
+    recipes = [source for source in sources if source.endswith(".json")]
+    typed = click.get_current_context().get_parameter_source
+    for name in names:
+        if recipes and typed(name) is click.core.ParameterSource.COMMANDLINE:
+            fix = f"leave it out, or compile the spec again with --{name}"
+            raise UsageError(f"--{name}", "a spec to compile", f"the finished recipe {recipes[0]}", fix)
 
 
 def typed_command() -> str:

@@ -38,7 +38,7 @@ PLAIN = {"−": "-", "–": "-", "—": "-", "…": "...", "±": "+/-", "≥": "
 _RUNNER_START = re.compile(r"(?m)(^|(?<=\r))([^\S\r\n]*):(?=:)")
 _RUNNER_ANYWHERE = re.compile(r"##(?=(?:\[|vso\[|teamcity\[))")
 _MARKUP = {c: f"&#{ord(c)};" for c in "&<>|`*_~[]()!#@\\$"}
-_ASKED = re.compile(r"tried? to allocate ([0-9.]+ ?[A-Za-z]*)|[Uu]nable to allocate ([0-9.]+ ?[A-Za-z]*)")
+_ASKED = re.compile(r"[Tt]ried to allocate ([0-9.]+ ?[A-Za-z]*)|[Uu]nable to allocate ([0-9.]+ ?[A-Za-z]*)")
 _FREE = re.compile(r"of which ([0-9.]+ ?[A-Za-z]+) is free")
 
 
@@ -230,7 +230,8 @@ def out_of_memory(said: str) -> str:
 
 def _bytes(text: str) -> str:
     """torch's CPU allocator counts plain bytes."""
-    return f"{int(text) / 2**30:.2f} GiB" if text.strip().isdecimal() else text.strip()
+    number, _, unit = text.strip().partition(" ")
+    return f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" else text.strip()
 
 
 def _free_memory() -> str:

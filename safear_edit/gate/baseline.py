@@ -90,7 +90,7 @@ def read_baseline(path: Path) -> Baseline:
     try:
         if path.stat().st_size > LARGEST:
             raise SpecError(str(path), f"at most {LARGEST >> 20} MiB", "a larger file", AGAIN)
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise SpecError(str(path), "a baseline", error.strerror or "an error", "check the path") from None
     except UnicodeDecodeError:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+import stat
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,6 +32,7 @@ from safear_edit.release.signing import (
     SIGNATURE,
     SIGNATURE_TYPE,
     STATEMENT_TYPE,
+    foreign,
     hash_folder,
     hashing_config,
     pae,
@@ -55,7 +58,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verification:
-    """What is known of a folder that verified; `warnings` is empty only for a model that passed all its tests."""
+    """What is known of a folder that verified.
+
+    `warnings` is empty only for a model that passed all its tests, in files of ordinary modes; `ignored` names the
+    foreign files that were left out because the caller said so, and the hub's links that were followed.
+    """
 
     key: str
     hint: str
@@ -64,51 +71,103 @@ class Verification:
     claims: tuple[Claim, ...]
     result: str
     warnings: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
 
-def verify_folder(folder: Path, trust: Path) -> Verification:
-    """Verify `folder` against the public keys in the folder `trust`.
+def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) -> Verification:
+    """Verify `folder`, or what a link of this name leads to, against the public keys in the folder `trust`.
+
+    ignore_foreign: leave out what git, a hub or an operating system put there (signing.FOREIGN), and follow the links
+    of a hub's cache. It loosens nothing for the files that were signed.
 
     TrustError (exit 4), in one line that names the file and the digests, for any change to what was signed, a
     signature or claim that is missing, cut, of an untrusted key or about other files. UsageError if `folder` or
     `trust` can't be used at all.
     """
     keys = load_trust(trust)
-    refuse_unsignable(folder, TrustError)
+    folder = folder.resolve() if folder.is_dir() else folder
+    strangers = foreign(folder)
+    refuse_unsignable(folder, TrustError, strangers, links=ignore_foreign)
     path = folder / SIGNATURE
     text = _read(path, "sign it with `safear-edit apply --key FILE`, or don't trust it")
     statement, key = _open(text, keys, str(path))
     files, root = _signed_files(statement, str(path))
-    _check_contents(folder, key, files)
+    if signed := [name for name in strangers if any(PurePosixPath(file).is_relative_to(name) for file in files)]:
+        strangers = tuple(name for name in strangers if name not in signed)
+        refuse_unsignable(folder, TrustError, strangers, links=ignore_foreign)
+    if strangers and not ignore_foreign:
+        _explain(folder, files, strangers)
+    _check_contents(folder, key, files, strangers, links=ignore_foreign)
     claims = _read_claims(folder / CLAIMS, keys, files)
     result, warnings = _verdict(claims, str(folder / CLAIMS))
-    return Verification(key.name, key.hint, files, root, claims, result, warnings)
+    links = [f"{name} (a link of a hub's cache, followed)" for name in files if (folder / name).is_symlink()]
+    warnings += _modes(folder, (*files, *OUTSIDE))
+    return Verification(key.name, key.hint, files, root, claims, result, warnings, (*strangers, *links))
 
 
-def _check_contents(folder: Path, key: PublicKey, files: Mapping[str, str]) -> None:
+def _check_contents(
+    folder: Path, key: PublicKey, files: Mapping[str, str], strangers: Sequence[str], *, links: bool
+) -> None:
     """model-signing's own verdict, on our hashing configuration; its reasons are replaced by readable ones."""
     verifier = model_signing.verifying.Config()  # type: ignore[no-untyped-call]
     verifier.use_elliptic_key_verifier(public_key=key.path)
     try:
-        verifier.set_hashing_config(hashing_config()).verify(folder, folder / SIGNATURE)
+        verifier.set_hashing_config(hashing_config(strangers, links=links)).verify(folder, folder / SIGNATURE)
     except Exception as error:  # it lets parser, key and OS errors through as they are
-        _explain(folder, files)
+        _explain(folder, files, strangers, links=links)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrustError(str(folder), "a folder that model-signing verifies", reason, FRESH) from error
 
 
-def _explain(folder: Path, signed: Mapping[str, str]) -> None:
-    """TrustError that says which files were changed, added or removed; returns if none was."""
-    found = hash_folder(folder)
+def _explain(folder: Path, signed: Mapping[str, str], strangers: Sequence[str], *, links: bool = False) -> None:
+    """TrustError that says which files were changed, added, removed or renamed; returns if none was."""
+    found = hash_folder(folder, strangers, links=links)
     changed = [
         f"{name} changed (signed {signed[name]}, found {found[name]})"
         for name in sorted(signed.keys() & found.keys())
         if signed[name] != found[name]
     ]
-    added = [f"{name} added" for name in sorted(found.keys() - signed.keys())]
-    removed = [f"{name} removed" for name in sorted(signed.keys() - found.keys())]
-    if differences := changed + added + removed:
-        raise TrustError(str(folder), "the files that were signed", _some(differences), FRESH)
+    added, removed = found.keys() - signed.keys(), signed.keys() - found.keys()
+    renamed = _normalised(added, removed)
+    differences = [
+        *changed,
+        *(f"{name} added" for name in sorted(added - set(renamed.values()))),
+        *(f"{name} removed" for name in sorted(removed - set(renamed))),
+        *(f"{name!a} is {new!a} here, the same name in another Unicode normalisation"
+          for name, new in renamed.items()),
+    ]  # fmt: skip
+    fix = FRESH if len(differences) > len(renamed) else "copy it again with a program that keeps names as they are"
+    if strangers and not links:
+        fix = fix if differences else "remove what git, a hub or the system put there, or pass --ignore-foreign"
+        differences += [f"{name} added, a foreign file" for name in _files_of(folder, strangers)]
+    if differences:
+        raise TrustError(str(folder), "the files that were signed", _some(differences), fix)
+
+
+def _files_of(folder: Path, strangers: Sequence[str]) -> list[str]:
+    """The files in foreign folders; a folder without any by itself."""
+    found = []
+    for name in strangers:
+        below = [path for path in sorted((folder / name).rglob("*")) if not path.is_dir()]
+        found += [path.relative_to(folder).as_posix() for path in below] or [name]
+    return found
+
+
+def _normalised(added: Collection[str], removed: Collection[str]) -> dict[str, str]:
+    """Removed name → added name where the two differ only in how é is written (macOS takes it apart)."""
+    composed = {unicodedata.normalize("NFC", name): name for name in added}
+    pairs = ((name, composed.get(unicodedata.normalize("NFC", name))) for name in sorted(removed))
+    return {name: new for name, new in pairs if new is not None}
+
+
+def _modes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """A line for each kind of file mode that a signature can't cover and nobody should take over."""
+    modes = {name: (folder / name).stat().st_mode for name in sorted(names) if (folder / name).exists()}
+    lines = []
+    for bits, words in ((stat.S_ISUID | stat.S_ISGID, "setuid or setgid"), (stat.S_IWOTH, "writable by everyone")):
+        if found := [name for name, mode in modes.items() if mode & bits]:
+            lines.append(f"{words}: {_some(found)}; file modes are not signed, so set them yourself")
+    return tuple(lines)
 
 
 def _open(text: str, keys: Sequence[PublicKey], where: str) -> tuple[dict[str, Any], PublicKey]:

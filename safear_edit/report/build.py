@@ -24,6 +24,7 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, first_fault, lines_of, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
+from safear_edit.redact import redact
 from safear_edit.report import sentences
 from safear_edit.report.criteria import (
     Slice,
@@ -149,7 +150,7 @@ def build_report(run: RunFiles) -> Report:
         governance=said.governance(),
         environment=_environment(environment),
         reproduce=Reproduce(
-            command=str(environment.get("command", NOT_STATED)),
+            command=redact(str(environment.get("command", NOT_STATED))),
             inputs=inputs,
             expected=f"the same recipe on the same kind of machine gives weights_digest {subject.weights_digest}",
         ),

@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 import pytest
 
-from safear_edit.cli import main
-from safear_edit.errors import GateError, InconclusiveError, SafearError, TrustError, UsageError
+from safear_edit.cli import main, terminal
+from safear_edit.errors import EXIT_CODES, GateError, InconclusiveError, SafearError, TrustError, UsageError
 from tests import ROOT
 
 PICASSO = str(ROOT / "concepts" / "picasso.yaml")
@@ -144,12 +144,12 @@ def test_a_fault_of_ours_says_where_its_traceback_is(
 
     monkeypatch.setitem(main.verbs.commands, "doctor", click.command("doctor")(fail))
     monkeypatch.delenv("SAFEAR_DEBUG", raising=False)
-    line = refused(capsys, ["doctor"], main.INTERNAL)
+    line = refused(capsys, ["doctor"], terminal.INTERNAL)
     log = Path(line.split()[-1])
     assert "ValueError: two lines" in line and "Traceback" in log.read_text()
     log.unlink()
     monkeypatch.setenv("SAFEAR_DEBUG", "1")
-    assert main.run(["doctor"]) == main.INTERNAL
+    assert main.run(["doctor"]) == terminal.INTERNAL
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -185,3 +185,37 @@ def test_help_starts_at_once() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seed", "7"), ("--method", "nonsense")])
+@pytest.mark.parametrize("verb", ["plan", "apply"])
+def test_a_recipe_takes_no_option_that_it_would_ignore(
+    folder: Path, capsys: pytest.CaptureFixture[str], verb: str, option: str, value: str
+) -> None:
+    (folder / "r.json").write_text("{}")
+    line = refused(capsys, [verb, "r.json", option, value, *(["--out", "out"] if verb == "apply" else [])])
+    assert option in line and "finished recipe" in line
+
+
+def test_no_output_goes_into_a_signed_release(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "safe").mkdir()
+    (folder / "safe" / "model.sig").write_text("{}")
+    for words in (
+        ["apply", PICASSO, "--model", "llamagen", "--out", "safe/out"],
+        ["plan", PICASSO, "--model", "llamagen", "--out", "safe/r.json"],
+        ["init", "hokusai", "--out", "safe/h.yaml"],
+        ["report", "safe", "--out", "safe/report.html"],
+        ["check", "safe", "--junit", "safe/gate.xml"],
+        ["generate", "a", "--model", "llamagen", "--out", "safe/images"],
+        ["keygen", "safe/keys"],
+        ["baseline", "accept", "safe", "--out", "safe/b.txt", "--reason", "x"],
+        ["export", "safe", "--layout", "upstream", "--out", "safe/x"],
+    ):
+        assert "inside the signed release" in refused(capsys, words), words
+    assert [path.name for path in (folder / "safe").iterdir()] == ["model.sig"]
+
+
+def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["--help"]) == 0
+    told = capsys.readouterr().out.split("Exit codes:")[1].split()
+    assert {str(code) for code in EXIT_CODES} <= set(told)

@@ -93,7 +93,7 @@ def test_publish_is_whole_and_leaves_no_litter(tmp_path: Path) -> None:
     with rundir.opened(tmp_path / "out") as run:
         _step(run)
         run.publish(rundir.stage(run, ["one.txt"]), overwrite=False)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["one.txt", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".gitattributes", "one.txt", "out"]
 
 
 def test_an_existing_output_is_refused_or_replaced(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_an_existing_output_is_refused_or_replaced(tmp_path: Path) -> None:
     with rundir.opened(out, overwrite=True) as run:
         _step(run)
         run.publish(rundir.stage(run, ["one.txt"]), overwrite=True)
-    assert [p.name for p in out.iterdir()] == ["one.txt"]
+    assert {p.name for p in out.iterdir()} == {"one.txt", ".gitattributes"}
 
 
 def test_a_replacement_that_fails_or_is_cut_leaves_the_old_output(
@@ -135,7 +135,7 @@ def test_a_replacement_that_fails_or_is_cut_leaves_the_old_output(
     with rundir.opened(out, overwrite=True) as run:
         assert not _step(run), "what was done before is not made again"
         run.publish(rundir.stage(run, ["one.txt"]), overwrite=True)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["one.txt", "out"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".gitattributes", "one.txt", "out"]
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +164,23 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_written_into_a_signed_release(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "model.sig").write_text("{}")
+    (tmp_path / "link").symlink_to(release)
+    for inside in (release / "out", release / "a" / "b.txt", tmp_path / "link" / "out", release / "x" / ".." / "out"):
+        with pytest.raises(UsageError, match="inside the signed release"):
+            rundir.refuse_inside_release(inside)
+        with pytest.raises(UsageError, match="inside the signed release"):
+            rundir.refuse_existing(inside, overwrite=True)
+    rundir.refuse_inside_release(release)
+    rundir.refuse_inside_release(tmp_path / "beside")
+
+
+def test_git_leaves_the_bytes_of_a_release_alone(tmp_path: Path) -> None:
+    with rundir.opened(tmp_path / "out") as run:
+        staged = rundir.stage(run, ())
+        assert (staged / ".gitattributes").read_bytes() == b"* -text\n"

@@ -176,3 +176,10 @@ def test_not_there_and_not_text(tmp_path: Path) -> None:
 def test_a_promise_is_a_share() -> None:
     with pytest.raises(UsageError, match="margin"):
         Policy(margin=5)
+
+
+def test_a_byte_order_mark_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    made = accept(read_folder(folder), SUITES["smoke"], "small")
+    made.save(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
+    assert read_baseline(tmp_path / "b.txt") == made

@@ -28,7 +28,7 @@ VERDICTS = (0, 1, 3)
 RELEASED = {
     "README.md", "report.json", "report.html", "bom.cdx.json", "model.sig", "claims.jsonl", "recipe.json",
     "picasso.yaml", "outcomes.jsonl", "likelihood.json", "environment.json", "base.json", "judges.json", "safear.json",
-    "edit", "images", "pairs",
+    "edit", "images", "pairs", ".gitattributes",
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_everything_is_there_and_nothing_else(signed: Path) -> None:
     weights = {name for name in names if name.endswith(".safetensors")}
     assert weights and names - weights == RELEASED
     assert {path.name for path in (signed / "safe" / "pairs").iterdir()} == {"pairs.jsonl", "stats.json"}
-    assert not list(signed.glob(".safe*")) and not list((signed / "safe").rglob(".*"))
+    assert not list(signed.glob(".safe*")) and [p.name for p in (signed / "safe").rglob(".*")] == [".gitattributes"]
     assert (signed / "safe" / "picasso.yaml").read_bytes() == SPEC.read_bytes()
 
 

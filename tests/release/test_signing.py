@@ -69,7 +69,7 @@ def test_the_statement_says_what_was_signed_and_nothing_else(model: Path, trust:
     assert statement["subject"] == [{"name": "safe model", "digest": {"sha256": signed.root}}]
     predicate = statement["predicate"]
     assert isinstance(predicate, dict)
-    assert predicate["serialization"]["ignore_paths"] == [CLAIMS, SIGNATURE]
+    assert predicate["serialization"]["ignore_paths"] == [".gitattributes", CLAIMS, SIGNATURE]
     assert {item["name"]: item["digest"] for item in predicate["resources"]} == signed.files
     sign_folder(model, key, replace=True)
     assert payload(model) == statement

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import model_signing
 import pytest
 import rfc8785
 
@@ -287,3 +288,121 @@ def test_a_path_that_is_no_folder_is_the_callers_mistake(release: Release, tmp_p
         verify_folder(tmp_path / "absent", release.trust)
     with pytest.raises(UsageError, match="public keys"):
         verify_folder(release.folder, tmp_path / "absent")
+
+
+# -- what others leave in a folder, and how folders are reached ------------------------------------------------------
+
+
+def test_through_a_symbolic_link_to_the_folder(release: Release, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(release.folder)
+    assert verify_folder(tmp_path / "link", release.trust) == verify_folder(release.folder, release.trust)
+
+
+FOREIGN = (
+    ".DS_Store",
+    ".cache/huggingface/download/a.metadata",
+    ".git/config",
+    "vq/._vq.safetensors",
+    ".gitattributes",
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_named_and_may_be_ignored(release: Release, name: str) -> None:
+    clean = verify_folder(release.folder, release.trust)
+    (release.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (release.folder / name).write_text("*.safetensors filter=lfs -text")
+    with pytest.raises(TrustError, match=f"{name} added, a foreign file; .*--ignore-foreign"):
+        verify_folder(release.folder, release.trust)
+    found = verify_folder(release.folder, release.trust, ignore_foreign=True)
+    assert found.files == clean.files and len(found.ignored) == 1 and name.startswith(found.ignored[0])
+
+
+def test_an_empty_foreign_folder_is_foreign(release: Release) -> None:
+    (release.folder / ".git" / "refs" / "tags").mkdir(parents=True)
+    with pytest.raises(TrustError, match=r".git added, a foreign file"):
+        verify_folder(release.folder, release.trust)
+    assert verify_folder(release.folder, release.trust, ignore_foreign=True).ignored == (".git",)
+
+
+def test_ignoring_what_is_foreign_loosens_nothing_else(release: Release) -> None:
+    smuggle(".DS_Store")(release.folder)
+    smuggle("evil.py")(release.folder)
+    for ignore in (False, True):
+        with pytest.raises(TrustError, match=r"evil.py added"):
+            verify_folder(release.folder, release.trust, ignore_foreign=ignore)
+    (release.folder / "evil.py").unlink()
+    flip(release.folder)
+    with pytest.raises(TrustError, match=r"gpt.safetensors changed"):
+        verify_folder(release.folder, release.trust, ignore_foreign=True)
+
+
+def test_a_signed_file_with_a_foreign_name_counts(tmp_path: Path) -> None:
+    release = Release(tmp_path)
+    smuggle(".gitignore")(release.folder)
+    write_claims(release.folder, sign_folder(release.folder, release.key, replace=True), inputs(), release.key)
+    assert ".gitignore" in verify_folder(release.folder, release.trust).files
+    (release.folder / ".gitignore").write_text("y")
+    for ignore in (False, True):
+        with pytest.raises(TrustError, match=r".gitignore changed"):
+            verify_folder(release.folder, release.trust, ignore_foreign=ignore)
+
+
+def hub_cache(release: Release, root: Path) -> Path:
+    """The release as huggingface_hub keeps it: snapshots/REVISION/ full of links to blobs/."""
+    snapshot, blobs = root / "hub" / "snapshots" / "abc", root / "hub" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(p for p in release.folder.rglob("*") if p.is_file())):
+        shutil.copyfile(path, blobs / str(number))
+        link = snapshot / path.relative_to(release.folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    return snapshot
+
+
+def test_links_of_a_hub_cache_are_followed_when_asked(release: Release, tmp_path: Path) -> None:
+    snapshot = hub_cache(release, tmp_path)
+    with pytest.raises(TrustError, match=r"a symbolic link; pass --ignore-foreign"):
+        verify_folder(snapshot, release.trust)
+    found = verify_folder(snapshot, release.trust, ignore_foreign=True)
+    assert found.files == verify_folder(release.folder, release.trust).files and len(found.ignored) == len(found.files)
+    (snapshot / "report.json").unlink()
+    (snapshot / "report.json").symlink_to("/etc/hostname")
+    with pytest.raises(TrustError, match=r"a symbolic link"):
+        verify_folder(snapshot, release.trust, ignore_foreign=True)
+
+
+def test_a_changed_blob_of_a_hub_cache_is_refused(release: Release, tmp_path: Path) -> None:
+    snapshot = hub_cache(release, tmp_path)
+    (snapshot / "gpt.safetensors").resolve().write_bytes(b"other")
+    with pytest.raises(TrustError, match=r"gpt.safetensors changed"):
+        verify_folder(snapshot, release.trust, ignore_foreign=True)
+
+
+def test_the_git_attributes_of_a_release_travel_with_it(tmp_path: Path) -> None:
+    release = Release(tmp_path)
+    (release.folder / ".gitattributes").write_bytes(b"* -text\n")
+    found = verify_folder(release.folder, release.trust)
+    assert not found.ignored and ".gitattributes" not in found.files
+    stock = model_signing.verifying.Config()
+    stock.use_elliptic_key_verifier(public_key=next(release.trust.glob("*.pub")))
+    stock.verify(release.folder, release.folder / SIGNATURE)
+
+
+def test_a_name_in_another_normalisation_is_told_as_that(tmp_path: Path) -> None:
+    release = Release(tmp_path)
+    (release.folder / "\u00e9.txt").write_text("x")
+    write_claims(release.folder, sign_folder(release.folder, release.key, replace=True), inputs(), release.key)
+    verify_folder(release.folder, release.trust)
+    (release.folder / "\u00e9.txt").rename(release.folder / "e\u0301.txt")
+    with pytest.raises(TrustError, match=r"same name in another Unicode normalisation.*keeps names") as caught:
+        verify_folder(release.folder, release.trust)
+    assert "added" not in str(caught.value) and "removed" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("mode", "words"), [(0o4755, "setuid"), (0o2755, "setuid"), (0o666, "writable by everyone")])
+def test_dangerous_modes_are_warned_of(release: Release, mode: int, words: str) -> None:
+    before = verify_folder(release.folder, release.trust).warnings
+    (release.folder / "report.json").chmod(mode)
+    (warning,) = set(verify_folder(release.folder, release.trust).warnings) - set(before)
+    assert words in warning and "report.json" in warning

@@ -1,0 +1,1 @@
+"""One thing broken in valid files and folders, by hypothesis."""
