@@ -50,6 +50,10 @@ TEXTS = ("", "\t", "\r", "\ufeff", "\x00", "nan", "-1", "1e400", "9" * 5000, "'"
          "!!x ", "::error::x", "\u00e9", "\U0001f600", "[" * 60, "=", "#", "x" * 5000)  # fmt: skip
 
 
+class Late(BaseException):
+    """The time for one input is over; no reader may take this for a failure of its own."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Something that is read: a valid file or folder `sample`, a way to break it, and its reader."""
@@ -265,7 +269,7 @@ def execute(target: Target, chance: random.Random, scratch: Path) -> str | None:
     target.damage(copy, chance)
     try:
         target.read(copy)
-    except Exception:
+    except (Exception, Late):
         return traceback.format_exc()
     return None
 
@@ -434,7 +438,7 @@ def _bound() -> None:
     """Let this process grow by MEMORY bytes only, and let SLOW seconds end an input (where the system can)."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"more than {SLOW} seconds")
+        raise Late(f"more than {SLOW} seconds")
 
     signal.signal(signal.SIGALRM, late)
     if sys.platform == "linux":

@@ -50,6 +50,16 @@ def command(shape: str, model: str, out: Path, key: Path, sets: Sequence[str]) -
     return [*words, "--key", str(key), *(word for value in sets for word in ("--set", value))]
 
 
+def small(shape: str) -> list[str]:
+    """SETS, and few images of every preserve group that the shape's concepts share."""
+    from safear_edit.registry import find_builtin
+    from safear_edit.spec.spec import load_spec
+
+    specs = [load_spec(find_builtin("concepts", name)) for name in SHAPES[shape] if not name.startswith("-")]
+    shared = set.intersection(*({group.name for group in spec.preserve} for spec in specs))
+    return [*SETS, *(f"preserve.{name}.n=6" for name in sorted(shared))]
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Name → sha256 of each file, empty for TIMED ones."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -99,12 +109,13 @@ def torment(shape: str, options: argparse.Namespace, kills: int, chance: random.
     folder: Path = options.out
     key, trust = folder / "keys" / "safear.key", folder / "keys"
     reference = folder / shape
-    taken = quiet(command(shape, options.model, reference, key, options.sets))
+    sets = options.sets or small(shape)
+    taken = quiet(command(shape, options.model, reference, key, sets))
     print(f"{shape}: the quiet run took {taken:.0f} s", flush=True)
     expected, found, made = contents(reference), list[Survival](), 0
     while made < kills:
         out, at = folder / f"{shape}-killed", list[float]()
-        words = command(shape, options.model, out, key, options.sets)
+        words = command(shape, options.model, out, key, sets)
         for _ in range(min(3, kills - made)):
             after = chance.uniform(0.5, taken)
             if not killed(words, after):
@@ -133,7 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="a new folder to work in")
     options = parser.parse_args(arguments)
-    options.sets = options.sets or list(SETS)
     options.out.mkdir(parents=True)
     generate(options.out / "keys")
     chance, found = random.Random(options.seed), list[Survival]()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from safear_edit.cli import main, terminal
-from safear_edit.cli.options import print_json
+from safear_edit.cli.options import print_json, print_table
 from safear_edit.errors import EXIT_CODES
 from tests import ROOT
 
@@ -86,6 +86,16 @@ def test_prompts_that_are_commands_reach_no_runner(tmp_path: Path, capsys: pytes
     assert main.run(["validate", "::error title=pwn::x\n::add-mask::a"]) == 2
     out, err = capsys.readouterr()
     assert not any(line.lstrip().startswith("::") for line in (out + err).splitlines())
+
+
+def test_tables_and_documents_of_hostile_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["::error title=pwn::hello", "::add-mask::a", "a ##[error]b"]
+    with terminal.shown_streams():
+        print_table(("prompt",), [(prompt,) for prompt in prompts])
+        print_json(prompts)
+    out = capsys.readouterr().out
+    assert not any(line.lstrip().startswith("::") for line in out.splitlines()) and "##[" not in out
+    assert "add-mask" in out and json.loads(out[out.rindex('[\n "::error') :]) == prompts
 
 
 # -- every verb on every stream ---------------------------------------------------------------------------------------
