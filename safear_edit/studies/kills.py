@@ -9,6 +9,7 @@ verifies, and nothing left beside its output. Small numbers: what is drawn is no
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -20,15 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safear_edit.files.atomic import sha256_file
+from safear_edit.files.atomic import json_digest, sha256_file
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "single": ("picasso",),
     "stacked": ("picasso", "van_gogh"),
     "joint": ("picasso", "van_gogh", "--joint"),
 }
-SETS = ("construct.pairs=16", "construct.keep=6", "params.steps=4", "params.batch=4", "params.keep_batch=2",
-        "evaluate.n.direct=6", "evaluate.n.paraphrase=6", "evaluate.n.template=4")  # fmt: skip
+SETS = ("construct.pairs=16", "construct.keep=6", "params.steps=4", "params.save_every=1", "params.batch=4",
+        "params.keep_batch=2", "evaluate.n.direct=6", "evaluate.n.paraphrase=6", "evaluate.n.template=4")  # fmt: skip
 TIMED = frozenset({"environment.json", "report.json", "report.html", "README.md", "bom.cdx.json", "model.sig",
                    "claims.jsonl"})  # fmt: skip
 """Files that say when and how long; their presence is compared, not their bytes."""
@@ -61,9 +62,19 @@ def small(shape: str) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Name → sha256 of each file, empty for TIMED ones."""
+    """Name → sha256 of each file, empty for TIMED ones; an edit without the minutes that it took."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): "" if path.name in TIMED else sha256_file(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    if path.name in TIMED:
+        return ""
+    if path.name != "edit.json":
+        return sha256_file(path)
+    told = json.loads(path.read_text())
+    told["info"].pop("minutes", None)
+    return json_digest(told)
 
 
 def quiet(words: Sequence[str]) -> float:
@@ -117,7 +128,7 @@ def torment(shape: str, options: argparse.Namespace, kills: int, chance: random.
         out, at = folder / f"{shape}-killed", list[float]()
         words = command(shape, options.model, out, key, sets)
         for _ in range(min(3, kills - made)):
-            after = chance.uniform(0.5, taken)
+            after = chance.uniform(0.5, 0.85 * taken)
             if not killed(words, after):
                 break
             at.append(after)
