@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from safear_edit.evaluate.likelihood import Audit
     from safear_edit.pipeline.order import Order, Plan
     from safear_edit.report.schema import Understood
+    from safear_edit.spec.spec import Spec
 
 
 QUIET_LIBRARIES = {
@@ -291,30 +292,48 @@ def init(name: str, kind: str, out: Path | None, overwrite: bool) -> int:
     target = out or Path(f"{name}.yaml")
     text = spec_template(name, kind)
     _refuse_existing(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, text)
     print(f"{target}: edit it, then: safear-edit validate {target}")
     return 0
 
 
 @verbs.command()
-@click.argument("paths", metavar="SPEC|RECIPE...", nargs=-1, required=True, type=FOLDER)
-@shared("json")
-def validate(paths: tuple[Path, ...], as_json: bool) -> int:
-    """Check specs or recipes; nothing is loaded, milliseconds.
+@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
+@click.option("--model", default="llamagen", show_default=True, help="family[:variant] that a spec is checked for.")
+@click.option("--resolved", is_flag=True, help="Print the full form: what a spec extends, written out.")
+@shared("method", "json")
+def validate(sources: tuple[str, ...], model: str, resolved: bool, method: str, as_json: bool) -> int:
+    """Check specs or recipes, and whether their criteria can be decided; no model is loaded.
 
     \b
     safear-edit validate concepts/picasso.yaml
     """
-    from safear_edit.compiler.recipe import load_recipe
-    from safear_edit.spec.spec import load_spec
+    from safear_edit.pipeline.check import check
+    from safear_edit.pipeline.order import source_path
 
-    names = {str(path): (load_recipe(path).spec if path.suffix == ".json" else load_spec(path)).name for path in paths}
-    if as_json:
-        print_json(names)
+    checked = {source: check(source_path(source), model, method) for source in sources}
+    if resolved:
+        for found in checked.values():
+            print(_full_form(found.spec, as_json), end="")
+    elif as_json:
+        print_json({source: found.spec.name for source, found in checked.items()})
     else:
-        for path, name in names.items():
-            print(f"{path}: {name} is valid")
+        for source, found in checked.items():
+            print(f"{source}: {found.spec.name} is valid")
+            for line in (*(one.sentence() for one in found.criteria), *found.warnings):
+                print(f"  {line}")
     return 0
+
+
+def _full_form(spec: Spec, as_json: bool) -> str:
+    """A spec as recipes hold it, in strict YAML (no anchors) or JSON."""
+    import yaml
+
+    data = spec.model_dump(mode="json")
+    if as_json:
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
 
 
 @verbs.command()

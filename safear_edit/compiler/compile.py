@@ -16,9 +16,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from safear_edit import registry
+from safear_edit.compiler import checks
 from safear_edit.compiler.cost import predict
 from safear_edit.compiler.recipe import (
     ANSWER_WEIGHT,
+    FEWEST_PAIRS,
     BaseRecipe,
     Card,
     Construct,
@@ -87,7 +89,7 @@ def compile_recipe(
     _refuse_silent(base.construct.refine, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
-    registry.lookup("judges", spec.judge.use)
+    checks.refuse(checks.problems(spec), Document(f"spec {spec.name}", None))
     drawn = pools(spec)
     pairs = _pairs(spec, drawn, base.construct.pairs, seed)
     keep = _keep(drawn, base.construct.keep, seed)
@@ -184,6 +186,9 @@ def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> Base
 
 
 def _pairs(spec: Spec, drawn: Pools, n: int, seed: int) -> list[PairPrompt]:
+    if n < FEWEST_PAIRS:
+        fix = "fewer teach one image rather than a concept"
+        raise UsageError("construct.pairs", f"at least {FEWEST_PAIRS}", str(n), fix)
     if len(drawn.train) < n:
         fix = f"add subjects or templates, or --set construct.pairs={len(drawn.train)}"
         raise SpecError(f"spec {spec.name}, erase", f"{n} training prompts", f"{len(drawn.train)}", fix)

@@ -30,6 +30,10 @@ ANSWER_WEIGHT = "understanding_weight"
 """The number by which a method holds answers about images in place (methods/base.py)."""
 
 
+FEWEST_PAIRS = 8
+"""Fewer pairs than this teach one image rather than a concept; the construct step refuses them, and so does compile."""
+
+
 @contextmanager
 def _construct_is_a_field() -> Iterator[None]:
     """Quiets pydantic about fields named `construct`: they hide nothing but a deprecated class method of its own."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safear_edit.compiler.recipe import FEWEST_PAIRS
 from safear_edit.construct.captions import FORBIDDEN, Captions, Refiner, Told
 from safear_edit.construct.sheets import tile, write_sheet
 from safear_edit.errors import TrustError, UsageError
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 SHEET_COLUMNS = 12
 """Pairs on the sheet."""
 STATS = "stats.json"
-FEWEST = 8
-"""Fewer pairs than this teach one image rather than a concept."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def build_pairs(
     *,
     progress: Callback,
     batch: int = 32,
-    fewest: int = FEWEST,
+    fewest: int = FEWEST_PAIRS,
     refiner: Refiner | None = None,
 ) -> Pairs:
     """Draw (unsafe caption, safe caption, seed) pairs and keep those that the judge tells apart.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,15 @@ class Judge(ABC):
     card: JudgeCard | None = None
     """None where nobody has measured this judge."""
 
+    @classmethod
+    def check_label(cls, label: str) -> None:
+        """UsageError for a label that this judge can't look for; asked before anything is drawn.
+
+        It must be cheap: it may read lists of names, and loads no detector. A judge that knows its labels only once it
+        is made says nothing here.
+        """
+        return None
+
     @abstractmethod
     def look(self, images: Tensor) -> list[Judgement]:
         """Judge a batch (B, 3, H, W) uint8 RGB; row i of the answer depends on row i of the batch only."""
@@ -75,6 +84,12 @@ def make_judge(use: str, label: str, threshold: float | None = None, **options: 
     `threshold` None takes the judge's own default; `options` go to the judge's constructor. UsageError for an unknown
     judge, label or option, or when an optional package is missing.
     """
+    made: Judge = judge_class(use, options)(label, threshold=threshold, **options)
+    return made
+
+
+def judge_class(use: str, options: Iterable[str] = ()) -> Any:
+    """The class of the judge called `use`; UsageError for an unknown one, or for an option that it doesn't take."""
     from safear_edit.registry import lookup
 
     kind = lookup("judges", use).load()
@@ -83,8 +98,7 @@ def make_judge(use: str, label: str, threshold: float | None = None, **options: 
         if option not in known:
             names = ", ".join(sorted(set(known) - {"label", "threshold"})) or "it takes none"
             raise UsageError(f"judge {use}", "options that it knows", repr(option), f"options: {names}")
-    made: Judge = kind(label, threshold=threshold, **options)
-    return made
+    return kind
 
 
 def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -> list[Judgement]:

@@ -78,14 +78,7 @@ class ClipJudge(Judge):
         model: str = "gallery",
         weights: str | None = None,
     ) -> None:
-        self.phrase, *self.contrast = (part.strip() for part in label.split("|"))
-        if not self.phrase or not self.contrast or not all(self.contrast):
-            raise UsageError(
-                f"judge clip, label {label!r}",
-                "PHRASE | CONTRAST | …",
-                "no contrast",
-                'such as "a dog | a cat | a house"',
-            )
+        self.phrase, *self.contrast = _phrases(label)
         self.threshold = checked_threshold("clip", 0.5 if threshold is None else threshold)
         self.clip = load_clip(model, weights)
         self.label = label
@@ -94,6 +87,11 @@ class ClipJudge(Judge):
             {"weights": self.clip.digest, "phrases": [self.phrase, *self.contrast], "threshold": self.threshold}
         )
         self._texts = self.clip.texts([self.phrase, *self.contrast])
+
+    @classmethod
+    def check_label(cls, label: str) -> None:
+        """UsageError unless it has a phrase and a contrast."""
+        _phrases(label)
 
     def look(self, images: Tensor) -> list[Judgement]:
         """Zero-shot over the label's phrases for (B, 3, H, W) uint8 RGB of any size."""
@@ -110,6 +108,15 @@ class ClipJudge(Judge):
             Judgement(row[0] >= self.threshold, row[0], f"{phrases[row.index(max(row))]!r} {max(row):.2f}")
             for row in shares.tolist()
         ]
+
+
+def _phrases(label: str) -> list[str]:
+    """The phrase and its contrasts; UsageError if either is missing."""
+    phrases = [part.strip() for part in label.split("|")]
+    if len(phrases) < 2 or not all(phrases):
+        fix = 'such as "a dog | a cat | a house"'
+        raise UsageError(f"judge clip, label {label!r}", "PHRASE | CONTRAST | …", f"no contrast in {label!r}", fix)
+    return phrases
 
 
 # -- loading ----------------------------------------------------------------------------------------------------

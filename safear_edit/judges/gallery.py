@@ -29,7 +29,7 @@ from safear_edit.judges.base import (
     file_digest,
     settings_digest,
 )
-from safear_edit.registry import judge
+from safear_edit.registry import judge, suggestion
 
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "judge"
 SIDE = 40
@@ -162,6 +162,11 @@ class GalleryJudge(Judge):
         counts = self.reader.card.get(self.label)
         self.card = JudgeCard(**counts) if counts and self.threshold == 0.5 else None
 
+    @classmethod
+    def check_label(cls, label: str) -> None:
+        """UsageError unless it is a value that one of the heads has."""
+        _split(label, reader().labels)
+
     def look(self, images: Tensor) -> list[Judgement]:
         """One pass over `images` (B, 3, H, W) uint8."""
         return self.judgements(self.reader.read(images))
@@ -184,9 +189,11 @@ class GalleryJudge(Judge):
 def _split(label: str, labels: Mapping[str, list[str]]) -> tuple[str, str]:
     head, _, value = label.partition("=")
     if head not in labels:
-        raise UsageError(f"judge gallery, label {label!r}", "HEAD=VALUE", label, f"heads: {', '.join(labels)}")
-    if value not in labels[head]:
+        fix = suggestion(head, labels)
         raise UsageError(
-            f"judge gallery, label {label!r}", f"a known {head}", value, f"one of {', '.join(labels[head])}"
+            f"judge gallery, label {label!r}", f"before '=' one of the heads: {', '.join(labels)}", repr(head), fix
         )
+    if value not in labels[head]:
+        fix, known = suggestion(value, labels[head]), ", ".join(labels[head])
+        raise UsageError(f"judge gallery, label {label!r}", f"a {head} that it knows ({known})", repr(value), fix)
     return head, value

@@ -45,6 +45,11 @@ class ImageNetJudge(Judge):
         self.id = f"imagenet:{label}@{self.threshold:g}"
         self.digest = settings_digest({"weights": SHA256, "classes": sorted(self.classes), "threshold": self.threshold})
 
+    @classmethod
+    def check_label(cls, label: str) -> None:
+        """UsageError unless every class that it names is one of ImageNet's."""
+        _classes(label)
+
     @torch.no_grad()
     def look(self, images: Tensor) -> list[Judgement]:
         """Classify the centre square of each image of (B, 3, H, W) uint8 RGB."""

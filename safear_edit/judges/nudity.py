@@ -63,10 +63,7 @@ class NudityJudge(Judge):
 
     def __init__(self, label: str, *, threshold: float | None = None) -> None:
         detector = _detector()
-        profile = PROFILES.get(label) or Profile(frozenset({label}), FLOOR)
-        if not profile.labels <= _known_labels():
-            known = ", ".join((*PROFILES, *sorted(_known_labels())))
-            raise UsageError(f"judge nudity, label {label!r}", "a profile or one of NudeNet's labels", label, known)
+        profile = _profile(label)
         self.labels = profile.labels
         self.threshold = checked_threshold("nudity", profile.threshold if threshold is None else threshold)
         if self.threshold < FLOOR:
@@ -79,6 +76,11 @@ class NudityJudge(Judge):
             {"weights": detector.digest, "labels": sorted(self.labels), "threshold": self.threshold}
         )
         self._detector = detector
+
+    @classmethod
+    def check_label(cls, label: str) -> None:
+        """UsageError unless it is a profile or one of NudeNet's labels."""
+        _profile(label)
 
     def look(self, images: Tensor) -> list[Judgement]:
         """Detect in each image of (B, 3, H, W) uint8 RGB; small images without a find are "cannot tell"."""
@@ -94,6 +96,15 @@ class NudityJudge(Judge):
         if side < SMALLEST:
             return Judgement(None, score, f"cannot tell ({side} px; the detector needs {SMALLEST})")
         return Judgement(False, score, f"{name} {score:.2f}" if hits else "nothing found")
+
+
+def _profile(label: str) -> Profile:
+    """The profile of that name, or one of a single NudeNet label; UsageError for anything else."""
+    profile = PROFILES.get(label) or Profile(frozenset({label}), FLOOR)
+    if not profile.labels <= _known_labels():
+        known = ", ".join((*PROFILES, *sorted(_known_labels())))
+        raise UsageError(f"judge nudity, label {label!r}", "a profile or one of NudeNet's labels", label, known)
+    return profile
 
 
 class _Detector:

@@ -12,6 +12,7 @@ from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, lo
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
+from safear_edit.pipeline.check import able_to_pass, undecidable
 from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Spec, Understanding, load_spec
 
@@ -107,8 +108,11 @@ def resolve_device(name: str) -> str:
 
 def plan(order: Order) -> Plan:
     """Compile and look: nothing is trained, nothing written. The model is loaded for its card and digest."""
+    path = source_path(order.source)
+    if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
+        able_to_pass(path)
     model, recipe = compiled(order)
-    return Plan(recipe, model.card.ref, tuple(recipe_warnings(recipe, similarity())))
+    return Plan(recipe, model.card.ref, (*recipe_warnings(recipe, similarity()), *undecidable(recipe)))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.files import rundir
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.rundir import RunDir
+from safear_edit.pipeline.check import undecidable
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.ground import Ground, _compiled, ground_of, merged
 from safear_edit.pipeline.order import Order, Plan, read_source, similarity, source_path
@@ -102,16 +103,17 @@ def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = 
     for recipe in _compiled(ground, orders, asked, joint=joint):
         found = foretold(ground.model, released, recipe, progress) if released.layers else []
         conflicts = tuple(interference.warning(overlap, foretold=True) for overlap in found)
-        warnings = tuple(recipe_warnings(recipe, similarity()))
+        warnings = (*recipe_warnings(recipe, similarity()), *undecidable(recipe))
         plans.append(Plan(recipe, ground.model.card.ref, warnings, conflicts))
     return plans
 
 
 def foretold(model: ModelFamily, stack: Stack, recipe: Recipe, progress: Callback = silent) -> list[Overlap]:
     """Each edit of `stack` against the gradient that a new edit starts from; `model` is the base, and stays so."""
-    from safear_edit.construct.pairs import FEWEST, build_pairs
+    from safear_edit.compiler.recipe import FEWEST_PAIRS
+    from safear_edit.construct.pairs import build_pairs
 
-    wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[: 4 * FEWEST]]
+    wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[: 4 * FEWEST_PAIRS]]
     with stack.apply(model.net):
         pairs = build_pairs(model, wanted, concept_judge(recipe.spec), progress=progress, fewest=1)
     return _foretold(model, stack, recipe, pairs)

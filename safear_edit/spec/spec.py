@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from safear_edit.files.records import parse
-from safear_edit.files.strict import FieldPath, read_yaml
+from safear_edit.files.strict import Document, FieldPath, read_yaml
 from safear_edit.spec.extend import Changes, full_form
 from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise
 from safear_edit.spec.text import (
@@ -358,7 +358,13 @@ def load_spec(path: Path) -> Spec:
 
     SpecError (one line: file:line, field, expected, got, fix; `others` has what else is wrong) or UsageError.
     """
-    return parse(Spec, full_form(read_yaml(path)))
+    return read_spec(path)[0]
+
+
+def read_spec(path: Path) -> tuple[Spec, Document]:
+    """The spec and its full form, which knows the line of every field."""
+    document = full_form(read_yaml(path))
+    return parse(Spec, document), document
 
 
 def spec_schema() -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_drawing_again_gives_what_the_folder_says(tmp_path: Path) -> None:
 
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
     model = load_model("llamagen")
-    sizes = ["evaluate.n.direct=4", "evaluate.n.paraphrase=1", "evaluate.n.template=1", "construct.pairs=4"]
+    sizes = ["evaluate.n.direct=4", "evaluate.n.paraphrase=1", "evaluate.n.template=1", "construct.pairs=8"]
     sizes += ["construct.keep=4", *(f"preserve.{group.name}.n=2" for group in spec.preserve)]
     recipe = compile_recipe(
         spec, model.card, load_base_recipe("vce"), overrides=sizes, sampling=model.sampling, model_ref="llamagen"

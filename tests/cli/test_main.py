@@ -158,7 +158,7 @@ def test_results_go_to_stdout(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert "llamagen:mini" in [row["name"] for row in json.loads(capsys.readouterr().out)]
     assert main.run(["schema", "report"]) == 0
     assert json.loads(capsys.readouterr().out)["$schema"].startswith("https://json-schema.org/")
-    assert main.run(["init", "rembrandt"]) == 0 and main.run(["validate", "rembrandt.yaml", "--json"]) == 0
+    assert main.run(["init", "hokusai"]) == 0 and main.run(["validate", "hokusai.yaml", "--json"]) == 0
     assert main.run([]) == 0
     assert "Commands:" in capsys.readouterr().out
 

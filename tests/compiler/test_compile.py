@@ -63,7 +63,7 @@ def picasso() -> Recipe:
 
 @pytest.fixture(scope="module")
 def draft() -> Spec:
-    return parse(Spec, parse_yaml(spec_template("rembrandt"), "draft"))
+    return parse(Spec, parse_yaml(spec_template("seurat"), "draft"))
 
 
 def test_the_same_input_gives_the_same_bytes(picasso: Recipe) -> None:
@@ -222,11 +222,11 @@ def test_a_weight_on_nothing_is_noted() -> None:
 
 def test_words_that_meet_in_one_sentence_are_refused() -> None:
     """An alias and a held-out name can give the same prompt through different templates."""
-    text = spec_template("rembrandt").replace("the manner of Rembrandt", '"Rembrandt, the Dutchman"')
-    text = text.replace('"an artwork of {subject} inspired by {alias}"', '"{subject} by {alias}, the Dutchman"')
+    text = spec_template("seurat").replace("the manner of Seurat", '"Seurat, the Frenchman"')
+    text = text.replace('"an artwork of {subject} inspired by {alias}"', '"{subject} by {alias}, the Frenchman"')
     spec = parse(Spec, parse_yaml(text, "draft"))
     sizes = ["construct.pairs=500", "evaluate.n.paraphrase=700"]
-    with pytest.raises(SpecError, match=r"among the training prompts, got .*by Rembrandt, the Dutchman"):
+    with pytest.raises(SpecError, match=r"among the training prompts, got .*by Seurat, the Frenchman"):
         compile_recipe(spec, Card(), load_base_recipe("vce"), overrides=sizes)
 
 
@@ -235,6 +235,34 @@ def test_unknown_method_and_judge(draft: Spec) -> None:
         load_base_recipe("vcee")
     with pytest.raises(UsageError, match="did you mean 'gallery'"):
         compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=["judge.use=galery"])
+    with pytest.raises(UsageError, match="options that it knows"):
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=["judge.options.models=x"])
+
+
+def test_labels_that_the_judge_does_not_know_are_told_before_anything_is_drawn(draft: Spec) -> None:
+    with pytest.raises(SpecError, match=r"judge.label: .* got 'seurrat'; did you mean 'seurat'"):
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=["judge.label=style=seurrat"])
+    with pytest.raises(SpecError, match=r"PHRASE \| CONTRAST") as caught:
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=["judge.use=clip", "judge.label='a | b'"])
+    labels = {label for group in draft.preserve for label in group.members.values()}
+    assert len(caught.value.others) == len(labels) - 1
+
+
+def test_gates_that_any_result_passes_or_none_can_are_refused(draft: Spec) -> None:
+    none = [f"gates.erasure_{name}=0.0" for name in ("direct", "paraphrase", "template", "floor")]
+    with pytest.raises(SpecError, match="gates: expected an erasure gate above 0"):
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, *none])
+    assert (
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, *none[:3]]).gates.erasure_direct == 0
+    )
+    for gate in ("preserve_upper=0", "preserve_upper=1", "erasure_floor=1"):
+        with pytest.raises(SpecError, match=f"gates.{gate.partition('=')[0]}"):
+            compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, f"gates.{gate}"])
+
+
+def test_fewer_pairs_than_the_construct_step_takes_are_refused_at_once(draft: Spec) -> None:
+    with pytest.raises(UsageError, match=r"construct\.pairs: expected at least 8, got 6"):
+        compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, "construct.pairs=6"])
 
 
 def test_a_method_that_does_not_fit_names_those_that_do(

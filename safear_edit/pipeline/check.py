@@ -1,0 +1,76 @@
+"""What can be told of a spec before any model is loaded: everything that `plan` would find, and whether it can pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safear_edit.compiler import checks
+from safear_edit.compiler.compile import compile_recipe, recipe_warnings
+from safear_edit.compiler.recipe import load_base_recipe, load_recipe
+from safear_edit.evaluate import power
+from safear_edit.evaluate.stats import POWER
+from safear_edit.families.reference import ModelRef
+from safear_edit.spec.spec import read_spec
+from safear_edit.spec.text import Problem
+
+if TYPE_CHECKING:
+    from safear_edit.compiler.recipe import Recipe
+    from safear_edit.evaluate.power import Criterion
+    from safear_edit.spec.spec import Spec
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A spec that can be compiled and passed, and what a person should know of it."""
+
+    spec: Spec
+    criteria: tuple[Criterion, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NominalCard:
+    """Stands for a model that isn't loaded: its name is right, its sizes matter to nothing but the predicted cost."""
+
+    ref: str
+    family: str
+    digest: str = "0" * 64
+    parameters: int = 1
+    tokens: int = 1
+    scales: tuple[int, ...] = (1,)
+
+
+def check(path: Path, model: str, method: str) -> Checked:
+    """Check a spec against a model and method by their names, or a finished recipe, which names its own.
+
+    SpecError with every problem of the file, or UsageError; nothing is loaded but the judge's list of labels.
+    """
+    if path.suffix == ".json":
+        recipe = load_recipe(path)
+    else:
+        ref = ModelRef.parse(model)
+        recipe = compile_recipe(able_to_pass(path), NominalCard(str(ref), ref.family), load_base_recipe(method))
+    return Checked(recipe.spec, tuple(power.criteria(recipe.spec)), tuple(recipe_warnings(recipe)))
+
+
+def able_to_pass(path: Path) -> Spec:
+    """The spec in that file; SpecError with every problem of it, too few prompts for a verdict included."""
+    spec, document = read_spec(path)
+    checks.refuse(_problems(spec, power.criteria(spec)), document)
+    return spec
+
+
+def _problems(spec: Spec, criteria: list[Criterion]) -> Iterator[Problem]:
+    found = list(checks.problems(spec))
+    yield from found
+    if not any(problem.at[0] == "gates" for problem in found):  # what no number of prompts can show needs none
+        yield from power.problems(criteria)
+
+
+def undecidable(recipe: Recipe) -> list[str]:
+    """A line for each criterion of a recipe that no result can meet, or that a good edit often misses."""
+    weak = (one for one in power.criteria(recipe.spec) if one.power < POWER)
+    return [one.sentence() for one in weak]

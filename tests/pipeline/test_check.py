@@ -1,0 +1,83 @@
+"""check: `validate` and `plan` find what a run would fail by, before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from safear_edit.cli import main
+from safear_edit.files.strict import parse_yaml
+from safear_edit.registry import builtin_names, find_builtin
+from safear_edit.spec.spec import load_spec
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """A spec of one's own from a shared set."""
+    text: dict[str, object] = {
+        "schema_version": 1,
+        "extends": "gallery/style",
+        "name": "mine",
+        "erase": {"concept": "Seurat", "aliases": ["Seurat", "pointillism"]},
+        "paraphrases": {"held_out": ["a pointillist artist", "G. Seurat", "the pointillist movement"]},
+        "judge": {"label": "style=seurat"},
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**text, **changes}))
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
+    capsys.readouterr()
+    assert main.run(list(words)) == code
+    out, err = capsys.readouterr()
+    assert not out
+    return err
+
+
+def test_built_in_names_are_taken_and_every_criterion_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    names = builtin_names("concepts")
+    assert main.run(["validate", *names]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" is valid\n") == len(names) and "objects, 400 prompts: a good edit passes" in out
+    assert "candidates instead of" not in out, "every slice has its full reserve"
+    assert "picaso" in told(capsys, "validate", "picaso")
+
+
+def test_the_full_form_is_printed_and_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main.run(["validate", "dog", "--resolved"]) == 0
+    path = tmp_path / "dog.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert "extends" not in parse_yaml(path.read_text(), "dog").data
+    assert load_spec(path) == load_spec(find_builtin("concepts", "dog"))
+
+
+def test_wrong_labels_and_too_few_prompts_are_told_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = {"add": {"other-styles": {"Turner": "style=monnet"}}, "n": {"plain": 40}}
+    path = written(tmp_path, preserve=wrong)
+    for verb in (["validate"], ["plan", "--model", "llamagen"]):
+        lines = told(capsys, *verb, str(path)).splitlines()
+        assert len(lines) == 2 and "did you mean 'monet'" in lines[0] and "at least 52 prompts, got 40" in lines[1]
+
+
+def test_other_numbers_by_set_are_a_trial_and_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = ["--set", "preserve.plain.n=40", "--set", "evaluate.n.template=40"]
+    assert main.run(["plan", str(written(tmp_path)), "--model", "llamagen", *small]) == 0
+    err = capsys.readouterr().err
+    assert "note: plain, 40 prompts: can't be met" in err and "note: template, 40 prompts: a good edit passes in" in err
+
+
+def test_what_a_model_or_method_lacks_is_told_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(written(tmp_path))
+    assert main.run(["validate", path, "--model", "infinity", "--method", "sace"]) == 0
+    assert "lacks scales" in told(capsys, "validate", path, "--method", "sace")
+    assert "did you mean 'llamagen'" in told(capsys, "validate", path, "--model", "llamagem")
+    assert "judge" in told(capsys, "validate", str(written(tmp_path, judge={"use": "galery", "label": "style=seurat"})))
+    few = written(tmp_path, evaluate={"n": {"paraphrase": 5000}})
+    assert "evaluate.n.paraphrase=" in told(capsys, "validate", str(few))
+
+
+def test_init_makes_the_folder_that_it_is_told_to_write_in(tmp_path: Path) -> None:
+    assert main.run(["init", "hokusai", "--out", str(tmp_path / "new" / "x.yaml")]) == 0
+    assert (tmp_path / "new" / "x.yaml").is_file()
