@@ -194,6 +194,6 @@ def _split(label: str, labels: Mapping[str, list[str]]) -> tuple[str, str]:
             f"judge gallery, label {label!r}", f"before '=' one of the heads: {', '.join(labels)}", repr(head), fix
         )
     if value not in labels[head]:
-        fix, known = suggestion(value, labels[head]), ", ".join(labels[head])
-        raise UsageError(f"judge gallery, label {label!r}", f"a {head} that it knows ({known})", repr(value), fix)
+        expected, fix = f"a {head}, one of {', '.join(labels[head])}", suggestion(value, labels[head])
+        raise UsageError(f"judge gallery, label {label!r}", expected, repr(value), fix)
     return head, value
