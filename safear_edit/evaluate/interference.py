@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from safear_edit.evaluate.outcomes import Outcome
+from safear_edit.evaluate.sampled import request_of, sampling_of
+from safear_edit.judges.draw import draw_and_judge
 from safear_edit.spec.spec import concepts_of
 
 if TYPE_CHECKING:
@@ -224,7 +226,6 @@ class Question:
     recipe: Recipe
 
 
-@torch.no_grad()
 def alone(model: ModelFamily, stack: Stack, questions: Sequence[Question], progress: Callback) -> tuple[Cell, ...]:
     """Merge one edit at a time into the base `model` and ask for every concept; the model is left as found."""
     cells = []
@@ -239,15 +240,10 @@ def alone(model: ModelFamily, stack: Stack, questions: Sequence[Question], progr
 
 
 def _found(model: ModelFamily, question: Question) -> int:
-    from safear_edit.families.base import Sampling
-
-    if not question.prompts:
-        return 0
-    numbers = question.recipe.evaluate.sampling
-    sampling = Sampling(**numbers.model_dump()) if numbers else None
-    condition = model.condition([prompt.prompt for prompt in question.prompts])
-    ids = model.generate(condition, [prompt.seed for prompt in question.prompts], sampling)
-    return sum(judgement.present is True for judgement in question.judge.look(model.decode(ids)))
+    requests = [request_of(prompt) for prompt in question.prompts]
+    judges = dict.fromkeys((one.label for one in requests), question.judge)
+    drawn = draw_and_judge(model, requests, judges, sampling_of(question.recipe))
+    return sum(image.judgement.present is True for image in drawn)
 
 
 # -- overlap ----------------------------------------------------------------------------------------------------------

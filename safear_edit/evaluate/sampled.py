@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safear_edit.construct.sheets import Strip, tile, write_sheet
@@ -32,8 +29,8 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
-from safear_edit.files.weights import write_weights
-from safear_edit.judges.base import judged, make_judge
+from safear_edit.judges.base import make_judge
+from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge, store_for
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -42,11 +39,9 @@ if TYPE_CHECKING:
     from safear_edit.compiler.recipe import EvalPrompt, Recipe
     from safear_edit.editor.edit import Change
     from safear_edit.families.base import Condition, ModelFamily
-    from safear_edit.judges.base import Judge, Judgement
+    from safear_edit.judges.base import Judge
 
 
-BATCH = 64
-"""Images drawn together, and lost at most when the run is killed."""
 BATCHES = "judged"
 """Folder of finished batches; gone once outcomes.jsonl is there."""
 SHOWN = 8
@@ -80,28 +75,34 @@ def evaluate(
     concept.
     """
     judges = judges_of(recipe)
-    stores = _stores(folder / BATCHES, base_pictures, model, change, recipe, judges)
-    prompts = sorted(recipe.evaluate.prompts, key=lambda p: (len(p.prompt), p.id))  # little padding in a batch
-    asked = [prompt for prompt in prompts if prompt.expect == "absent"]
+    asked = [prompt for prompt in recipe.evaluate.prompts if prompt.expect == "absent"]
     if not asked:
         raise UsageError("evaluate", "prompts that ask for the concept", "none", "compile the spec again")
-    place = {prompt.id: row for row, prompt in enumerate(prompts)}
-    condition = model.condition([prompt.prompt for prompt in prompts])
-    numbers = recipe.evaluate.sampling
-    studio = _Studio(model, condition, place, Sampling(**numbers.model_dump()) if numbers else None, judges, stores)
-    screened = list(studio.look("screen", "base", asked, progress, batch))
-    wanted = scored(recipe, {shot.row.id for shot in screened if shot.row.present is True})
-    chosen = [prompt for prompt in prompts if prompt.id in wanted]
-    before = list(studio.look("score", "base", chosen, progress, batch))
+    passes = _Passes.of(model, recipe, judges, _stores(folder / BATCHES, base_pictures, model, change, recipe, judges))
+    screened = [image.row for image in passes.images("screen", "base", {one.id for one in asked}, progress, batch)]
+    wanted = scored(recipe, {row.id for row in screened if row.present is True})
+    before = list(passes.images("score", "base", wanted, progress, batch))
     with change.apply(model.net):
-        after = list(studio.look("score", "edited", chosen, progress, batch))
-    screened, before, after = ([s for s in part if s.row.id not in leave_out] for part in (screened, before, after))
+        after = list(passes.images("score", "edited", wanted, progress, batch))
+    before, after = ([image for image in part if image.row.id not in leave_out] for part in (before, after))
     _write_sheets(folder / "images", model, recipe, _Pictures(before, after))
     write_atomic(folder / "judges.json", json.dumps(_judge_cards(judges), indent=1, ensure_ascii=False) + "\n")
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
-    rows = [shot.row for part in (screened, before, after) for shot in sorted(part, key=lambda s: order[s.row.id])]
+    parts = ([row for row in screened if row.id not in leave_out], *([i.row for i in part] for part in (before, after)))
+    rows = [row for part in parts for row in sorted(part, key=lambda row: order[row.id])]
     write_atomic(folder / "outcomes.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
     shutil.rmtree(folder / BATCHES)
+
+
+def sampling_of(recipe: Recipe) -> Sampling | None:
+    """How the recipe has images drawn; None: as the model states."""
+    numbers = recipe.evaluate.sampling
+    return Sampling(**numbers.model_dump()) if numbers else None
+
+
+def request_of(prompt: EvalPrompt, phase: Phase = "score") -> ImageRequest:
+    """The image by which a prompt of the recipe is scored, or screened."""
+    return ImageRequest(prompt.prompt, prompt.screen_seed if phase == "screen" else prompt.seed, prompt.judge_label)
 
 
 def judges_of(recipe: Recipe) -> dict[str, Judge]:
@@ -141,11 +142,11 @@ def _judge_cards(judges: Mapping[str, Judge]) -> list[dict[str, object]]:
     ]
 
 
-# -- drawing and judging ----------------------------------------------------------------------------------------------
+# -- the three passes -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Shot:
+class _Scored:
     """One image: what the judge said about it, and its tokens (N,) or bits (N, d)."""
 
     row: Outcome
@@ -153,71 +154,63 @@ class _Shot:
 
 
 @dataclass(frozen=True)
-class _Studio:
-    """The one model in memory with everything that a pass needs; `place` is the condition's row of a prompt's id."""
+class _Passes:
+    """What the three passes share. `prompts`: short ones first, so that a batch has little padding; `captions`: all
+    of them encoded, row by row; `place`: a prompt's row in it."""
 
     model: ModelFamily
-    condition: Condition
+    prompts: Sequence[EvalPrompt]
+    captions: Condition
     place: Mapping[str, int]
     sampling: Sampling | None
     judges: Mapping[str, Judge]
     stores: Mapping[Which, Path]
 
-    def look(
-        self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt], progress: Callback, batch: int
-    ) -> Iterator[_Shot]:
-        """All images of one pass, batch by batch; finished batches are read instead of drawn."""
+    @classmethod
+    def of(
+        cls, model: ModelFamily, recipe: Recipe, judges: Mapping[str, Judge], stores: Mapping[Which, Path]
+    ) -> _Passes:
+        prompts = sorted(recipe.evaluate.prompts, key=lambda p: (len(p.prompt), p.id))
+        texts = [prompt.prompt for prompt in prompts]
+        place = {text: row for row, text in enumerate(texts)}
+        return cls(model, prompts, model.condition(texts), place, sampling_of(recipe), judges, stores)
+
+    def images(
+        self, phase: Phase, which: Which, ids: Collection[str], progress: Callback, batch: int
+    ) -> Iterator[_Scored]:
+        """All images of one pass over the prompts `ids`, finished batches read instead of drawn."""
+        prompts = [prompt for prompt in self.prompts if prompt.id in ids]
+        requests = [request_of(prompt, phase) for prompt in prompts]
+        store, stage = self.stores[which] / f"{phase}-{which}", "screen base" if phase == "screen" else f"score {which}"
+        drawn = draw_and_judge(
+            self.model, requests, self.judges, self.sampling, store, captions=self._encoded, batch=batch
+        )
         asked = found = 0
-        for number, start in enumerate(range(0, len(prompts), batch)):
-            part = prompts[start : start + batch]
-            path = self.stores[which] / f"{phase}-{which}-{number:05d}.safetensors"
-            shots = _read_batch(path, phase, part)
-            if shots is None:
-                shots = self._shoot(phase, which, part)
-                _write_batch(path, shots)
-            asked += sum(shot.row.expect == "absent" for shot in shots)
-            found += sum(shot.row.expect == "absent" and shot.row.present is True for shot in shots)
-            stage = "screen base" if phase == "screen" else f"score {which}"
-            progress(stage, start + len(part), len(prompts), f"concept in {found} of {asked}")
-            yield from shots
+        for number, (prompt, image) in enumerate(zip(prompts, drawn, strict=True), 1):
+            asked += prompt.expect == "absent"
+            found += prompt.expect == "absent" and image.judgement.present is True
+            if number % batch == 0 or number == len(prompts):
+                progress(stage, number, len(prompts), f"concept in {found} of {asked}")
+            yield _Scored(_outcome(prompt, phase, which, image, self.judges[prompt.judge_label]), image.ids)
 
-    @torch.no_grad()
-    def _shoot(self, phase: Phase, which: Which, prompts: Sequence[EvalPrompt]) -> list[_Shot]:
-        """Draw one batch and have every image judged for its prompt's label."""
-        condition = self.condition.rows(torch.tensor([self.place[prompt.id] for prompt in prompts]))
-        ids = self.model.generate(condition, [_seed(prompt, phase) for prompt in prompts], self.sampling)
-        judgements = judged(self.judges, self.model.decode(ids), [prompt.judge_label for prompt in prompts])
-        return [
-            _Shot(_outcome(prompt, phase, which, judgement, self.judges[prompt.judge_label]), tokens)
-            for prompt, judgement, tokens in zip(prompts, judgements, ids.cpu(), strict=True)
-        ]
+    def _encoded(self, texts: tuple[str, ...]) -> Condition:
+        return self.captions.rows(torch.tensor([self.place[text] for text in texts]))
 
 
-def _seed(prompt: EvalPrompt, phase: Phase) -> int:
-    return prompt.screen_seed if phase == "screen" else prompt.seed
-
-
-def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, judgement: Judgement, judge: Judge) -> Outcome:
-    """The row of one image; UsageError for a judge whose score is no number."""
-    if not math.isfinite(judgement.score):
-        fix = "check the judge's weights; a judgement without a score is no evidence"
-        raise UsageError(f"judge {judge.id}", "a finite score", str(judgement.score), fix)
+def _outcome(prompt: EvalPrompt, phase: Phase, which: Which, image: JudgedImage, judge: Judge) -> Outcome:
     return Outcome(
         id=prompt.id,
         slice=prompt.slice,
         prompt=prompt.prompt,
-        seed=str(_seed(prompt, phase)),
+        seed=str(image.request.seed),
         model=which,
         phase=phase,
-        present=judgement.present,
-        score=round(judgement.score, 6),
-        why=judgement.why,
+        present=image.judgement.present,
+        score=round(image.judgement.score, 6),
+        why=image.judgement.why,
         judge=judge.id,
         expect=prompt.expect,
     )
-
-
-# -- finished batches -------------------------------------------------------------------------------------------------
 
 
 def _stores(
@@ -230,38 +223,8 @@ def _stores(
 ) -> dict[Which, Path]:
     """Where the batches of each model lie; what the base draws doesn't depend on the change."""
     inputs = (recipe.digest, model.card.digest, str(model.device), *(judge.digest for judge in judges.values()))
-    edited = _batches(root, digest_of(change.digest, *inputs))
-    return {"edited": edited, "base": _batches(base_root, digest_of(*inputs)) if base_root else edited}
-
-
-def _batches(root: Path, digest: str) -> Path:
-    """The folder for exactly these inputs; what an evaluation of others left behind is removed."""
-    for other in root.glob("*"):
-        if other.name != digest:
-            shutil.rmtree(other)
-    (root / digest).mkdir(parents=True, exist_ok=True)
-    return root / digest
-
-
-def _write_batch(path: Path, shots: Sequence[_Shot]) -> None:
-    rows = json.dumps([shot.row.model_dump() for shot in shots])
-    write_weights(path, {"ids": torch.stack([shot.ids for shot in shots])}, {"rows": rows})
-
-
-def _read_batch(path: Path, phase: Phase, prompts: Sequence[EvalPrompt]) -> list[_Shot] | None:
-    """A finished batch, None if it is not there, damaged, or of other images."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as opened:
-            ids = opened.get_tensor("ids")
-            rows = [Outcome.model_validate(row) for row in json.loads(opened.metadata()["rows"])]
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError):
-        return None
-    same = [(row.id, row.seed) for row in rows] == [(prompt.id, str(_seed(prompt, phase))) for prompt in prompts]
-    if not same or len(ids) != len(rows):
-        return None
-    return [_Shot(row, tokens) for row, tokens in zip(rows, ids, strict=True)]
+    edited = store_for(root, change.digest, *inputs)
+    return {"edited": edited, "base": store_for(base_root, *inputs) if base_root else edited}
 
 
 # -- image sheets ---------------------------------------------------------------------------------------------------
@@ -273,14 +236,14 @@ class _Strip:
 
     title: str
     selection: Literal["random", "worst"]
-    pairs: Sequence[tuple[_Shot, _Shot]]
+    pairs: Sequence[tuple[_Scored, _Scored]]
 
 
 class _Pictures:
     """The scored images by slice, and which of them are shown."""
 
-    def __init__(self, before: Sequence[_Shot], after: Sequence[_Shot]) -> None:
-        self.slices: dict[str, list[tuple[_Shot, _Shot]]] = {}
+    def __init__(self, before: Sequence[_Scored], after: Sequence[_Scored]) -> None:
+        self.slices: dict[str, list[tuple[_Scored, _Scored]]] = {}
         for pair in zip(before, after, strict=True):
             self.slices.setdefault(pair[0].row.slice, []).append(pair)
 
@@ -329,11 +292,11 @@ def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> 
     index: list[dict[str, object]] = []
     for number, pair in enumerate(strip.pairs[:SKETCHED], 1):
         rows = []
-        for shot in pair:
-            sketches = [model.sketched(shot.ids[None], k + 1)[0] for k in range(len(model.card.scales))]
+        for one in pair:
+            sketches = [model.sketched(one.ids[None], k + 1)[0] for k in range(len(model.card.scales))]
             images = torch.stack(sketches).permute(0, 2, 3, 1).cpu().numpy()
             rows.append([tile(image, hidden=hide) for image in images])
-            index += [_entry(shot, image.tobytes(), strip, hide) for image in images]
+            index += [_entry(one, image.tobytes(), strip, hide) for image in images]
         drawn.append((f"direct, image {number} after each scale: base above, edited below", rows))
     caption = "the same images as their first scales, one more from left to right; base above, edited below"
     about = {"caption": caption, "selection": strip.selection, "pictures": index}
@@ -351,12 +314,12 @@ def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide:
     pixelated = False
     for strip in strips:
         rows: list[list[Image.Image]] = []
-        for shots in ([base for base, _ in strip.pairs], [edited for _, edited in strip.pairs]):
-            images = model.decode(torch.stack([shot.ids for shot in shots])).permute(0, 2, 3, 1).cpu().numpy()
-            hidden = hide and shots[0].row.expect == "absent"
+        for row in ([base for base, _ in strip.pairs], [edited for _, edited in strip.pairs]):
+            images = model.decode(torch.stack([one.ids for one in row])).permute(0, 2, 3, 1).cpu().numpy()
+            hidden = hide and row[0].row.expect == "absent"
             pixelated |= hidden
             rows.append([tile(image, hidden=hidden) for image in images])
-            index += [_entry(shot, image.tobytes(), strip, hidden) for shot, image in zip(shots, images, strict=True)]
+            index += [_entry(one, image.tobytes(), strip, hidden) for one, image in zip(row, images, strict=True)]
         drawn.append((strip.title, rows))
     about = {
         "caption": "; ".join(strip.title for strip in strips) + "; same prompts and seeds",
@@ -366,9 +329,9 @@ def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide:
     write_sheet(path, drawn, hidden=pixelated, about=about)
 
 
-def _entry(shot: _Shot, pixels: bytes, strip: _Strip, hidden: bool) -> dict[str, object]:
+def _entry(scored: _Scored, pixels: bytes, strip: _Strip, hidden: bool) -> dict[str, object]:
     """One image of the index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
-    row = shot.row
+    row = scored.row
     return {
         "prompt_id": row.id,
         "prompt": WITHHELD if hidden else row.prompt,

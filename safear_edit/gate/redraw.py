@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from safear_edit.report.evidence import RunFiles
 from safear_edit.spec.prompts import image_seed
 
 if TYPE_CHECKING:
-    from safear_edit.compiler.recipe import EvalPrompt, Recipe
+    from safear_edit.compiler.recipe import Recipe
     from safear_edit.families.base import Condition, ModelFamily
     from safear_edit.judges.base import Judge
 
@@ -37,87 +38,82 @@ def measure_again(
 
 @dataclass(frozen=True)
 class Redraw:
-    """The model of a released folder with everything that drawing the same prompts again takes, made once.
-
-    Captions are encoded when a batch is drawn first and kept (prompts × longest caption × caption width).
-    """
+    """The model of a released folder with everything that drawing the same prompts again takes, made once."""
 
     told: Record
     wanted: Sequence[Row]
-    booths: Sequence[_Booth]
+    parts: Sequence[_Part]
     device: str
 
     @classmethod
     def of(cls, folder: Path, wanted: Sequence[Row], device: str = "cpu") -> Redraw:
         """Load the model; UsageError when the folder's recipes don't know one of the prompts."""
         from safear_edit.compiler.recipe import load_recipe
-        from safear_edit.evaluate.sampled import judges_of
         from safear_edit.families.load import load_model
 
         told = read_folder(folder)
         model = load_model(str(folder.absolute()), device)
-        booths = []
+        parts = []
         for files in RunFiles.find(folder).concepts:
             recipe = load_recipe(files.recipe)
-            part = [row for row in wanted if row.concept == recipe.spec.name]
-            booths.append(_Booth.of(model, recipe, judges_of(recipe), part))
-        known = {row.key for booth in booths for row in booth.rows}
+            parts.append(_Part.of(model, recipe, [row for row in wanted if row.concept == recipe.spec.name]))
+        known = {row.key for part in parts for row in part.rows}
         missing = [row.id for row in wanted if row.key not in known]
         if missing:
             raise UsageError(str(folder), "the baseline's concepts", f"nothing about {missing[0]}", AGAIN)
-        return cls(told, wanted, booths, device)
+        return cls(told, wanted, parts, device)
 
     def record(self, replicate: int, progress: Callback = silent) -> Record:
         """Everything drawn and judged once, each prompt once; the other figures are those that the folder tells."""
-        rows = {row.key: row for booth in self.booths for row in booth.shoot(replicate, progress)}
-        judges = {judge.id: judge.digest for booth in self.booths for judge in booth.judges.values()}
+        rows = {row.key: row for part in self.parts for row in part.again(replicate, progress)}
+        judges = {judge.id: judge.digest for part in self.parts for judge in part.judges.values()}
         made = tuple(rows[row.key] for row in self.wanted)
         return replace(self.told, rows=made, judges=judges, machine=self.device)
 
 
 @dataclass(frozen=True)
-class _Booth:
-    """One loaded model with what its recipe says about images, and the rows in the order in which they are drawn."""
+class _Part:
+    """One concept of the baseline: its recipe, its judges, and its rows in the order in which they are drawn.
+
+    encode: captions of a batch, encoded when it is drawn first and kept (prompts × longest caption × caption width).
+    """
 
     model: ModelFamily
     recipe: Recipe
     judges: Mapping[str, Judge]
     rows: Sequence[Row]
-    prompts: Mapping[str, EvalPrompt]
-    captions: dict[int, Condition] = field(default_factory=dict)
+    encode: Callable[[tuple[str, ...]], Condition]
 
     @classmethod
-    def of(cls, model: ModelFamily, recipe: Recipe, judges: Mapping[str, Judge], rows: Sequence[Row]) -> _Booth:
+    def of(cls, model: ModelFamily, recipe: Recipe, rows: Sequence[Row]) -> _Part:
         """UsageError for a row whose prompt the recipe does not know."""
-        prompts = {prompt.id: prompt for prompt in recipe.evaluate.prompts}
+        from safear_edit.evaluate.sampled import judges_of
+
+        prompts = {prompt.id: prompt.prompt for prompt in recipe.evaluate.prompts}
         for row in rows:
-            if row.id not in prompts or prompts[row.id].prompt != row.prompt:
+            if prompts.get(row.id) != row.prompt:
                 raise UsageError(f"recipe {recipe.spec.name}", f"prompt {row.id} of the baseline", "none", AGAIN)
-        return cls(model, recipe, judges, sorted(rows, key=lambda row: (len(row.prompt), row.id)), prompts)
+        ordered = sorted(rows, key=lambda row: (len(row.prompt), row.id))
+        return cls(model, recipe, judges_of(recipe), ordered, cache(model.condition))
 
-    def shoot(self, replicate: int, progress: Callback) -> list[Row]:
+    def again(self, replicate: int, progress: Callback) -> list[Row]:
         """The rows with new outcomes, batched as the evaluation does it (same matrices, same rounding)."""
-        from safear_edit.evaluate.sampled import BATCH
+        from safear_edit.evaluate.sampled import sampling_of
+        from safear_edit.judges.draw import ImageRequest, draw_and_judge
 
-        made: list[Row] = []
-        for start in range(0, len(self.rows), BATCH):
-            made += self._batch(start, self.rows[start : start + BATCH], replicate)
-            progress(f"draw {self.recipe.spec.name}", len(made), len(self.rows), "")
-        return made
-
-    def _batch(self, start: int, rows: Sequence[Row], replicate: int) -> list[Row]:
-        from safear_edit.families.base import Sampling
-        from safear_edit.judges.base import judged
-
-        numbers = self.recipe.evaluate.sampling
-        sampling = Sampling(**numbers.model_dump()) if numbers else None
-        if start not in self.captions:
-            self.captions[start] = self.model.condition([row.prompt for row in rows])
-        ids = self.model.generate(self.captions[start], [_seed(row, replicate) for row in rows], sampling)
-        judgements = judged(self.judges, self.model.decode(ids), [self.prompts[row.id].judge_label for row in rows])
+        labels = {prompt.id: prompt.judge_label for prompt in self.recipe.evaluate.prompts}
+        drawn = draw_and_judge(
+            self.model,
+            [ImageRequest(row.prompt, _seed(row, replicate), labels[row.id]) for row in self.rows],
+            self.judges,
+            sampling_of(self.recipe),
+            captions=self.encode,
+            progress=progress,
+            stage=f"draw {self.recipe.spec.name}",
+        )
         return [
-            replace(row, outcome=WORDS[judgement.present], score=f"{judgement.score:.2f}")
-            for row, judgement in zip(rows, judgements, strict=True)
+            replace(row, outcome=WORDS[image.judgement.present], score=f"{image.judgement.score:.2f}")
+            for row, image in zip(self.rows, drawn, strict=True)
         ]
 
 

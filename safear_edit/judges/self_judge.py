@@ -39,6 +39,22 @@ class SelfJudge(Judge):
         return [Judgement(p >= self.threshold, p, f"yes {p:.2f}") for p in chances.detach().tolist()]
 
 
+class Compared(Judge):
+    """A judge whose every answer is also compared with a second one's; `agreement` counts until it is set to None."""
+
+    def __init__(self, judge: Judge, truth: Judge) -> None:
+        self.judge, self.truth = judge, truth
+        self.id, self.digest, self.threshold = judge.id, judge.digest, judge.threshold
+        self.agreement: Agreement | None = None
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """What the first judge says."""
+        found = self.judge.look(images)
+        counted = Agreement.of(found, self.truth.look(images))
+        self.agreement = counted if self.agreement is None else self.agreement + counted
+        return found
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Two judges on the same images: both yes, both no, only the first, only the second; and those left out.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -27,7 +28,8 @@ from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.weights import write_weights
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.judges.self_judge import Agreement, SelfJudge
+from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge
+from safear_edit.judges.self_judge import Compared, SelfJudge
 from safear_edit.methods.base import token_kl
 from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
 from safear_edit.progress import Callback
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
 
 
-BATCH = 64
-"""Images drawn, or read, together; bounds memory."""
 MOVED = 0.01
 """A row counts as moved if its change is longer than this share of its length."""
 ROUNDS, ENERGY = "rounds.json", "energy.png"
@@ -167,7 +167,6 @@ class Search:
         self.seed, self.checkpoint = seed, checkpoint
         self.judge = judge_of(model, material, params)
         self.tables, self.spaces, self.log, self.losses = [table], list[HarmfulSpace](), list[Round](), list[float]()
-        self.agreement: Agreement | None = None
         pairs = material.pairs
         about = [model.card.digest, params.model_dump(mode="json"), seed, pairs.unsafe, pairs.safe, table]
         kept = [material.keep.prompts, material.keep.ids] if material.keep else []
@@ -200,6 +199,7 @@ class Search:
         harmful = (last.harmful_after, None) if last else self._probe(before, 0)
         rate, unclear = self._probe(after, number)
         taken = number == 1 or harmful[0] is None or rate is None or harmful[0] - rate >= params.least_gain
+        agreement = self.judge.agreement if isinstance(self.judge, Compared) else None
         moved = (after - before).norm(dim=1) > MOVED * before.norm(dim=1)
         self.log.append(
             Round(
@@ -218,7 +218,7 @@ class Search:
                 loss_first=losses[0] if losses else None,
                 loss_last=losses[-1] if losses else None,
                 taken=taken,
-                agreement=self.agreement.as_json() if self.agreement else None,
+                agreement=agreement.as_json() if agreement else None,
             )
         )
         if taken:
@@ -231,23 +231,21 @@ class Search:
 
     @contextmanager
     def _using(self, table: Tensor) -> Iterator[None]:
-        """Image tokens read from `table` inside, from the untouched one afterwards."""
-        self.model.set_image_table(table.to(self.model.image_table().dtype))
+        """Image tokens read from `table` inside, from where they were read before afterwards."""
+        before = self.model.image_table().detach()
+        self.model.set_image_table(table.to(before.dtype))
         try:
             yield
         finally:
-            self.model.set_image_table(self.tables[0].to(self.model.image_table().dtype))
+            self.model.set_image_table(before)
 
-    @torch.no_grad()
-    def _drawn(self, table: Tensor, prompts: Sequence[str], seeds: Sequence[int], stage: str) -> Tensor:
-        parts = []
+    def _drawn(self, table: Tensor, prompts: Sequence[str], seeds: Sequence[int], stage: str) -> list[JudgedImage]:
+        """Images of the model with `table`, each judged with the base model's own, as the model states its sampling."""
+        assert self.judge is not None
+        judges = {"concept": _WithTable(self.judge, partial(self._using, self.tables[0]))}
+        requests = [ImageRequest(prompt, seed, "concept") for prompt, seed in zip(prompts, seeds, strict=True)]
         with self._using(table):
-            for start in range(0, len(prompts), BATCH):
-                end = min(start + BATCH, len(prompts))
-                condition = self.model.condition(prompts[start:end])
-                parts.append(self.model.generate(condition, seeds[start:end]).cpu())
-                self.progress(stage, end, len(prompts), "")
-        return torch.cat(parts)
+            return list(draw_and_judge(self.model, requests, judges, None, progress=self.progress, stage=stage))
 
     def _seeds(self, what: str, number: int, count: int) -> list[int]:
         """Image seeds that no other image of the program has."""
@@ -255,34 +253,32 @@ class Search:
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) >> 1 for word in words]
 
     @torch.no_grad()
-    def _judgements(self, ids: Tensor) -> list[Judgement]:
-        """What the judge says, with the untouched table; a model that judges itself is compared with the pinned one."""
+    def _present(self, ids: Tensor) -> list[bool | None]:
+        """What the judge says of images that are there already."""
         assert self.judge is not None
-        found, pinned = list[Judgement](), list[Judgement]()
-        for part in ids.split(BATCH):
-            images = self.model.decode(part)
-            found += self.judge.look(images)
-            if self.material.judge is not None and self.judge is not self.material.judge:
-                pinned += self.material.judge.look(images)
-        if pinned:
-            counted = Agreement.of(found, pinned)
-            self.agreement = counted if self.agreement is None else self.agreement + counted
-        return found
+        return [
+            judgement.present for part in ids.split(BATCH) for judgement in self.judge.look(self.model.decode(part))
+        ]
 
     def _sample(self, number: int) -> Sample:
         """This round's pairs. The first round's are the material's, which the pinned judge has already told apart."""
-        pairs, count, self.agreement = self.material.pairs, len(self.material.pairs), None
+        pairs, count = self.material.pairs, len(self.material.pairs)
         unsafe, safe = pairs.unsafe_ids, pairs.safe_ids
+        if isinstance(self.judge, Compared):
+            self.judge.agreement = None
         if number > 1:
             seeds, table = self._seeds("round", number, count), self.tables[-1]
-            unsafe = self._drawn(table, pairs.unsafe, seeds, f"round {number}, unsafe")
             drawer = table if self.params.safe == "current" else self.tables[0]
-            safe = self._drawn(drawer, pairs.safe, seeds, f"round {number}, safe")
+            drawn = self._drawn(table, pairs.unsafe, seeds, f"round {number}, unsafe")
+            drawn += self._drawn(drawer, pairs.safe, seeds, f"round {number}, safe")
+            unsafe, safe = torch.stack([image.ids for image in drawn]).split(count)
+            present = [image.judgement.present for image in drawn]
         elif self.judge is None or self.judge is self.material.judge:
             return Sample(unsafe, safe, torch.arange(count))
-        judgements = self._judgements(torch.cat([unsafe, safe]))
-        told = zip(judgements[:count], judgements[count:], strict=True)
-        rows = torch.tensor([i for i, (u, s) in enumerate(told) if u.present and s.present is False], dtype=torch.int64)
+        else:
+            present = self._present(torch.cat([unsafe, safe]))
+        told = zip(present[:count], present[count:], strict=True)
+        rows = torch.tensor([i for i, (u, s) in enumerate(told) if u and s is False], dtype=torch.int64)
         if number == 1 and len(rows) < self.params.fewest:
             got = f"{len(rows)} of {count}"
             fix = "ask another params.question, or set params.judge to pinned"
@@ -294,8 +290,8 @@ class Search:
         if self.judge is None:
             return None, None
         prompts = self.material.pairs.unsafe[: self.params.probe]
-        ids = self._drawn(table, prompts, self._seeds("probe", 0, len(prompts)), f"probe {number}")
-        found = [judgement.present for judgement in self._judgements(ids)]
+        drawn = self._drawn(table, prompts, self._seeds("probe", 0, len(prompts)), f"probe {number}")
+        found = [image.judgement.present for image in drawn]
         return sum(p is True for p in found) / len(found), sum(p is None for p in found) / len(found)
 
     @torch.no_grad()
@@ -405,14 +401,31 @@ class Search:
         ]
 
 
+class _WithTable(Judge):
+    """A judge that looks while image tokens are read from another table than the one that draws."""
+
+    def __init__(self, judge: Judge, using: Callable[[], AbstractContextManager[None]]) -> None:
+        self.judge, self.using = judge, using
+        self.id, self.digest, self.threshold = judge.id, judge.digest, judge.threshold
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """As the judge."""
+        with self.using():
+            return self.judge.look(images)
+
+
 def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> Judge | None:
-    """Who looks at the images of the search; None where nobody can, which is enough for a single round."""
+    """Who looks at the images of the search; None where nobody can, which is enough for a single round.
+
+    A model that judges itself is compared with the pinned judge.
+    """
     if params.judge == "self" and "understanding" in model.provides:
         question = params.question or (material.questions.concept[0] if material.questions else None)
         if question is None:
             fix = "give params.question, or set params.judge to pinned"
             raise UsageError("safe_cb", "a question about the concept that the model can judge by", "none", fix)
-        return SelfJudge(model, question)
+        own = SelfJudge(model, question)
+        return own if material.judge is None else Compared(own, material.judge)
     if material.judge is None and params.rounds > 1:
         fix = "give the material a judge, or set params.rounds to 1"
         raise UsageError("safe_cb", "somebody to judge what the edited model draws", "nobody", fix)

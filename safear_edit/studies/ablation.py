@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from safear_edit import registry
@@ -38,12 +37,13 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.likelihood import audit
 from safear_edit.evaluate.references import Pack, source_for, tokenised, why_none
-from safear_edit.evaluate.sampled import BATCH, judges_of
+from safear_edit.evaluate.sampled import judges_of, request_of, sampling_of
 from safear_edit.evaluate.understanding import Exam, answers, exam
 from safear_edit.evaluate.understanding import source_for as exam_source
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
-from safear_edit.judges.base import Judge, judged
+from safear_edit.judges.base import Judge
+from safear_edit.judges.draw import draw_and_judge
 from safear_edit.progress import silent
 from safear_edit.spec.spec import CONCEPT, load_spec
 from safear_edit.studies.scale_erasure import ScaleErasure, Words
@@ -77,7 +77,7 @@ Variants = Mapping[str, tuple[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Looked:
-    """Verdicts of one slice: True, False or None per prompt."""
+    """Judgements of one slice: True, False or None per prompt."""
 
     present: tuple[bool | None, ...]
 
@@ -226,18 +226,13 @@ def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str
     )
 
 
-@torch.no_grad()
 def look(model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, name: str, count: int) -> Looked:
-    """Draw and judge the first `count` prompts of a slice, a batch at a time; UsageError if the recipe has none."""
-    prompts = recipe.slice(name)[:count]
-    if not prompts:
+    """Draw and judge the first `count` prompts of a slice; UsageError if the recipe has none."""
+    requests = [request_of(prompt) for prompt in recipe.slice(name)[:count]]
+    if not requests:
         raise UsageError(f"ablation, slice {name}", "prompts in the recipe", "none", f"name a group {name} in the spec")
-    found: list[bool | None] = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
-        ids = model.generate(model.condition([p.prompt for p in part]), [p.seed for p in part])
-        found += [v.present for v in judged(judges, model.decode(ids), [p.judge_label for p in part])]
-    return Looked(tuple(found))
+    drawn = draw_and_judge(model, requests, judges, sampling_of(recipe))
+    return Looked(tuple(image.judgement.present for image in drawn))
 
 
 def compared(base: Looked, edited: Looked, kind: str) -> float:

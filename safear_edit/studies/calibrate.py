@@ -27,6 +27,7 @@ from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, make_judge
+from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.methods.vce import VCE
 
 SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
@@ -50,9 +51,9 @@ def measure(
 ) -> Measured:
     """Draw `pictures` (at least 32, an even number), then train `steps` of VCE; the model is left as it was."""
     prompts = [f"{SUBJECTS[i % len(SUBJECTS)]} number {i // len(SUBJECTS)}" for i in range(pictures)]
-    draw_and_judge(model, judge, prompts[:2])  # what is loaded at first use
+    _tokens(model, judge, prompts[:2])  # what is loaded at first use
     start = clock()
-    ids = draw_and_judge(model, judge, prompts)
+    ids = _tokens(model, judge, prompts)
     per_second = pictures / (clock() - start)
     unsafe, safe = prompts[0::2], prompts[1::2]
     made = PairStats(len(unsafe), len(unsafe), {})
@@ -68,12 +69,11 @@ def _defaults(model: ModelFamily) -> dict[str, Any]:
     return load_base_recipe("vce").for_model(model.card).params
 
 
-@torch.no_grad()
-def draw_and_judge(model: ModelFamily, judge: Judge, prompts: Sequence[str]) -> torch.Tensor:
-    """Tokens of one image per prompt, after a judge has looked at them."""
-    ids = model.generate(model.condition(prompts), range(len(prompts)))
-    judge.look(model.decode(ids))
-    return ids.cpu()
+def _tokens(model: ModelFamily, judge: Judge, prompts: Sequence[str]) -> torch.Tensor:
+    """Tokens of one image per prompt, after a judge has looked at them, all in one batch."""
+    requests = [ImageRequest(prompt, seed, "any") for seed, prompt in enumerate(prompts)]
+    drawn = draw_and_judge(model, requests, {"any": judge}, None, batch=len(requests))
+    return torch.stack([image.ids for image in drawn])
 
 
 def step_seconds(model: ModelFamily, material: Material, steps: int, clock: Callable[[], float]) -> float:

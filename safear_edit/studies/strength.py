@@ -34,14 +34,15 @@ from safear_edit.errors import SafearError, UsageError
 from safear_edit.evaluate import likelihood, stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.references import Pack, Source, gallery_source, picture_of, source_for, tokenised
-from safear_edit.evaluate.sampled import BATCH
+from safear_edit.evaluate.sampled import sampling_of
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.strict import parse_json
 from safear_edit.gallery import render
-from safear_edit.judges.base import Judge, make_judge
+from safear_edit.judges.base import Judge, Judgement, make_judge
+from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.pipeline.order import source_path
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.prompts import image_seed
@@ -72,15 +73,23 @@ class Settings:
 
 @dataclass(frozen=True)
 class Target:
-    """What a soft prompt is to bring about: images (n, N) with captions that don't name it; judge: who sees it.
-
-    turned: the judge is shown the image turned back from the style that no model knows.
-    """
+    """What a soft prompt is to bring about: images (n, N) with captions that don't name it; judge: who sees it."""
 
     captions: tuple[str, ...]
     ids: Tensor
     judge: Judge
-    turned: bool = False
+
+
+class TurnedBack(Judge):
+    """Shows another judge the images turned back from the style that no model knows."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.id, self.digest, self.threshold = f"{judge.id}, turned back", judge.digest, judge.threshold
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """As the other judge."""
+        return self.judge.look(turned_over(images))
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,6 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         raise UsageError(str(folder), expected, f"{recipe.spec.name} on {edit.info.base_digest[:12]}…", "give its own")
     attacked, scored = apart(_source(spec, model, settings))
     label = make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
-    drawn = recipe.evaluate.sampling
-    sampling = Sampling(**drawn.model_dump()) if drawn else None
     first = Case(
         model,
         edit,
@@ -141,7 +148,7 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         (),
         target(model, attacked, label),
         unknown_style(model, attacked, settings.seed),
-        sampling,
+        sampling_of(recipe),
     )
     return with_prompts(first, settings)
 
@@ -191,7 +198,7 @@ def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
     images = torch.stack([torch.from_numpy(render.draw(picture)).permute(2, 0, 1) for picture in plain])
     size = model.card.image_size
     fitting = F.interpolate(images.float(), (size, size), mode="area").round().to(torch.uint8)
-    return Target(captions, model.encode(turned_over(fitting)).cpu(), make_judge("gallery", "style=photo"), turned=True)
+    return Target(captions, model.encode(turned_over(fitting)).cpu(), TurnedBack(make_judge("gallery", "style=photo")))
 
 
 def turned_over(images: Tensor) -> Tensor:
@@ -273,8 +280,7 @@ def _recognised(model: ModelFamily, aim: Target) -> list[int]:
 
     Where that is few, finding nothing after the attack says nothing either.
     """
-    images = model.decode(aim.ids)
-    judgements = aim.judge.look(turned_over(images) if aim.turned else images)
+    judgements = aim.judge.look(model.decode(aim.ids))
     return [sum(judgement.present is True for judgement in judgements), len(judgements)]
 
 
@@ -313,17 +319,17 @@ def appended(condition: Condition, vectors: Tensor) -> Condition:
     )
 
 
-@torch.no_grad()
 def _looked(case: Case, condition: Condition, prompts: Sequence[str], aim: Target, purpose: str) -> list[bool | None]:
     """Draw one image per row with the model as it is now, and have it judged."""
-    found: list[bool | None] = []
-    for start in range(0, len(prompts), BATCH):
-        rows = torch.arange(start, min(start + BATCH, len(prompts)))
-        seeds = [image_seed(f"strength {purpose}", prompts[i], i) for i in rows.tolist()]
-        images = case.model.decode(case.model.generate(condition.rows(rows), seeds, case.sampling))
-        judgements = aim.judge.look(turned_over(images) if aim.turned else images)
-        found += [judgement.present for judgement in judgements]
-    return found
+    place = {prompt: row for row, prompt in enumerate(prompts)}
+    drawn = draw_and_judge(
+        case.model,
+        [ImageRequest(prompt, image_seed(f"strength {purpose}", prompt, i), "aim") for i, prompt in enumerate(prompts)],
+        {"aim": aim.judge},
+        case.sampling,
+        captions=lambda texts: condition.rows(torch.tensor([place[text] for text in texts])),
+    )
+    return [image.judgement.present for image in drawn]
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from safear_edit.compiler.recipe import Recipe, load_base_recipe, save_recipe
 from safear_edit.editor.edit import Edit, EditInfo
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, read_outcomes
-from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Shot, _Strip, _write_scales, evaluate, scored
+from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Scored, _Strip, _write_scales, evaluate, scored
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.load import load_model
@@ -185,7 +185,7 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
     assert all(torch.equal(before[k], v) for k, v in model.net.state_dict().items())
     assert not (tmp_path / "outcomes.jsonl").exists() and not (tmp_path / "images").exists()
     (cut,) = (tmp_path / BATCHES).iterdir()
-    screen, base = cut / "screen-base-00000.safetensors", cut / "score-base-00000.safetensors"
+    screen, base = (cut / f"{name}-base" / "00000.safetensors" for name in ("screen", "score"))
     shutil.copy(screen, base)  # a batch of other images
     screen.write_bytes(b"half a file")
     redrawn = min(BATCH, len(rows_of(run, "screen", "base"))) + min(BATCH, len(rows_of(run, "score", "base")))
@@ -307,7 +307,7 @@ def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -
     before, after = (model.generate(condition, seeds) for seeds in ([1, 2, 3], [4, 5, 6]))
     what = {"model": "base", "expect": "absent", "phase": "score", "present": True, "score": 0.9}
     row = Outcome.model_validate({"id": "direct-1", "slice": "direct", "prompt": "a house", "seed": "1", **what})
-    pairs = [(_Shot(row, a), _Shot(row, b)) for a, b in zip(before, after, strict=True)]
+    pairs = [(_Scored(row, a), _Scored(row, b)) for a, b in zip(before, after, strict=True)]
     path = tmp_path / "slice-direct-by-scale.png"
     _write_scales(path, model, _Strip("direct", "random", pairs), False)
     shown = index_of(path)["pictures"]

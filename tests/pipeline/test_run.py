@@ -405,8 +405,8 @@ def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) 
     done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     assert not (folder / "killed").exists()
-    left = [path.name for path in (folder / ".killed.run/base").rglob("*.safetensors")]
-    assert "score-base-00000.safetensors" in left
+    left = [path.relative_to(path.parents[1]) for path in (folder / ".killed.run/base").rglob("*.safetensors")]
+    assert Path("score-base/00000.safetensors") in left
     walk(folder / "killed", Terms(unsigned=True), joint=False)
     assert same_files(folder / "killed") == same_files(folder / "both")
 

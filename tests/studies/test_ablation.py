@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.sampled import BATCH
 from safear_edit.evaluate.understanding import Exam, Item, answers
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.draw import BATCH
 from safear_edit.spec.spec import CONCEPT
 from safear_edit.studies.ablation import ERASED, Looked, _changes, _known, compared, look, table, variant
 
@@ -34,7 +34,8 @@ def recipe(count: int) -> Any:
     """`count` prompts in the slice "objects", every third with another label."""
     labels = ["a" if i % 3 else "b" for i in range(count)]
     prompts = [SimpleNamespace(prompt="a house", seed=i, judge_label=label) for i, label in enumerate(labels)]
-    return SimpleNamespace(slice=lambda name: prompts if name == "objects" else [])
+    evaluate = SimpleNamespace(sampling=None)
+    return SimpleNamespace(slice=lambda name: prompts if name == "objects" else [], evaluate=evaluate)
 
 
 def test_pictures_are_judged_together_and_each_for_its_label() -> None:

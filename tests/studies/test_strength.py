@@ -73,7 +73,7 @@ def test_a_style_that_no_model_knows(case: Case, model: LlamaGen) -> None:
     assert torch.equal(strength.turned_over(turned), images) and not torch.equal(turned, images)
     judge = make_judge("gallery", "style=photo")
     assert judge.look(images)[0].present is True and judge.look(turned)[0].present is not True
-    assert case.unknown.turned and case.unknown.ids.shape == case.concept.ids.shape
+    assert isinstance(case.unknown.judge, strength.TurnedBack) and case.unknown.ids.shape == case.concept.ids.shape
 
 
 def test_vectors_follow_the_captions(model: LlamaGen) -> None:

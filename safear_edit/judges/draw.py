@@ -1,0 +1,148 @@
+"""Draws images and has them judged: the only place where both happen, in batches, kept on disk where a folder is given.
+
+It lies here, below the methods, because Safe-CB judges what it has drawn while it searches; the evaluation, the gate,
+the interference of a stack, `eval --prompts` and the studies call it from above.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Condition, Sampling
+from safear_edit.files.atomic import digest_of, json_digest
+from safear_edit.files.weights import write_weights
+from safear_edit.judges.base import Judge, Judgement, judged
+from safear_edit.progress import Callback, silent
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+
+BATCH = 64
+"""Images drawn and judged together: bounds memory, and is what a killed call loses at most."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to draw and judge; `label` names its judge."""
+
+    prompt: str
+    seed: int
+    label: str
+
+
+@dataclass(frozen=True)
+class JudgedImage:
+    """What was drawn, tokens (N,) or bits (N, d) on the CPU, and what the judge said about it."""
+
+    request: ImageRequest
+    judgement: Judgement
+    ids: Tensor
+
+
+def draw_and_judge(
+    model: ModelFamily,
+    requests: Sequence[ImageRequest],
+    judges: Mapping[str, Judge],
+    sampling: Sampling | None,
+    store: Path | None = None,
+    *,
+    captions: Callable[[tuple[str, ...]], Condition] | None = None,
+    batch: int = BATCH,
+    progress: Callback = silent,
+    stage: str = "",
+) -> Iterator[JudgedImage]:
+    """Draw and judge every request in order, `batch` at a time; only one batch is in memory.
+
+    sampling: the recipe's; None takes what the model states. captions: encodes the prompts of a batch, if not the
+    model (encoded before, or changed). The model draws as it is when the next batch is asked for: whoever applies an
+    edit reads the images before it is taken off.
+
+    store: a folder in which every finished batch is kept as one part file, so that the same call continues after it
+    was killed. A part of other requests, judges or sampling, or a damaged one, is drawn again; which model draws is
+    for the caller to tell apart, by a folder of its own (`store_for`).
+
+    UsageError for a judge whose score is no number: a judgement without one is no evidence.
+    """
+    encode = captions or model.condition
+    for number, start in enumerate(range(0, len(requests), batch)):
+        part = requests[start : start + batch]
+        path = store / f"{number:05d}.safetensors" if store else None
+        about = _identity(part, judges, sampling or model.sampling) if path else ""
+        images = _read(path, about, part) if path else None
+        if images is None:
+            images = _drawn(model, encode(tuple(one.prompt for one in part)), part, judges, sampling)
+            if path:
+                _write(path, about, images)
+        progress(stage, start + len(part), len(requests), "")
+        yield from images
+
+
+@torch.no_grad()
+def _drawn(
+    model: ModelFamily,
+    condition: Condition,
+    requests: Sequence[ImageRequest],
+    judges: Mapping[str, Judge],
+    sampling: Sampling | None,
+) -> list[JudgedImage]:
+    ids = model.generate(condition, [one.seed for one in requests], sampling)
+    judgements = judged(judges, model.decode(ids), [one.label for one in requests])
+    for one, judgement in zip(requests, judgements, strict=True):
+        if not math.isfinite(judgement.score):
+            fix = "check the judge's weights; a judgement without a score is no evidence"
+            raise UsageError(f"judge {judges[one.label].id}", "a finite score", str(judgement.score), fix)
+    return [JudgedImage(*row) for row in zip(requests, judgements, ids.cpu(), strict=True)]
+
+
+# -- part files -------------------------------------------------------------------------------------------------------
+
+
+def store_for(root: Path, *inputs: str) -> Path:
+    """The folder below `root` for exactly these inputs (digests of model, edit, …), made when it is first written.
+
+    What others left behind in `root` is removed: one call's parts are kept, not the history of all calls.
+    """
+    mine = root / digest_of(*inputs)
+    for other in root.glob("*"):
+        if other != mine:
+            shutil.rmtree(other)
+    return mine
+
+
+def _identity(requests: Sequence[ImageRequest], judges: Mapping[str, Judge], sampling: Sampling) -> str:
+    asked = [[one.prompt, str(one.seed), one.label] for one in requests]
+    labels = dict.fromkeys(one.label for one in requests)
+    return json_digest([asked, {label: judges[label].digest for label in labels}, asdict(sampling)])
+
+
+def _write(path: Path, about: str, images: Sequence[JudgedImage]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.dumps([asdict(one.judgement) for one in images])
+    write_weights(path, {"ids": torch.stack([one.ids for one in images])}, {"about": about, "judgements": rows})
+
+
+def _read(path: Path, about: str, requests: Sequence[ImageRequest]) -> list[JudgedImage] | None:
+    """A finished batch; None if it is not there, damaged, or of other images."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            found, ids = opened.metadata(), opened.get_tensor("ids")
+        if found["about"] != about:
+            return None
+        judgements = [Judgement(**row) for row in json.loads(found["judgements"])]
+        return [JudgedImage(*row) for row in zip(requests, judgements, ids, strict=True)]
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError):
+        return None
