@@ -20,7 +20,7 @@ from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.self_judge import ANSWERS, Agreement, SelfJudge
 from safear_edit.methods.codebook import harmful_space
 from safear_edit.methods.safe_cb import ENERGY, ROUNDS, SafeCB
@@ -39,9 +39,9 @@ class Bright(Judge):
     def __init__(self, level: float) -> None:
         self.id, self.digest, self.threshold, self.level = f"bright@{level}", "0", 0.5, level
 
-    def look(self, images: Tensor) -> list[Verdict]:
+    def look(self, images: Tensor) -> list[Judgement]:
         means = images.float().mean((1, 2, 3)).tolist()
-        return [Verdict(None if self.level - 0.5 < m < self.level else m >= self.level, 0.5, "") for m in means]
+        return [Judgement(None if self.level - 0.5 < m < self.level else m >= self.level, 0.5, "") for m in means]
 
 
 def material_of(model: ModelFamily) -> Material:
@@ -243,12 +243,12 @@ def test_the_score_is_yes_against_no() -> None:
 
 
 def test_agreement_by_hand() -> None:
-    def verdicts(*present: bool | None) -> list[Verdict]:
-        return [Verdict(p, 0.5, "") for p in present]
+    def judgements(*present: bool | None) -> list[Judgement]:
+        return [Judgement(p, 0.5, "") for p in present]
 
     mine, truth = (
-        verdicts(True, True, True, False, False, None, True),
-        verdicts(True, True, False, False, True, True, None),
+        judgements(True, True, True, False, False, None, True),
+        judgements(True, True, False, False, True, True, None),
     )
     found = Agreement.of(mine, truth)
     assert found.counts == (2, 1, 1, 1, 2)
@@ -256,6 +256,6 @@ def test_agreement_by_hand() -> None:
     chance = (3 / 5) * (3 / 5) + (2 / 5) * (2 / 5)
     assert found.kappa == pytest.approx((3 / 5 - chance) / (1 - chance))
     assert (found + found).counts == (4, 2, 2, 2, 4) and (found + found).kappa == pytest.approx(found.kappa)
-    nothing = Agreement.of(verdicts(None), verdicts(True))
+    nothing = Agreement.of(judgements(None), judgements(True))
     assert nothing.accuracy is nothing.recall is nothing.kappa is None
-    assert Agreement.of(verdicts(True), verdicts(True)).kappa is None
+    assert Agreement.of(judgements(True), judgements(True)).kappa is None

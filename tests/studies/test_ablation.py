@@ -12,7 +12,7 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate.understanding import Exam, Item, answers
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.judges.base import Judge, Verdict
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.draw import BATCH
 from safear_edit.spec.spec import CONCEPT
 from safear_edit.studies.ablation import ERASED, Looked, _changes, _known, compared, look, table, variant
@@ -25,9 +25,9 @@ class Yes(Judge):
         self.answer = answer
         self.calls: list[int] = []
 
-    def look(self, images: torch.Tensor) -> list[Verdict]:
+    def look(self, images: torch.Tensor) -> list[Judgement]:
         self.calls.append(len(images))
-        return [Verdict(self.answer, 1.0, "") for _ in images]
+        return [Judgement(self.answer, 1.0, "") for _ in images]
 
 
 def recipe(count: int) -> Any:
