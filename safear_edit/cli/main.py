@@ -451,13 +451,17 @@ def verify(folder: Path, trust: Path, ignore_foreign: bool, as_json: bool) -> in
 @verbs.command("eval")
 @click.argument("folders", metavar="DIR [OTHER]", nargs=-1, required=True)
 @click.option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
-@click.option("--prompts", type=FOLDER, help="txt (one per line), csv or jsonl with a column `prompt`.")
+@click.option("--prompts", type=FOLDER, help="txt, or csv, tsv, json, jsonl, parquet with `prompt`; - is stdin.")
+@click.option("--skip-bad-lines", "skip_bad", is_flag=True, help="Leave out and count rows that can't be taken.")
+@click.option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
 @click.option("--suite", type=click.Choice(["likelihood", "understanding"]), help="Instead of prompts: nothing drawn.")
 @shared("seed", "device", "json", "quiet")
 def evaluate(
     folders: tuple[str, ...],
     spec: str,
     prompts: Path | None,
+    skip_bad: bool,
+    include_cut: bool,
     suite: str | None,
     seed: int,
     device: str,
@@ -486,7 +490,10 @@ def evaluate(
         elif prompts is None:
             names, audit = compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
         else:
-            found = compare(folders, spec=spec, prompts=prompts, seed=seed, device=device, progress=progress)
+            found = compare(
+                folders, spec=spec, prompts=prompts, seed=seed, device=device, include_cut=include_cut,
+                skip_bad=skip_bad, progress=progress,
+            )  # fmt: skip
     if suite == "understanding":
         return _show_understood(models, seen, as_json)
     if prompts is None:
@@ -496,6 +503,8 @@ def evaluate(
     else:
         print_table(("prompt", "seed", *found.models), found.rows())
         print("\n".join(found.summary()))
+    for line in (*(f"note: {note}" for note in found.notes), *(f"warning: {text}" for text in found.warnings())):
+        print(line, file=sys.stderr)
     return 0
 
 
@@ -571,8 +580,9 @@ def generate(
 
     with shown_progress(as_json=as_json, quiet=quiet) as progress:
         ref, paths = pipeline_generate.generate(
-            model, prompts, count=count, seed=seed, device=device, out=out, overwrite=overwrite, progress=progress
-        )
+            model, prompts, count=count, seed=seed, device=device, out=out, overwrite=overwrite, progress=progress,
+            say=progress.say,
+        )  # fmt: skip
     if as_json:
         print_json({"model": ref, "files": [str(path) for path in paths]})
     else:

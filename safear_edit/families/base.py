@@ -199,6 +199,15 @@ class ModelFamily(ABC):
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Encode prompts, equal ones once; image i takes prompt i."""
 
+    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """Tokens of each caption, and how many of them the model reads: fewer where its window is shorter.
+
+        What is cut off is not part of what is drawn. A family that reads every caption whole needs nothing of its own.
+        """
+        read = self.condition(prompts)
+        lengths = [int(n) for n in read.mask.sum(1)[read.index.to(read.mask.device)]]
+        return [(n, n) for n in lengths]
+
     def dropped(self, condition: Condition, rows: Tensor) -> Condition:
         """The same condition with the captions of images `rows` (B,) bool dropped (classifier-free guidance)."""
         return replace(condition, dropped=condition.dropped | rows.cpu())

@@ -792,6 +792,10 @@ class Infinity(ModelFamily):
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
         return Condition.encoded(self.text, prompts, self.device, self.net.word_embed.weight.dtype)
 
+    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """As the base class says."""
+        return self.text.lengths(prompts)
+
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""
         features, mask, which = condition.in_use(self.net.unconditional)

@@ -233,6 +233,11 @@ class LanguageModel(ModelFamily):
         ids, mask = self.prompt_ids(distinct)
         return Condition.of(self._embedded(ids), mask).rows(index)
 
+    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """Every prompt is read whole, with what the drawing format puts around it."""
+        lengths = [int(n) for n in self.prompt_ids(prompts)[1].sum(1)]
+        return [(n, n) for n in lengths]
+
     # -- drawing --
 
     @property

@@ -475,6 +475,10 @@ class LlamaGen(ModelFamily):
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""
         return Condition.encoded(self.text, prompts, self.device, self.net.tok_embeddings.weight.dtype)
 
+    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """As the base class says."""
+        return self.text.lengths(prompts)
+
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""
         features, mask, which = condition.in_use(self.net.unconditional)

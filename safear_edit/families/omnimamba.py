@@ -428,6 +428,12 @@ class OmniMamba(LanguageModel):
         ids = torch.tensor(rows, device=self.device)
         return ids, torch.ones_like(ids, dtype=torch.bool)
 
+    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """In the drawing format, without the tokens around it; the published window holds 68 of them."""
+        room = self.net.sizes.text
+        lengths = [len(self.words.encode(self.template.draw.replace("{text}", prompt))) for prompt in prompts]
+        return [(n, min(n, room)) for n in lengths]
+
     def _captions(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, mask = self.prompt_ids(prompts)
         features: Tensor = self.net.backbone.caption_embed["cap_proj"](self._embedded(ids))

@@ -54,6 +54,10 @@ class TextEncoder(Protocol):
         """What the prompt was cut into, one per token of `states`; special tokens as they are called."""
         ...
 
+    def lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """Tokens of each prompt, special ones included, and how many of them `states` reads."""
+        ...
+
 
 class MiniLM:
     """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity."""
@@ -93,6 +97,15 @@ class MiniLM:
         encoded = self._tokenizer.encode(prompt)
         return [piece for piece, kept in zip(encoded.tokens, encoded.attention_mask, strict=True) if kept]
 
+    def lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """What the tokenizer cut off lies in its overflow, in windows with special tokens of their own."""
+        found = []
+        for encoded in self._tokenizer.encode_batch(list(prompts)):
+            read = sum(encoded.attention_mask)
+            rest = sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoded.overflowing)
+            found.append((read + rest, read))
+        return found
+
     def vectors(self, prompts: Sequence[str]) -> Tensor:
         """Unit sentence vectors (B, 384): mean over the tokens, as the release's pooling says."""
         states, mask = self.states(prompts)
@@ -131,9 +144,17 @@ class T5:
         ids: list[int] = self._encoded([prompt])["input_ids"][0].tolist()
         return list(self._tokenizer.convert_ids_to_tokens(ids))
 
+    def lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
+        """Of the cleaned prompts."""
+        whole = self._tokenizer(self._cleaned(prompts), truncation=False, verbose=False)["input_ids"]
+        return [(len(ids), min(len(ids), self.max_tokens)) for ids in whole]
+
+    def _cleaned(self, prompts: Sequence[str]) -> list[str]:
+        return [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts]
+
     def _encoded(self, prompts: Sequence[str]) -> BatchEncoding:
         encoded: BatchEncoding = self._tokenizer(
-            [clean(clean(prompt)) if self.cleaned else prompt for prompt in prompts],
+            self._cleaned(prompts),
             max_length=self.max_tokens,
             padding="longest",
             truncation=True,

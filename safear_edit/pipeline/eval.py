@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +17,8 @@ from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
+from safear_edit.files.atomic import digest_of, json_digest
+from safear_edit.files.rundir import looks_released
 from safear_edit.pipeline.order import resolve_device, source_path
 from safear_edit.pipeline.steps import _edited, concept_judge
 from safear_edit.progress import Callback, silent
@@ -22,46 +27,120 @@ from safear_edit.spec.spec import load_spec
 if TYPE_CHECKING:
     from safear_edit.evaluate.compare import Comparison
     from safear_edit.evaluate.likelihood import Audit
-    from safear_edit.families.base import ModelFamily
+    from safear_edit.families.base import ModelFamily, Sampling
     from safear_edit.report.schema import Understood
 
 
 @dataclass(frozen=True)
-class Versus:
-    """Two models by name; the second is there as long as `edited()` is open, in the first one's memory if it can be."""
+class ModelPair:
+    """Two models by name, the reference first; the other is there as long as `edited()` is open, in the first one's
+    memory if it can be.
+
+    sampling: how both draw; None: each as it states. change: digest of the edits that make the other of the reference,
+    "" for a model of its own.
+    """
 
     names: tuple[str, str]
     base: ModelFamily
     edited: Callable[[], AbstractContextManager[ModelFamily]]
+    sampling: Sampling | None = None
+    change: str = ""
 
     @classmethod
-    def load(cls, models: Sequence[str], device: str) -> Versus:
-        """Two models, or a released folder and the base that it holds (or, of an older one, that its recipe names)."""
+    def load(cls, models: Sequence[str], device: str) -> ModelPair:
+        """Two models, or a released folder and the base that it holds (or, of an older one, that its recipe names).
+
+        A model without edits is the reference of one with some, in whatever order they are given.
+        """
         from safear_edit.release.released import Released, is_release
 
         if len(models) == 1 and is_release(Path(models[0])):
             released = Released.read(Path(models[0]))
             model = released.base(device)
-            return cls((released.ref, models[0]), model, partial(_edited, model, released.stack))
+            names, sampling = (released.ref, models[0]), _sampling(models)
+            return cls(names, model, partial(_edited, model, released.stack), sampling, released.stack.digest)
         named = models if len(models) == 2 else (load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0])
         for name in named:
             ModelRef.parse(name)
-        base, edited = load_model(named[0], device), partial(load_model, named[1], device)
-        return cls((named[0], named[1]), base, lambda: nullcontext(edited()))
+        first, second = sorted(named, key=lambda name: looks_released(Path(name).expanduser()))
+        base, other = load_model(first, device), partial(load_model, second, device)
+        sampling = _sampling(named) if ModelRef.parse(first).family == ModelRef.parse(second).family else None
+        return cls((first, second), base, lambda: nullcontext(other()), sampling)
+
+
+def _sampling(models: Sequence[str]) -> Sampling | None:
+    """As the recipes of the released ones among the models say; None if they don't say one thing."""
+    from safear_edit.evaluate.sampled import sampling_of
+    from safear_edit.report.evidence import RunFiles
+
+    folders = [Path(name).expanduser() for name in models]
+    found = {
+        sampling_of(load_recipe(files.recipe))
+        for folder in folders
+        if looks_released(folder)
+        for files in RunFiles.find(folder).concepts
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def compare(
-    models: Sequence[str], *, spec: str, prompts: Path, seed: int, device: str, progress: Callback = silent
+    models: Sequence[str],
+    *,
+    spec: str,
+    prompts: Path,
+    seed: int,
+    device: str,
+    include_cut: bool = False,
+    skip_bad: bool = False,
+    progress: Callback = silent,
 ) -> Comparison:
-    """Judge two models on a file of prompts; of one released folder, the model and its base."""
-    from safear_edit.evaluate.compare import Comparison, look, read_prompts
+    """Judge two models on a file of prompts; of one released folder, the model and its base.
 
-    asked, concept = read_prompts(prompts, seed), load_spec(source_path(spec))
-    judge, pair = concept_judge(concept), Versus.load(models, resolve_device(device))
-    before = look(pair.base, asked, judge, progress, pair.names[0])
-    with pair.edited() as edited:
-        after = look(edited, asked, judge, progress, pair.names[1])
-    return Comparison(pair.names, judge.id, asked, (before, after))
+    A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
+    rows of the file that can't be taken. Batches are kept in the user's cache until the end, so that the same call
+    continues after it was killed.
+    """
+    from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, look, without
+    from safear_edit.spec.prompt_files import read_prompts
+
+    file, concept = read_prompts(prompts, seed, skip_bad=skip_bad), load_spec(source_path(spec))
+    judge, pair = concept_judge(concept), ModelPair.load(models, resolve_device(device))
+    cut = cut_captions(pair.base, file.prompts)
+    asked = file.prompts if include_cut else without(file.prompts, cut)
+    overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
+    store = _store(pair, json_digest([[one.prompt, str(one.seed)] for one in file.prompts]), judge.digest)
+    before = look(pair.base, asked, judge, pair.sampling, overall.of(first, 0), store and store / "reference")
+    with pair.edited() as other:
+        known = {one.id for one in cut}
+        cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
+        kept = asked if include_cut else without(asked, cut)
+        own = store and store / f"other-{other.card.digest[:16]}"
+        after = look(other, kept, judge, pair.sampling, overall.of(second, len(asked)), own)
+    if store:
+        shutil.rmtree(store, ignore_errors=True)
+    seen = dict(zip(asked, before, strict=True))
+    both = (tuple(seen[one] for one in kept), after)
+    notes = file.notes if store else (*file.notes, "no folder in the user's cache: a killed call would begin again")
+    return Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
+
+
+CACHE_DAYS = 30
+"""What a killed `eval` drew is kept this long."""
+
+
+def _store(pair: ModelPair, *inputs: str) -> Path | None:
+    """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safear-edit" / "eval"
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in cache.iterdir():
+            if time.time() - old.stat().st_mtime > CACHE_DAYS * 86400:
+                shutil.rmtree(old, ignore_errors=True)
+        store = cache / digest_of(pair.base.card.digest, pair.change, str(pair.base.device), *inputs)
+        store.mkdir(exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return store
 
 
 def compare_likelihoods(
@@ -75,7 +154,7 @@ def compare_likelihoods(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.evaluate.references import source_for, tokenised
 
-    concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
+    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
     source = source_for(concept, pair.base.card, seed)
     pack = tokenised(pair.base, source)
     if len(models) == 1:
@@ -96,7 +175,7 @@ def compare_understanding(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.report.criteria import understood
 
-    concept, pair = load_spec(source_path(spec)), Versus.load(models, resolve_device(device))
+    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
     if CAPABILITY not in pair.base.provides:
         fix = f"take one of {registry.families_with(CAPABILITY)}"
         raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)

@@ -1,25 +1,40 @@
-"""Images of a user's prompts from any model."""
+"""Images of a user's prompts from any model; what an interrupted command has drawn, the same command keeps."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
-from safear_edit.files.atomic import digest_of, write_atomic
+from safear_edit.files.atomic import digest_of, json_digest, write_atomic
 from safear_edit.pipeline.order import resolve_device
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from safear_edit.families.base import ModelFamily
 
-# -- beside the walk --------------------------------------------------------------------------------------------------
+
+BATCH = 32
+"""Images drawn together, and lost at most when the command is interrupted."""
+MARK = "safear-edit"
+"""The PNG text that says what an image is of: a digest of model, sampling, device, prompt and seed."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image and the file that it is written to."""
+
+    prompt: str
+    seed: int
+    path: Path
 
 
 def generate(
@@ -32,45 +47,89 @@ def generate(
     out: Path,
     overwrite: bool,
     progress: Callback = silent,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, list[Path]]:
     """Draw `count` images of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
 
-    UsageError if there is no prompt, or a file of that name already (without `overwrite`): nothing is drawn then.
+    A file that this very model drew for this prompt and seed is kept, so an interrupted command continues. `say` is
+    told of captions that the model doesn't read to their end.
+    UsageError if there is no prompt, or another file of that name already (without `overwrite`): nothing is drawn then.
     """
     if not prompts or count < 1:
         raise UsageError("generate", "at least one prompt and one image", "none", "say what to draw")
-    wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
-    paths = [out / f"{_slug(prompt)}-{number}.png" for prompt, number in wanted]
-    taken = [path for path in paths if path.exists()]
-    if taken and not overwrite:
-        raise UsageError(
-            str(taken[0]), "a new file", "one that exists", "choose another --out or --seed, or --overwrite"
-        )
+    wanted = [
+        Wanted(prompt, seed + i, out / f"{_slug(prompt)}-{seed + i}.png") for prompt in prompts for i in range(count)
+    ]
+    marks = {one.path: _mark(one.path) for one in wanted if one.path.exists()}
+    if not overwrite:
+        _refuse([path for path, mark in marks.items() if mark is None])
     ModelRef.parse(model_text)  # a typo is told before torch is loaded
     model = load_model(model_text, resolve_device(device))
+    drawn_by = _drawer(model)
+    if not overwrite:
+        _refuse([one.path for one in wanted if one.path in marks and marks[one.path] != _digest(drawn_by, one)])
+    for line in cut_captions(model, prompts):
+        say(f"warning: {line}")
+    missing = [one for one in wanted if marks.get(one.path) != _digest(drawn_by, one)]
     out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(wanted), GENERATE_BATCH):
-        part = wanted[start : start + GENERATE_BATCH]
-        ids = model.generate(model.condition([prompt for prompt, _ in part]), [number for _, number in part])
-        for path, picture in zip(paths[start:], model.decode(ids), strict=False):
-            _write_png(path, picture)
-        progress("pictures", start + len(part), len(wanted), "")
-    return model.card.ref, paths
+    for start in range(0, len(missing), BATCH):
+        part = missing[start : start + BATCH]
+        ids = model.generate(model.condition([one.prompt for one in part]), [one.seed for one in part])
+        for one, image in zip(part, model.decode(ids), strict=True):
+            _write_png(one.path, image, _digest(drawn_by, one))
+        progress("images", len(wanted) - len(missing) + start + len(part), len(wanted), "")
+    return model.card.ref, [one.path for one in wanted]
 
 
-GENERATE_BATCH = 32
+def _refuse(taken: Sequence[Path]) -> None:
+    if taken:
+        fix = "choose another --out or --seed, or --overwrite"
+        raise UsageError(str(taken[0]), "a new file", "one that exists and that this command didn't write", fix)
+
+
+def cut_captions(model: ModelFamily, prompts: Sequence[str]) -> list[str]:
+    """A warning for every prompt that the model doesn't read to its end."""
+    lengths = zip(prompts, model.caption_lengths(prompts), strict=True)
+    return [f"only {read} of {n} tokens are read of: {prompt}" for prompt, (n, read) in lengths if read < n]
 
 
 def _slug(prompt: str) -> str:
-    """A file name that a person recognises; distinct prompts get distinct names."""
+    """A file name that a person recognises and no option parser mistakes; distinct prompts get distinct names."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:60]
-    return f"{words}-{digest_of(prompt)[:6]}"
+    return f"{words or 'image'}-{digest_of(prompt)[:6]}"
 
 
-def _write_png(path: Path, picture: Tensor) -> None:
-    """One image (3, H, W) uint8 as a PNG."""
+# -- what a file says of itself ---------------------------------------------------------------------------------------
+
+
+def _drawer(model: ModelFamily) -> str:
+    return json_digest([model.card.digest, asdict(model.sampling), str(model.device)])
+
+
+def _digest(drawn_by: str, one: Wanted) -> str:
+    return digest_of(drawn_by, one.prompt, str(one.seed))
+
+
+def _mark(path: Path) -> str | None:
+    """What an image says that it is of; None for any other file."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = image.info.get(MARK)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _write_png(path: Path, image: Tensor, mark: str) -> None:
+    """One image (3, H, W) uint8 as a PNG."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text(MARK, mark)
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG", pnginfo=about)
     write_atomic(path, buffer.getvalue())

@@ -1,98 +1,30 @@
-"""Prompt files that strangers wrote, and the counting of two models on them."""
+"""Two models on prompts of a stranger: counts, which one is the reference, cut captions, and a killed call."""
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from safear_edit.errors import SpecError, UsageError
-from safear_edit.evaluate.compare import Asked, Comparison, Seen, look, read_prompts
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.compare import Comparison, CutCaption, Overall, Seen, cut_captions, look, without
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
-
-
-def _file(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_txt_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
-    txt = read_prompts(_file(tmp_path, "a.txt", "a cat\n\n  a dog \n"))
-    assert [a.prompt for a in txt] == ["a cat", "a dog"]
-    table = read_prompts(_file(tmp_path, "a.csv", 'prompt,seed\r\n"a cat, asleep",7\r\na dog,\r\n'))
-    assert table[0] == Asked("a cat, asleep", 7, "2") and table[1].prompt == "a dog"
-    lines = read_prompts(_file(tmp_path, "a.jsonl", '{"prompt": "a cat", "seed": "9223372036854775807"}\n'))
-    assert lines == (Asked("a cat", 2**63 - 1, "1"),)
-
-
-def test_seeds_are_stable_and_differ_by_line_and_root(tmp_path: Path) -> None:
-    path = _file(tmp_path, "a.txt", "a cat\na cat\n")
-    first, second = read_prompts(path)
-    assert first.seed != second.seed
-    assert read_prompts(path) == (first, second)
-    assert read_prompts(path, 1)[0].seed != first.seed
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "where"),
-    [
-        ("a.txt", "", "a.txt"),
-        ("a.txt", "fine\na\x00b\n", "a.txt:2"),
-        ("a.txt", "x" * 3000, "a.txt:1"),
-        ("a.csv", "text\na cat\n", "a.csv:2"),
-        ("a.csv", 'prompt\n"a ""cat"" x" y\n', "a.csv:2"),
-        ("a.csv", 'prompt\n"a\ncat"\n', "a.csv:2, prompt"),
-        ("a.csv", "prompt,seed\nfine,1\na cat, a dog, 2\n", "a.csv:3"),
-        ("a.csv", "prompt,prompt\na cat,a dog\n", "a.csv:1"),
-        ("a.csv", "id,prompt\n1,a cat\n2,a dog\n1,a fish\n", "a.csv:4, id"),
-        ("a.csv", "prompt,seed\na cat,3\na dog,3\na cat,3\n", "a.csv:4: expected another prompt or another seed"),
-        ("a.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}\n', "a.jsonl:2, id"),
-        ("a.jsonl", '{"prompt": "a", "id": [1]}\n', "a.jsonl:1, id"),
-        ("a.jsonl", '{"prompt": "a"}\n[1]\n', "a.jsonl:2"),
-        ("a.jsonl", '{"prompt": "a", "seed": -1}\n', "a.jsonl:1, seed"),
-        ("a.jsonl", '{"prompt": "a", "seed": true}\n', "a.jsonl:1, seed"),
-        ("a.jsonl", "{", "a.jsonl:1"),
-        ("a.pdf", "a cat", "a.pdf"),
-    ],
-)
-def test_bad_files_are_one_line_with_a_place(tmp_path: Path, name: str, text: str, where: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        read_prompts(_file(tmp_path, name, text))
-    assert where in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-def test_too_many_prompts_are_refused_where_they_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = _file(tmp_path, "a.txt", "".join(f"prompt {i}\n" for i in range(5)))
-    monkeypatch.setattr("safear_edit.evaluate.compare.MOST_PROMPTS", 5)
-    assert len(read_prompts(path)) == 5
-    monkeypatch.setattr("safear_edit.evaluate.compare.MOST_PROMPTS", 4)
-    with pytest.raises(SpecError, match=r"a\.txt:5: expected at most 4 prompts"):
-        read_prompts(path)
-
-
-def test_an_id_is_the_files_own_or_the_line(tmp_path: Path) -> None:
-    lines = '{"prompt": "a", "id": "x-1"}\n\n{"prompt": "b", "id": 7}\n{"prompt": "c"}\n'
-    assert [a.id for a in read_prompts(_file(tmp_path, "a.jsonl", lines))] == ["x-1", "7", "4"]
+from safear_edit.spec.prompt_files import FilePrompt
 
 
 def test_no_prompt_at_all_is_a_usage_error() -> None:
     model: Any = None
     with pytest.raises(UsageError, match="at least one prompt"):
-        look(model, (), model, silent, "eval")
-
-
-def test_missing_and_not_utf8(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="nowhere"):
-        read_prompts(tmp_path / "nowhere.txt")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(SpecError, match="UTF-8"):
-        read_prompts(tmp_path / "a.txt")
+        look(model, (), model, None, silent)
 
 
 def test_counting() -> None:
-    asked = tuple(Asked(f"p{i}", i, str(i)) for i in range(10))
+    asked = tuple(FilePrompt(f"p{i}", i, str(i)) for i in range(10))
     base = tuple(Seen(True, 0.9) for _ in range(10))
     edited = (*(Seen(False, 0.1) for _ in range(8)), Seen(None, 0.4), Seen(True, 0.8))
     found = Comparison(("base", "edited"), "judge", asked, (base, edited))
@@ -103,3 +35,64 @@ def test_counting() -> None:
     assert data["n"] == 10 and (data["rows"][9]["seed"], data["rows"][9]["id"]) == ("9", "9")
     assert data["rows"][8]["results"][1]["present"] is None
     assert "cannot tell in 1" in found.summary()[1]
+    *_, change = found.summary()
+    assert found.summary()[0].startswith("the reference, base: ")
+    assert change.startswith("change from base to edited: -90.0 points (95 %: -")
+    assert data["reference"] == "base" and data["fall"]["estimate"] == pytest.approx(0.9)
+
+
+class Bright(Judge):
+    id, digest, threshold = "bright@test", "b" * 64, 0.5
+
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        means = images.float().mean((1, 2, 3)) / 255
+        return [Judgement(bool(mean > 0.5), float(mean), "") for mean in means]
+
+
+LONG = (
+    "a house on a beach, and it is a very good picture with a lot of details and a lot of light and a lot of colour and"
+)
+
+
+def test_captions_longer_than_the_window_are_named_and_left_out() -> None:
+    model = LlamaGen.pico()
+    prompts = (FilePrompt("a house", 1, "short"), FilePrompt(f"{LONG} care, by Picasso", 2, "long"))
+    (cut,) = cut_captions(model, prompts)
+    assert (cut.id, cut.read) == ("long", 32) and cut.tokens > 32
+    assert without(prompts, [cut]) == prompts[:1]
+    with pytest.raises(UsageError, match=r"captions that the model reads whole.*--include-cut"):
+        without(prompts[1:], [cut])
+    seen = (Seen(True, 0.9),)
+    told = Comparison(("a", "b"), "judge", prompts[:1], (seen, seen), (cut,))
+    assert "1 captions are longer than a model reads, left out of the rates" in told.warnings()[0]
+    assert f"long (32 of {cut.tokens} tokens read)" in told.warnings()[0]
+    assert told.as_json()["cut"]["captions"] == [{"id": "long", "tokens": cut.tokens, "read": 32}]
+    counted = Comparison(("a", "b"), "judge", prompts, (seen * 2, seen * 2), (CutCaption("long", 40, 32),), True)
+    assert "counted all the same" in counted.warnings()[0] and counted.as_json()["n"] == 2
+
+
+def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LlamaGen.pico()
+    monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 4)
+    prompts = tuple(FilePrompt(f"a house number {i}", i, str(i)) for i in range(10))
+    whole, drawn = look(model, prompts, Bright(), None, silent), list[int]()
+
+    def stop(stage: str, done: int, total: int, info: str = "") -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(model, prompts, Bright(), None, stop, tmp_path / "parts")
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda *a: drawn.append(len(a[1])) or generate(*a))
+    assert look(model, prompts, Bright(), None, silent, tmp_path / "parts") == whole
+    assert drawn == [2], "eight of ten were there"
+
+
+def test_the_whole_time_is_estimated_over_both_models() -> None:
+    lines: list[tuple[int, int, str]] = []
+    ticks = count(60, 60)
+    overall = Overall(lambda stage, done, total, info: lines.append((done, total, info)), 20, lambda: next(ticks), 0.0)
+    overall.of("base", 0)("", 5, 10)
+    overall.of("edited", 10)("", 5, 10)
+    assert lines == [(5, 20, "base, about 4 minutes in all"), (15, 20, "edited, about 3 minutes in all")]

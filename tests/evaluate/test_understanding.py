@@ -28,7 +28,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files import rundir
 from safear_edit.gallery import questions
 from safear_edit.pipeline import steps
-from safear_edit.pipeline.eval import Versus, compare_understanding
+from safear_edit.pipeline.eval import ModelPair, compare_understanding
 from safear_edit.progress import silent
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import Spec, Understanding
@@ -256,8 +256,8 @@ def test_a_model_without_pictures_or_without_answers_says_why(model: Janus, tmp_
 
 def test_two_models_are_compared_without_a_run(model: Janus, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = planned(folder).spec
-    pair = Versus(("a", "b"), model, lambda: nullcontext(Janus.pico(seed=1)))
-    monkeypatch.setattr(Versus, "load", lambda models, device: pair)
+    pair = ModelPair(("a", "b"), model, lambda: nullcontext(Janus.pico(seed=1)))
+    monkeypatch.setattr(ModelPair, "load", lambda models, device: pair)
     monkeypatch.setattr("safear_edit.pipeline.eval.load_spec", lambda path: made)
     names, found = compare_understanding(["a", "b"], spec="picasso", device="cpu")
     assert names == ("a", "b") and found.slices[0].slice == "concept" and found.slices[0].n == 16

@@ -1,0 +1,318 @@
+"""Prompt files that strangers wrote: text, tables and JSON, read strictly, with what was found in them said.
+
+    .txt            one prompt a line
+    .csv .tsv       a header with a column `prompt`; comma, semicolon or tab, whichever the header has
+    .json .jsonl    objects with the same names, or in a .json list plain texts
+    .parquet        the same columns, where pyarrow is installed
+    -               standard input, by its first line any of the text formats
+
+A seed is read from the first of SEED_COLUMNS that is there, so that I2P's images (`sd_seed`), say, are drawn again
+with the seeds that were published with them; a prompt without one gets its own from text, line and root seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.files.strict import decoded, parse_json, regular
+from safear_edit.spec.prompts import forbidden, image_seed, one_line
+
+LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS = 16 << 20, 2000, 100_000
+"""Bytes of a prompt file, characters of one prompt, and prompts that are taken at most."""
+SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")
+"""In the order in which they are looked for: ours, that of unlearning benchmarks, that of I2P."""
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class FilePrompt:
+    """One prompt of the file with the seed of its image; `id` is the file's own, or the line."""
+
+    prompt: str
+    seed: int
+    id: str
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What was read; notes: which columns were taken and which not, one line each; bad: a line per skipped row."""
+
+    prompts: tuple[FilePrompt, ...]
+    notes: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+
+
+Rows = Iterator[tuple[str, int, "dict[str, Any] | SpecError"]]
+"""Where it stands, its number, and the row by column names in lower case or what is wrong with it."""
+
+
+def read_prompts(path: Path, seed: int = 0, *, skip_bad: bool = False) -> PromptFile:
+    """Every prompt of the file; SpecError with line and column for the first row that can't be taken.
+
+    skip_bad: such rows are left out and counted instead. An id that is there twice is one of them, and so is an image
+    that would be counted twice (same prompt, same seed). A file that can't be read at all is always an error.
+    """
+    columns: dict[str, None] = {}
+    checked = _Checked(seed)
+    bad: list[str] = []
+    for where, number, row in _rows(path):
+        try:
+            if isinstance(row, SpecError):
+                raise row
+            columns |= dict.fromkeys(row)
+            checked.add(where, number, row)
+        except SpecError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+    if not checked.prompts:
+        got = f"none that can be taken ({bad[0]})" if bad else "none"
+        raise SpecError(str(path), "at least one prompt", got, "write one per line")
+    return PromptFile(tuple(checked.prompts), tuple(_notes(list(columns))), tuple(bad))
+
+
+def _notes(columns: list[str]) -> Iterator[str]:
+    """Which columns say what; nothing to say about a file without any but the prompts."""
+    if columns == ["prompt"]:
+        return
+    found = seed_column(columns)
+    taken = [name for name in ("prompt", found, "id") if name in columns]
+    left = [name or "(unnamed)" for name in columns if name not in taken]
+    seeds = f"seeds from `{found}`" if found else "a seed of its own for each prompt, because no column has one"
+    yield f"prompts from the column `prompt`, {seeds}" + (f"; not used: {', '.join(left)}" if left else "")
+
+
+def seed_column(columns: Mapping[str, object] | list[str]) -> str | None:
+    """The first of SEED_COLUMNS that is there."""
+    return next((name for name in SEED_COLUMNS if name in columns), None)
+
+
+# -- one row ----------------------------------------------------------------------------------------------------------
+
+
+class _Checked:
+    """The prompts so far, and what must not come twice."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.prompts: list[FilePrompt] = []
+        self._ids: dict[str, str] = {}
+        self._images: set[tuple[str, int]] = set()
+
+    def add(self, where: str, number: int, row: Mapping[str, Any]) -> None:
+        """Take one row; SpecError with its place and column if it can't be."""
+        if len(self.prompts) == MOST_PROMPTS:
+            raise SpecError(where, f"at most {MOST_PROMPTS} prompts", "one more", "split the file")
+        prompt = _prompt(where, row)
+        given = _seed(where, row)
+        seed = image_seed("eval", f"{number}|{prompt}", self.root) if given is None else given
+        name = self._id(where, number, row)
+        if (prompt, seed) in self._images:
+            fix = "remove the line: it is the same image"
+            raise SpecError(where, "another prompt or another seed", "both again", fix)
+        self._ids[name] = where
+        self._images.add((prompt, seed))
+        self.prompts.append(FilePrompt(prompt, seed, name))
+
+    def _id(self, where: str, number: int, row: Mapping[str, Any]) -> str:
+        named = row.get("id")
+        if isinstance(named, bool) or not isinstance(named, str | int | None) or not str(named or "").isprintable():
+            raise SpecError(f"{where}, id", "text or a whole number", repr(named)[:40], "correct or remove it")
+        own = named in (None, "")
+        name = str(number if own else named)
+        if name in self._ids:
+            got = f"none, and its number {name} is the id of" if own else f"{name[:40]!r} again, as in"
+            fix = "fill the field in" if own else "rename or remove one of them"
+            raise SpecError(f"{where}, id", "an id of its own", f"{got} {self._ids[name]}", fix)
+        return name
+
+
+def _prompt(where: str, row: Mapping[str, Any]) -> str:
+    if "prompt" not in row:
+        got = f"columns {', '.join(repr(name[:40]) for name in row)}" if row else "no columns"
+        raise SpecError(f"{where}, prompt", "a column `prompt`", got, "rename the column that holds the prompts")
+    given = row["prompt"]
+    if not isinstance(given, str) or not given.strip():
+        raise SpecError(f"{where}, prompt", "text", repr(given)[:40], "fill it in")
+    plain = one_line(" ".join(given.splitlines()))  # a line break in a quoted field separates words
+    if plain is None or len(plain) > LONGEST_PROMPT or not plain.strip():
+        got = "characters that are not shown" if plain is None else f"{len(plain)} characters"
+        fix = "shorten or clean it, or leave such lines out (--skip-bad-lines)"
+        raise SpecError(f"{where}, prompt", f"at most {LONGEST_PROMPT} printable characters", got, fix)
+    if forbidden(plain):
+        fix = "this combination is never processed, not even to test it"
+        raise SpecError(f"{where}, prompt", "no words for minors together with sexual content", "both", fix)
+    return plain.strip()
+
+
+def _seed(where: str, row: Mapping[str, Any]) -> int | None:
+    name = seed_column(row)
+    given = row[name] if name else None
+    if given is None or given == "":
+        return None
+    text = "" if isinstance(given, bool) else str(given).strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) < 2**63):
+        raise SpecError(f"{where}, {name}", "a whole number below 2^63", repr(given)[:40], "correct or remove it")
+    return int(text)
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> Rows:
+    """The rows of a file by its suffix."""
+    if path.suffix.lower() == ".parquet":
+        return _from_parquet(path)
+    readers: dict[str, Callable[[str, str], Rows]] = {
+        ".txt": _from_txt,
+        ".csv": _from_csv,
+        ".tsv": _from_csv,
+        ".json": _from_json,
+        ".jsonl": _from_jsonl,
+    }
+    text = _text(path)
+    suffix = _guessed(text) if path == STDIN else path.suffix.lower()
+    if suffix not in readers:
+        fix = "rename or convert it"
+        raise SpecError(str(path), f"{', '.join(readers)}, .parquet or - for standard input", repr(suffix), fix)
+    return readers[suffix](text, "standard input" if path == STDIN else str(path))
+
+
+def _text(path: Path) -> str:
+    """The text of a prompt file of bearable size, in UTF-8 or what Excel and Windows write (UTF-16 with its mark)."""
+    try:
+        regular(path)
+        with sys.stdin.buffer if path == STDIN else path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise SpecError(str(path), "a prompt file", error.strerror or "an error", "check the path") from None
+    if len(raw) > LARGEST_FILE:
+        raise SpecError(str(path), f"at most {LARGEST_FILE >> 20} MiB", "a larger file", "split it")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            return raw.decode("utf-16")
+        except UnicodeDecodeError:
+            raise SpecError(str(path), "text in UTF-8 or UTF-16", "half a character", "save it as UTF-8") from None
+    return decoded(raw, path)
+
+
+def _guessed(text: str) -> str:
+    """The format of text without a file name, by its first line."""
+    first = text.lstrip().partition("\n")[0].strip()
+    if first.startswith(("[", "{")):
+        return ".json" if first.startswith("[") else ".jsonl"
+    return ".csv" if "prompt" in (name.strip(' "').casefold() for name in first.split(_separator(first))) else ".txt"
+
+
+def _separator(header: str) -> str:
+    """The one of tab, semicolon and comma that the header has most of; a comma where it has none."""
+    return max(",;\t", key=lambda mark: (header.count(mark), mark == ","))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that aren't blank with their numbers, whatever ends them: \\n, \\r\\n or \\r."""
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return ((number, line) for number, line in enumerate(plain, 1) if line.strip())
+
+
+def _from_txt(text: str, where: str) -> Rows:
+    for number, line in _lines(text):
+        yield f"{where}:{number}", number, {"prompt": line.strip()}
+
+
+def _from_csv(text: str, where: str) -> Rows:
+    """Rows by the header's names, each with the line of the file on which it starts (the header is line 1)."""
+    header = next((line for _, line in _lines(text)), "")
+    columns: list[str] = []
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(header), strict=True)
+    while True:
+        line = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"{where}:{line}", line, SpecError(f"{where}:{line}", "csv", str(error), "quote the field")
+            continue
+        if not row:
+            continue
+        if not columns:
+            columns = _header(f"{where}:{line}", row)
+        elif len(row) != len(columns):
+            yield f"{where}:{line}", line, _uneven(f"{where}:{line}", row, columns)
+        else:
+            yield f"{where}:{line}", line, dict(zip(columns, row, strict=True))
+
+
+def _header(where: str, row: list[str]) -> list[str]:
+    """Names in lower case; two columns without one are allowed, since nobody asks for them."""
+    names = [name.strip().casefold() for name in row]
+    named = [name for name in names if name]
+    if len(set(named)) < len(named):
+        raise SpecError(where, "columns with names of their own", "one twice", "rename one of them")
+    return names
+
+
+def _uneven(where: str, row: list[str], columns: list[str]) -> SpecError:
+    if len(row) < len(columns):
+        where, fix = f"{where}, {columns[len(row)]}", "leave no field out; an empty one is two separators"
+    else:
+        fix = "quote a prompt that holds a separator"
+    return SpecError(where, f"{len(columns)} fields as in the header", str(len(row)), fix)
+
+
+def _from_jsonl(text: str, where: str) -> Rows:
+    for number, line in _lines(text):
+        place = f"{where}:{number}"
+        try:
+            row = _object(place, parse_json(line, place).data)
+        except SpecError as error:
+            yield place, number, error
+            continue
+        yield place, number, row
+
+
+def _from_json(text: str, where: str) -> Rows:
+    data = parse_json(text, where).data
+    if not isinstance(data, list):
+        fix = 'write [{"prompt": …}, …], or one object a line in a .jsonl'
+        raise SpecError(where, "a JSON list", type(data).__name__, fix)
+    for number, row in enumerate(data, 1):
+        place = f"{where}, entry {number}"
+        yield place, number, {"prompt": row} if isinstance(row, str) else _object(place, row)
+
+
+def _object(where: str, row: Any) -> dict[str, Any] | SpecError:
+    """The names of a JSON object in lower case."""
+    if not isinstance(row, dict):
+        return SpecError(where, "a JSON object", type(row).__name__, 'write {"prompt": …}')
+    return {name.casefold(): value for name, value in row.items()}
+
+
+def _from_parquet(path: Path) -> Rows:
+    """Rows with the columns that are asked for, a batch at a time."""
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        fix = "pip install pyarrow, or save the table as .csv"
+        raise UsageError(str(path), "the package pyarrow for parquet", "nothing installed", fix) from None
+    try:
+        regular(path)
+        file = parquet.ParquetFile(path)
+        names = {name: name.strip().casefold() for name in file.schema_arrow.names}
+        _header(str(path), list(names))
+        wanted = [name for name, plain in names.items() if plain in ("prompt", "id", *SEED_COLUMNS)]
+        batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
+        for number, row in enumerate(chain.from_iterable(batches), 1):
+            yield f"{path}, row {number}", number, {names[name]: value for name, value in row.items()}
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise SpecError(str(path), "a parquet file", str(error).partition("\n")[0][:80], "write it again") from None

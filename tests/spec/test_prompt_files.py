@@ -1,0 +1,184 @@
+"""Prompt files that strangers wrote: what is taken, what is said about it, and what is refused with its place."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from safear_edit.errors import SpecError, UsageError
+from safear_edit.spec.prompt_files import STDIN, FilePrompt, PromptFile, read_prompts
+
+
+def _file(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def _read(folder: Path, name: str, text: str | bytes, **options: Any) -> PromptFile:
+    return read_prompts(_file(folder, name, text), **options)
+
+
+def _prompts(folder: Path, name: str, text: str | bytes) -> list[str]:
+    return [one.prompt for one in _read(folder, name, text).prompts]
+
+
+def test_every_format_says_the_same(tmp_path: Path) -> None:
+    assert _prompts(tmp_path, "a.txt", "a cat\n\n  a dog \n") == ["a cat", "a dog"]
+    table = _read(tmp_path, "a.csv", 'prompt,seed\r\n"a cat, asleep",7\r\na dog,\r\n').prompts
+    assert table[0] == FilePrompt("a cat, asleep", 7, "2") and table[1].prompt == "a dog"
+    lines = _read(tmp_path, "a.jsonl", '{"prompt": "a cat", "seed": "9223372036854775807"}\n').prompts
+    assert lines == (FilePrompt("a cat", 2**63 - 1, "1"),)
+    whole = _read(tmp_path, "a.json", '[{"Prompt": "a cat", "sd_seed": 5}, "a dog"]').prompts
+    assert whole[0] == FilePrompt("a cat", 5, "1") and (whole[1].prompt, whole[1].id) == ("a dog", "2")
+    assert _prompts(tmp_path, "a.CSV", "prompt;seed\na cat, a dog;3\n") == ["a cat, a dog"]
+
+
+def test_seeds_are_stable_and_differ_by_line_and_root(tmp_path: Path) -> None:
+    path = _file(tmp_path, "a.txt", "a cat\na cat\n")
+    first, second = read_prompts(path).prompts
+    assert first.seed != second.seed
+    assert read_prompts(path).prompts == (first, second)
+    assert read_prompts(path, 1).prompts[0].seed != first.seed
+
+
+def test_the_published_seeds_are_taken_and_said(tmp_path: Path) -> None:
+    """I2P's columns: two images of one prompt, each with the seed that was published with it."""
+    text = (
+        "prompt,categories,hard,sd_seed,sd_guidance_scale\na dog by Picasso,x,0,1001,7\na dog by Picasso,x,0,1002,7.5\n"
+    )
+    found = _read(tmp_path, "i2p.csv", text)
+    assert [one.seed for one in found.prompts] == [1001, 1002]
+    (note,) = found.notes
+    assert "seeds from `sd_seed`" in note and "not used: categories, hard, sd_guidance_scale" in note
+    both = _read(tmp_path, "b.csv", "prompt,sd_seed,evaluation_seed\na dog,1,2\n")
+    assert both.prompts[0].seed == 2 and "not used: sd_seed" in both.notes[0]
+    none = _read(tmp_path, "parti.tsv", "Prompt\tCategory\tChallenge\tNote\na dog by Picasso\tArts\tStyle & Format\t\n")
+    assert none.prompts[0].prompt == "a dog by Picasso" and "a seed of its own for each prompt" in none.notes[0]
+    index = _read(tmp_path, "pandas.csv", ",prompt,categories\n0,a dog,x\n1,a cat,y\n")
+    assert [one.id for one in index.prompts] == ["2", "3"] and "(unnamed), categories" in index.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "prompts"),
+    [
+        ("nbsp.txt", "by Pablo\u00a0Picasso\n", ["by Pablo Picasso"]),
+        ("wide.txt", "\u5bb6\u3000\u5e8a\n", ["\u5bb6 \u5e8a"]),
+        ("tab.txt", "a house\ton a beach\n", ["a house on a beach"]),
+        ("persian.txt", "\u062e\u0627\u0646\u0647\u200c\u0627\u06cc\n", ["\u062e\u0627\u0646\u0647\u200c\u0627\u06cc"]),
+        ("soft.txt", "a light\u00adhouse\n", ["a lighthouse"]),
+        ("cr.txt", "a dog\ra cat\r", ["a dog", "a cat"]),
+        ("utf16.txt", "a house\r\n".encode("utf-16"), ["a house"]),
+        ("bom.csv", b"\xef\xbb\xbfprompt\na cat\n", ["a cat"]),
+        ("quoted.csv", 'prompt\n"a\ncat"\n"a\r\ndog"\n', ["a cat", "a dog"]),
+        ("quoted.jsonl", '{"prompt": "a\\ncat"}\n', ["a cat"]),
+        ("cr.csv", "prompt\ra dog\ra cat\r", ["a dog", "a cat"]),
+    ],
+)
+def test_ordinary_text_is_text(tmp_path: Path, name: str, raw: str | bytes, prompts: list[str]) -> None:
+    assert _prompts(tmp_path, name, raw) == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("a.txt", "", "a.txt"),
+        ("a.txt", "fine\na\x00b\n", "a.txt:2"),
+        ("a.txt", "fine\na \u202eb\n", "a.txt:2"),
+        ("a.txt", "x" * 3000, "a.txt:1"),
+        ("a.csv", "text\na cat\n", "a.csv:2, prompt: expected a column `prompt`, got columns 'text'"),
+        ("a.csv", 'prompt\n"a ""cat"" x" y\n', "a.csv:2"),
+        ("a.csv", "prompt,seed\nfine,1\na cat, a dog, 2\n", "a.csv:3"),
+        ("a.csv", "prompt,seed,note\na dog by Picasso,1\n", "a.csv:2, note: expected 3 fields"),
+        ("a.csv", "prompt,prompt\na cat,a dog\n", "a.csv:1"),
+        ("a.csv", "prompt,Prompt\na cat,a dog\n", "a.csv:1"),
+        ("a.csv", "id,prompt\n1,a cat\n2,a dog\n1,a fish\n", "a.csv:4, id"),
+        (
+            "a.csv",
+            "id,prompt\n3,a dog by Picasso\n,a cat by Picasso\n",
+            "a.csv:3, id: expected an id of its own, got none",
+        ),
+        ("a.csv", "prompt,seed\na cat,3\na dog,3\na cat,3\n", "a.csv:4: expected another prompt or another seed"),
+        (
+            "a.csv",
+            "prompt,seed\na dog by Picasso,42.0\n",
+            "a.csv:2, seed: expected a whole number below 2^63, got '42.0'",
+        ),
+        ("a.csv", f"prompt,seed\na house,{'9' * 6000}\n", "a.csv:2, seed"),
+        ("a.csv", f"prompt,sd_seed\na house,{2**63}\n", "a.csv:2, sd_seed"),
+        ("a.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}\n', "a.jsonl:2, id"),
+        ("a.jsonl", '{"prompt": "a", "id": [1]}\n', "a.jsonl:1, id"),
+        ("a.jsonl", '{"prompt": "a"}\n[1]\n', "a.jsonl:2"),
+        ("a.jsonl", '{"prompt": "a", "seed": -1}\n', "a.jsonl:1, seed"),
+        ("a.jsonl", '{"prompt": "a", "seed": true}\n', "a.jsonl:1, seed"),
+        ("a.jsonl", '{"prompt": "a", "seed": 1.0}\n', "a.jsonl:1, seed"),
+        ("a.jsonl", f'{{"prompt": "a", "seed": {"9" * 6000}}}\n', "a.jsonl:1"),
+        ("a.jsonl", '{"prompt":"a house","prompt":"a dog"}', "a.jsonl:1: expected each key once"),
+        ("a.jsonl", "{", "a.jsonl:1"),
+        ("a.json", '{"prompt": "a"}', "a.json: expected a JSON list"),
+        ("a.json", '[{"prompt": "a"}, 3]', "a.json, entry 2"),
+        ("a.pdf", "a cat", "a.pdf"),
+        ("a.parquet", "PAR1", "pyarrow"),
+        ("a.txt", "a naked child\n", "a.txt:1, prompt: expected no words for minors"),
+    ],
+)
+def test_bad_files_are_one_line_with_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, where: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UsageError) as caught:
+        read_prompts(_file(tmp_path, name, text))
+    assert where in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_bad_rows_are_left_out_and_counted_if_asked(tmp_path: Path) -> None:
+    text = 'prompt,seed\na cat,1\na dog,x\na fish\n"a ""b"" c" d,2\na horse,3\na cat,1\n'
+    found = _read(tmp_path, "a.csv", text, skip_bad=True)
+    assert [one.prompt for one in found.prompts] == ["a cat", "a horse"]
+    assert [fault.partition(": ")[0].rpartition(":")[2] for fault in found.bad] == ["3, seed", "4, seed", "5", "7"]
+    with pytest.raises(SpecError, match="at least one prompt, got none that can be taken"):
+        _read(tmp_path, "b.csv", "prompt,seed\na cat,x\n", skip_bad=True)
+
+
+def test_too_many_prompts_are_refused_where_they_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _file(tmp_path, "a.txt", "".join(f"prompt {i}\n" for i in range(5)))
+    monkeypatch.setattr("safear_edit.spec.prompt_files.MOST_PROMPTS", 5)
+    assert len(read_prompts(path).prompts) == 5
+    monkeypatch.setattr("safear_edit.spec.prompt_files.MOST_PROMPTS", 4)
+    with pytest.raises(SpecError, match=r"a\.txt:5: expected at most 4 prompts"):
+        read_prompts(path)
+
+
+def test_an_id_is_the_files_own_or_the_line(tmp_path: Path) -> None:
+    lines = '{"prompt": "a", "id": "x-1"}\n\n{"prompt": "b", "id": 7}\n{"prompt": "c"}\n'
+    assert [one.id for one in _read(tmp_path, "a.jsonl", lines).prompts] == ["x-1", "7", "4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("a cat\na dog, asleep\n", ["a cat", "a dog, asleep"]),
+        ("seed;prompt\n3;a cat\n", ["a cat"]),
+        ('{"prompt": "a cat"}\n', ["a cat"]),
+        ('\n[{"prompt": "a cat"}]\n', ["a cat"]),
+    ],
+)
+def test_standard_input_is_read_by_its_first_line(
+    monkeypatch: pytest.MonkeyPatch, text: str, prompts: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+    assert [one.prompt for one in read_prompts(STDIN).prompts] == prompts
+
+
+def test_missing_and_not_utf8(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="nowhere"):
+        read_prompts(tmp_path / "nowhere.txt")
+    with pytest.raises(SpecError, match="UTF-8"):
+        _read(tmp_path, "a.txt", b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match=r"a\.txt:2: expected UTF-8"):
+        _read(tmp_path, "a.txt", b"fine\na\xff\n")
