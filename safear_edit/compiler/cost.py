@@ -20,7 +20,7 @@ class Costs:
 
     Speeds: stage times of two runs of concepts/picasso.yaml on llamagen:mini (two shared cores of an AMD EPYC, 21
     November 2026: 33 images/s and 0.75 s/step in 3.9 minutes) scaled to the one that had the machine to itself (2.95
-    minutes). `python -m safear_edit.studies calibrate` measures them and the memory on the machine at hand.
+    minutes). `python -m safear_edit.studies machine_speed` measures them and the memory on the machine at hand.
     """
 
     startup_s: float = 20.0

@@ -249,14 +249,24 @@ def _rounded(value: Any) -> Any:
 
 
 @torch.no_grad()
-def audit(pair: Pair, pack: Pack, *, batch: int = BATCH, progress: Callback = silent) -> Audit:
+def base_scores(model: ModelFamily, pack: Pack, *, batch: int = BATCH, progress: Callback = silent) -> Scores:
+    """The base model's part of `audit`, for many edits of one base."""
+    return _scores(model, pack, _batches(model, pack, batch), partial(progress, "likelihood base"))
+
+
+def audit(
+    pair: Pair, pack: Pack, *, before: Scores | None = None, batch: int = BATCH, progress: Callback = silent
+) -> Audit:
     """Score the pack with both models. The base is left bitwise as found.
+
+    before: what `base_scores` gave for this base and pack, if the base is not to be scored again.
 
     Cost in teacher-forced passes: per reference 2 × (slices + 1 + other classes), per kept image 4 (2 with, 2 without
     its caption).
     """
     batches = _batches(pair.base, pack, batch)
-    before = _scores(pair.base, pack, batches, partial(progress, "likelihood base"))
+    if before is None:
+        before = _scores(pair.base, pack, batches, partial(progress, "likelihood base"))
     with pair.edited() as model:
         # no edit reaches what captions become; another model may have its own words
         own = batches if model is pair.base else _batches(model, pack, batch)

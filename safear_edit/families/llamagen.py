@@ -294,7 +294,8 @@ class _Cache:
     """Keys and values of all layers, (R, H, 1 + N, hd) each, the caption slot first; allocated once, never moved.
 
     Batched matrix products over these views beat scaled_dot_product_attention for a single query row, and one product
-    of complex numbers turns queries and keys together (measured by `python -m safear_edit.studies benchmark sampling`).
+    of complex numbers turns queries and keys together (measured by `python -m safear_edit.studies speed_llamagen
+    sampling`).
     """
 
     def __init__(self, net: GPT, text: TextPass) -> None:

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from safear_edit import studies
 from safear_edit.registry import suggestion
 
+PARTS = ("rows", "scale_erasure", "timing")
+"""Modules of this folder that are no study of their own."""
+
 
 def names() -> list[str]:
     """Every study there is: the modules of this folder that have a `main`."""
-    return sorted(one.name for one in pkgutil.iter_modules(studies.__path__) if not one.name.startswith("_"))
+    found = (one.name for one in pkgutil.iter_modules(studies.__path__))
+    return sorted(name for name in found if not name.startswith("_") and name not in PARTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,8 @@
 """What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
-`python -m safear_edit.studies ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints
-a Markdown table;
-with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's numbers
-but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own,
+`python -m safear_edit.studies ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown
+table; with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's
+numbers but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own,
 construct/captions.py). Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed
 run continues. What its search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on
 which the base drew the concept with the very seed that is scored (no screening: this table compares methods with each
@@ -18,8 +17,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from safear_edit.compiler.questions import CAPABILITY as UNDERSTANDING
 from safear_edit.compiler.questions import taught
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
 from safear_edit.construct.captions import refiner_of
-from safear_edit.construct.pairs import Material, Pairs, build_keep, build_pairs
+from safear_edit.construct.pairs import Keep, Material, Pairs, build_keep, build_pairs
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.likelihood import audit
+from safear_edit.evaluate.likelihood import Scores, audit, base_scores
 from safear_edit.evaluate.references import Pack, source_for, tokenised, why_none
 from safear_edit.evaluate.sampled import judges_of, request_of, sampling_of
 from safear_edit.evaluate.understanding import Exam, answers, exam
@@ -46,6 +45,7 @@ from safear_edit.judges.base import Judge
 from safear_edit.judges.draw import draw_and_judge
 from safear_edit.progress import silent
 from safear_edit.spec.spec import CONCEPT, load_spec
+from safear_edit.studies.rows import ROWS, read_rows, write_rows
 from safear_edit.studies.scale_erasure import ScaleErasure, Words
 
 ERASED = ("direct", "paraphrase")
@@ -75,11 +75,8 @@ Variants = Mapping[str, tuple[str, dict[str, Any]]]
 """Name → method, and what is changed in its recipe."""
 
 
-@dataclass(frozen=True)
-class Looked:
-    """Judgements of one slice: True, False or None per prompt."""
-
-    present: tuple[bool | None, ...]
+Found = tuple[bool | None, ...]
+"""What the judge says of one slice: present, absent or "cannot tell", prompt by prompt."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,19 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", help="compare these: NAME[:param=value,…]")
     parser.add_argument("--likelihood", action="store_true", help="audit likelihoods too")
     options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path = options.folder / ROWS
+    rows = read_rows(path)
     done = {(row["variant"], row["seed"]) for row in rows}
     variants = {text: variant(text) for text in options.methods} if options.methods else VARIANTS
     model = load_model(options.model)
     for seed in options.seeds:
         missing = {name: wanted for name, wanted in variants.items() if (name, seed) not in done}
-        for row in _seed(model, options.spec, seed, missing, options.prompts, options.folder, options.likelihood):
-            rows.append(row)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+        if not missing:
+            continue
+        bench = Bench.of(model, options.spec, seed, missing, options.prompts, likelihood=options.likelihood)
+        for name, (method, changes) in missing.items():
+            rows.append(bench.row(name, method, changes, options.folder / f"{name}, seed {seed}"))
+            write_rows(path, rows)
+            print(json.dumps(rows[-1]), flush=True)
     print(table(rows, list(variants)))
 
 
@@ -115,65 +113,85 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, yaml.safe_load(f"{{{changes.replace('=', ': ')}}}")
 
 
-def _seed(
-    model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, folder: Path, likelihood: bool
-) -> Any:
-    """Rows of one seed: pairs and the base's images are made once and shared by the variants that learn from them."""
-    if not missing:
-        return
-    recipe = compiled(model, spec, "vce", seed)
-    judges = judges_of(recipe)
-    judge = judges[recipe.spec.judge.label]
-    ways = dict.fromkeys(changes.get(REFINE, "template") for _, changes in missing.values())
-    made = {way: _pairs(model, compiled(model, spec, "vce", seed, way), judge) for way in ways}
-    keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
-    kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
-    asked = _exam(model, recipe)
-    pack = tokenised(model, source_for(recipe.spec, model.card)) if likelihood else None
-    base = _looked(model, judges, recipe, (*ERASED, *kept), count)
-    knew = _known(model, asked)
-    for name, (method, changes) in missing.items():
-        pairs = made[changes.get(REFINE, "template")]
-        if method == SCALE_ERASURE:
-            words = Words.of(recipe.spec)
-            guarded = ScaleErasure(model, words, replace(ScaleErasure(model, words).window, **changes))
-            yield _row(name, seed, 0.0, pairs) | _changes(base, _looked(guarded, judges, recipe, base, count))
-            continue
-        numbers = compiled(model, spec, method, seed).method.params | changes
-        numbers.pop(REFINE, None)
-        params = method_params(method, numbers, "ablation")
-        found = folder / f"{name}, seed {seed}"
-        found.mkdir(exist_ok=True)
-        start = time.monotonic()
-        edit: Edit = (
-            registry.lookup("methods", method)
-            .load()()
-            .fit(
-                model,
-                Material(recipe.spec.name, pairs, keep, judge, taught(recipe.spec)),
-                params,
-                seed=seed,
-                progress=silent,
-                checkpoint=found / "edit.partial",
-            )
+@dataclass(frozen=True)
+class Bench:
+    """What all variants of one seed share: pairs by who writes their safe captions, and the base model's figures."""
+
+    model: ModelFamily
+    spec: Path
+    seed: int
+    count: int
+    recipe: Recipe
+    judges: Mapping[str, Judge]
+    pairs: Mapping[str, Pairs]
+    keep: Keep
+    exam: Exam | None
+    pack: Pack | None
+    found: Mapping[str, Found]
+    known: Mapping[str, float]
+    scores: Scores | None
+
+    @classmethod
+    def of(cls, model: ModelFamily, spec: Path, seed: int, missing: Variants, count: int, *, likelihood: bool) -> Bench:
+        """Make the pairs and draw, ask and score the base model once."""
+        recipe = compiled(model, spec, "vce", seed)
+        judges = judges_of(recipe)
+        judge = judges[recipe.spec.judge.label]
+        ways = dict.fromkeys(changes.get(REFINE, "template") for _, changes in missing.values())
+        pairs = {way: _pairs(model, compiled(model, spec, "vce", seed, way), judge) for way in ways}
+        keep = build_keep(model, [(k.prompt, k.seed) for k in recipe.keep], progress=silent)
+        kept = [group.name for group in recipe.spec.preserve if group.role != "plain"]
+        asked = _exam(model, recipe)
+        pack = tokenised(model, source_for(recipe.spec, model.card)) if likelihood else None
+        found = {name: draw(model, judges, recipe, name, count) for name in (*ERASED, *kept)}
+        scores = base_scores(model, pack) if pack else None
+        return cls(
+            model, spec, seed, count, recipe, judges, pairs, keep, asked, pack, found, _known(model, asked), scores
         )
+
+    def row(self, name: str, method: str, changes: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """One variant: what its edit changes; what its search leaves lies in `folder`."""
+        pairs = self.pairs[changes.get(REFINE, "template")]
+        if method == SCALE_ERASURE:
+            guarded = ScaleErasure.of(self.model, Words.of(self.recipe.spec), changes)
+            return _row(name, self.seed, 0.0, pairs) | self._changes(guarded)
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        edit = self._edit(method, pairs, changes, folder / "edit.partial")
         minutes = (time.monotonic() - start) / 60
-        applied = edit.apply(model.net)
-        row = _row(name, seed, minutes, pairs) | _changes(base, _looked(model, judges, recipe, base, count))
-        knows = _known(model, asked)
-        applied.undo()
-        yield row | {slice: knows[slice] - knew[slice] for slice in knows} | _audited(model, edit, pack)
+        with edit.apply(self.model.net):
+            row = _row(name, self.seed, minutes, pairs) | self._changes(self.model)
+            knows = _known(self.model, self.exam)
+        return row | {part: knows[part] - self.known[part] for part in knows} | self._audited(edit)
+
+    def _edit(self, method: str, pairs: Pairs, changes: Mapping[str, Any], checkpoint: Path) -> Edit:
+        numbers = compiled(self.model, self.spec, method, self.seed).method.params | dict(changes)
+        numbers.pop(REFINE, None)
+        spec, judge = self.recipe.spec, self.judges[self.recipe.spec.judge.label]
+        material = Material(spec.name, pairs, self.keep, judge, taught(spec))
+        params = method_params(method, numbers, "ablation")
+        finder = registry.lookup("methods", method).load()()
+        edit: Edit = finder.fit(self.model, material, params, seed=self.seed, progress=silent, checkpoint=checkpoint)
+        return edit
+
+    def _changes(self, model: ModelFamily) -> dict[str, float]:
+        return changed(
+            self.found, {name: draw(model, self.judges, self.recipe, name, self.count) for name in self.found}
+        )
+
+    def _audited(self, edit: Edit) -> dict[str, float]:
+        """See AUDITED."""
+        if self.pack is None:
+            return {}
+        found = audit(Pair.of_edit(self.model, edit), self.pack, before=self.scores)
+        ratios = [part.cir.estimate for part in found.slices if part.cir is not None]
+        moved = max(group.plain.mean for group in found.groups)
+        return dict(zip(AUDITED, (min(ratios), max(ratios), moved), strict=True)) if ratios else {}
 
 
 def _pairs(model: ModelFamily, recipe: Recipe, judge: Judge) -> Pairs:
     wanted = [(p.unsafe, p.safe, p.seed) for p in recipe.construct.pairs]
     return build_pairs(model, wanted, judge, progress=silent, refiner=refiner_of(recipe))
-
-
-def _looked(
-    model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, slices: Iterable[str], count: int
-) -> dict[str, Looked]:
-    return {name: look(model, judges, recipe, name, count) for name in slices}
 
 
 def _row(name: str, seed: int, minutes: float, pairs: Pairs) -> dict[str, Any]:
@@ -183,9 +201,10 @@ def _row(name: str, seed: int, minutes: float, pairs: Pairs) -> dict[str, Any]:
     return about
 
 
-def _changes(base: Mapping[str, Looked], edited: Mapping[str, Looked]) -> dict[str, float]:
+def changed(base: Mapping[str, Found], edited: Mapping[str, Found]) -> dict[str, float]:
+    """By slice what the edit changed (see `compared`), and UNREADABLE."""
     changes = {s: compared(base[s], edited[s], "erased" if s in ERASED else "kept") for s in base}
-    drawn = [e for b, e in zip(base["direct"].present, edited["direct"].present, strict=True) if b]
+    drawn = [e for b, e in zip(base["direct"], edited["direct"], strict=True) if b]
     return changes | {UNREADABLE: sum(e is None for e in drawn) / max(1, len(drawn))}
 
 
@@ -203,16 +222,6 @@ def _known(model: ModelFamily, asked: Exam | None) -> dict[str, float]:
     return {name: statistics.mean(part) for name, part in zip(KNOWN, parts, strict=True) if part}
 
 
-def _audited(model: ModelFamily, edit: Edit, pack: Pack | None) -> dict[str, float]:
-    """See AUDITED."""
-    if pack is None:
-        return {}
-    found = audit(Pair.of_edit(model, edit), pack)
-    ratios = [part.cir.estimate for part in found.slices if part.cir is not None]
-    moved = max(group.plain.mean for group in found.groups)
-    return dict(zip(AUDITED, (min(ratios), max(ratios), moved), strict=True)) if ratios else {}
-
-
 def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str = "template") -> Recipe:
     """The method's recipe for the spec at its own defaults, but for who writes the safe captions."""
     return compile_recipe(
@@ -226,22 +235,22 @@ def compiled(model: ModelFamily, spec: Path, method: str, seed: int, refine: str
     )
 
 
-def look(model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, name: str, count: int) -> Looked:
+def draw(model: ModelFamily, judges: Mapping[str, Judge], recipe: Recipe, name: str, count: int) -> Found:
     """Draw and judge the first `count` prompts of a slice; UsageError if the recipe has none."""
     requests = [request_of(prompt) for prompt in recipe.slice(name)[:count]]
     if not requests:
         raise UsageError(f"ablation, slice {name}", "prompts in the recipe", "none", f"name a group {name} in the spec")
     drawn = draw_and_judge(model, requests, judges, sampling_of(recipe))
-    return Looked(tuple(image.judgement.present for image in drawn))
+    return tuple(image.judgement.present for image in drawn)
 
 
-def compared(base: Looked, edited: Looked, kind: str) -> float:
+def compared(base: Found, edited: Found, kind: str) -> float:
     """Erased: share not found of those that the base drew. Kept: change of the share found (negative = lost)."""
     if kind == "erased":
-        drawn = [e for b, e in zip(base.present, edited.present, strict=True) if b]
+        drawn = [e for b, e in zip(base, edited, strict=True) if b]
         return 1 - sum(e is True for e in drawn) / max(1, len(drawn))
-    before, after = (sum(p is True for p in looked.present) for looked in (base, edited))
-    return (after - before) / len(base.present)
+    before, after = (sum(p is True for p in found) for found in (base, edited))
+    return (after - before) / len(base)
 
 
 def table(rows: Sequence[dict[str, Any]], names: Sequence[str] = tuple(VARIANTS)) -> str:

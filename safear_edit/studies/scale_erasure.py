@@ -1,8 +1,7 @@
 """ScaleErasure, a rival that edits nothing: while an Infinity draws, bits that go with the concept are guided away.
 
 Measured beside the edits (`python -m safear_edit.studies ablation … --methods scale_erasure`), never released:
-whoever holds
-the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure.
+whoever holds the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure.
 Where the two differ the paper is followed: the threshold on bits stays what it is from scale to scale (the code divides
 it by the temperature again at each), and the window's first scale is given outright (the code lets two scales of its
 own window pass).
@@ -10,9 +9,9 @@ own window pass).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +93,15 @@ class ScaleErasure(Infinity):
         self.window = window or Window.scaled(scales, depth, 1 + len(words.unrelated))
         self.said = model.condition([words.safe, words.unsafe])
         self.keys = _keys(model, [words.unsafe, *words.unrelated], self.window.layers)
+
+    @classmethod
+    def of(cls, model: ModelFamily, words: Words, changes: Mapping[str, Any]) -> ScaleErasure:
+        """With some numbers of the paper's window changed."""
+        made = cls(model, words)
+        if changes:
+            made.window = replace(made.window, **changes)
+            made.keys = _keys(made, [words.unsafe, *words.unrelated], made.window.layers)
+        return made
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """As Infinity's, from the same numbers, with two more rows per image up to the window's end."""

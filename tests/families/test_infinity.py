@@ -33,7 +33,7 @@ from safear_edit.families.text import T5
 from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig, summed_codes, teacher_inputs
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.studies.benchmark_infinity import plain_sample
+from safear_edit.studies.speed_infinity import plain_sample
 
 GOLDENS = tests.GOLDENS / "infinity"
 TEACHER = load_file(GOLDENS / "sq16.teacher.safetensors")

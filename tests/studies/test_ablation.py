@@ -15,7 +15,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.draw import BATCH
 from safear_edit.spec.spec import CONCEPT
-from safear_edit.studies.ablation import ERASED, Looked, _changes, _known, compared, look, table, variant
+from safear_edit.studies.ablation import ERASED, _known, changed, compared, draw, table, variant
 
 
 class Yes(Judge):
@@ -40,19 +40,19 @@ def recipe(count: int) -> Any:
 
 def test_pictures_are_judged_together_and_each_for_its_label() -> None:
     judges = {"a": Yes(True), "b": Yes(False)}
-    found = look(LlamaGen.pico(), judges, recipe(BATCH + 9), "objects", BATCH + 6)
-    assert found.present == tuple(bool(i % 3) for i in range(BATCH + 6))
+    found = draw(LlamaGen.pico(), judges, recipe(BATCH + 9), "objects", BATCH + 6)
+    assert found == tuple(bool(i % 3) for i in range(BATCH + 6))
     assert [len(judge.calls) for judge in judges.values()] == [2, 2], "one call per label and batch"
     assert sum(judges["a"].calls) + sum(judges["b"].calls) == BATCH + 6
 
 
 def test_a_slice_that_the_recipe_lacks_is_one_line() -> None:
     with pytest.raises(UsageError, match="slice other-styles: expected prompts in the recipe"):
-        look(LlamaGen.pico(), {}, recipe(3), "other-styles", 3)
+        draw(LlamaGen.pico(), {}, recipe(3), "other-styles", 3)
 
 
 def test_compared() -> None:
-    before, after = Looked((True, True, False, None)), Looked((False, True, True, None))
+    before, after = ((True, True, False, None)), ((False, True, True, None))
     assert compared(before, after, "erased") == 0.5
     assert compared(before, after, "kept") == 0
 
@@ -83,9 +83,9 @@ def test_likelihoods_are_shown_as_they_are_and_what_a_row_lacks_is_left_empty() 
 
 
 def test_unreadable_counts_only_what_the_base_drew() -> None:
-    base = {name: Looked((True, True, True, False)) for name in ERASED}
-    edited = {name: Looked((None, False, None, None)) for name in ERASED}
-    assert _changes(base, edited) == {"direct": 1.0, "paraphrase": 1.0, "unreadable": 2 / 3}
+    base = {name: ((True, True, True, False)) for name in ERASED}
+    edited = {name: ((None, False, None, None)) for name in ERASED}
+    assert changed(base, edited) == {"direct": 1.0, "paraphrase": 1.0, "unreadable": 2 / 3}
 
 
 def test_a_model_that_answers_is_asked_about_the_concept_and_about_the_rest() -> None:

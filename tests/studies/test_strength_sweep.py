@@ -20,8 +20,8 @@ from safear_edit.families.tokens import token_logprobs
 from safear_edit.gallery import render
 from safear_edit.judges.base import Judge, Judgement, make_judge
 from safear_edit.spec.spec import load_spec
-from safear_edit.studies import strength
-from safear_edit.studies.strength import Case, Settings, Target
+from safear_edit.studies import strength_sweep
+from safear_edit.studies.strength_sweep import Case, Settings, Target
 from tests.evaluate.test_likelihood import SUBJECTS, drawn_pack, made_edit
 
 SMALL = Settings(prompts=4, vectors=2, steps=3, batch=4)
@@ -49,14 +49,15 @@ def case(model: LlamaGen) -> Case:
     plain = tuple(f"a photo of {s}" for s in SUBJECTS[4:])
     pictures = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(4))
     concept = Target(plain, pictures, Bright())
-    unknown = strength.unknown_style(model, Source(tuple(Reference({}, p) for p in plain), pictures, (), pictures), 0)
+    source = Source(tuple(Reference({}, p) for p in plain), pictures, (), pictures)
+    unknown = strength_sweep.unknown_style(model, source, 0)
     neutral = tuple(f"a photo of {s}" for s in SUBJECTS[:4])
     return Case(model, made_edit(model, 0.005), drawn_pack(model), asked, neutral, concept, unknown)
 
 
 def test_the_attacker_and_the_scored_share_nothing() -> None:
     source = gallery_source(load_spec(registry.find_builtin("concepts", "picasso")), 60, 3)
-    attacked, scored = strength.apart(source)
+    attacked, scored = strength_sweep.apart(source)
     assert len(attacked.references) >= 10 and len(scored.references) >= 30
     captions = [{r.neutral for r in part.references} for part in (attacked, scored)]
     pixels = [{image.numpy().tobytes() for image in part.reference_images} for part in (attacked, scored)]
@@ -64,26 +65,27 @@ def test_the_attacker_and_the_scored_share_nothing() -> None:
     assert attacked.reference_images.shape[0] == len(attacked.references) and scored.kept == source.kept
     same = Source(source.references[:1] * 4, source.reference_images[:1].repeat(4, 1, 1, 1), (), source.kept_images)
     with pytest.raises(UsageError, match="two reference images to attack with"):
-        strength.apart(same)
+        strength_sweep.apart(same)
 
 
 def test_a_style_that_no_model_knows(case: Case, model: LlamaGen) -> None:
     images = torch.from_numpy(render.draw(render.Picture("house", "photo", "plain"))).permute(2, 0, 1)[None]
-    turned = strength.turned_over(images)
-    assert torch.equal(strength.turned_over(turned), images) and not torch.equal(turned, images)
+    turned = strength_sweep.turned_over(images)
+    assert torch.equal(strength_sweep.turned_over(turned), images) and not torch.equal(turned, images)
     judge = make_judge("gallery", "style=photo")
     assert judge.look(images)[0].present is True and judge.look(turned)[0].present is not True
-    assert isinstance(case.unknown.judge, strength.TurnedBack) and case.unknown.ids.shape == case.concept.ids.shape
+    assert isinstance(case.unknown.judge, strength_sweep.TurnedBack)
+    assert case.unknown.ids.shape == case.concept.ids.shape
 
 
 def test_vectors_follow_the_captions(model: LlamaGen) -> None:
     """Captions stay right-aligned, and a vector that is a caption's own last state makes that caption longer by it."""
     condition = model.condition(["a cat", "a photo of two fish at sea"])
-    added = strength.appended(condition, torch.ones(3, condition.features.shape[2]))
+    added = strength_sweep.appended(condition, torch.ones(3, condition.features.shape[2]))
     assert added.mask.sum(1).tolist() == [n + 3 for n in condition.mask.sum(1).tolist()]
     assert bool(added.mask[:, -3:].all()) and torch.equal(added.features[:, :-3], condition.features)
     short = model.condition(["a cat"])
-    cut = strength.appended(type(short).of(short.features[:, :-1], short.mask[:, :-1]), short.features[0, -1:])
+    cut = strength_sweep.appended(type(short).of(short.features[:, :-1], short.mask[:, :-1]), short.features[0, -1:])
     ids = torch.arange(16)[None]
     assert torch.allclose(model.logits(cut, ids), model.logits(short, ids), atol=1e-5)
 
@@ -91,14 +93,14 @@ def test_vectors_follow_the_captions(model: LlamaGen) -> None:
 def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(case: Case, model: LlamaGen) -> None:
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     settings = Settings(vectors=2, steps=40, batch=4)
-    vectors, losses = strength.soft_prompt(model, case.concept, settings)
-    again, _ = strength.soft_prompt(model, case.concept, settings)
+    vectors, losses = strength_sweep.soft_prompt(model, case.concept, settings)
+    again, _ = strength_sweep.soft_prompt(model, case.concept, settings)
     assert vectors.shape == (2, 384) and torch.equal(vectors, again) and len(losses) == 40
     with torch.no_grad():
         plain = model.condition(case.concept.captions)
         scores = [
             float(token_logprobs(model.logits(c, case.concept.ids), case.concept.ids).mean())
-            for c in (plain, strength.appended(plain, vectors))
+            for c in (plain, strength_sweep.appended(plain, vectors))
         ]
     assert scores[1] > scores[0] + 0.1 and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
@@ -107,22 +109,22 @@ def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(case: Case,
 
 def test_rows_are_measured_once(case: Case, model: LlamaGen, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    none, full = strength.measure(case, (0.0, 1.0), SMALL, tmp_path)
+    none, full = strength_sweep.measure(case, (0.0, 1.0), SMALL, tmp_path)
     assert none["cir"][0] == pytest.approx(1) and none["abs_cir"][0] == pytest.approx(1)
     assert full["cir"][0] != pytest.approx(1, abs=1e-3)
     assert none["direct"]["n"] == none["attack"]["n"] == none["teaching"]["n"] == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
-    path = tmp_path / strength.ROWS
+    path = tmp_path / strength_sweep.ROWS
     first, text = path.read_text().splitlines()[0], path.read_text()
-    assert strength.measure(case, (1.0, 0.0), SMALL, tmp_path) == [full, none] and path.read_text() == text
+    assert strength_sweep.measure(case, (1.0, 0.0), SMALL, tmp_path) == [full, none] and path.read_text() == text
     path.write_text(first + "\n")  # killed after one strength
-    again = strength.measure(case, (0.0, 1.0), SMALL, tmp_path)
+    again = strength_sweep.measure(case, (0.0, 1.0), SMALL, tmp_path)
     assert again[0] == none and {**again[1], "seconds": 0} == {**full, "seconds": 0}
-    with pytest.raises(UsageError, match=r"rows\.jsonl:1: expected a row of this edit with these settings"):
-        strength.measure(case, (0.5,), Settings(prompts=4, vectors=2, steps=4, batch=4), tmp_path)
+    with pytest.raises(UsageError, match=r"rows\.jsonl:1: expected a row of this study with these settings"):
+        strength_sweep.measure(case, (0.5,), Settings(prompts=4, vectors=2, steps=4, batch=4), tmp_path)
     path.write_text(first[:50] + "\n")
     with pytest.raises(UsageError, match=r"rows\.jsonl:1"):
-        strength.measure(case, (0.0,), SMALL, tmp_path)
+        strength_sweep.measure(case, (0.0,), SMALL, tmp_path)
 
 
 def test_the_table_shows_counts_and_no_doubtful_ratio() -> None:
@@ -135,7 +137,7 @@ def test_the_table_shows_counts_and_no_doubtful_ratio() -> None:
         "attack": {"n": 50, "found": 48, "unclear": 0, "shown": [29, 30]},
         "teaching": {"n": 50, "found": 0, "unclear": 3, "shown": [2, 30]},
     }
-    head, rule, line, doubtful, _, note = strength.table([row, {**row, "doubts": ["wide"]}]).splitlines()
+    head, rule, line, doubtful, _, note = strength_sweep.table([row, {**row, "doubts": ["wide"]}]).splitlines()
     assert head.count("|") == rule.count("|") == line.count("|") == 7
     assert line.startswith(
         "| 0.2 | 0.76 [0.73, 0.79] | 0.43 [0.40, 0.46] | 0.92 (46 of 50, 1 unreadable) [0.81, 0.98] |"
@@ -147,8 +149,8 @@ def test_the_table_shows_counts_and_no_doubtful_ratio() -> None:
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert strength.main([str(tmp_path), "--spec", "picasso", *out]) == 2
-    assert strength.main([str(tmp_path), "--spec", "picasso", "--steps", "0", *out]) == 2
+    assert strength_sweep.main([str(tmp_path), "--spec", "picasso", *out]) == 2
+    assert strength_sweep.main([str(tmp_path), "--spec", "picasso", "--steps", "0", *out]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "recipe.json" in lines[0] and "steps" in lines[1]
 
@@ -167,10 +169,10 @@ def test_a_release_of_the_mini_end_to_end(tmp_path: Path, capsys: pytest.Capture
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump(data))
     words = ["--out", str(tmp_path / "out"), "--strengths", "0", "--prompts", "3", "--steps", "1"]
-    assert strength.main([str(tmp_path), "--spec", str(small), *words]) == 0
+    assert strength_sweep.main([str(tmp_path), "--spec", str(small), *words]) == 0
     printed = capsys.readouterr().out.splitlines()
-    row = json.loads((tmp_path / "out" / strength.ROWS).read_text())
+    row = json.loads((tmp_path / "out" / strength_sweep.ROWS).read_text())
     assert len(printed) == 5 and printed[2].startswith("| 0 | ") and row["strength"] == 0
     assert row["direct"]["n"] >= 1 and row["teaching"]["found"] == 0, "nobody was taught anything in one step"
-    assert strength.main([str(tmp_path), "--spec", "van_gogh", *words]) == 2
+    assert strength_sweep.main([str(tmp_path), "--spec", "van_gogh", *words]) == 2
     assert "expected an edit of van_gogh" in capsys.readouterr().err

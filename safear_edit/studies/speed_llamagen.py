@@ -1,6 +1,6 @@
 """Speed claims, measured.
 
-`python -m safear_edit.studies benchmark sampling` races LlamaGen.generate against plain loops, and
+`python -m safear_edit.studies speed_llamagen sampling` races LlamaGen.generate against plain loops, and
 `… ear` EAR's training against the published loop structure.
 
 All contestants run alternately in one process on one thread, with the same weights, captions and random numbers. Their
@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -42,6 +40,7 @@ from safear_edit.families.sampling import guided, inverse_cdf, probabilities, un
 from safear_edit.methods.base import Workbench, fit_pairs
 from safear_edit.methods.ear import EAR, ear_loss, masked
 from safear_edit.progress import silent
+from safear_edit.studies.timing import alternately
 
 SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
 STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
@@ -169,13 +168,7 @@ def race(model: LlamaGen, batch: int, repeats: int, sampling: Sampling | None = 
         "uncopied": lambda: plain_sample(model, condition, seeds, used, lean=True),
     }
     ids = {name: run() for name, run in runs.items()}
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            spent[name].append(time.process_time() - start)
-    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    _, seconds = alternately(runs, repeats)
     total = ids["ours"].numel()
     plain = [name for name in runs if name != "ours"]
     return Race(
@@ -287,14 +280,8 @@ def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRa
         "published": plain,
     }
     loss_distance, gradient_distance = ear_distances(model, material, params)
-    edits, spent = dict[str, Edit](), {name: list[float]() for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            edits[name] = run()
-            spent[name].append(time.process_time() - start)
+    edits, seconds = alternately(runs, repeats)
     changes = [torch.cat([edit.delta(name).flatten() for name in edit.weights]) for edit in edits.values()]
-    seconds = {name: statistics.median(times) for name, times in spent.items()}
     faster = seconds["published"] / seconds["ours"]
     return EarRace(
         pictures, tokens, window, updates, loss_distance, gradient_distance, relative(*changes), seconds, faster
@@ -306,7 +293,7 @@ def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if the contestants did the same, up to what rounding decides; 1 if not, and times mean nothing."""
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies benchmark", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies speed_llamagen", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=["sampling", "ear"])
     parser.add_argument("--model", default="llamagen", help="a LlamaGen model reference (default: its mini)")

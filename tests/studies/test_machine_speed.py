@@ -10,7 +10,7 @@ import torch
 from safear_edit.compiler.cost import picture_flops
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.studies.calibrate import measure
+from safear_edit.studies.machine_speed import measure
 
 
 class Always(Judge):

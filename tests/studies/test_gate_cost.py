@@ -13,7 +13,7 @@ from safear_edit.compiler.recipe import load_base_recipe
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.gate.record import SUITES
 from safear_edit.spec.spec import load_spec
-from safear_edit.studies.benchmark_gate import Clock, Cost, Decision, sized, told, weaker
+from safear_edit.studies.gate_cost import Clock, Cost, Decision, sized, told, weaker
 
 
 def decisions(first: str, second: str, seconds: float) -> tuple[Decision, Decision]:

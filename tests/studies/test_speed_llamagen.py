@@ -13,7 +13,7 @@ import tests
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.methods.ear import EAR
-from safear_edit.studies.benchmark import SAME, PlainLoop, ear_distances, ear_material, ear_race, main, race
+from safear_edit.studies.speed_llamagen import SAME, PlainLoop, ear_distances, ear_material, ear_race, main, race
 
 GOLDENS = tests.GOLDENS / "llamagen"
 

@@ -1,4 +1,4 @@
-"""What a decision costs, measured: likelihoods against images (`python -m safear_edit.studies benchmark_gate DIR`).
+"""What a decision costs, measured: likelihoods against images (`python -m safear_edit.studies gate_cost DIR`).
 
 Both look at the model of a released folder, and at a weaker version of its edits as a planted regression, in one
 process on one thread, at the size of the suite `ci`:
@@ -193,7 +193,7 @@ def told(found: Cost) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if the verdicts are equal and the target is reached, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies benchmark_gate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies gate_cost", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", metavar="DIR", type=Path, help="a released folder of a mini")
     parser.add_argument("--suite", choices=[*SUITES], default="ci")

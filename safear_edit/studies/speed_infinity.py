@@ -1,7 +1,7 @@
-"""Infinity's speed claims, measured against a plain loop (`python -m safear_edit.studies benchmark_infinity`).
+"""Infinity's speed claims, measured against a plain loop (`python -m safear_edit.studies speed_infinity`).
 
-As `benchmark.py`: both in one process on one thread with the same weights, captions and random numbers, bits compared
-before any time is reported, speeds as ratios of medians. The plain loop does what the published code does
+As `speed_llamagen.py`: both in one process on one thread with the same weights, captions and random numbers, bits
+compared before any time is reported, speeds as ratios of medians. The plain loop does what the published code does
 (https://github.com/FoundationVision/Infinity/tree/4c27bbb): every scale projects every image's caption anew, in all
 blocks, for the guided and the unguided row; the cache grows by concatenation; both rows run through all scales, whether
 a scale is guided or not.
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -25,7 +23,8 @@ from safear_edit.families.infinity import Infinity, bit_chances, inverse_cdf_bit
 from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.tokenizers.bsq import CodeSum, cell_bits
-from safear_edit.studies.benchmark import STYLES, SUBJECTS
+from safear_edit.studies.speed_llamagen import STYLES, SUBJECTS
+from safear_edit.studies.timing import alternately
 
 
 @torch.no_grad()
@@ -82,13 +81,7 @@ def race(model: Infinity, batch: int, repeats: int, sampling: Sampling) -> Race:
         "plain": lambda: plain_sample(model, condition, seeds, sampling),
     }
     ours, plain = (run() for run in runs.values())
-    spent: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            spent[name].append(time.process_time() - start)
-    seconds = {name: statistics.median(times) for name, times in spent.items()}
+    _, seconds = alternately(runs, repeats)
     guidance, _ = per_scale(sampling, len(model.schedule.grids))
     same = int((ours == plain).sum())
     each, ratio = batch / seconds["ours"], seconds["plain"] / seconds["ours"]
@@ -97,7 +90,7 @@ def race(model: Infinity, batch: int, repeats: int, sampling: Sampling) -> Race:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Race on the model's own sampling and print a line for each batch size."""
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies benchmark_infinity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies speed_infinity", description=__doc__)
     parser.add_argument("--model", default="infinity")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--repeats", type=int, default=5)

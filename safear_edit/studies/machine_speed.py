@@ -1,6 +1,6 @@
 """How fast this machine is and how much memory a run takes, for compiler/cost.py.
 
-`python -m safear_edit.studies calibrate` measures both.
+`python -m safear_edit.studies machine_speed` measures both.
 
 One batch of images is drawn, decoded and judged, and VCE takes a few steps with the numbers of its base recipe on
 pairs of those images: the two things that a run spends its time on, at the sizes of a run. Speeds are printed in the
@@ -91,7 +91,7 @@ def step_seconds(model: ModelFamily, material: Material, steps: int, clock: Call
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was measured beside what it makes of a forward pass; exit code 0."""
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies calibrate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies machine_speed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="llamagen")
     parser.add_argument("--judge", nargs=2, default=["gallery", "style=picasso"], metavar=("NAME", "LABEL"))

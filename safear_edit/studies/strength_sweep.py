@@ -1,6 +1,6 @@
 """How much of an edit is needed: one released edit applied weaker and weaker, read in three ways.
 
-`python -m safear_edit.studies strength DIR --spec SPEC --out FOLDER` prints a Markdown table, one row per strength:
+`python -m safear_edit.studies strength_sweep DIR --spec SPEC --out FOLDER` prints a Markdown table, a row per strength:
 
     CIR, absCIR   what the models' own likelihoods say (evaluate/likelihood.py), no image drawn
     erased        images for prompts that name the concept in which the judge does not see it
@@ -38,8 +38,7 @@ from safear_edit.evaluate.sampled import sampling_of
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.files.atomic import json_digest, write_atomic
-from safear_edit.files.strict import parse_json
+from safear_edit.files.atomic import json_digest
 from safear_edit.gallery import render
 from safear_edit.judges.base import Judge, Judgement, make_judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
@@ -47,11 +46,10 @@ from safear_edit.pipeline.order import source_path
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.prompts import image_seed
 from safear_edit.spec.spec import Spec, load_spec
+from safear_edit.studies.rows import ROWS, read_rows, write_rows
 
 STRENGTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-ROWS = "rows.jsonl"
 TAUGHT = (("attack", "the concept"), ("teaching", "the unknown style"))
-AGAIN = "give another --out, or delete the file"
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Case:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is missing, print the table; 2 and one line on stderr for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies strength", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies strength_sweep", description=__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="what `safear-edit apply` released")
     parser.add_argument("--spec", required=True, help="the edit's spec: a file or a built-in concept's name")
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {ROWS}")
@@ -236,25 +234,13 @@ def measure(
     about: list[Any] = [case.edit.digest, case.pack.digest, case.concept.judge.digest, case.asked, case.neutral]
     about += [asdict(settings), sampling]
     key = json_digest(json.loads(json.dumps(about)))
-    rows = _finished(path, key)
+    rows = read_rows(path, key=key)
     for number, strength in enumerate(strengths):
         if strength not in {row["strength"] for row in rows}:
-            out.mkdir(parents=True, exist_ok=True)
             rows.append({"key": key, "strength": strength} | _row(case, strength, settings))
-            write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(path, rows)
         progress("strength", number + 1, len(strengths), f"{strength:g}")
     return [row for strength in strengths for row in rows if row["strength"] == strength]
-
-
-def _finished(path: Path, key: str) -> list[dict[str, Any]]:
-    """Rows that are there; UsageError if they were measured in another way."""
-    if not path.exists():
-        return []
-    rows = [parse_json(line, f"{path}:{i}").data for i, line in enumerate(path.read_text().splitlines(), 1)]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or row.get("key") != key:
-            raise UsageError(f"{path}:{number}", "a row of this edit with these settings", "another", AGAIN)
-    return rows
 
 
 def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
