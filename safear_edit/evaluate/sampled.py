@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -81,15 +82,19 @@ def evaluate(
     passes = _Passes.of(model, recipe, judges, _stores(folder / BATCHES, base_pictures, model, change, recipe, judges))
     screened = [image.row for image in passes.images("screen", "base", {one.id for one in asked}, progress, batch)]
     wanted = scored(recipe, {row.id for row in screened if row.present is True})
-    before = list(passes.images("score", "base", wanted, progress, batch))
+    before = [image.row for image in passes.images("score", "base", wanted, progress, batch)]
     with change.apply(model.net):
-        after = list(passes.images("score", "edited", wanted, progress, batch))
-    before, after = ([image for image in part if image.row.id not in leave_out] for part in (before, after))
-    _write_sheets(folder / "images", model, recipe, _Pictures(before, after))
+        after = [image.row for image in passes.images("score", "edited", wanted, progress, batch)]
+        screened, before, after = (
+            [row for row in part if row.id not in leave_out] for part in (screened, before, after)
+        )
+        shown = _shown(before, after, recipe.digest)
+        tokens_after = passes.tokens("edited", wanted, shown, batch)
+    tokens_before = passes.tokens("base", wanted, shown, batch)
+    _write_sheets(folder / "images", model, recipe, _Pictures(before, after, tokens_before, tokens_after))
     write_atomic(folder / "judges.json", json.dumps(_judge_cards(judges), indent=1, ensure_ascii=False) + "\n")
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
-    parts = ([row for row in screened if row.id not in leave_out], *([i.row for i in part] for part in (before, after)))
-    rows = [row for part in parts for row in sorted(part, key=lambda row: order[row.id])]
+    rows = [row for part in (screened, before, after) for row in sorted(part, key=lambda row: order[row.id])]
     write_atomic(folder / "outcomes.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
     shutil.rmtree(folder / BATCHES)
 
@@ -193,6 +198,11 @@ class _Passes:
                 progress(stage, number, len(prompts), f"concept in {found} of {asked}")
             yield _Scored(_outcome(prompt, phase, which, image, self.judges[prompt.judge_label]), image.ids)
 
+    def tokens(self, which: Which, ids: Collection[str], shown: Collection[str], batch: int) -> dict[str, Tensor]:
+        """Tokens of some images of a finished pass, read from its batches: nobody needs all of them in memory."""
+        images = self.images("score", which, ids, silent, batch)
+        return {image.row.id: image.ids for image in images if image.row.id in shown}
+
     def _encoded(self, texts: tuple[str, ...]) -> Condition:
         return self.captions.rows(torch.tensor([self.place[text] for text in texts]))
 
@@ -242,10 +252,19 @@ class _Strip:
 class _Pictures:
     """The scored images by slice, and which of them are shown."""
 
-    def __init__(self, before: Sequence[_Scored], after: Sequence[_Scored]) -> None:
+    def __init__(
+        self,
+        before: Sequence[Outcome],
+        after: Sequence[Outcome],
+        tokens_before: Mapping[str, Tensor] = MappingProxyType({}),
+        tokens_after: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """The tokens are needed of what is shown only."""
         self.slices: dict[str, list[tuple[_Scored, _Scored]]] = {}
-        for pair in zip(before, after, strict=True):
-            self.slices.setdefault(pair[0].row.slice, []).append(pair)
+        none = torch.empty(0, dtype=torch.int64)
+        for b, a in zip(before, after, strict=True):
+            pair = _Scored(b, tokens_before.get(b.id, none)), _Scored(a, tokens_after.get(a.id, none))
+            self.slices.setdefault(b.slice, []).append(pair)
 
     def random(self, name: str, key: str) -> _Strip:
         """SHOWN pairs in an order that only `key` and the prompts' ids decide."""
@@ -259,6 +278,13 @@ class _Pictures:
         sign = -1 if failed and failed[0][1].row.expect == "absent" else 1
         ordered = sorted(failed, key=lambda pair: (sign * (pair[1].row.score or 0.0), pair[1].row.id))
         return _Strip(f"{name}, worst of the {len(failed)} that failed", "worst", ordered[:SHOWN])
+
+
+def _shown(before: Sequence[Outcome], after: Sequence[Outcome], key: str) -> set[str]:
+    """Ids of the prompts whose images are on a sheet."""
+    pictures = _Pictures(before, after)
+    strips = (strip for name in pictures.slices for strip in (pictures.random(name, key), pictures.worst(name)))
+    return {base.row.id for strip in strips for base, _ in strip.pairs}
 
 
 def _failed(base: Outcome, edited: Outcome) -> bool:

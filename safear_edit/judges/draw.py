@@ -130,7 +130,14 @@ def _identity(requests: Sequence[ImageRequest], judges: Mapping[str, Judge], sam
 def _write(path: Path, about: str, images: Sequence[JudgedImage]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = json.dumps([asdict(one.judgement) for one in images])
-    write_weights(path, {"ids": torch.stack([one.ids for one in images])}, {"about": about, "judgements": rows})
+    ids = torch.stack([one.ids for one in images])
+    write_weights(path, {"ids": ids.to(_smallest(ids))}, {"about": about, "judgements": rows})
+
+
+def _smallest(ids: Tensor) -> torch.dtype:
+    """A type that holds these numbers: bits take a byte each, not eight."""
+    most = int(ids.max()) if ids.numel() else 0
+    return next(kind for kind in (torch.uint8, torch.int16, torch.int32, torch.int64) if most <= torch.iinfo(kind).max)
 
 
 def _read(path: Path, about: str, requests: Sequence[ImageRequest]) -> list[JudgedImage] | None:
@@ -139,7 +146,7 @@ def _read(path: Path, about: str, requests: Sequence[ImageRequest]) -> list[Judg
         return None
     try:
         with safe_open(path, "pt") as opened:
-            found, ids = opened.metadata(), opened.get_tensor("ids")
+            found, ids = opened.metadata(), opened.get_tensor("ids").long()
         if found["about"] != about:
             return None
         judgements = [Judgement(**row) for row in json.loads(found["judgements"])]

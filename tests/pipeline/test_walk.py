@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from safear_edit.cli import main
 from safear_edit.editor.edit import Edit
+from safear_edit.families.llamagen import LlamaGen
 from safear_edit.report.schema import report_schema
 from safear_edit.spec.spec import load_spec
 from tests import ROOT
@@ -159,7 +161,43 @@ def test_the_released_model_draws_and_is_judged_on_own_prompts(
     assert main.run(judged) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n"] == 2 and [m["model"] for m in found["models"]] == ["llamagen:mini", safe]
+    for models in ([safe, "llamagen"], ["llamagen", safe]):
+        assert main.run(["eval", *models, *judged[2:]]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert other["reference"] == "llamagen", "a model without edits is the reference, in whatever order"
+        assert [[r["present"] for r in row["results"]] for row in other["rows"]] == [
+            [r["present"] for r in row["results"]] for row in found["rows"]
+        ]
     assert main.run(["report", safe]) in VERDICTS
+
+
+def test_a_killed_comparison_continues(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What both models drew before the interruption isn't drawn again, and nothing is left behind at the end."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 2)
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt,sd_seed\n" + "".join(f"a house by Picasso,{seed}\n" for seed in range(6)))
+    words = ["eval", str(signed / "safe"), "--spec", str(SPEC), "--prompts", str(prompts), "--json"]
+    drawn, generate = list[int](), LlamaGen.generate
+
+    def counted(self: LlamaGen, condition: Any, seeds: Any, *more: Any) -> Any:
+        if len(drawn) == 8:
+            raise KeyboardInterrupt
+        drawn.extend(seeds)
+        return generate(self, condition, seeds, *more)
+
+    monkeypatch.setattr(LlamaGen, "generate", counted)
+    assert main.run(words) == 130
+    assert drawn == [0, 1, 2, 3, 4, 5, 0, 1], "all of the base model's and two of the edited one's"
+    drawn.append(-1)
+    capsys.readouterr()
+    assert main.run(words) == 0
+    assert drawn[9:] == [2, 3, 4, 5]
+    found = capsys.readouterr()
+    assert json.loads(found.out)["n"] == 6 and "seeds from `sd_seed`" in found.err
+    assert not list((tmp_path / "cache/safear-edit/eval").iterdir())
 
 
 def test_the_file_names_are_not_in_the_way_of_a_strict_umask(signed: Path) -> None:

@@ -1,0 +1,135 @@
+"""Drawing and judging: one stream of batches, resumed from part files of exactly these images and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from safear_edit.errors import UsageError
+from safear_edit.families.base import Sampling
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.judges.base import Judge, Judgement
+from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, store_for
+
+REQUESTS = [ImageRequest(f"a house number {i}", i, "bright" if i % 3 else "dark") for i in range(10)]
+
+
+class Brightness(Judge):
+    """Finds images whose mean lies above a level, or below it; counts the batches that it has seen."""
+
+    def __init__(self, sign: int, digest: str = "b" * 64, factor: float = 1.0) -> None:
+        self.id, self.digest, self.threshold, self.sign, self.factor = f"bright{sign}", digest, 0.5, sign, factor
+        self.batches: list[int] = []
+
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        self.batches.append(len(images))
+        means = images.float().mean((1, 2, 3)) / 255 * self.factor
+        return [Judgement(bool(self.sign * (mean - 0.5) > 0), float(mean), f"{mean:.2f}") for mean in means]
+
+
+def judges() -> dict[str, Brightness]:
+    return {"bright": Brightness(1), "dark": Brightness(-1)}
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen.pico()
+
+
+class Counted:
+    """The model's drawing, counted."""
+
+    def __init__(self, model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seeds: list[int] = []
+        draw = model.generate
+
+        def generate(condition: object, seeds: list[int], sampling: Sampling | None) -> torch.Tensor:
+            self.seeds += seeds
+            return draw(condition, seeds, sampling)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(model, "generate", generate)
+
+
+def same(a: list[JudgedImage], b: list[JudgedImage]) -> bool:
+    return [(x.request, x.judgement) for x in a] == [(y.request, y.judgement) for y in b] and all(
+        torch.equal(x.ids, y.ids) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_every_image_is_its_requests_own_and_judged_for_its_label(model: LlamaGen) -> None:
+    images = list(draw_and_judge(model, REQUESTS, judges(), None, batch=4))
+    assert [image.request for image in images] == REQUESTS
+    alone = model.generate(model.condition([one.prompt for one in REQUESTS]), [one.seed for one in REQUESTS])
+    assert torch.equal(torch.stack([image.ids for image in images]), alone)
+    for image in images:
+        (expected,) = judges()[image.request.label].look(model.decode(image.ids[None]))
+        assert (image.judgement.present, image.judgement.why) == (expected.present, expected.why)
+
+
+def test_only_one_batch_is_drawn_ahead(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(model, monkeypatch)
+    stream = draw_and_judge(model, REQUESTS, judges(), None, batch=4)
+    assert counted.seeds == []
+    next(stream)
+    assert counted.seeds == [0, 1, 2, 3]
+
+
+def test_the_sampling_is_the_one_given_or_the_models(model: LlamaGen) -> None:
+    stated = list(draw_and_judge(model, REQUESTS[:2], judges(), None))
+    same_again = list(draw_and_judge(model, REQUESTS[:2], judges(), model.sampling))
+    greedy = list(draw_and_judge(model, REQUESTS[:2], judges(), Sampling(1.0, top_k=1)))
+    assert same(stated, same_again) and not same(stated, greedy)
+
+
+def test_a_cut_call_continues_with_the_same_images(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list(draw_and_judge(model, REQUESTS, judges(), None, batch=4))
+    stream = draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", batch=4)
+    for _ in range(5):
+        next(stream)
+    stream.close()
+    assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == ["00000.safetensors", "00001.safetensors"]
+    counted, asked = Counted(model, monkeypatch), judges()
+    again = list(draw_and_judge(model, REQUESTS, asked, None, tmp_path / "parts", batch=4))
+    assert same(again, whole) and counted.seeds == [8, 9]
+    assert sum(sum(judge.batches) for judge in asked.values()) == 2
+
+
+def test_a_part_of_anything_else_is_drawn_again(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, requests = tmp_path / "parts", REQUESTS[:4]
+    list(draw_and_judge(model, requests, judges(), None, store))
+    counted = Counted(model, monkeypatch)
+    others: list[tuple[list[ImageRequest], dict[str, Brightness], Sampling | None]] = [
+        (requests[::-1], judges(), None),
+        ([ImageRequest("a cat", 0, "dark"), *requests[1:]], judges(), None),
+        (requests, {"bright": Brightness(1, "c" * 64), "dark": Brightness(-1)}, None),
+        (requests, judges(), Sampling(3.0)),
+    ]
+    for number, (asked, by, sampling) in enumerate(others, 1):
+        list(draw_and_judge(model, asked, by, sampling, store))
+        assert len(counted.seeds) == 4 * number
+    (part,) = store.iterdir()
+    for damage in (b"", b"half a file", part.read_bytes()[:-40]):
+        part.write_bytes(damage)
+        list(draw_and_judge(model, requests, judges(), Sampling(3.0), store))
+    assert len(counted.seeds) == 4 * (len(others) + 3)
+
+
+def test_a_score_that_is_no_number_is_refused(model: LlamaGen, tmp_path: Path) -> None:
+    broken = {"bright": Brightness(1, factor=float("nan")), "dark": Brightness(-1)}
+    with pytest.raises(UsageError, match="judge bright1: expected a finite score, got nan"):
+        list(draw_and_judge(model, REQUESTS, broken, None, tmp_path / "parts"))
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_store_is_for_its_inputs_and_replaces_others(tmp_path: Path) -> None:
+    first = store_for(tmp_path, "model", "edit")
+    first.mkdir()
+    assert store_for(tmp_path, "model", "edit") == first and first.exists()
+    second = store_for(tmp_path, "model", "another edit")
+    assert second != first and not first.exists() and not second.exists()

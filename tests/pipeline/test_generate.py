@@ -1,0 +1,76 @@
+"""Images of a user's prompts: what an interrupted command drew is kept, what it didn't draw isn't overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from safear_edit.errors import UsageError
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.pipeline import generate as pipeline
+
+PROMPTS = ("a house", "\u5bb6")
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> LlamaGen:
+    made = LlamaGen.pico()
+    monkeypatch.setattr(pipeline, "load_model", lambda text, device: made)
+    monkeypatch.setattr(pipeline, "BATCH", 3)
+    return made
+
+
+def draw(out: Path, prompts: tuple[str, ...] = PROMPTS, count: int = 4, **more: Any) -> list[Path]:
+    settings = {"seed": 7, "device": "cpu", "overwrite": False} | more
+    return pipeline.generate("llamagen", prompts, count=count, out=out, **settings)[1]
+
+
+def test_an_interrupted_command_continues(model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {path.name: path.read_bytes() for path in draw(tmp_path / "whole")}
+    assert len(whole) == 8
+
+    def stop(stage: str, done: int, total: int, info: str = "") -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path / "cut", progress=stop)
+    drawn, generate = list[int](), model.generate
+    monkeypatch.setattr(model, "generate", lambda c, seeds, *a: drawn.extend(seeds) or generate(c, seeds, *a))
+    assert {path.name: path.read_bytes() for path in draw(tmp_path / "cut")} == whole
+    assert drawn == [9, 10], "six of eight were there"
+    assert len(draw(tmp_path / "cut", count=5)) == 10 and drawn == [9, 10, 11, 11], "more of the same goes on as well"
+
+
+def test_files_of_anything_else_are_refused_or_replaced(model: LlamaGen, tmp_path: Path) -> None:
+    (first, *_) = draw(tmp_path, count=1)
+    kept = first.read_bytes()
+    model.sampling = type(model.sampling)(3.0)
+    with pytest.raises(UsageError, match="one that exists and that this command didn't write"):
+        draw(tmp_path, count=1)
+    assert first.read_bytes() == kept
+    draw(tmp_path, count=1, overwrite=True)
+    assert first.read_bytes() != kept
+    for foreign in (b"notes", b""):
+        first.write_bytes(foreign)
+        with pytest.raises(UsageError, match="a new file"):
+            draw(tmp_path, count=1)
+        assert first.read_bytes() == foreign
+    Image.new("RGB", (4, 4)).save(first)
+    with pytest.raises(UsageError, match="a new file"):
+        draw(tmp_path, count=1)
+
+
+def test_no_file_name_looks_like_an_option(model: LlamaGen, tmp_path: Path) -> None:
+    names = [path.name for path in draw(tmp_path, ("\u5bb6", "--rf", "!"), count=1)]
+    assert len(set(names)) == 3 and not any(name.startswith("-") for name in names)
+
+
+def test_a_caption_that_is_not_read_to_its_end_is_named(model: LlamaGen, tmp_path: Path) -> None:
+    said: list[str] = []
+    long = "a house with " + "a lot of light and " * 12 + "by Picasso"
+    draw(tmp_path, ("a house", long), count=1, say=said.append)
+    assert len(said) == 1 and said[0].startswith("warning: only 32 of ") and said[0].endswith(long)
