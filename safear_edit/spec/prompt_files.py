@@ -310,6 +310,9 @@ def _from_parquet(path: Path) -> Rows:
         file = parquet.ParquetFile(path)
         names = {name: name.strip().casefold() for name in file.schema_arrow.names}
         _header(str(path), list(names))
+        if "prompt" not in names.values():
+            got = f"columns {', '.join(repr(name[:40]) for name in names)}"
+            raise SpecError(str(path), "a column `prompt`", got, "rename the column that holds the prompts")
         wanted = [name for name, plain in names.items() if plain in ("prompt", "id", *SEED_COLUMNS)]
         batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
         for number, row in enumerate(chain.from_iterable(batches), 1):

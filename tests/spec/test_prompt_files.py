@@ -182,3 +182,16 @@ def test_missing_and_not_utf8(tmp_path: Path) -> None:
         _read(tmp_path, "a.txt", b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"a\.txt:2: expected UTF-8"):
         _read(tmp_path, "a.txt", b"fine\na\xff\n")
+
+
+def test_a_parquet_table_is_read_where_pyarrow_is_installed(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"Prompt": ["a cat", "a\u00a0dog"], "sd_seed": [3, 4], "hard": [0, 1]}
+    parquet.write_table(arrow.table(table), tmp_path / "a.parquet")
+    found = read_prompts(tmp_path / "a.parquet")
+    assert found.prompts == (FilePrompt("a cat", 3, "1"), FilePrompt("a dog", 4, "2"))
+    parquet.write_table(arrow.table({"text": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(SpecError, match="expected a column `prompt`, got columns 'text'"):
+        read_prompts(tmp_path / "b.parquet")
+    with pytest.raises(SpecError, match="a parquet file"):
+        read_prompts(_file(tmp_path, "c.parquet", b"PAR1xxxxPAR1"))
