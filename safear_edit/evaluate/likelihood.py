@@ -254,6 +254,7 @@ def base_scores(model: ModelFamily, pack: Pack, *, batch: int = BATCH, progress:
     return _scores(model, pack, _batches(model, pack, batch), partial(progress, "likelihood base"))
 
 
+@torch.no_grad()
 def audit(
     pair: Pair, pack: Pack, *, before: Scores | None = None, batch: int = BATCH, progress: Callback = silent
 ) -> Audit:
