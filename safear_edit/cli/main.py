@@ -63,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
+    if any(word.startswith("--suite") for word in arguments):  # nothing is drawn then, so eval keeps nothing
+        verb = None
     try:
         code = verbs.main(args=arguments, prog_name="safear-edit", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -29,8 +29,8 @@ from safear_edit.redact import redact
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
 """Exit codes that no SafearError carries: a fault of ours, Ctrl-C, a command that can't be parsed."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-RESUMING = frozenset({"apply", "stack"})
-"""Verbs whose finished steps are kept: the same command continues after them."""
+RESUMING = frozenset({"apply", "stack", "eval", "generate"})
+"""Verbs whose finished steps or batches are kept: the same command continues after them."""
 PLAIN = {"−": "-", "–": "-", "—": "-", "…": "...", "±": "+/-", "≥": ">=", "≤": "<=", "×": "x", "→": "->", "’": "'",
          "“": '"', "”": '"', "·": ".", "Δ": "d", "≈": "~"}  # fmt: skip
 """What stands for our own signs where a stream can't show them; anything else becomes a question mark."""

@@ -283,10 +283,10 @@ def file_targets(folder: Path) -> list[Target]:
     import torch
     from PIL import Image
 
-    from safear_edit.evaluate.compare import read_prompts
     from safear_edit.evaluate.references import CAPTIONS, folder_source
     from safear_edit.files.weights import read_weights, write_pickle, write_weights
     from safear_edit.registry import find_builtin
+    from safear_edit.spec.prompt_files import read_prompts
 
     shutil.copyfile(find_builtin("concepts", "picasso"), folder / "spec.yaml")
     (folder / "p.csv").write_text('id,prompt,seed\na,"a dog, running",1\nb,a cat,2\n')

@@ -138,7 +138,10 @@ def test_a_signal_ends_with_a_word(number: signal.Signals, tmp_path: Path) -> No
 
 
 def test_what_an_interrupted_verb_keeps() -> None:
-    assert "continues" in terminal.what_is_kept("apply") and "continues" not in terminal.what_is_kept("eval")
+    """`eval` and `generate` keep their batches (test_walk.py and test_generate.py interrupt them); `map` keeps none."""
+    for verb in ("apply", "stack", "eval", "generate"):
+        assert "continues" in terminal.what_is_kept(verb)
+    assert "continues" not in terminal.what_is_kept("map") and "continues" not in terminal.what_is_kept(None)
 
 
 def test_no_warning_of_a_library_reaches_a_person() -> None:
