@@ -7,8 +7,8 @@ key by key, anything else that a spec states replaces the set's. Three things ha
     preserve: {add: …, drop: …, n: …}       single changes to the set's groups (`Changes`)
     preserve: [{extends: gallery/preserve/styles, n: 80}, …]    a group of one's own that starts from a shared one
 
-The concept never stays among what a set preserves: members with the judge's label, and members and subjects that name
-the concept, leave. Only the full form is checked, compiled, hashed and released.
+Nothing of a set names the concept: members with the judge's label, and members, subjects and templates that name it,
+leave by themselves. Only the full form is checked, compiled, hashed and released.
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ def full_form(document: Document) -> Document:
     _refuse_other_kind(shared, own, document)
     if "use" in (mine := _mapping(own.get("judge"))) and mine["use"] != _mapping(shared.get("judge")).get("use"):
         shared = {**shared, "judge": {}}  # another judge's threshold and options mean nothing to this one
-    merged = _merged(shared, own)
+    without_concept = _without_concept(_merged(shared, own))
+    merged = _merged({**shared, "erase": without_concept(_mapping(shared.get("erase")))}, own)
     _write_out_anchor(merged)
-    groups = _Groups(document, _without_concept(merged))
+    groups = _Groups(document, without_concept)
     merged["preserve"] = groups.written_out(shared.get("preserve", []), own.get("preserve"))
     return Document(document.file, merged, {**document.lines, **groups.lines})
 
@@ -145,7 +146,7 @@ def _write_out_anchor(merged: Data) -> None:
 
 
 def _without_concept(spec: Data) -> Callable[[Data], Data]:
-    """A function group -> the group without members and subjects that are or name the concept."""
+    """A function that takes everything out of a shared group, or a shared `erase`, that is or names the concept."""
     label = _mapping(spec.get("judge")).get("label")
     mention = mention_of(_names(spec))
 
@@ -153,10 +154,11 @@ def _without_concept(spec: Data) -> Callable[[Data], Data]:
         flat = [word for word in words if isinstance(word, list) or not mention(word)]
         return [free(word) if isinstance(word, list) else word for word in flat]
 
-    def without(group: Data) -> Data:
-        members = {member: own for member, own in group["members"].items() if own != label and not mention(member)}
-        subjects = {"subjects": free(group["subjects"])} if "subjects" in group else {}
-        return {**group, "members": members, **subjects}
+    def without(shared: Data) -> Data:
+        lists: Data = {key: free(shared[key]) for key in ("subjects", "templates") if key in shared}
+        members = _mapping(shared.get("members")).items()
+        others = {member: own for member, own in members if own != label and not mention(member)}
+        return {**shared, **lists, **({"members": others} if members else {})}
 
     return without
 

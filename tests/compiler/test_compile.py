@@ -25,7 +25,6 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import builtin_folder, lookup
-from safear_edit.spec.draft import spec_template
 from safear_edit.spec.prompts import normalise, overlap
 from safear_edit.spec.spec import Spec, load_spec
 from tests.test_registry import add_plugin
@@ -49,6 +48,8 @@ class Numbers:
     top_p: float = 1.0
 
 
+REMBRANDT = Path(__file__).parent.parent / "spec" / "rembrandt.yaml"
+SEURAT = REMBRANDT.read_text().replace("Rembrandt", "Seurat").replace("rembrandt", "seurat")
 SMALL = ("construct.pairs=16", "construct.keep=6", "evaluate.n.direct=10", "evaluate.n.paraphrase=10")
 
 
@@ -63,7 +64,7 @@ def picasso() -> Recipe:
 
 @pytest.fixture(scope="module")
 def draft() -> Spec:
-    return parse(Spec, parse_yaml(spec_template("seurat"), "draft"))
+    return parse(Spec, parse_yaml(SEURAT, "draft"))
 
 
 def test_the_same_input_gives_the_same_bytes(picasso: Recipe) -> None:
@@ -222,7 +223,7 @@ def test_a_weight_on_nothing_is_noted() -> None:
 
 def test_words_that_meet_in_one_sentence_are_refused() -> None:
     """An alias and a held-out name can give the same prompt through different templates."""
-    text = spec_template("seurat").replace("the manner of Seurat", '"Seurat, the Frenchman"')
+    text = SEURAT.replace("the manner of Seurat", '"Seurat, the Frenchman"')
     text = text.replace('"an artwork of {subject} inspired by {alias}"', '"{subject} by {alias}, the Frenchman"')
     spec = parse(Spec, parse_yaml(text, "draft"))
     sizes = ["construct.pairs=500", "evaluate.n.paraphrase=700"]
