@@ -150,7 +150,7 @@ def apply(
 
     Several concepts are edited one after another, each on the model with those before it; a model that was released
     keeps its own below. Every concept is measured again after each, against the base model. With --joint the
-    concepts get one edit together, which can only be taken off as a whole.
+    concepts get one edit together, which can only be removed as a whole.
 
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
@@ -209,7 +209,7 @@ def plan(
 ) -> int:
     """Print what `apply` would do, and write the frozen recipe with --out.
 
-    For a model that was released: also which of its edits the new one may meet, from a few images.
+    For a model that was released: also which of its edits the new one may conflict with, from a few images.
 
     \b
     safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
@@ -608,7 +608,7 @@ def _show_audit(models: tuple[str, str], audit: Audit, as_json: bool) -> int:
         print_json({"models": list(models), **json.loads(audit.to_json())})
         return 0
     print(f"{models[0]} → {models[1]}")
-    print_table(("figure", "value", "95 % interval or bound", "says nothing here, because"), audit.rows())
+    print_table(("figure", "value", "95 % interval or bound", "not meaningful here, because"), audit.rows())
     for warning in (*audit.doubts, *audit.warnings):
         print(f"warning: {warning}")
     return 0

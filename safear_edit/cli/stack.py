@@ -33,7 +33,7 @@ _ending = shared("out", "device", "key", "unsigned", "overwrite", "json", "quiet
 
 @click.group()
 def stack() -> None:
-    """List, take off or weigh anew the edits of a released model.
+    """List, remove or reweight the edits of a released model.
 
     \b
     safear-edit stack remove safer-llamagen dog --out safe-again --key keys/safear.key

@@ -69,7 +69,7 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
 
     These, and preserved prompts that mention such a concept ("a dog by Claude Monet"), stay as the model has them that
     the edit is found on, where the concepts are erased already; all others as the base model has them, so that
-    what one edit costs the next one mends. No training prompt of an earlier concept is evaluated, here or there. A
+    what one edit loses the next one restores. No training prompt of an earlier concept is evaluated, here or there. A
     recipe whose method keeps nothing stays as it is.
     """
     evaluated = {normalise(p.prompt) for other in (recipe, *earlier) for p in other.evaluate.prompts}

@@ -54,7 +54,7 @@ from safear_edit.spec.prompts import (
 from safear_edit.spec.spec import Spec, Understanding
 
 SCREENING_RESERVE = 1.25
-"""Candidates per prompt to score: the base model's screening drops those it does not obey."""
+"""Candidates per prompt to score: the base model's screening drops those for which it does not draw what was asked."""
 NEAR = 0.98
 """MiniLM similarity from which an evaluation prompt counts as nearly a training prompt."""
 

@@ -43,7 +43,7 @@ class Topic:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainingQuestions:
     """Training's questions about the concept and about what must stay; erase: neither may the concept be recognised."""
 
     concept: tuple[str, ...]
@@ -83,12 +83,12 @@ def _topic(spec: Spec, where: str, label: str, names: Sequence[str], sort: Kind,
     return Topic(where, label, tuple(names), tuple(own) or wordings.held_out, wordings.train)
 
 
-def taught(spec: Spec) -> Taught:
+def taught(spec: Spec) -> TrainingQuestions:
     """What training asks where it holds understanding in place or takes the concept out of it."""
     concept, *others = topics(spec)
     rest = (question for topic in others for question in topic.training())
     erase = spec.understanding.concept == "erase"
-    return Taught(tuple(concept.training()), tuple(dict.fromkeys(rest)), erase)
+    return TrainingQuestions(tuple(concept.training()), tuple(dict.fromkeys(rest)), erase)
 
 
 def refuse_taught_questions(spec: Spec, where: str) -> None:

@@ -37,7 +37,7 @@ FORBIDDEN = "caption is on the block list"
 
 
 @dataclass(frozen=True)
-class Told:
+class SafeCaption:
     """What the model said of one unsafe image, the safe caption in use, and why that is the template's ("": it is the
     model's own). What is on the block list, or no text, is not repeated."""
 
@@ -54,7 +54,7 @@ class Captions:
     fallbacks: dict[str, int]
 
     @classmethod
-    def of(cls, told: Sequence[Told]) -> Self:
+    def of(cls, told: Sequence[SafeCaption]) -> Self:
         """Counted, the commonest reason first."""
         reasons = Counter(one.why for one in told if one.why)
         return cls(len(told) - reasons.total(), dict(reasons.most_common()))
@@ -85,24 +85,24 @@ class Refiner:
         mention = mention_of(concept_names(spec))
         return cls(mention, _shapes(spec, names), _cut(spec, names), frozenset(map(normalise, evaluated)))
 
-    def told(self, model: ModelFamily, images: Tensor, otherwise: Sequence[str]) -> list[Told]:
+    def told(self, model: ModelFamily, images: Tensor, otherwise: Sequence[str]) -> list[SafeCaption]:
         """Ask the model what its unsafe images, uint8 (B, 3, H, W), show, and rewrite that; `otherwise` are the
         templates' safe captions. UsageError for a family that lacks "understanding"."""
         return [self.rewrite(said, safe) for said, safe in zip(model.describe(images), otherwise, strict=True)]
 
-    def rewrite(self, said: str, otherwise: str) -> Told:
+    def rewrite(self, said: str, otherwise: str) -> SafeCaption:
         """The caption without the concept: as it is where it doesn't name it, else by the template that it was made
         from; `otherwise` where that fails. What comes out never names the concept, nor is it evaluated."""
         text = " ".join(said.split())
         if forbidden(text):
-            return Told("", otherwise, FORBIDDEN)
+            return SafeCaption("", otherwise, FORBIDDEN)
         if not _readable(text):
-            return Told("", otherwise, UNREADABLE)
+            return SafeCaption("", otherwise, UNREADABLE)
         rest = self._without(text) if self.mention(text) else text
         if why := NO_TEMPLATE if rest is None else self._refused(rest):
-            return Told(text, otherwise, why)
+            return SafeCaption(text, otherwise, why)
         assert rest is not None and not self.mention(rest)
-        return Told(text, rest, "")
+        return SafeCaption(text, rest, "")
 
     def _without(self, text: str) -> str | None:
         """Of the templates that fit, the one with the most words of its own: the shortest subject."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safear_edit.compiler.recipe import FEWEST_PAIRS
-from safear_edit.construct.captions import FORBIDDEN, Captions, Refiner, Told
+from safear_edit.construct.captions import FORBIDDEN, Captions, Refiner, SafeCaption
 from safear_edit.construct.sheets import tile, write_sheet
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.merged import without_edits
@@ -29,7 +29,7 @@ from safear_edit.files.weights import write_weights
 from safear_edit.progress import Callback
 
 if TYPE_CHECKING:
-    from safear_edit.compiler.questions import Taught
+    from safear_edit.compiler.questions import TrainingQuestions
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge, Judgement
 
@@ -76,7 +76,7 @@ class Pairs:
     unsafe_ids: Tensor
     safe_ids: Tensor
     stats: PairStats
-    told: list[Told] | None = None
+    told: list[SafeCaption] | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -103,7 +103,7 @@ class Pairs:
         unsafe, safe = [row["unsafe"] for row in rows], [row["safe"] for row in rows]
         seeds = [int(row["seed"]) for row in rows]
         asked = bool(rows) and "said" in rows[0]
-        told = [Told(row["said"], row["safe"], row["why"]) for row in rows] if asked else None
+        told = [SafeCaption(row["said"], row["safe"], row["why"]) for row in rows] if asked else None
         return cls(unsafe, safe, seeds, tensors["unsafe_ids"], tensors["safe_ids"], _read_stats(folder / STATS), told)
 
 
@@ -148,7 +148,7 @@ class Material:
     pairs: Pairs
     keep: Keep | None = None
     judge: Judge | None = None
-    questions: Taught | None = None
+    questions: TrainingQuestions | None = None
 
 
 @torch.no_grad()
@@ -183,7 +183,7 @@ def build_pairs(
     progress("pairs", len(wanted), len(wanted), f"kept {len(kept)}")
     if len(kept) < fewest:
         why = "; ".join(f"{count} {reason}" for reason, count in dropped.items())
-        fix = "ask for more pairs, or choose prompts that this model obeys"
+        fix = "ask for more pairs, or choose prompts for which this model draws what was asked"
         raise UsageError("pairs", f"at least {fewest} usable of {len(wanted)}", f"{len(kept)} ({why})", fix)
     return Pairs(
         [wanted[i][0] for i in kept],
@@ -203,7 +203,7 @@ class _Drawn:
     unsafe_ids: Tensor
     safe_ids: Tensor
     reasons: list[str | None]
-    told: list[Told]
+    told: list[SafeCaption]
 
 
 def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge) -> _Drawn:

@@ -130,7 +130,7 @@ class Edit:
     def apply(self, net: nn.Module, strength: float = 1.0) -> Applied:
         """Merge into `net` (or a weaker, stronger or, below 0, opposite version of it); undo with the returned handle.
 
-        Every name and shape is checked before the first write: UsageError, and the net is untouched, if one is wrong.
+        Every name and shape is checked before the first write: UsageError, and the net unchanged, if one is wrong.
         The originals of the changed weights wait in host memory. `with edit.apply(net): …` undoes at the end.
         """
         if not math.isfinite(strength):

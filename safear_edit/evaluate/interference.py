@@ -1,4 +1,4 @@
-"""Interference: what the edits of a stack do to each other's concepts, as measured and as foretold.
+"""Interference: what the edits of a stack do to each other's concepts, as measured and as predicted.
 
 Four views, from the dearest to the cheapest:
 
@@ -57,7 +57,7 @@ class _Part(BaseModel):
 
 
 class Erased(_Part):
-    """Scored prompts that ask for a concept and that the base model obeys: in how many it is still found."""
+    """Scored prompts that ask for a concept and for which the base model draws it: in how many it is still found."""
 
     n: int
     found: int
@@ -99,7 +99,7 @@ class Cell(_Part):
 
 
 class Overlap(_Part):
-    """How much two deltas meet; figures are means over the weights that both change, by their share of the energy.
+    """How much two deltas overlap; figures are means over the weights that both change, by their share of the energy.
 
     shared: weights that both change, of those the first changes. column, row: share of the first delta inside the
     second's spaces; chance_column, chance_row: the same for random spaces. cosine: of the deltas over those weights,
@@ -137,7 +137,7 @@ class Foretold(_Part):
 
 
 class Agreement(_Part):
-    """Kendall's tau-b of what was foretold with what was found of it."""
+    """Kendall's tau-b of what was predicted with what was found of it."""
 
     what: Literal["overlap", "pictures"]
     pairs: int
@@ -330,7 +330,7 @@ def _touched(delta: Tensor, table: Tensor) -> Tensor:
 
 
 def forecast(model: ModelFamily, stack: Stack, concept: str, weights: Sequence[str], pairs: Pairs) -> list[Overlap]:
-    """What a new edit of `weights` may meet: each edit of the stack against the gradient of the concept's evidence.
+    """What a new edit of `weights` may conflict with: each edit of the stack, by the gradient of the concept's evidence.
 
     The evidence is log p(unsafe image | its caption) - log p(the same | the neutral caption); whatever a method does
     first moves along its gradient. `model` is the base; the gradient is taken with the stack merged, as the search

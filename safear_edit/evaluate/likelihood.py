@@ -4,7 +4,7 @@ An autoregressive model gives the probability of an image exactly, so nothing is
 teacher-forced passes per reference image, the same numbers on every run. With l_m(x|c) the log-probability of image x
 under model m and prompt c, c0 the same prompt without the concept, R the reference pack:
 
-    CIR     mean_R[l_edit(x|c) - l_edit(x|c0)] / mean_R[l_base(x|c) - l_base(x|c0)]: 1 untouched, 0 erased, < 0 repelled
+    CIR     mean_R[l_edit(x|c) - l_edit(x|c0)] / mean_R[l_base(x|c) - l_base(x|c0)]: 1 as base, 0 erased, < 0 repelled
     absCIR  the same with l_base(x|c0) above too: sees a concept that moved into every prompt
     S       mean_R[l_base(x|c) - l_edit(x|c)] in bits per token: never a gate, a damaged model has it as well
     keep.kl mean over preserved (c, x) of the exact KL(base || edited) per token, plain, guided and unconditional
@@ -199,7 +199,7 @@ class Audit:
                 found.append(_drift_row(f"keep.{name}[{group.group}]", drift, "; ".join(group.doubts)))
         found.append(_drift_row("keep.uncond_kl", self.unconditional, ""))
         if gca := self.classified:
-            ends = f"untouched {gca.base:.2f}; then {gca.handle} {gca.handle_share:.2f}"
+            ends = f"base {gca.base:.2f}; then {gca.handle} {gca.handle_share:.2f}"
             found.append(("erasure.gca", f"{gca.edited:.2f}", ends, "; ".join(gca.doubts)))
         return found
 

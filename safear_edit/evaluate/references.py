@@ -316,7 +316,7 @@ def _opened(folder: Path, row: Any, where: str, size: int) -> Tensor:
         raise SpecError(where, "an image inside the folder", str(path), "copy it there")
     try:
         if path.stat().st_size > LARGEST_PICTURE:
-            raise SpecError(where, f"a picture of at most {LARGEST_PICTURE >> 20} MiB", "a larger one", "reduce it")
+            raise SpecError(where, f"an image of at most {LARGEST_PICTURE >> 20} MiB", "a larger one", "reduce it")
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:

@@ -1,14 +1,14 @@
-"""OmniMamba: a Mamba-2 language model that draws with LlamaGen's tokenizer and answers questions about pictures.
+"""OmniMamba: a Mamba-2 language model that draws with LlamaGen's tokenizer and answers questions about images.
 
 Source of the semantics: https://arxiv.org/abs/2503.08686 and https://github.com/hustvl/OmniMamba (models/omnimamba.py,
 models/mamba_vlm.py, models/stage2, models/cobra, scripts/inference_t2i.py, scripts/inference_mmu.py). The release is
-one pickle, `OmniMamba-1.3b.pth`, that holds everything: the model, LlamaGen's VQ-16 and both picture towers (vit.py);
+one pickle, `OmniMamba-1.3b.pth`, that holds everything: the model, LlamaGen's VQ-16 and both image towers (vit.py);
 sizes are in the code only. Put the tokenizer.json of EleutherAI's gpt-neox-20b beside it; the ten tokens that OmniMamba
 adds to it get their ids here as they do there.
 
 A drawing prompt is <|t2i|> <|sot|>, 68 places with the words at their right end and [PAD] before them, <|eot|> <|soi|>,
 all through a small network of its own (caption_embed). A state space model has no mask: the pads are read, so every
-prompt has 72 tokens. A question is <|mmu|> <|soi|>, 729 patches of the picture as DINOv2 and SigLIP see them at 384
+prompt has 72 tokens. A question is <|mmu|> <|soi|>, 729 patches of the image as DINOv2 and SigLIP see them at 384
 pixels, <|eoi|> <|sot|>, the words. Each task has learned positions, a head and corrections of the layers' input
 projection (the paper's task-specific LoRA) of its own; everything else serves both.
 
@@ -18,14 +18,14 @@ published layout has no place for an edited table.
 
 Guidance is not part of the published training, and is off. The null prompt of its data, "A picture", stands for a
 dropped caption; it was drawn with probability 0 there, so guidance away from it is ours. The published script takes
-the best token each time (top_k 1), which gives one picture per prompt; the defaults here are those of the function that
+the best token each time (top_k 1), which gives one image per prompt; the defaults here are those of the function that
 it calls (temperature 1, every token). Its question format (USER, ASSISTANT) is the default; the published data code
 has "In: ...\\nOut: " instead, which `safear.json` can say.
 
 Verified: once, by hand, beside the original program on tiny random weights (its own modules, mamba_ssm's Mamba2 of
 v2.2.2 with its kernels replaced by a loop over tokens, timm's towers): its state dict, saved as its release is, loads
-here, and what is exported from here loads there strictly, bit for bit; prompts, special ids, codes, greedy pictures and
-greedy answers are the same, logits, answers' log-probabilities and seen pictures within rounding. In the tests:
+here, and what is exported from here loads there strictly, bit for bit; prompts, special ids, codes, greedy images and
+greedy answers are the same, logits, answers' log-probabilities and seen images within rounding. In the tests:
 transformers' Mamba2 says the same, and drawing and answering equal one pass over the whole sequence.
 Not verified: no published weights or tokenizer files can be had here, so nothing was drawn with them, and whether the
 release holds all tensors of its state dict, as this file expects, is read from its training code. The Triton kernels,

@@ -127,10 +127,12 @@ def parse_json(text: str, name: str) -> Document:
     try:
         data = json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise SpecError(f"{name}:{error.lineno}", "valid JSON", error.msg, "correct the file or make it anew") from None
+        raise SpecError(
+            f"{name}:{error.lineno}", "valid JSON", error.msg, "correct the file or make it again"
+        ) from None
     except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
         kind = "nested too deeply" if isinstance(error, RecursionError) else "a number too long"
-        raise SpecError(name, "plain JSON", kind, "make the file anew") from None
+        raise SpecError(name, "plain JSON", kind, "make the file again") from None
     if "\\ud" in text.lower():  # an escaped half of a character pair can't be written or hashed again
         _refuse_surrogates(json.dumps(data, ensure_ascii=False), name)
     return Document(name, data)

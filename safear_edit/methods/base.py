@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from safear_edit.compiler.questions import ANSWERS, CAPABILITY, Taught
+from safear_edit.compiler.questions import ANSWERS, CAPABILITY, TrainingQuestions
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit, EditInfo
 from safear_edit.editor.fine_tune import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
@@ -262,7 +262,7 @@ class Workbench:
             readings = {**readings, "answers": float(answers.detach())}
         return loss, readings
 
-    def answers(self, draw: Draw, questions: Taught) -> Tensor:
+    def answers(self, draw: Draw, questions: TrainingQuestions) -> Tensor:
         """`answer_kl` of yes and no to one question, by the base model and by this one, a scalar.
 
         Every other step asks about the concept, the rest about what must stay; always about the step's share of all

@@ -137,7 +137,7 @@ def energy_figure(energies: Sequence[Tensor], names: Sequence[str]) -> bytes:
         image, aspect="auto", interpolation="nearest", cmap="magma", vmin=0, vmax=max(1e-9, image.max())
     )
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xlabel("image tokens, the most harmful row of the untouched codebook first", fontsize=8)
+    axis.set_xlabel("image tokens, the most harmful row of the base codebook first", fontsize=8)
     axis.set_title("Share of each codebook row in the harmful directions of all rounds", fontsize=9)
     canvas.colorbar(shown, ax=axis)
     buffer = BytesIO()

@@ -151,7 +151,7 @@ class Sample:
 
 
 class Search:
-    """The rounds: `tables` are the untouched table and that after each round that was taken, `log` all rounds."""
+    """The rounds: `tables` are the base table and that after each round that was taken, `log` all rounds."""
 
     def __init__(
         self,
@@ -379,7 +379,7 @@ class Search:
         folder.mkdir(exist_ok=True)
         write_atomic(folder / ROUNDS, json.dumps(rounds, indent=1) + "\n")
         whole = protecting(self.spaces[-1], self.spaces[:-1])
-        names = ["untouched", *(f"round {i}" for i in range(1, len(self.tables)))]
+        names = ["base model", *(f"round {i}" for i in range(1, len(self.tables)))]
         write_atomic(folder / ENERGY, energy_figure([whole.energy(table) for table in self.tables], names))
 
     def _resume(self) -> None:

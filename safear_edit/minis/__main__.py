@@ -82,7 +82,7 @@ def clip(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """How well a mini obeys its captions, and answers if it can; `--steps` is the number of asked generations."""
+    """How well a mini follows its captions, and answers if it can; `--steps` is the number of asked generations."""
     from safear_edit.families.load import load_model
     from safear_edit.minis import measure as measuring
 

@@ -1,4 +1,4 @@
-"""How well a mini obeys its captions, by the strict judge: 500 asked generations, then aliases and templates unseen.
+"""How well a mini follows its captions, by the strict judge: 500 asked generations, then aliases and templates unseen.
 
 Strict: an image that the judge refuses ("cannot tell") counts as wrong. Prompts and seeds are of this file alone.
 A family that understands images is asked about renders of unseen combinations too, in wordings it never trained on.

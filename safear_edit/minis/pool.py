@@ -2,7 +2,7 @@
 
 Generators see the calm part of the world (4 of 6 poses, 2 of 3 style variants: what is drawn the same way every time is
 learnt sharply by few parameters), tokenizers and judges all of it. (object, style, scene) triples in `held_out_triple`
-are never shown, so that the evaluation meets combinations that no training saw.
+are never shown, so that the evaluation has combinations that no training saw.
 """
 
 from __future__ import annotations

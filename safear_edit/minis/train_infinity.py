@@ -3,7 +3,7 @@
 As published: bitwise self-correction, coarse tokens weighted up, captions dropped for guidance. As in train_llamagen,
 layers' matrices are trained with Muon, everything else with AdamW; an exponential moving average is exported. The first
 COARSE_STEPS run all scales but the finest, which holds most of the tokens and the least of what a caption says: these
-steps cost a third and decide most of how well captions are obeyed.
+steps cost a third and decide most of how well captions are followed.
 
 The shipped weights took several sittings, between which the end of the learning-rate schedule was moved: step 0 to
 1250 with its end at 2500, to 2000 at 2000, to 3000 at 4750, to 3500 at 3500. From step 2250 on two processes shared

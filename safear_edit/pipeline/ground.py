@@ -155,7 +155,7 @@ def merged(name: str, several: Sequence[Material]) -> Material:
     """
     import torch
 
-    from safear_edit.compiler.questions import Taught
+    from safear_edit.compiler.questions import TrainingQuestions
     from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
 
     pairs = [material.pairs for material in several]
@@ -183,5 +183,5 @@ def merged(name: str, several: Sequence[Material]) -> Material:
         name,
         both,
         Keep([*kept], torch.stack(pictures), marks if any(marks) else None) if kept else None,
-        questions=Taught(about, rest, asked[0].erase) if asked else None,
+        questions=TrainingQuestions(about, rest, asked[0].erase) if asked else None,
     )

@@ -78,14 +78,14 @@ class Plan:
             ),
             ("gates", gates),
             ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
-            *(("meets", conflict) for conflict in self.conflicts),
+            *(("conflicts with", conflict) for conflict in self.conflicts),
             ("recipe", recipe.digest),
         ]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""
         more = {"warnings": list(self.warnings), "conflicts": list(self.conflicts)}
-        facts = {name: value for name, value in self.facts() if name != "meets"}
+        facts = {name: value for name, value in self.facts() if name != "conflicts with"}
         return {**facts, "digest": self.recipe.digest, **more}
 
 

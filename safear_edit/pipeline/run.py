@@ -306,7 +306,7 @@ def _finish(run: RunDir, ground: Ground, started: datetime, terms: Terms, notes:
         if why := likelihoods(part, recipe, ground.model, ground.stack, progress):
             terms.say(f"{member.name}: likelihoods are not looked at: {why}")
         if why := understanding(part, recipe, ground.model, ground.stack, progress):
-            terms.say(f"{member.name}: understanding is not looked at: {why}")
+            terms.say(f"{member.name}: understanding is not evaluated: {why}")
     found = _interference(run, ground, terms)
     about = environment(ground.model, terms.command, started)
     write_json(run / "environment.json", about)

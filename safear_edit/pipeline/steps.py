@@ -379,7 +379,7 @@ def apply(
         if why := likelihoods(run, recipe, model, edit, progress):
             say(f"likelihoods are not looked at: {why}")
         if why := understanding(run, recipe, model, edit, progress):
-            say(f"understanding is not looked at: {why}")
+            say(f"understanding is not evaluated: {why}")
         write_json(run / "environment.json", environment(model, command, started))
         staged = _stage(run, recipe, model, edit, order)
         report = write_report(staged)

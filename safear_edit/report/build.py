@@ -300,8 +300,8 @@ def _protocol(
         alpha=stats.ALPHA,
         multiple_testing="all criteria must pass, which needs no correction; 'regressed' is Holm-adjusted over groups",
         cannot_tell="counted as not detected for erasure (its rise is a criterion), as not kept for preservation",
-        exclusions="prompts that the base model does not obey by screening seeds, and reserve candidates beyond the "
-        "wanted number, in the recipe's order; none after scoring",
+        exclusions="prompts for which the base model does not draw what was asked, by screening seeds, and reserve "
+        "candidates beyond the wanted number, in the recipe's order; none after scoring",
         redaction=sentences.REDACTED if hide else sentences.NOT_REDACTED,
     )
 

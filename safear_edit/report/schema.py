@@ -541,7 +541,7 @@ class StackForetold(Section):
 
 
 class StackAgreement(Section):
-    """Kendall's tau-b of what was foretold with what was found of it: the overlap of the edits, or images lost."""
+    """Kendall's tau-b of what was predicted with what was found of it: the overlap of the edits, or images lost."""
 
     what: Literal["overlap", "pictures"]
     pairs: int

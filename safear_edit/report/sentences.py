@@ -304,7 +304,7 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
         "One image per prompt and model was scored; a rate describes prompts, not all images of one prompt.",
         "A judge program decides what an image shows; where it errs, the numbers err with it.",
         _likelihood_limit(concepts),
-        "Results hold for prompts that the base model obeys and for the sampling settings under protocol.",
+        "Results hold for prompts for which the base model draws what was asked, with the sampling settings in protocol.",
         "White-box access (weights, gradients) was not attacked.",
     ]
     if any(concept.understanding.slices for concept in concepts):
@@ -347,7 +347,7 @@ def likelihood_reading(part: LikelihoodSlice) -> str:
     Both ratios speak: CIR alone misses a concept that moved into every prompt.
     """
     if part.doubts or part.cir is None or part.abs_cir is None:
-        return "says nothing here, because " + ("; ".join(part.doubts) or "there is no ratio")
+        return "not meaningful here, because " + ("; ".join(part.doubts) or "there is no ratio")
     cir, level = part.cir, part.abs_cir
     if cir.high <= LITTLE < level.high:
         return (
@@ -360,8 +360,8 @@ def likelihood_reading(part: LikelihoodSlice) -> str:
         return "the words tell the edited model next to nothing about these images"
     shares = f"{percent(max(cir.low, 0.0))} to {percent(cir.high)}"
     if cir.low <= LITTLE:
-        return f"undecided: the words may tell the edited model {shares} of what they told the untouched one"
-    told = f"the words still tell the edited model {shares} of what they told the untouched one"
+        return f"undecided: the words may tell the edited model {shares} of what they told the base model"
+    told = f"the words still tell the edited model {shares} of what they told the base model"
     less = ", though the images are less likely than they were for the base model without the words"
     return told + (less if level.high < 0 else "")
 
@@ -380,7 +380,7 @@ def likelihood_summary(concept: str, found: Likelihoods) -> str:
     both = "; ".join(f"{name} {_ratio(r)}" for name, r in (("CIR", worst.cir), ("absCIR", worst.abs_cir)) if r)
     return (
         f"Likelihoods of {worst.n} reference images of {concept}, worst slice ({worst.slice}): {worst.reading} "
-        f"({both}; 1 is untouched, 0 is nothing){unsaid}."
+        f"({both}; 1 is as in the base model, 0 is nothing){unsaid}."
     )
 
 

@@ -190,7 +190,9 @@ class Gates(Part):
     erasure_floor: Share = Field(default=0.90, description="One-sided 95 % lower bound of every erasure rate.")
     preserve_drop: Share = Field(default=0.03, description="Largest paired fall of a preserved group.")
     preserve_upper: Share = Field(default=0.05, description="Upper bound that the fall must stay below.")
-    min_obeyed: Share = Field(default=0.5, description="Share of prompts that the base model must obey.")
+    min_obeyed: Share = Field(
+        default=0.5, description="Share of prompts for which the base model must draw what was asked."
+    )
     understanding_drop: Share = Field(
         default=0.02, exclude_if=lambda share: share == 0.02, description="Largest paired fall of right answers."
     )

@@ -4,7 +4,7 @@ Both look at the model of a released folder, and at a weaker version of its edit
 process on one thread, at the size of the suite `ci`:
 
     likelihood  the audit of base and edited model without what decides nothing (other classes), against the figures
-                of the untouched release
+                of the released model
     images    the prompts screened and drawn with the base, drawn with the edited model, judged, and compared with the
                 release's outcomes
 

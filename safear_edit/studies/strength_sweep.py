@@ -205,9 +205,9 @@ def turned_over(images: Tensor) -> Tensor:
 
 
 def with_prompts(case: Case, settings: Settings) -> Case:
-    """The case with the prompts to judge: of the scored references', the first that the base model obeys.
+    """The case with the prompts to judge: of the scored references', the first that the base model draws as asked.
 
-    Screening images have seeds of their own. UsageError if it obeys none.
+    Screening images have seeds of their own. UsageError if it draws none.
     """
     references = case.pack.references[: settings.prompts]
     asked = [reference.prompts["direct"] for reference in references]

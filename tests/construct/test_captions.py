@@ -25,7 +25,7 @@ from safear_edit.construct.captions import (
     UNREADABLE,
     Captions,
     Refiner,
-    Told,
+    SafeCaption,
     refiner_of,
 )
 from safear_edit.construct.pairs import Keep, Pairs, build_pairs
@@ -91,7 +91,7 @@ def recipe_for(model: Janus | LlamaGen, *overrides: str) -> Recipe:
 )
 def test_a_caption_loses_the_concept_and_nothing_else(name: str, said: str, safe: str) -> None:
     told = Refiner.of(concept(name), ()).rewrite(said, SAFE)
-    assert told == Told(" ".join(said.split()), safe, "")
+    assert told == SafeCaption(" ".join(said.split()), safe, "")
 
 
 @pytest.mark.parametrize(

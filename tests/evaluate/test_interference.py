@@ -98,7 +98,7 @@ def test_a_forecast_stands_beside_what_came_and_ranks_are_compared() -> None:
     assert (rows[0].foretold, rows[0].found) == pytest.approx((4, 5))
     assert (rows[0].foretold_rows, rows[0].found_rows) == (3, 7)
     assert {one.what: one.tau for one in agreement} == pytest.approx({"overlap": 1.0, "pictures": 1 / 3})
-    assert "foretold 4.0 times chance, found 5.0 times chance, codebook rows 3 and 7" in interference.told(rows[0])
+    assert "predicted 4.0 times chance, found 5.0 times chance, codebook rows 3 and 7" in interference.told(rows[0])
     few, none = interference.compared(forecast[:2], found, cells(lost))
     assert len(few) == 2 and none == (), "two pairs have no ranks to speak of"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.compiler.questions import Taught
+from safear_edit.compiler.questions import TrainingQuestions
 from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings, adapter_weights, borrowed, inject
@@ -402,7 +402,7 @@ def asking(unified: Janus, erase: bool) -> Material:
     captions = [f"{s} by Picasso" for s in SUBJECTS], [f"a photo of {s}" for s in SUBJECTS], [f"{s}!" for s in SUBJECTS]
     ids = [unified.generate(unified.condition(prompts), range(i, i + 6)) for i, prompts in enumerate(captions, 9)]
     pairs = Pairs(captions[0], captions[1], list(range(6)), ids[0], ids[1], PairStats(6, 6, {}))
-    return Material("Picasso", pairs, Keep(captions[2], ids[2]), None, Taught(ABOUT_IT, ABOUT_OTHERS, erase))
+    return Material("Picasso", pairs, Keep(captions[2], ids[2]), None, TrainingQuestions(ABOUT_IT, ABOUT_OTHERS, erase))
 
 
 def said(unified: Janus, ids: Tensor, question: str) -> Tensor:
@@ -437,7 +437,7 @@ def test_answers_are_held_to_those_of_the_untouched_model(unified: Janus, erase:
         for step in range(6):
             rows = Draw(0, step).rows("answers", 18, 6)
             told = torch.where((rows < 6) & erase, rows + 6, rows)
-            found = bench.answers(Draw(0, step), material.questions or Taught((), (), False))
+            found = bench.answers(Draw(0, step), material.questions or TrainingQuestions((), (), False))
             by_hand = {}
             for question in ABOUT_OTHERS if step % 2 else ABOUT_IT:
                 p, q = said(unified, ids[told], question), said(unified, ids[rows], question)
@@ -493,7 +493,9 @@ def test_an_erased_understanding_answers_as_about_the_safe_picture(unified: Janu
 
 
 def test_a_model_that_answers_nothing_is_not_asked(model: LlamaGen, material: Material) -> None:
-    asked = Material(material.concept, material.pairs, material.keep, None, Taught(ABOUT_IT, ABOUT_OTHERS, True))
+    asked = Material(
+        material.concept, material.pairs, material.keep, None, TrainingQuestions(ABOUT_IT, ABOUT_OTHERS, True)
+    )
     bench = Workbench(model, asked, PairTuning(batch=6, understanding_weight=1.0), silent, reference=False)
     loss, readings = bench.keeping(Draw(0, 0), torch.tensor(1.0), {})
     assert loss.item() == 1.0 and readings == {}

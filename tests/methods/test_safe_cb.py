@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.compiler.questions import Taught
+from safear_edit.compiler.questions import TrainingQuestions
 from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import UsageError
@@ -212,7 +212,7 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     assert 2 <= told < COUNT
     with pytest.raises(UsageError, match="a question about the concept that the model can judge by, got none"):
         fit(model, material, rounds=1)
-    taught = replace(material, questions=Taught((question, "was this painted by Picasso?"), (), erase=False))
+    taught = replace(material, questions=TrainingQuestions((question, "was this painted by Picasso?"), (), erase=False))
     edit = fit(model, taught, tmp_path / "edit.partial", rounds=1)
     assert asked == [question], "the first that training may ask"
     (row,) = log_of(tmp_path)

@@ -472,7 +472,7 @@ def test_what_was_foretold_stands_beside_what_came(folder: Path) -> None:
     (row,) = json.loads((folder / "both/interference.json").read_text())["foretold"]
     assert (row["first"], row["second"]) == ("picasso", "van_gogh") and row["foretold"] > 0 and row["found"] > 0
     report = json.loads((folder / "both/report.json").read_text())
-    assert report["stack"]["foretold"] == [row] and "What was foretold" in (folder / "both/report.html").read_text()
+    assert report["stack"]["foretold"] == [row] and "What was predicted" in (folder / "both/report.html").read_text()
 
 
 def test_merged_material_keeps_a_shared_prompt_once() -> None:

@@ -762,7 +762,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
         ((0.3, 0.25, 0.35), (0.1, 0.0, 0.2), r"still tell the edited model 25\.0 % to 35\.0 %"),
         ((0.3, 0.25, 0.35), (-0.5, -0.6, -0.4), "less likely than they were"),
         ((0.1, -0.05, 0.25), (0.0, -0.1, 0.1), r"undecided: .* 0\.0 % to 25\.0 %"),
-        ((0.314159, 0.0, 0.6), (0.0, -0.1, 0.1), r"says nothing here, because an interval of 0\.60 is wider"),
+        ((0.314159, 0.0, 0.6), (0.0, -0.1, 0.1), r"not meaningful here, because an interval of 0\.60 is wider"),
     ],
 )
 def test_readings(
