@@ -330,7 +330,7 @@ def _touched(delta: Tensor, table: Tensor) -> Tensor:
 
 
 def forecast(model: ModelFamily, stack: Stack, concept: str, weights: Sequence[str], pairs: Pairs) -> list[Overlap]:
-    """What a new edit of `weights` may conflict with: each edit of the stack, by the gradient of the concept's evidence.
+    """What a new edit of `weights` may conflict with: each edit of the stack, by the gradient of its evidence.
 
     The evidence is log p(unsafe image | its caption) - log p(the same | the neutral caption); whatever a method does
     first moves along its gradient. `model` is the base; the gradient is taken with the stack merged, as the search

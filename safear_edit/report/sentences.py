@@ -304,7 +304,7 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
         "One image per prompt and model was scored; a rate describes prompts, not all images of one prompt.",
         "A judge program decides what an image shows; where it errs, the numbers err with it.",
         _likelihood_limit(concepts),
-        "Results hold for prompts for which the base model draws what was asked, with the sampling settings in protocol.",
+        "Results hold for prompts that the base model draws as asked, with the sampling settings of protocol.",
         "White-box access (weights, gradients) was not attacked.",
     ]
     if any(concept.understanding.slices for concept in concepts):
