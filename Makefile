@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= safe-llamagen
 TRUST  ?= demo-trust
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 # A second `make demo` makes everything again from the start (--overwrite); an interrupted one continues.
 demo: $(VENV)/.installed
@@ -20,6 +20,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The API's pages, rendered to a folder that is not part of the checkout; its name is printed.
+docs: $(VENV)/.installed-test
+	folder=$$(mktemp -d) && $(BIN)/pdoc --output-directory "$$folder" safear_edit && echo "$$folder/index.html"
 
 # Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`).
 $(VENV)/.installed: pyproject.toml

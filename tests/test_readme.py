@@ -10,6 +10,7 @@ import click
 import pytest
 
 from safear_edit.cli import main
+from safear_edit.studies.tables import FOLDER, Table, shown
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -48,14 +49,40 @@ def test_every_verb_is_in_the_readme() -> None:
         assert re.search(rf"safear-edit {name}\b|`{name}[ `]", README), name
 
 
+def test_it_is_one_page() -> None:
+    assert len(README.splitlines()) <= 160
+
+
+def test_its_spec_is_valid(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert len(block.splitlines()) <= 15
+    (tmp_path / "hokusai.yaml").write_text(block)
+    assert main.run(["validate", str(tmp_path / "hokusai.yaml")]) == 0
+
+
+def test_its_results_are_those_of_the_tables() -> None:
+    """Every line of the README's table stands, figure by figure, in examples/results/apply.jsonl."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in README.splitlines() if ":mini | `" in line
+    ]
+    keys = re.search(r"^\| (model \| method .*) \|$", README, re.MULTILINE)
+    assert keys and len(lines) >= 4
+    rows = [row.cells for row in Table.read(ROOT / FOLDER / "apply.jsonl").rows]
+    for line in lines:
+        said = dict(zip(keys[1].split(" | "), line, strict=True))
+        assert said in [{key: shown(row.get(key)) for key in said} for row in rows]
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", "\n".join(COMMANDS), re.MULTILINE):
+    targets = re.findall(r"^make (\w+)", "\n".join(COMMANDS), re.MULTILINE) + re.findall(r"`make (\w+)`", README)
+    assert {"demo", "test", "docs"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
 def test_links_and_files_exist() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
         assert (ROOT / link).exists(), link
     for name in re.findall(r"(?:concepts|recipes|examples|safear_edit)/[\w/]+\.\w+", README):
         assert (ROOT / name).exists(), name

@@ -1,8 +1,8 @@
 """The measured tables of examples/results as one page: README.md there, made from the rows.
 
 A table is one file of JSON lines. The first line may be a head, {title, note, signed: columns of changes, shown with
-their sign}; each other line is a row: its columns, and `command`, `commit` and `date` that made it (`commit` is the one
-in which it was recorded; null where nobody wrote it down). A cell is text, a number, or one of
+their sign, images}; each other line is a row: its columns, and `command`, `commit` and `date` that made it (`commit` is
+the one in which it was recorded; null where nobody wrote it down). A cell is text, a number, or one of
     {k, n}              "k of n"
     {mean, from, to}    mean and range over seeds, or a figure and its interval
     {from, to}          a range
@@ -36,13 +36,14 @@ published models. `run` points to the command that made a row, the commit that r
 
 
 class Head(BaseModel):
-    """What a table is about; `signed` names the columns that hold changes."""
+    """What a table is about; `signed` names the columns that hold changes, `images` files in the folder above."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     note: str = ""
     signed: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 class Row(BaseModel):
@@ -131,6 +132,7 @@ def section(table: Table) -> str:
         f"## {table.head.title}",
         table.head.note,
         "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
+        "\n\n".join(f"![{Path(name).stem}](../{name})" for name in table.head.images),
         "\n".join(f"{number}. {made}" for number, made in enumerate(runs, 1)),
         f"Rows: [{table.name}.jsonl]({table.name}.jsonl)",
     ]

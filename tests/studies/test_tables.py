@@ -32,6 +32,7 @@ def test_every_table_has_a_title_and_rows(path: Path) -> None:
     assert table.head.title != path.stem and table.rows
     assert all(row.cells for row in table.rows)
     assert set(table.head.signed) <= set(table.columns)
+    assert all((RESULTS.parent / name).is_file() for name in table.head.images)
 
 
 @pytest.mark.parametrize(
