@@ -39,7 +39,7 @@ FILES: dict[Kind, tuple[str, ...]] = {
 
 
 class Change(Protocol):
-    """What can be merged into a net and taken off again: one edit, or a stack of them."""
+    """What can be merged into a net and removed again: one edit, or a stack of them."""
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""A stack: the ordered edits of one base model, applied to a net and taken off again."""
+"""A stack: the ordered edits of one base model, applied to a net and removed again."""
 
 from __future__ import annotations
 

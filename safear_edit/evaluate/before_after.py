@@ -24,7 +24,7 @@ class Pair:
 
     @classmethod
     def of_edit(cls, model: ModelFamily, edit: Edit, strength: float = 1.0) -> Self:
-        """One model in memory; the edit is merged and taken off again, bit for bit."""
+        """One model in memory; the edit is merged and removed again, bit for bit."""
         return cls(model, partial(_merged, model, edit, strength))
 
     @classmethod

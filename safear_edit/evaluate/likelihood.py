@@ -40,7 +40,7 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.progress import Callback, silent
 
 MOST_KL, WIDEST = 0.1, 0.4
-"""Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR says nothing: a model that has
+"""Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR means nothing: a model that has
 overfitted a few images, or was damaged, lies beyond them."""
 REPELLED = -0.1
 """CIR below this is over-erasure: the sign gives the concept away."""
@@ -166,7 +166,7 @@ class Audit:
     def doubts(self) -> tuple[str, ...]:
         """Why nothing here may decide: then the answer is INCONCLUSIVE, and images have to be sampled.
 
-        A model this far from the untouched one has broken CIR before. What is wrong with one figure alone stands with
+        A model this far from the base model has broken CIR before. What is wrong with one figure alone stands with
         that figure (`SliceAudit.doubts`).
         """
         return tuple(
@@ -186,7 +186,7 @@ class Audit:
         )
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """A table for a person: figure, value, 95 % interval or bound, and why it says nothing where that is so."""
+        """A table for a person: figure, value, 95 % interval or bound, and why it means nothing where that is so."""
         found = []
         for part in self.slices:
             why = "; ".join((*part.doubts, *self.doubts))

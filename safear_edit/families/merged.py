@@ -26,7 +26,7 @@ class Applied:
     def undo(self) -> None:
         """Put the original weights back, bitwise; a second call does nothing.
 
-        Edits on one net come off in the reverse order: UsageError, and nothing is written, if a later one is still on.
+        Edits of one net are removed in reverse order: UsageError, and nothing is written, if a later one is still on.
         """
         stack = APPLIED.get(self._net, [])
         if self not in stack:

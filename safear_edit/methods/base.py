@@ -37,7 +37,7 @@ REFERENCE_ROWS = 32
 LEAST_REST = 1e-6
 """Share of all other answers at least: below it lies float32's rounding."""
 REFERENCE_BYTES = 2**28
-"""Logits of the base model are kept up to this size (a mini's all fit) and computed anew beyond it."""
+"""Logits of the base model are kept up to this size (a mini's all fit) and computed again beyond it."""
 
 
 class NextScale(Protocol):

@@ -47,7 +47,7 @@ class VARE:
 
         shared: || p_th*(r_i | r^ori_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2
         own:    || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the base model. The
-                paper lets the student draw r anew at each step; images drawn once are what a recipe can hold.
+                paper lets the student draw r again at each step; images drawn once are what a recipe can hold.
         """
 
         def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:

@@ -40,7 +40,7 @@ class Pool:
     """Images as tokens, captions as states: ids (n, N) int64; states (n, T, C) fp16, right-padded; lengths (n,).
 
     `ids` is whatever the tokenizer's `encode` gave: a bitwise model keeps latents (n, d, h, w), because its training
-    quantises them anew with other flips each time.
+    quantises them again with other flips each time.
     """
 
     ids: Tensor

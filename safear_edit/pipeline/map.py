@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def map_concept(order: Order, out: Path, *, count: int, overwrite: bool, progress: Callback) -> ConceptMap:
     """Compile the order, draw the first `count` of its training pairs, measure, and publish the folder `out`.
 
-    Training prompts only: what the evaluation asks is not looked at.
+    Training prompts only: what the evaluation asks is not used.
     """
     from safear_edit.compiler.recipe import save_recipe
     from safear_edit.construct.pairs import build_pairs

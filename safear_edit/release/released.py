@@ -3,7 +3,7 @@
 A release keeps all that it takes to take an edit off again, years later and without the base's own files:
 
     base.json          the base model's card
-    base.safetensors   the untouched values of every weight that an edit changes
+    base.safetensors   the base model's values of every weight that an edit changes
     stack.json         order, strengths, and a fingerprint of the weights after each edit
     concepts/NAME/     each concept's evidence; in edit/ the edit with the recipe that found it
 

@@ -181,7 +181,7 @@ class JudgeSection(Section):
 
 
 class PromptSet(Section):
-    """n candidates, of which the first `wanted` that the base model obeys are scored.
+    """n candidates, of which the first `wanted` that the base model draws as asked are scored.
 
     sha256 is over "<seed>\\t<prompt>" lines in the recipe's order.
     """
@@ -231,10 +231,10 @@ class Example(Section):
 
 
 class ErasureSlice(Section):
-    """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model obeys.
+    """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model draws as asked.
 
     `obeyed`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
-    `all_found`: finds among every scored prompt, obeyed or not. `corrected`: `edited_found` with the judge's measured
+    `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first.
     """
 
@@ -285,7 +285,7 @@ class PreservedGroup(Section):
 
 
 class Drift(Section):
-    """Exact KL(untouched || edited) in nats per token over n images: mean, one-sided 95 % bound, 95th percentile.
+    """Exact KL(base || edited) in nats per token over n images: mean, one-sided 95 % bound, 95th percentile.
 
     upper: None where one image gives no bound.
     """
@@ -299,7 +299,7 @@ class Drift(Section):
 class LikelihoodSlice(Section):
     """What the models' own likelihoods say about n reference images of the concept, asked for in one way.
 
-    cir: how much of what the words tell about the images is left (1 untouched, 0 nothing, below 0 repelled);
+    cir: how much of what the words tell about the images is left (1 as in the base model, 0 nothing, below 0 repelled);
     abs_cir: the same against the base model's level without the words; None where there is no ratio. suppression:
     bits per token that the images lost. By block, coarse to fine or top to bottom: decided, the share of the
     base model's gain; profile, CIR there. doubts: why cir and abs_cir say nothing; reading: all that in words.

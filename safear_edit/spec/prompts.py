@@ -2,7 +2,7 @@
 
 Pure functions of text. Every random-looking decision is a sha256 of the text itself, so the same spec gives the same
 prompts everywhere, and a prompt that belongs to the evaluation belongs to it for ever: whatever n, seed or method is
-asked for later, no training will meet it.
+asked for later, no training will see it.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def choose(prompts: Sequence[Prompt], n: int, key: str) -> list[Prompt]:
     return [prompt for prompt in chain.from_iterable(rounds) if prompt is not None][:n]
 
 
-# -- what must not meet -----------------------------------------------------------------------------------------------
+# -- what must not overlap ---------------------------------------------------------------------------------------------
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:

@@ -50,7 +50,7 @@ def kept_runs(
 ) -> Iterator[Record]:
     """Draw number 1, 2, … of the model in `source`, from `folder` where it lies there, and kept there otherwise.
 
-    A file of another model, other prompts or other judges is drawn anew.
+    A file of another model, other prompts or other judges is drawn again.
     """
     known = read_folder(source)
     again: Redraw | None = None

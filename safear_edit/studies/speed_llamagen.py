@@ -189,7 +189,7 @@ SAME = 1e-3
 
 
 def plain_ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> tuple[Tensor, Readings]:
-    """`ear_loss` by the published loop structure: token by token, four forwards each, the prefix run anew each time.
+    """`ear_loss` by the published loop structure: token by token, four forwards each, the prefix run again each time.
 
     The three frozen states are those of the concept, the neutral and the target caption; the last two are the same
     caption, as in the published data. The trajectory is given, so drawing it is not part of the race.
