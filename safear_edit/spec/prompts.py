@@ -128,7 +128,7 @@ def choose(prompts: Sequence[Prompt], n: int, key: str) -> list[Prompt]:
     return [prompt for prompt in chain.from_iterable(rounds) if prompt is not None][:n]
 
 
-# -- what must not overlap ---------------------------------------------------------------------------------------------
+# -- what must not overlap --------------------------------------------------------------------------------------------
 
 
 def overlap(training: Iterable[str], evaluation: Iterable[str]) -> list[str]:
