@@ -198,7 +198,7 @@ def what_is_kept(verb: str | None) -> str:
     """What an interrupted command leaves behind."""
     if verb in RESUMING:
         return "what is done is kept, and the same command continues"
-    return "nothing was published; give the same command again"
+    return "nothing was published; run the same command again"
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def refused_by_machine(error: MemoryError | OSError) -> str:
     if isinstance(error, MemoryError):
         return out_of_memory(str(error))
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; mend that and give the same command again"
+    return f"{where}{error.strerror or error}; fix that and run the same command again"
 
 
 def out_of_memory(said: str) -> str:
@@ -224,7 +224,7 @@ def out_of_memory(said: str) -> str:
     free = _FREE.search(said)
     had = f"{free[1]} free on the device" if free else _free_memory()
     needed = f", {_bytes(asked[1] or asked[2])} more were needed" if asked else ""
-    fix = "close other programs or take a smaller model, then give the same command again"
+    fix = "close other programs or take a smaller model, then run the same command again"
     return f"not enough memory{needed}{f', {had}' if had else ''}; {fix}"
 
 
@@ -249,7 +249,7 @@ def unexpected(error: Exception) -> int:
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
         return fail(out_of_memory(said), UNUSABLE)
     if "No space left on device" in said:
-        return fail("no space left on device; free some and give the same command again", UNUSABLE)
+        return fail("no space left on device; free some and run the same command again", UNUSABLE)
     story = redact("".join(traceback.format_exception(error)))
     if os.environ.get("SAFEAR_DEBUG") == "1":
         print(story, file=sys.stderr, end="")

@@ -430,7 +430,7 @@ def told(row: Foretold) -> str:
     words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
     rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
     lost = f"; alone, either takes away {row.lost} of {row.asked} images of the other's concept" if row.asked else ""
-    return f"{row.first} and {row.second}: foretold {words[0]}, found {words[1]}{rows}{lost}"
+    return f"{row.first} and {row.second}: predicted {words[0]}, found {words[1]}{rows}{lost}"
 
 
 def warning(found: Overlap, *, foretold: bool = False) -> str:

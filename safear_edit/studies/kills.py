@@ -1,4 +1,4 @@
-"""Kill walks with SIGKILL at random moments, give the same command again, and compare the end with a quiet run.
+"""Kill walks with SIGKILL at random moments, run the same command again, and compare the end with a quiet run.
 
     python -m safear_edit.studies kills --model llamagen --kills 15 --out kills
 

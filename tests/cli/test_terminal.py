@@ -133,7 +133,7 @@ def test_a_signal_ends_with_a_word(number: signal.Signals, tmp_path: Path) -> No
     run.send_signal(number)
     _, err = run.communicate(timeout=30)
     assert run.returncode == 128 + number and run.returncode in EXIT_CODES
-    said = f"safear-edit: ended by {number.name}; nothing was published; give the same command again\n"
+    said = f"safear-edit: ended by {number.name}; nothing was published; run the same command again\n"
     assert err.decode() == said
 
 
