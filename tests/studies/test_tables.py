@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.studies.__main__ import names
 from safear_edit.studies.tables import FOLDER, PAGE, Table, main, page, shown
 from tests import ROOT
 
@@ -75,6 +77,11 @@ def test_a_row_says_where_it_comes_from(row: dict[str, Any], says: str, tmp_path
     path = _table(tmp_path, {"title": "T"}, row)
     with pytest.raises(SpecError, match=says):
         Table.read(path)
+
+
+def test_the_studies_that_rows_name_exist() -> None:
+    named = {n for path in RESULTS.glob("*.jsonl") for n in re.findall(r"safear_edit\.studies (\w+)", path.read_text())}
+    assert named and named <= set(names())
 
 
 def test_a_folder_without_tables(tmp_path: Path) -> None:
