@@ -118,7 +118,7 @@ class Overlap(_Part):
     codebook_rows: int
 
 
-class Foretold(_Part):
+class Forecast(_Part):
     """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
 
     foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
@@ -151,7 +151,7 @@ class Interference(_Part):
     alone: tuple[Cell, ...]
     overlaps: tuple[Overlap, ...]
     forecast: tuple[Overlap, ...] = ()
-    foretold: tuple[Foretold, ...] = ()
+    foretold: tuple[Forecast, ...] = ()
     agreement: tuple[Agreement, ...] = ()
 
 
@@ -383,7 +383,7 @@ def times_chance(found: Overlap) -> float | None:
 
 def compared(
     forecast: Sequence[Overlap], overlaps: Sequence[Overlap], cells: Sequence[Cell]
-) -> tuple[tuple[Foretold, ...], tuple[Agreement, ...]]:
+) -> tuple[tuple[Forecast, ...], tuple[Agreement, ...]]:
     """Every forecast of the stack beside what came of it, and how well the ranks agree.
 
     Pairs of which one is no longer in the stack are left out. No agreement from fewer than FEWEST_RANKED pairs, or
@@ -400,12 +400,12 @@ def compared(
     return tuple(rows), tuple(Agreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
 
 
-def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Foretold:
+def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Forecast:
     """met: the overlap of the first edit with the one that was then found."""
     either = [cell for cell in cells if (cell.edit, cell.concept) == (one.first, one.second)]
     either += [cell for cell in cells if cell.edit == met.second and cell.concept in concepts_of(one.first)]
     asked = sum(cell.asked for cell in either)
-    return Foretold(
+    return Forecast(
         first=one.first,
         second=one.second,
         foretold=times_chance(one),
@@ -425,7 +425,7 @@ def _tau(said: Sequence[float], came: Sequence[float]) -> float | None:
     return float(kendalltau(said, came).statistic)
 
 
-def told(row: Foretold) -> str:
+def told(row: Forecast) -> str:
     """One line for a person about a forecast and what came of it."""
     words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
     rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
