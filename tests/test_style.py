@@ -126,6 +126,7 @@ def test_the_wheel_carries_what_the_program_reads(tmp_path: Path) -> None:
     data = [p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert {str(p.relative_to(ROOT)) for p in data} <= names
     for folder in ("concepts", "recipes"):
-        wanted = {f"safear_edit/{folder}/{p.name}" for p in (ROOT / folder).glob("*.yaml")}
+        wanted = {f"safear_edit/{p.relative_to(ROOT)}" for p in (ROOT / folder).rglob("*.yaml")}
         assert wanted and wanted <= names
+    assert "safear_edit/concepts/sets/gallery/style.yaml" in names
     assert any(n.endswith("licenses/safear_edit/gallery/objects/NOTICE") for n in names)

@@ -97,8 +97,15 @@ def compile_recipe(
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
     screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
-    told = len(pairs) if base.construct.refine == "self" else 0
-    cost = predict(model_card, params, pairs=len(pairs), keep=len(keep), candidates=screened, n=sizes, told=told)
+    cost = predict(
+        model_card,
+        params,
+        pairs=len(pairs),
+        keep=len(keep),
+        candidates=screened,
+        n=sizes,
+        described=len(pairs) if base.construct.refine == "self" else 0,
+    )
     if trainable is not None:
         cost = cost.model_copy(update={"trainable": trainable(params)})
     recipe = Recipe(

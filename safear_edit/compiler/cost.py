@@ -81,13 +81,13 @@ def predict(
     keep: int,
     candidates: int,
     n: Mapping[str, int],
-    told: int = 0,
+    described: int = 0,
     costs: Costs | None = None,
 ) -> Predicted:
     """Minutes, peak memory and trainable parameters from counts alone.
 
-    `candidates`: prompts that the base model is screened on; `told`: images that it describes, each read with a few
-    words about it, which is taken for one row as long as the image. Drawn are both images of each pair, those to
+    `candidates`: prompts that the base model is screened on; `described`: images that it describes, each read with a
+    few words about it, which is taken for one row as long as the image. Drawn are both images of each pair, those to
     keep, the candidates, and what is scored twice; the base model also reads the pairs, with their captions and
     without. Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth
     (LlamaGen's own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
@@ -96,7 +96,7 @@ def predict(
     numbers = params.model_dump()
     work = Work.of(numbers, pairs)
     pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
-    sampling_s = (pictures * picture_flops(card) + told * forward_flops(card)) / costs.sample_flops
+    sampling_s = (pictures * picture_flops(card) + described * forward_flops(card)) / costs.sample_flops
     training_s = (
         work.training_flops(card) * _tokens_run(card, numbers) + 4 * pairs * forward_flops(card)
     ) / costs.train_flops

@@ -29,17 +29,17 @@ class Topic:
     slice: str
     label: str
     names: tuple[str, ...]
-    asked: tuple[str, ...]
-    taught: tuple[str, ...]
+    wordings: tuple[str, ...]
+    training_wordings: tuple[str, ...]
 
     def question(self, number: int) -> str:
         """One of the evaluation's questions; any number gives one."""
-        wording, name = number % len(self.asked), number // len(self.asked) % len(self.names)
-        return fill(self.asked[wording], name=self.names[name])
+        wording, name = number % len(self.wordings), number // len(self.wordings) % len(self.names)
+        return fill(self.wordings[wording], name=self.names[name])
 
     def training(self) -> Iterator[str]:
         """Every question that training may ask about it."""
-        return (fill(wording, name=name) for wording in self.taught for name in self.names)
+        return (fill(wording, name=name) for wording in self.training_wordings for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _topic(spec: Spec, where: str, label: str, names: Sequence[str], sort: Kind,
     return Topic(where, label, tuple(names), tuple(own) or wordings.held_out, wordings.train)
 
 
-def taught(spec: Spec) -> TrainingQuestions:
+def training_questions(spec: Spec) -> TrainingQuestions:
     """What training asks where it holds understanding in place or takes the concept out of it."""
     concept, *others = topics(spec)
     rest = (question for topic in others for question in topic.training())
@@ -91,11 +91,11 @@ def taught(spec: Spec) -> TrainingQuestions:
     return TrainingQuestions(tuple(concept.training()), tuple(dict.fromkeys(rest)), erase)
 
 
-def refuse_taught_questions(spec: Spec, where: str) -> None:
+def refuse_training_questions(spec: Spec, where: str) -> None:
     """SpecError if an evaluation's question is one that training asks."""
     every = topics(spec)
     known = {normalise(question) for topic in every for question in topic.training()}
     for topic in every:
-        for text in (fill(wording, name=name) for wording in topic.asked for name in topic.names):
+        for text in (fill(wording, name=name) for wording in topic.wordings for name in topic.names):
             if normalise(text) in known:
                 raise SpecError(where, "questions that training never asks", repr(text), "word them differently")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from safear_edit.compiler.questions import refuse_taught_questions
+from safear_edit.compiler.questions import refuse_training_questions
 from safear_edit.errors import SpecError
 from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.records import parse
@@ -67,7 +67,7 @@ class ConstructSizes(Part):
 
 with _construct_is_a_field():
 
-    class Instead(Part):
+    class ModelDefaults(Part):
         """What a model takes instead of a method's defaults."""
 
         params: dict[str, Any] = Field(default_factory=dict)
@@ -81,7 +81,7 @@ with _construct_is_a_field():
         description: Note = ""
         params: dict[str, Any] = Field(default_factory=dict, description="The method's own numbers, see its Params.")
         construct: ConstructSizes = ConstructSizes()  # type: ignore[assignment]
-        models: dict[Text, Instead] = Field(
+        models: dict[Text, ModelDefaults] = Field(
             default_factory=dict,
             description='By family ("janus") or pattern ("*:mini"): what such a model takes instead; later ones win.',
         )
@@ -290,7 +290,7 @@ def _check_separate(recipe: Recipe, where: str) -> None:
     if any(forbidden(prompt) for prompt in (*training, *evaluated)):
         fix = "this combination is never processed, not even to erase it"
         raise SpecError(where, "no prompt that joins minors with sexual content", "one", fix)
-    refuse_taught_questions(recipe.spec, where)
+    refuse_training_questions(recipe.spec, where)
 
 
 def training_prompts(recipe: Recipe) -> list[str]:

@@ -103,11 +103,11 @@ def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
 def material_of(run: RunDir, recipe: Recipe, model: ModelFamily) -> Material:
     """What `construct` left for the method, and what training may ask a model that answers questions."""
-    from safear_edit.compiler.questions import CAPABILITY, taught
+    from safear_edit.compiler.questions import CAPABILITY, training_questions
     from safear_edit.construct.pairs import Keep, Material, Pairs
 
     keep = Keep.load(run / "pairs") if recipe.keep else None
-    asked = taught(recipe.spec) if CAPABILITY in model.provides else None
+    asked = training_questions(recipe.spec) if CAPABILITY in model.provides else None
     return Material(recipe.spec.name, Pairs.load(run / "pairs"), keep, concept_judge(recipe.spec), asked)
 
 

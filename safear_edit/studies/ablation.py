@@ -27,7 +27,7 @@ import yaml
 from safear_edit import registry
 from safear_edit.compiler.compile import compile_recipe, method_params
 from safear_edit.compiler.questions import CAPABILITY as UNDERSTANDING
-from safear_edit.compiler.questions import taught
+from safear_edit.compiler.questions import training_questions
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
 from safear_edit.construct.captions import refiner_of
 from safear_edit.construct.pairs import Keep, Material, Pairs, build_keep, build_pairs
@@ -168,7 +168,7 @@ class Bench:
         numbers = compiled(self.model, self.spec, method, self.seed).method.params | dict(changes)
         numbers.pop(REFINE, None)
         spec, judge = self.recipe.spec, self.judges[self.recipe.spec.judge.label]
-        material = Material(spec.name, pairs, self.keep, judge, taught(spec))
+        material = Material(spec.name, pairs, self.keep, judge, training_questions(spec))
         params = method_params(method, numbers, "ablation")
         finder = registry.lookup("methods", method).load()()
         edit: Edit = finder.fit(self.model, material, params, seed=self.seed, progress=silent, checkpoint=checkpoint)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from safear_edit.compiler.questions import refuse_taught_questions, taught, topics
+from safear_edit.compiler.questions import refuse_training_questions, topics, training_questions
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.references import Kept, Reference, Source, gallery_source, picture_of
@@ -59,19 +59,19 @@ def asked(model: Janus) -> Exam:
 @pytest.mark.parametrize("name", ["picasso", "dog", "hazard", "van_gogh"])
 def test_evaluation_and_training_ask_in_other_words(name: str) -> None:
     made = spec(name)
-    refuse_taught_questions(made, name)
-    trained = taught(made)
+    refuse_training_questions(made, name)
+    trained = training_questions(made)
     seen = {normalise(text) for text in (*trained.concept, *trained.others)}
     for topic in topics(made):
-        every = {normalise(topic.question(number)) for number in range(len(topic.asked) * len(topic.names))}
-        assert len(every) == len(topic.asked) * len(topic.names) and not every & seen
+        every = {normalise(topic.question(number)) for number in range(len(topic.wordings) * len(topic.names))}
+        assert len(every) == len(topic.wordings) * len(topic.names) and not every & seen
     assert trained.concept and trained.others and not trained.erase
 
 
 def test_a_question_that_training_asks_is_refused() -> None:
     mine = Understanding(questions=("Is this in the style of {name}",))
     with pytest.raises(SpecError, match="training never asks"):
-        refuse_taught_questions(spec().model_copy(update={"understanding": mine}), "spec")
+        refuse_training_questions(spec().model_copy(update={"understanding": mine}), "spec")
 
 
 def test_a_spec_may_bring_its_own_questions_and_words() -> None:
@@ -83,7 +83,8 @@ def test_a_spec_may_bring_its_own_questions_and_words() -> None:
     concept, monet = topics(made.model_copy(update=changed))
     assert concept.names == made.erase.aliases and concept.question(1) == "might Pablo Picasso have made it?"
     assert (monet.names, monet.question(7)) == (("Monet",), "hand of Monet?")
-    assert "is this in the style of Monet?" in monet.training() and taught(made.model_copy(update=changed)).erase
+    assert "is this in the style of Monet?" in monet.training()
+    assert training_questions(made.model_copy(update=changed)).erase
 
 
 # -- about which images ---------------------------------------------------------------------------------------------
