@@ -70,6 +70,11 @@ def _problems(spec: Spec, criteria: list[Criterion]) -> Iterator[Problem]:
         yield from power.problems(criteria)
 
 
+def powers(recipe: Recipe) -> str:
+    """How often a good edit meets each criterion, for one line of a plan."""
+    return ", ".join(f"{one.slice} {one.power:.0%}" for one in power.criteria(recipe.spec))
+
+
 def undecidable(recipe: Recipe) -> list[str]:
     """A line for each criterion of a recipe that no result can meet, or that a good edit often misses."""
     weak = (one for one in power.criteria(recipe.spec) if one.power < POWER)

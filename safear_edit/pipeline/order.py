@@ -12,7 +12,7 @@ from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, lo
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
-from safear_edit.pipeline.check import able_to_pass, undecidable
+from safear_edit.pipeline.check import able_to_pass, powers, undecidable
 from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Spec, Understanding, load_spec
 
@@ -77,6 +77,7 @@ class Plan:
                 f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
             ),
             ("gates", gates),
+            ("a good edit passes", powers(recipe)),
             ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
             *(("conflicts with", conflict) for conflict in self.conflicts),
             ("recipe", recipe.digest),

@@ -64,7 +64,8 @@ def test_wrong_labels_and_too_few_prompts_are_told_at_once(capsys: pytest.Captur
 def test_other_numbers_by_set_are_a_trial_and_warned_of(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small = ["--set", "preserve.plain.n=40", "--set", "evaluate.n.template=40"]
     assert main.run(["plan", str(written(tmp_path)), "--model", "llamagen", *small]) == 0
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "a good edit passes    direct 96%" in out and "plain 0%" in out
     assert "note: plain, 40 prompts: can't be met" in err and "note: template, 40 prompts: a good edit passes in" in err
 
 
