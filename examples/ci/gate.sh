@@ -7,6 +7,7 @@
 #   INCONCLUSIVE  fail (default) or warn: what "nothing is shown either way" does; never `warn` for a release
 #   SUITE         smoke, ci or audit: look at no more prompts than this
 #   TRUST         folder of *.pub keys: verify the folder's signature first
+#   REQUIRE_SIGNATURE  1: refuse a folder whose signature is not verified (needs TRUST); for tags
 #   FRESH         1: draw and judge again instead of reading the folder's outcomes
 #   RESULTS       folder for gate.xml (JUnit) and gate.json (default: gate-results)
 #
@@ -25,6 +26,7 @@ options=(--inconclusive "${INCONCLUSIVE:-fail}")
 for baseline in "$@"; do options+=(--baseline "$baseline"); done
 if [ -n "${SUITE:-}" ]; then options+=(--suite "$SUITE"); fi
 if [ -n "${TRUST:-}" ]; then options+=(--trust "$TRUST"); fi
+if [ "${REQUIRE_SIGNATURE:-0}" = 1 ]; then options+=(--require-signature); fi
 if [ "${FRESH:-0}" = 1 ]; then options+=(--fresh); fi
 
 results=${RESULTS:-gate-results}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -40,6 +41,7 @@ LARGEST_SUMMARY = 1000 << 10
 @click.option("--baseline", "baselines", type=FOLDER, multiple=True, help="Accepted baseline; several must all hold.")
 @click.option("--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all).")
 @shared("trust")
+@click.option("--require-signature", is_flag=True, help="Refuse to look at a folder without a verified signature.")
 @click.option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
 @click.option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -65,6 +67,7 @@ def check(
     baselines: tuple[Path, ...],
     suite: str | None,
     trust: Path | None,
+    require_signature: bool,
     fresh: bool,
     device: str,
     inconclusive: str,
@@ -86,7 +89,7 @@ def check(
     chosen = SUITES[suite] if suite else None
     if self_test:
         return _self_test(baselines, chosen or SUITES["audit"], runs, seed, as_json)
-    ask = _Question(folder, baselines, chosen, trust, fresh, device, inconclusive == "warn")
+    ask = _Question(folder, baselines, chosen, trust, require_signature, fresh, device, inconclusive == "warn")
     with shown_progress(as_json=as_json, quiet=quiet) as progress:
         found, error = ask.answer(progress)
     if junit is not None:
@@ -115,11 +118,13 @@ class _Question:
         baselines: Sequence[Path],
         suite: Suite | None,
         trust: Path | None,
+        require_signature: bool,
         fresh: bool,
         device: str,
         tolerate_inconclusive: bool,
     ) -> None:
         self.folder, self.baselines, self.suite, self.trust = folder, baselines, suite, trust
+        self.require_signature = require_signature
         self.fresh, self.device, self.tolerate = fresh, device, tolerate_inconclusive
 
     def answer(self, progress: Callback) -> tuple[Conclusion, SafearError | None]:
@@ -127,22 +132,30 @@ class _Question:
         from safear_edit.gate.rules import check as decide
         from safear_edit.gate.rules import conclude
 
+        signature = "not verified"
         try:
             accepted = read_baselines(self.baselines)
+            signature = self._signature()
             record = self._record(accepted, progress)
-            return decide(record, accepted, only=self.suite, tolerate_inconclusive=self.tolerate), None
-        except (UsageError, TrustError) as error:
-            return conclude([], refused=error), error
+            found, error = decide(record, accepted, only=self.suite, tolerate_inconclusive=self.tolerate), None
+        except (UsageError, TrustError) as refusal:
+            found, error = conclude([], refused=refusal), refusal
+        return replace(found, subject={**found.subject, "signature": signature}), error
+
+    def _signature(self) -> str:
+        """What is known of the folder's signature, in words; TrustError for a bad one."""
+        from safear_edit.release.verify import signature_of
+
+        if self.require_signature and self.trust is None:
+            fix = "name the folder of the *.pub files that you trust"
+            raise UsageError("--require-signature", "--trust KEYDIR beside it", "none", fix)
+        return signature_of(self.folder, self.trust)
 
     def _record(self, accepted: dict[str, Baseline], progress: Callback) -> Record:
         from safear_edit.gate.record import read_folder
         from safear_edit.gate.redraw import measure_again
         from safear_edit.gate.rules import cut
 
-        if self.trust is not None:
-            from safear_edit.release.verify import verify_folder
-
-            verify_folder(self.folder, self.trust)
         if not self.fresh:
             return read_folder(self.folder)
         from safear_edit.pipeline.order import resolve_device
@@ -216,6 +229,7 @@ def baseline() -> None:
 @click.option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
 @click.option("--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin.")
 @click.option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
+@click.option("--despite", default="", help="Why a model is accepted that failed its own report; stands in the file.")
 @shared("trust")
 @shared("json", "quiet")
 def accept_verb(
@@ -224,6 +238,7 @@ def accept_verb(
     reason: str,
     suite: str,
     margin: float | None,
+    despite: str,
     trust: Path | None,
     as_json: bool,
     quiet: bool,
@@ -233,33 +248,53 @@ def accept_verb(
     \b
     safear-edit baseline accept safe-llamagen --out baselines/picasso.txt --reason "first release"
     """
-    from dataclasses import replace
-
     from safear_edit.gate.baseline import accept
     from safear_edit.gate.record import SUITES, read_folder
     from safear_edit.gate.rules import accepted_above
+    from safear_edit.release.verify import signature_of
 
-    if trust is not None:
-        from safear_edit.release.verify import verify_folder
-
-        verify_folder(folder, trust)
+    signature = signature_of(folder, trust)
     size = SUITES[suite]
     policy = replace(size.policy, margin=margin) if margin is not None else size.policy
-    made = accept(read_folder(folder), size, reason, policy)
+    made = accept(read_folder(folder), size, reason, policy, despite)
     out.parent.mkdir(parents=True, exist_ok=True)
     made.save(out)
     rows, notes = list(_power_of(made, size)), accepted_above(made)
     if as_json:
         keys = ("slice", "n", "planned", "found")
-        print_json({"out": str(out), "slices": [dict(zip(keys, row, strict=True)) for row in rows], "notes": notes})
+        slices = [dict(zip(keys, row, strict=True)) for row in rows]
+        print_json({"out": str(out), "signature": signature, "slices": slices, "notes": notes})
         return 0
     print(f"{out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
+    print(f"signature: {signature}")
     points = f"{100 * policy.margin:g}-point"
     print_table(
         ("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows]
     )
     for note in notes:
         print(f"note: {note}")
+    return 0
+
+
+@baseline.command("diff")
+@click.argument("old", type=FOLDER)
+@click.argument("new", type=FOLDER)
+@shared("json", "quiet")
+def diff_verb(old: Path, new: Path, as_json: bool, quiet: bool) -> int:
+    """What a new baseline promises otherwise than the old one: the lines that a person must review.
+
+    \b
+    safear-edit baseline diff baselines/released.txt baselines/picasso.txt
+    """
+    from safear_edit.gate.baseline import changes, read_baseline
+
+    found = changes(read_baseline(old), read_baseline(new))
+    if as_json:
+        print_json([{"what": what, "before": then, "after": now} for what, then, now in found])
+    elif found:
+        print_table(("what", "before", "after"), found)
+    else:
+        print("nothing differs")
     return 0
 
 
@@ -393,6 +428,8 @@ def markdown(found: Conclusion, subject: str) -> str:
         f"{markdown_text(subject)}: {markdown_text(found.summary)}",
         "",
     ]
+    if "signature" in found.subject:
+        lines += [f"Signature: {markdown_text(found.subject['signature'])}", ""]
     if found.findings:
         lines += ["| | rule | seen | needed | |", "|---|---|---|---|---|"]
     for finding in found.findings:
@@ -445,6 +482,7 @@ def _print(found: Conclusion) -> None:
             print(f"{finding.decision} {finding.id}: {finding.why}{ids}")
     for note in found.notes:
         print(f"note: {note}")
+    print(f"signature: {found.subject.get('signature', 'not verified')}")
     print(found.summary)
 
 

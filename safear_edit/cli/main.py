@@ -32,7 +32,7 @@ from safear_edit.cli.options import (
 from safear_edit.errors import EXIT_CODES, SafearError, SpecError, UsageError
 
 if TYPE_CHECKING:
-    from safear_edit.evaluate.likelihood import Audit
+    from safear_edit.evaluate.likelihood_record import Audit
     from safear_edit.pipeline.order import Order, Plan
     from safear_edit.report.schema import Understood
     from safear_edit.spec.spec import Spec
@@ -534,22 +534,27 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 @verbs.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=NEW, help="Write the page (.html) or the data (.json) here.")
-@shared("overwrite", "json")
-def report(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> int:
+@shared("trust", "overwrite", "json")
+def report(folder: Path, out: Path | None, trust: Path | None, overwrite: bool, as_json: bool) -> int:
     """Build the report again from a released folder's files; no model is loaded and the folder stays as signed.
+
+    Refused with exit code 4 if the files are not those of the report in the folder. Only --trust checks a signature.
 
     \b
     safear-edit report safe-llamagen --out report.html
     """
     from safear_edit.files.atomic import write_atomic
     from safear_edit.pipeline import steps
+    from safear_edit.release.verify import signature_of
 
     if out is not None:
         _refuse_existing(out, overwrite)
+    signature = signature_of(folder, trust)
     found, page = steps.rebuild_report(folder)
     if out is not None:
         write_atomic(out, found.to_json() if out.suffix == ".json" else page)
-    result = steps.Result(folder, found, (folder / "model.sig").exists(), unsigned_on_purpose=True)
+    signed = trust is not None
+    result = steps.Result(folder, found, signed, unsigned_on_purpose=True, signature=f"signature {signature}")
     if as_json:
         print_json(result.as_json())
     else:

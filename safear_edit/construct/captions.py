@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Self
 
+from safear_edit.construct.pairs_record import Captions
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import fill, forbidden, mention_of, normalise
 from safear_edit.spec.spec import Spec, concept_names
@@ -46,18 +47,10 @@ class SafeCaption:
     why: str
 
 
-@dataclass(frozen=True)
-class Captions:
-    """How many safe captions are the model's own, and for each reason how many are the template's."""
-
-    refined: int
-    fallbacks: dict[str, int]
-
-    @classmethod
-    def of(cls, told: Sequence[SafeCaption]) -> Self:
-        """Counted, the commonest reason first."""
-        reasons = Counter(one.why for one in told if one.why)
-        return cls(len(told) - reasons.total(), dict(reasons.most_common()))
+def counted(told: Sequence[SafeCaption]) -> Captions:
+    """How many captions are the model's own, and the reasons for the others, the commonest first."""
+    reasons = Counter(one.why for one in told if one.why)
+    return Captions(len(told) - reasons.total(), dict(reasons.most_common()))
 
 
 Shape = tuple[re.Pattern[str], str]

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safear_edit.compiler.recipe import FEWEST_PAIRS
-from safear_edit.construct.captions import FORBIDDEN, Captions, Refiner, SafeCaption
+from safear_edit.construct.captions import FORBIDDEN, Refiner, SafeCaption, counted
+from safear_edit.construct.pairs_record import KeptRow, PairRow, PairStats
 from safear_edit.construct.sheets import tile, write_sheet
-from safear_edit.errors import TrustError, UsageError
+from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.merged import without_edits
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.records import read_lines, read_record
 from safear_edit.files.weights import write_weights
 from safear_edit.progress import Callback
 
@@ -34,33 +37,13 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge, Judgement
 
 
+R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
+
 SHEET_COLUMNS = 12
 """Pairs on the sheet."""
 STATS = "stats.json"
-
-
-@dataclass(frozen=True)
-class PairStats:
-    """How many pairs were made and kept, and for each reason how many were dropped; captions: who wrote the safe ones
-    of all that were made, if the model was asked."""
-
-    made: int
-    kept: int
-    reasons: dict[str, int]
-    captions: Captions | None = None
-
-    def to_json(self) -> str:
-        """What `save` writes; without captions nothing is said of them."""
-        counts = {name: value for name, value in asdict(self).items() if value is not None}
-        return json.dumps(counts, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """ValueError, TypeError or AttributeError for anything that `to_json` doesn't write."""
-        counts = json.loads(text)
-        if captions := counts.pop("captions", None):
-            counts["captions"] = Captions(**captions)
-        return cls(**counts)
+AGAIN = "construct again"
 
 
 @dataclass(frozen=True)
@@ -87,24 +70,37 @@ class Pairs:
         Where the model was asked, a row also has what it `said`, and `why` the safe caption isn't made of that.
         """
         rows = [
-            {"unsafe": u, "safe": s, "seed": str(seed)}
-            for u, s, seed in zip(self.unsafe, self.safe, self.seeds, strict=True)
+            PairRow(unsafe=unsafe, safe=safe, seed=str(seed))
+            for unsafe, safe, seed in zip(self.unsafe, self.safe, self.seeds, strict=True)
         ]
         if self.told is not None:
-            rows = [row | {"said": t.said, "why": t.why} for row, t in zip(rows, self.told, strict=True)]
+            rows = [
+                row.model_copy(update={"said": told.said, "why": told.why})
+                for row, told in zip(rows, self.told, strict=True)
+            ]
         _write(folder / "pairs", {"unsafe_ids": self.unsafe_ids, "safe_ids": self.safe_ids}, rows)
-        write_atomic(folder / STATS, self.stats.to_json())
+        counts = {name: value for name, value in asdict(self.stats).items() if value is not None}
+        write_atomic(folder / STATS, json.dumps(counts, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is damaged."""
-        keys = ("unsafe", "safe", "seed")
-        tensors, rows = _read(folder / "pairs", ("unsafe_ids", "safe_ids"), keys, ("said", "why"))
-        unsafe, safe = [row["unsafe"] for row in rows], [row["safe"] for row in rows]
-        seeds = [int(row["seed"]) for row in rows]
-        asked = bool(rows) and "said" in rows[0]
-        told = [SafeCaption(row["said"], row["safe"], row["why"]) for row in rows] if asked else None
-        return cls(unsafe, safe, seeds, tensors["unsafe_ids"], tensors["safe_ids"], _read_stats(folder / STATS), told)
+        tensors, rows = _read(folder / "pairs", ("unsafe_ids", "safe_ids"), PairRow)
+        told = [
+            SafeCaption(row.said, row.safe, row.why) for row in rows if row.said is not None and row.why is not None
+        ]
+        if told and len(told) != len(rows):
+            where = str(folder / "pairs.jsonl")
+            raise TrustError(where, "what the model said in every row or in none", f"{len(told)} of {len(rows)}", AGAIN)
+        return cls(
+            [row.unsafe for row in rows],
+            [row.safe for row in rows],
+            [int(row.seed) for row in rows],
+            tensors["unsafe_ids"],
+            tensors["safe_ids"],
+            _trusted(lambda: read_record(PairStats, folder / STATS, AGAIN)),
+            told or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -124,16 +120,18 @@ class Keep:
 
     def save(self, folder: Path) -> None:
         """Write keep.safetensors and keep.jsonl."""
-        marks = [{}] * len(self) if self.guards is None else [{"guards": mark} for mark in self.guards]
-        rows = [{"prompt": prompt} | mark for prompt, mark in zip(self.prompts, marks, strict=True)]
+        marks = self.guards or (None,) * len(self)
+        rows = [KeptRow(prompt=prompt, guards=mark) for prompt, mark in zip(self.prompts, marks, strict=True)]
         _write(folder / "keep", {"ids": self.ids}, rows)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is damaged."""
-        tensors, rows = _read(folder / "keep", ("ids",), ("prompt",), ("guards",))
-        guards = tuple(bool(row["guards"]) for row in rows) if rows and "guards" in rows[0] else None
-        return cls([row["prompt"] for row in rows], tensors["ids"], guards)
+        tensors, rows = _read(folder / "keep", ("ids",), KeptRow)
+        marks = tuple(row.guards for row in rows if row.guards is not None)
+        if marks and len(marks) != len(rows):
+            raise TrustError(str(folder / "keep.jsonl"), "guards in every row or in none", f"{len(marks)}", AGAIN)
+        return cls([row.prompt for row in rows], tensors["ids"], marks or None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def build_pairs(
         [wanted[i][2] for i in kept],
         torch.cat([part.unsafe_ids for part in parts])[kept],
         torch.cat([part.safe_ids for part in parts])[kept],
-        PairStats(len(wanted), len(kept), dropped, Captions.of(told) if told else None),
+        PairStats(len(wanted), len(kept), dropped, counted(told) if told else None),
         [told[i] for i in kept] if told else None,
     )
 
@@ -296,51 +294,37 @@ def save_sheet(pairs: Pairs, model: ModelFamily, path: Path, *, hide: bool) -> N
 # -- files: NAME.safetensors for tokens, NAME.jsonl for words ---------------------------------------------------------
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], rows: Sequence[dict[str, Any]]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], rows: Sequence[BaseModel]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_weights(path.with_suffix(".safetensors"), tensors)
-    write_atomic(path.with_suffix(".jsonl"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path.with_suffix(".jsonl"), "".join(_line(row) for row in rows))
 
 
-def _read(
-    path: Path, names: Sequence[str], keys: Sequence[str], more: Sequence[str] = ()
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Tensors by name, and rows that have `keys`, and either all or none of `more`, the same for every row."""
+def _line(row: BaseModel) -> str:
+    return json.dumps(row.model_dump(), ensure_ascii=False) + "\n"
+
+
+def _read(path: Path, names: Sequence[str], kind: type[R]) -> tuple[dict[str, Tensor], list[R]]:
+    """Tensors by name, and as many rows; UsageError if a file is missing, TrustError if one is damaged."""
     words, tokens = path.with_suffix(".jsonl"), path.with_suffix(".safetensors")
     for file in (words, tokens):
         if not file.is_file():
-            raise UsageError(str(file), "a file of the construct step", "nothing there", "construct again")
-    rows = list(_rows(words, keys, more))
+            raise UsageError(str(file), "a file of the construct step", "nothing there", AGAIN)
+    rows = _trusted(lambda: [row for _, row in read_lines(kind, words, AGAIN)])
     try:
         with safe_open(tokens, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise TrustError(str(tokens), f"tensors {', '.join(names)}", str(error), "construct again") from None
+        raise TrustError(str(tokens), f"tensors {', '.join(names)}", str(error), AGAIN) from None
     for name, tensor in tensors.items():
         if len(tensor) != len(rows):
-            raise TrustError(str(tokens), f"{len(rows)} rows in {name}", str(len(tensor)), "construct again")
+            raise TrustError(str(tokens), f"{len(rows)} rows in {name}", str(len(tensor)), AGAIN)
     return tensors, rows
 
 
-def _read_stats(path: Path) -> PairStats:
+def _trusted(read: Callable[[], T]) -> T:
+    """What this program wrote and something else changed is not to be trusted, rather than badly written."""
     try:
-        return PairStats.from_json(path.read_text())
-    except OSError:
-        raise UsageError(str(path), "a file of the construct step", "nothing there", "construct again") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise TrustError(str(path), "made, kept and reasons", str(error), "construct again") from None
-
-
-def _rows(path: Path, keys: Sequence[str], more: Sequence[str]) -> Iterator[dict[str, Any]]:
-    wanted = {*keys}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise TrustError(where, "JSON", str(error), "construct again") from None
-        if number == 1 and isinstance(row, dict) and set(row) & set(more):
-            wanted |= {*more}
-        if not isinstance(row, dict) or set(row) != wanted:
-            raise TrustError(where, f"the keys {', '.join(sorted(wanted))}", line[:60], "construct again")
-        yield row
+        return read()
+    except SpecError as error:
+        raise TrustError(error.where, error.expected, error.got, AGAIN) from None

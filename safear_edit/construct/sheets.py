@@ -11,18 +11,42 @@ import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.records import StrictRecord
 
 SMALLEST_TILE, LARGEST_TILE, GAP, TITLE = 80, 144, 4, 16
 """Pixels: small images are enlarged by a whole number, large ones reduced, so that a sheet stays below 4 MiB."""
 MOSAIC = 6
 """Blocks per edge of a pixelated image: shows that there is one, not what is in it."""
+
+
+class ShownImage(StrictRecord):
+    """One image of a sheet's index; sha256 is of its RGB bytes as drawn, before it was resized or pixelated."""
+
+    prompt_id: str
+    prompt: str = ""
+    seed: str = ""
+    model: str = ""
+    present: bool | None = None
+    score: float | None = None
+    sha256: str = ""
+    selection: str = ""
+
+
+class SheetNote(StrictRecord):
+    """What lies beside a sheet NAME.png as NAME.json."""
+
+    caption: str | None = None
+    selection: str = "how the images were chosen is not stated"
+    redaction: Literal["none", "pixelated"] = "none"
+    pictures: tuple[ShownImage, ...] = ()
+
 
 Strip = tuple[str, Sequence[Sequence[Image.Image]]]
 """A title and its rows of tiles."""
@@ -59,5 +83,6 @@ def write_sheet(path: Path, strips: Sequence[Strip], *, hidden: bool, about: Map
     buffer = BytesIO()
     page(strips).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
-    words = {**about, "redaction": "pixelated" if hidden else "none"}
+    note = SheetNote.model_validate({**about, "redaction": "pixelated" if hidden else "none"})
+    words = note.model_dump(exclude_unset=True)
     write_atomic(path.with_suffix(".json"), json.dumps(words, indent=1, ensure_ascii=False) + "\n")

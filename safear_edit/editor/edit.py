@@ -15,22 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from safear_edit.errors import TrustError, UsageError
+from safear_edit.editor.edit_record import EditInfo, EditRecord, Kind
+from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.merged import APPLIED, Applied
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.records import read_record
 from safear_edit.files.weights import write_weights
 
 TENSORS, INFO = "edit.safetensors", "edit.json"
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-Kind = Literal["lora", "delta"]
 FILES: dict[Kind, tuple[str, ...]] = {
     "lora": (TENSORS, PEFT_TENSORS, PEFT_CONFIG, INFO),
     "delta": (TENSORS, INFO),
@@ -49,23 +49,6 @@ class Change(Protocol):
     def apply(self, net: nn.Module) -> AbstractContextManager[object]:
         """Merge into `net`; at the end of the `with` block the net is bitwise as before."""
         ...
-
-
-class EditInfo(BaseModel):
-    """Where an edit comes from and how it was found; `minutes` is wall-clock and the one field outside the digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str
-    params: dict[str, Any]
-    concept: str
-    base_digest: str
-    rank: int | None
-    alpha: float | None
-    seed: int
-    steps: int
-    losses: tuple[float, ...]
-    minutes: float
 
 
 @dataclass(frozen=True)
@@ -215,23 +198,23 @@ class Edit:
                 raise UsageError(str(folder), f"an edit with {name}", "no such file", "give the folder of an edit")
         where, fix = str(folder / INFO), "restore the file from its source"
         try:
-            about = json.loads((folder / INFO).read_text())
-            kind, digest, info = about["kind"], about["digest"], EditInfo.model_validate(about["info"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
-            got = error.errors()[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
-            raise TrustError(where, "the description of an edit", got, fix) from None
-        if kind not in FILES:
-            raise UsageError(where, f"an edit of kind {' or '.join(FILES)}", repr(kind), "update safear-edit")
+            about = read_record(EditRecord, folder / INFO)
+        except SpecError as error:
+            got = f"{error.got} instead of {error.expected}"
+            raise TrustError(error.where, "the description of an edit", got, fix) from None
+        kind = next((known for known in FILES if known == about.kind), None)
+        if kind is None:
+            raise UsageError(where, f"an edit of kind {' or '.join(FILES)}", repr(about.kind), "update safear-edit")
         try:
             tensors = load_tensors((folder / TENSORS).read_bytes())
         except SafetensorError as error:
             raise TrustError(str(folder / TENSORS), "a safetensors file", str(error), fix) from None
         try:
-            edit = cls(kind, tensors, info)
+            edit = cls(kind, tensors, about.info)
         except UsageError as error:
             raise TrustError(str(folder / TENSORS), error.expected, error.got, fix) from None
-        if edit.digest != digest:
-            raise TrustError(str(folder), f"an edit with digest {str(digest)[:12]}…", f"{edit.digest[:12]}…", fix)
+        if edit.digest != about.digest:
+            raise TrustError(str(folder), f"an edit with digest {about.digest[:12]}…", f"{edit.digest[:12]}…", fix)
         return edit
 
 

@@ -22,9 +22,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safear_edit.evaluate.interference_record import (
+    After,
+    Cell,
+    Forecast,
+    FoundCounts,
+    KeptCounts,
+    Measured,
+    Overlap,
+    RankAgreement,
+)
 from safear_edit.evaluate.outcomes import Outcome
 from safear_edit.evaluate.sampled import request_of, sampling_of
 from safear_edit.judges.draw import draw_and_judge
@@ -52,109 +61,6 @@ FEWEST_RANKED = 3
 """Pairs of which a rank agreement says anything at all."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Erased(_Part):
-    """Scored prompts that ask for a concept and for which the base model draws it: in how many it is still found."""
-
-    n: int
-    found: int
-    unsure: int
-
-
-class Kept(_Part):
-    """Scored prompts of a preserved group: kept by base and edited model; lost and gained between them."""
-
-    n: int
-    base: int
-    edited: int
-    lost: int
-    gained: int
-
-
-class Measured(_Part):
-    """One concept's evaluation in counts, by slice and by group."""
-
-    slices: dict[str, Erased]
-    groups: dict[str, Kept]
-
-
-class After(_Part):
-    """What was measured after one change of the stack ("added picasso"), by concept in the stack's order."""
-
-    event: str
-    concepts: dict[str, Measured]
-
-
-class Cell(_Part):
-    """One edit by itself: of `asked` direct prompts by which the base model draws `concept`, in how many it is still
-    found. On the diagonal that should be none, elsewhere all."""
-
-    edit: str
-    concept: str
-    asked: int
-    found: int
-
-
-class Overlap(_Part):
-    """How much two deltas overlap; figures are means over the weights that both change, by their share of the energy.
-
-    shared: weights that both change, of those the first changes. column, row: share of the first delta inside the
-    second's spaces; chance_column, chance_row: the same for random spaces. cosine: of the deltas over those weights,
-    +1 the same change, -1 its undoing. codebook_rows: rows of the image tokens' table that both rewrite.
-    """
-
-    first: str
-    second: str
-    shared: int
-    of: int
-    column: float
-    row: float
-    chance_column: float
-    chance_row: float
-    cosine: float
-    codebook_rows: int
-
-
-class Forecast(_Part):
-    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
-
-    foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
-    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: images of
-    either's concepts, each with the other's edit alone, and those without the concept.
-    """
-
-    first: str
-    second: str
-    foretold: float | None
-    found: float | None
-    foretold_rows: int
-    found_rows: int
-    asked: int
-    lost: int
-
-
-class Agreement(_Part):
-    """Kendall's tau-b of what was predicted with what was found of it."""
-
-    what: Literal["overlap", "pictures"]
-    pairs: int
-    tau: float
-
-
-class Interference(_Part):
-    """interference.json. forecast: as it was made, before each edit was searched; foretold: beside what came."""
-
-    history: tuple[After, ...]
-    alone: tuple[Cell, ...]
-    overlaps: tuple[Overlap, ...]
-    forecast: tuple[Overlap, ...] = ()
-    foretold: tuple[Forecast, ...] = ()
-    agreement: tuple[Agreement, ...] = ()
-
-
 # -- history ----------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +74,7 @@ def measured(rows: Sequence[Outcome]) -> Measured:
     slices, groups = {}, {}
     for name, part in pairs.items():
         if part[0][1].expect == "absent":
-            slices[name] = Erased(
+            slices[name] = FoundCounts(
                 n=len(part),
                 found=sum(e.present is True for _, e in part),
                 unsure=sum(e.present is None for _, e in part),
@@ -178,10 +84,12 @@ def measured(rows: Sequence[Outcome]) -> Measured:
     return Measured(slices=slices, groups=groups)
 
 
-def _kept(part: Sequence[tuple[Outcome, Outcome]]) -> Kept:
+def _kept(part: Sequence[tuple[Outcome, Outcome]]) -> KeptCounts:
     before, after = [b.present is True for b, _ in part], [e.present is True for _, e in part]
     both = sum(b and e for b, e in zip(before, after, strict=True))
-    return Kept(n=len(part), base=sum(before), edited=sum(after), lost=sum(before) - both, gained=sum(after) - both)
+    return KeptCounts(
+        n=len(part), base=sum(before), edited=sum(after), lost=sum(before) - both, gained=sum(after) - both
+    )
 
 
 def changes(before: After, after: After) -> list[tuple[str, str, str, str]]:
@@ -197,11 +105,11 @@ def changes(before: After, after: After) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def _erased_words(part: Erased | None) -> str:
+def _erased_words(part: FoundCounts | None) -> str:
     return "not measured" if part is None else f"found in {part.found} of {part.n}"
 
 
-def _kept_words(part: Kept | None) -> str:
+def _kept_words(part: KeptCounts | None) -> str:
     if part is None:
         return "not measured"
     return f"kept {part.edited} of {part.n} (base {part.base}, lost {part.lost}, gained {part.gained})"
@@ -383,7 +291,7 @@ def times_chance(found: Overlap) -> float | None:
 
 def compared(
     forecast: Sequence[Overlap], overlaps: Sequence[Overlap], cells: Sequence[Cell]
-) -> tuple[tuple[Forecast, ...], tuple[Agreement, ...]]:
+) -> tuple[tuple[Forecast, ...], tuple[RankAgreement, ...]]:
     """Every forecast of the stack beside what came of it, and how well the ranks agree.
 
     Pairs of which one is no longer in the stack are left out. No agreement from fewer than FEWEST_RANKED pairs, or
@@ -397,7 +305,7 @@ def compared(
         "pictures": [row.lost / (row.asked or 1) for row in rows],
     }
     ranks = [(what, _tau(said, values)) for what, values in came.items()]
-    return tuple(rows), tuple(Agreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
+    return tuple(rows), tuple(RankAgreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
 
 
 def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Forecast:

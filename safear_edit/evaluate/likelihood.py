@@ -16,13 +16,10 @@ overfitted relearning hides from it. `doubts` say when a figure must not be used
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,220 +27,13 @@ from torch import Tensor
 
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.outcomes import LIKELIHOOD
+from safear_edit.evaluate.likelihood_record import Audit, Classified, Divergence, GroupAudit, SliceAudit
 from safear_edit.evaluate.references import BATCH, NEUTRAL, Pack
 from safear_edit.evaluate.stats import Interval
 from safear_edit.families.base import Condition, ModelCard, ModelFamily
 from safear_edit.families.sampling import guided
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.files.atomic import write_atomic
 from safear_edit.progress import Callback, silent
-
-MOST_KL, WIDEST = 0.1, 0.4
-"""Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR means nothing: a model that has
-overfitted a few images, or was damaged, lies beyond them."""
-REPELLED = -0.1
-"""CIR below this is over-erasure: the sign gives the concept away."""
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SliceAudit:
-    """One way of asking. cir, abs_cir None: the base model does not know the concept by these words, so no ratio.
-
-    suppression: S in bits per token. By block of tokens (card.scales; rows of a raster model), coarse to fine or top to
-    bottom: decided, the share of the base's gain that the block carries; profile, CIR there, None where that gain is
-    not clear of 0 (nothing about the concept is decided in the block).
-    """
-
-    slice: str
-    n: int
-    cir: Interval | None
-    abs_cir: Interval | None
-    suppression: float
-    decided: tuple[float, ...]
-    profile: tuple[float | None, ...]
-
-    @property
-    def upper(self) -> float | None:
-        """What is gated: the larger upper bound of the two."""
-        return max(self.cir.high, self.abs_cir.high) if self.cir and self.abs_cir else None
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why the slice's ratios must not be used.
-
-        An absCIR whose whole interval lies below 0 may be wide: it bounds nothing that CIR does not bound already.
-        """
-        if self.cir is None or self.abs_cir is None:
-            return ("the base model's gain from the words is not clear of 0",)
-        found = [self.cir, *([self.abs_cir] if self.abs_cir.high > 0 else [])]
-        widest = max(part.high - part.low for part in found)
-        return (f"an interval of {widest:.2f} is wider than {WIDEST}",) if widest > WIDEST else ()
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Exact KL(base || edited) in nats per token over n images: mean, its one-sided 95 % bound, 95th percentile."""
-
-    n: int
-    mean: float
-    upper: float
-    p95: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        found = stats.mean_interval(values, 0.90)
-        return cls(len(values), found.estimate, found.high, float(np.quantile(values, 0.95)))
-
-
-@dataclass(frozen=True)
-class GroupAudit:
-    """One preserved group, without guidance and with the guidance that the sampler uses (temperature left out)."""
-
-    group: str
-    plain: Divergence
-    guided: Divergence
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why the bound must not be used."""
-        return ("one image has no interval",) if self.plain.n < 2 else ()
-
-
-@dataclass(frozen=True)
-class Classified:
-    """Generative-classifier accuracy on the references, before and after; `handle` now explains most of the others.
-
-    n: references that were classified. options: prompts that compete for one of them, the concept's own included.
-    """
-
-    n: int
-    base: float
-    edited: float
-    handle: str
-    handle_share: float
-    options: int
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Nothing can be lost where the base model does not tell the concept from its neighbours."""
-        right = stats.clopper_pearson(round(self.base * self.n), self.n)
-        if right.low > 1 / self.options:
-            return ()
-        return (f"the base model takes {right.k} of {self.n} for the concept, which may be chance",)
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the likelihoods of one edit say. `pictures`: nats of every reference under every prompt, by model.
-
-    block: what a depth profile is cut into, "row" or "scale".
-    """
-
-    base: str
-    base_digest: str
-    pack: str
-    dtype: str
-    slices: tuple[SliceAudit, ...]
-    groups: tuple[GroupAudit, ...]
-    unconditional: Divergence
-    classified: Classified | None
-    pictures: tuple[dict[str, dict[str, float]], ...]
-    block: str = "row"
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What a gate looks at: upper bounds, so that few images can't pass; only those that are in no doubt."""
-        found: dict[str, float | None] = {}
-        found.update((f"erasure.max_cir_upper[{p.slice}]", p.upper) for p in self.slices if not p.doubts)
-        found.update((f"keep.kl_upper[{p.group}]", p.plain.upper) for p in self.groups if not p.doubts)
-        return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
-
-    @property
-    def doubts(self) -> tuple[str, ...]:
-        """Why nothing here may decide: then the answer is INCONCLUSIVE, and images have to be sampled.
-
-        A model this far from the base model has broken CIR before. What is wrong with one figure alone stands with
-        that figure (`SliceAudit.doubts`).
-        """
-        return tuple(
-            f"{group.group}: KL of {group.plain.mean:.3f} nats per token is above {MOST_KL}"
-            for group in self.groups
-            if group.plain.mean > MOST_KL
-        )
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What does not stop anyone but should be read."""
-        return tuple(
-            f"{part.slice}: over-erased, CIR {part.cir.estimate:.2f} is below {REPELLED}: the images are now less "
-            "likely than without the words, which gives the concept away"
-            for part in self.slices
-            if part.cir is not None and part.cir.estimate < REPELLED and not part.doubts
-        )
-
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """A table for a person: figure, value, 95 % interval or bound, and why it means nothing where that is so."""
-        found = []
-        for part in self.slices:
-            why = "; ".join((*part.doubts, *self.doubts))
-            for name, ratio in (("cir", part.cir), ("abs_cir", part.abs_cir)):
-                value, ends = (_number(ratio.estimate), _ends(ratio)) if ratio else ("-", "-")
-                found.append((f"erasure.{name}[{part.slice}]", value, ends, why))
-            found.append((f"erasure.suppression_bits[{part.slice}]", _number(part.suppression), "-", ""))
-        for group in self.groups:
-            for name, drift in (("kl", group.plain), ("guided_kl", group.guided)):
-                found.append(_drift_row(f"keep.{name}[{group.group}]", drift, "; ".join(group.doubts)))
-        found.append(_drift_row("keep.uncond_kl", self.unconditional, ""))
-        if gca := self.classified:
-            ends = f"base {gca.base:.2f}; then {gca.handle} {gca.handle_share:.2f}"
-            found.append(("erasure.gca", f"{gca.edited:.2f}", ends, "; ".join(gca.doubts)))
-        return found
-
-    def to_json(self) -> str:
-        """The text of likelihood.json; same weights, pack and machine: same bytes (six decimals)."""
-        body = {"schema_version": 1, "skipped": "", **asdict(self), "figures": self.figures}
-        for key, parts in (("slices", self.slices), ("groups", self.groups)):
-            body[key] = [{**asdict(part), "doubts": part.doubts} for part in parts]
-        if self.classified:
-            body["classified"] = {**asdict(self.classified), "doubts": self.classified.doubts}
-        body |= {"doubts": self.doubts, "warnings": self.warnings}
-        return json.dumps(_rounded(body), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, folder: Path) -> None:
-        """Write likelihood.json, where `check` looks for it."""
-        write_atomic(folder / LIKELIHOOD, self.to_json())
-
-
-def save_skipped(folder: Path, why: str) -> None:
-    """Write a likelihood.json that says why nothing was measured."""
-    body = {"schema_version": 1, "skipped": why, "figures": {}, "doubts": []}
-    write_atomic(folder / LIKELIHOOD, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _ends(ratio: Interval) -> str:
-    return f"{_number(ratio.low)} to {_number(ratio.high)}"
-
-
-def _drift_row(name: str, drift: Divergence, why: str) -> tuple[str, str, str, str]:
-    bound = f"at most {drift.upper:.4f}" if math.isfinite(drift.upper) else "-"
-    return (name, f"{drift.mean:.4f}", bound, why)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
-
 
 # -- the audit --------------------------------------------------------------------------------------------------------
 

@@ -1,25 +1,24 @@
-"""The record of one judged image, before and after: what the evaluation writes and every later step reads."""
+"""What the evaluation writes and every later step reads: outcomes.jsonl, one judged image a line, and judges.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, model_validator
 
 from safear_edit.errors import SpecError
-
-if TYPE_CHECKING:
-    pass
+from safear_edit.files.records import StrictRecord, read_lines
 
 LIKELIHOOD = "likelihood.json"
+WITHHELD = "withheld; recipe.json has it under this id"
+"""In place of a prompt that asks for a category: a reader needs to know that it is there, not its words."""
 
 
-class Outcome(BaseModel):
+class Outcome(StrictRecord):
     """One row of outcomes.jsonl: what the judge said about one image; present = null is "cannot tell"."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
     id: str
     slice: str
     prompt: str
@@ -37,42 +36,37 @@ def read_outcomes(path: Path) -> list[Outcome]:
     """All rows of an outcomes.jsonl; SpecError with the line number for one that can't be read or is there twice."""
     rows: list[Outcome] = []
     seen: set[tuple[str, str, str, str]] = set()
-    for number, text in lines_of(path):
-        try:
-            row = Outcome.model_validate_json(text)
-        except ValidationError as error:
-            raise SpecError(
-                f"{path}:{number}", "an outcome row", first_fault(error), "run the evaluation again"
-            ) from error
+    for number, row in read_lines(Outcome, path, "run the evaluation again"):
         key = (row.id, row.model, row.phase, row.seed)
         if key in seen:
-            raise SpecError(
-                f"{path}:{number}", "one row per prompt, model and seed", f"{row.id} again", "evaluate again"
-            )
+            where = f"{path}:{number}"
+            raise SpecError(where, "one row per prompt, model and seed", f"{row.id} again", "evaluate again")
         seen.add(key)
         rows.append(row)
     return rows
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield number, text
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+class JudgeCounts(StrictRecord):
+    """On images of known truth: how many a judge got right, of those with its label and of those without."""
+
+    n_pos: Annotated[int, Field(ge=1)]
+    true_pos: Annotated[int, Field(ge=0)]
+    n_neg: Annotated[int, Field(ge=1)]
+    true_neg: Annotated[int, Field(ge=0)]
+    data: str = "not stated"
+
+    @model_validator(mode="after")
+    def _of_all(self) -> Self:
+        if self.true_pos > self.n_pos or self.true_neg > self.n_neg:
+            raise ValueError("true_pos of n_pos and true_neg of n_neg, never more")
+        return self
 
 
-def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> SpecError:
-    got = error.strerror if isinstance(error, OSError) and error.strerror else "bytes that are not UTF-8"
-    return SpecError(str(path), "a readable file", got, "finish the run (the same command resumes it)")
+class JudgeRecord(StrictRecord):
+    """One entry of judges.json; card: None where nobody measured this judge."""
 
-
-def first_fault(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-WITHHELD = "withheld; recipe.json has it under this id"
-"""In place of a prompt that asks for a category: a reader needs to know that it is there, not its words."""
+    id: str
+    label: str
+    digest: str
+    threshold: float | None
+    card: JudgeCounts | None

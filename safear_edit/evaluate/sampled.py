@@ -27,7 +27,7 @@ from torch import Tensor
 
 from safear_edit.construct.sheets import Strip, tile, write_sheet
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.outcomes import WITHHELD, Outcome
+from safear_edit.evaluate.outcomes import WITHHELD, JudgeCounts, JudgeRecord, Outcome
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.judges.base import make_judge
@@ -92,7 +92,8 @@ def evaluate(
         tokens_after = passes.tokens("edited", wanted, shown, batch)
     tokens_before = passes.tokens("base", wanted, shown, batch)
     _write_sheets(folder / "images", model, recipe, _Pictures(before, after, tokens_before, tokens_after))
-    write_atomic(folder / "judges.json", json.dumps(_judge_cards(judges), indent=1, ensure_ascii=False) + "\n")
+    cards = [_judge_record(label, judge).model_dump() for label, judge in judges.items()]
+    write_atomic(folder / "judges.json", json.dumps(cards, indent=1, ensure_ascii=False) + "\n")
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
     rows = [row for part in (screened, before, after) for row in sorted(part, key=lambda row: order[row.id])]
     write_atomic(folder / "outcomes.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
@@ -133,18 +134,9 @@ def scored(recipe: Recipe, obeyed: set[str]) -> set[str]:
     return found
 
 
-def _judge_cards(judges: Mapping[str, Judge]) -> list[dict[str, object]]:
-    """What the report prints of the judges."""
-    return [
-        {
-            "id": judge.id,
-            "label": label,
-            "digest": judge.digest,
-            "threshold": judge.threshold,
-            "card": asdict(judge.card) if judge.card else None,
-        }
-        for label, judge in judges.items()
-    ]
+def _judge_record(label: str, judge: Judge) -> JudgeRecord:
+    card = JudgeCounts(**asdict(judge.card)) if judge.card else None
+    return JudgeRecord(id=judge.id, label=label, digest=judge.digest, threshold=judge.threshold, card=card)
 
 
 # -- the three passes -------------------------------------------------------------------------------------------------

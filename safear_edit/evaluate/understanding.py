@@ -26,11 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from safear_edit.compiler.questions import ANSWERS, Topic, topics
 from safear_edit.errors import SpecError
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.records import StrictRecord, to_lines
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.prompts import mention_of
 from safear_edit.spec.spec import PreserveGroup, Spec
@@ -159,10 +160,23 @@ def _shown(group: PreserveGroup, prompt: str, own: Sequence[Topic]) -> Topic | N
 # -- asking -----------------------------------------------------------------------------------------------------------
 
 
-class Answer(BaseModel):
+class QuestionsRecord(StrictRecord):
+    """understanding.json: what was asked of which base model, or why nothing was.
+
+    applies: the model could have answered; pack: the images' digest; unasked: images that no question fits.
+    """
+
+    schema_version: Literal[1] = 1
+    applies: bool = True
+    skipped: str = ""
+    base_digest: str = ""
+    pack: str = "not stated"
+    unasked: int = Field(default=0, ge=0)
+
+
+class Answer(StrictRecord):
     """One row of understanding.jsonl; `yes` is the model's share of yes against no."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
     slice: str
     picture: str
@@ -224,16 +238,18 @@ def answers(
 
 def save(folder: Path, base_digest: str, asked: Exam, answers: Sequence[Answer]) -> None:
     """Write both files; every one appears whole or not at all."""
-    about = {"skipped": "", "base_digest": base_digest, "pack": asked.pack, "unasked": asked.unasked}
-    write_atomic(folder / ROWS, "".join(answer.model_dump_json() + "\n" for answer in answers))
-    write_atomic(folder / ABOUT, json.dumps({"schema_version": 1, "applies": True, **about}, indent=1) + "\n")
+    write_atomic(folder / ROWS, to_lines(answers))
+    _save_about(folder, QuestionsRecord(base_digest=base_digest, pack=asked.pack, unasked=asked.unasked))
 
 
 def save_skipped(folder: Path, why: str, *, applies: bool) -> None:
     """Write why nothing was asked; applies: the model could have answered."""
     write_atomic(folder / ROWS, "")
-    about = {"schema_version": 1, "applies": applies, "skipped": why}
-    write_atomic(folder / ABOUT, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    _save_about(folder, QuestionsRecord(applies=applies, skipped=why))
+
+
+def _save_about(folder: Path, about: QuestionsRecord) -> None:
+    write_atomic(folder / ABOUT, json.dumps(about.model_dump(), indent=1, ensure_ascii=False) + "\n")
 
 
 def paired(answers: Sequence[Answer], where: str) -> dict[str, list[tuple[Answer, Answer]]]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.strict import Document, FieldPath, decoded, parse_json, read_json, regular
 from safear_edit.registry import suggestion
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model")
+"""A pydantic model, or a dataclass that pydantic checks field by field."""
 
 MAX_LINE_BYTES = 1 << 20
 """One record of a JSON-lines file; the longest that this program writes, a judged image, stays below 4 KiB."""
@@ -25,7 +27,7 @@ AGAIN = "finish the run again"
 """The way out for a file that a run left behind."""
 
 
-class Record(BaseModel):
+class StrictRecord(BaseModel):
     """Base of what is written and read back: frozen, unknown fields refused, numbers finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -92,8 +94,10 @@ def parse(model: type[Model], document: Document, fix: str = "") -> Model:
     if not isinstance(document.data, dict):
         got = "nothing" if document.data is None else f"a {type(document.data).__name__}"
         raise SpecError(document.file, "keys and values", got, fix or f"see the schema of {model.__name__}")
+    kind: Any = model
     try:
-        return model.model_validate_json(json.dumps(document.data), strict=True)
+        found: Model = _adapter(kind).validate_json(json.dumps(document.data), strict=True)
+        return found
     except ValidationError as error:
         explained = explain(error, document, model)
         if fix:
@@ -101,7 +105,12 @@ def parse(model: type[Model], document: Document, fix: str = "") -> Model:
         raise explained from None
 
 
-def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> SpecError:
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def explain(error: ValidationError, document: Document, model: type[Any]) -> SpecError:
     """The most useful of pydantic's complaints as one line: unknown keys first (they explain missing ones).
 
     `others` has a line for each of the rest.
@@ -128,7 +137,7 @@ def _field(problem: Mapping[str, Any]) -> FieldPath:
     return tuple(part for part in (*problem["loc"], *at) if part != "[key]")
 
 
-def _reason(problem: Mapping[str, Any], model: type[BaseModel]) -> tuple[str, str, str]:
+def _reason(problem: Mapping[str, Any], model: type[Any]) -> tuple[str, str, str]:
     """(expected, got, fix) for one of pydantic's error dicts."""
     kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
     if kind == "refused":
@@ -152,9 +161,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def known_keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+def known_keys(model: type[Any], path: Sequence[str | int]) -> list[str]:
     """The keys that a mapping at `path` may have, read from the model's own JSON Schema."""
-    schema = model.model_json_schema()
+    kind: Any = model
+    schema = _adapter(kind).json_schema()
 
     def resolved(node: Any) -> dict[str, Any]:
         while isinstance(node, dict) and "$ref" in node:

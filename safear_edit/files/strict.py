@@ -36,6 +36,8 @@ MAX_YAML_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
 """A recipe of many thousand prompts stays far below this."""
 MAX_DEPTH = 50
+MAX_DIGITS = 40
+"""Of a whole number; a longer one fits in no float, and nothing that is counted or drawn needs it."""
 
 FieldPath = tuple[str | int, ...]
 
@@ -116,6 +118,11 @@ def parse_json(text: str, name: str) -> Document:
         number = float(literal)
         return number if math.isfinite(number) else refuse(literal)
 
+    def bounded(literal: str) -> int:
+        if len(literal) > MAX_DIGITS:
+            raise SpecError(name, f"numbers of at most {MAX_DIGITS} digits", "a number too long", "make the file anew")
+        return int(literal)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data = dict(pairs)
         if len(data) < len(pairs):
@@ -125,7 +132,7 @@ def parse_json(text: str, name: str) -> Document:
         return data
 
     try:
-        data = json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
+        data = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=bounded, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise SpecError(
             f"{name}:{error.lineno}", "valid JSON", error.msg, "correct the file or make it again"

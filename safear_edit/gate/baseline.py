@@ -7,27 +7,24 @@ judges, sampler), and one line per image:
 
     concept <tab> slice <tab> expect <tab> seed <tab> found|absent|unclear <tab> score <tab> id <tab> prompt
 
-Same folder, same bytes: no times, no paths, the recipe's order.
+Same folder, same bytes: no times, no paths, the recipe's order. The last line is the sha256 of all lines above it: who
+changes a line by hand is told so. A file of the first format has no such line; it is read, and said to be unprotected.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.atomic import write_atomic
 from safear_edit.gate.record import WORDS, Policy, Record, Row, Suite, _pairs
-from safear_edit.report.criteria import FLOOR
 
-if TYPE_CHECKING:
-    pass
-
-
-MAGIC = "safear-edit baseline 1"
+MAGIC, FIRST = "safear-edit baseline 2", "safear-edit baseline 1"
+SEAL = "sha256"
 REMARK = (
     "# Written by `safear-edit baseline accept`, read by `safear-edit check`. Whoever changes it changes a promise."
 )
@@ -39,18 +36,25 @@ AGAIN = "accept a new baseline (`safear-edit baseline accept`) and have it revie
 
 @dataclass(frozen=True)
 class Baseline:
-    """A record that was accepted, with what was promised then and why."""
+    """A record that was accepted, with what was promised then and why.
+
+    despite: why it was accepted although its own report said FAIL, or nobody could read its images; "" where neither is
+    so. sealed: False for a file of the first format, whose lines no digest covers.
+    """
 
     record: Record
     policy: Policy
     suite: str
     reason: str
+    despite: str = ""
+    sealed: bool = True
 
     def to_text(self) -> str:
         """The file. UsageError for a prompt or reason that would break its lines."""
         record = self.record
         head = [
             ("reason", self.reason),
+            *([("despite", self.despite)] if self.despite else []),
             ("suite", self.suite),
             ("policy", _pairs(vars(self.policy))),
             ("model", record.model, record.digest),
@@ -64,22 +68,40 @@ class Baseline:
         ]  # fmt: skip
         rows = [tuple(getattr(row, name) for name in COLUMNS) for row in record.rows]
         lines = ["\t".join(map(_one_line, line)) for line in (*head, COLUMNS, *rows)]
-        return "\n".join([MAGIC, REMARK, *lines, ""])
+        text = "\n".join([MAGIC, REMARK, *lines, ""])
+        return f"{text}{SEAL}\t{hashlib.sha256(text.encode()).hexdigest()}\n"
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         write_atomic(path, self.to_text())
 
 
-def accept(record: Record, suite: Suite, reason: str, policy: Policy | None = None) -> Baseline:
+def accept(record: Record, suite: Suite, reason: str, policy: Policy | None = None, despite: str = "") -> Baseline:
     """The first prompts of each slice, as many as the suite asks for (or all there are), as a baseline.
 
-    The recipe's order decides, as in the evaluation, so nobody picks. UsageError without a reason.
+    The recipe's order decides, as in the evaluation, so nobody picks. UsageError without a reason, for a promise that
+    promises nothing, and without `despite` for a model that nobody should fall back to (`faults`).
     """
     if not reason.strip():
         raise UsageError("--reason", "why this becomes the measure of what follows", "nothing", "write one sentence")
-    record = replace(record, figures={} if record.doubts else record.figures, doubts=(), in_doubt={})
-    return Baseline(record.first(suite), policy or suite.policy, suite.name, reason.strip())
+    if (found := faults(record)) and not despite.strip():
+        fix = 'mend the model, or say why all the same with --despite "reason", which stands in the file'
+        raise UsageError("baseline accept", "a model that passed its own report", "; ".join(found), fix)
+    for name, floor in record.floors.items():
+        if not 0 < floor <= 1:
+            fix = "set gates.erasure_floor in its spec and apply it again"
+            raise UsageError(f"concept {name}, floor", "a share above 0, at most 1", f"{floor:g}", fix)
+    record = replace(record, figures={} if record.doubts else record.figures, doubts=(), in_doubt={}, verdict="")
+    return Baseline(record.first(suite), policy or suite.policy, suite.name, reason.strip(), despite.strip())
+
+
+def faults(record: Record) -> list[str]:
+    """Why a model should not become the measure of others: its report said FAIL, or a slice can't be read at all."""
+    found = ["its own report says FAIL"] if record.verdict.upper() == "FAIL" else []
+    for (concept, key), rows in record.slices().items():
+        if all(row.outcome == "unclear" for row in rows):
+            found.append(f"no image of {concept}/{key} can be read")
+    return found
 
 
 # -- reading a baseline -----------------------------------------------------------------------------------------------
@@ -95,14 +117,27 @@ def read_baseline(path: Path) -> Baseline:
         raise SpecError(str(path), "a baseline", error.strerror or "an error", "check the path") from None
     except UnicodeDecodeError:
         raise SpecError(str(path), "text in UTF-8", "other bytes", AGAIN) from None
-    if lines[0] != MAGIC:
+    if lines[0] not in (MAGIC, FIRST):
         raise SpecError(f"{path}:1", repr(MAGIC), repr(lines[0][:40]), AGAIN)
+    sealed = lines[0] == MAGIC
     cells = [(n, line.split("\t")) for n, line in enumerate(lines, 1) if line and not line.startswith("#")][1:]
+    seal = cells.pop()[1] if sealed and cells and cells[-1][1][0] == SEAL else None
     start = next((i for i, (_, line) in enumerate(cells) if tuple(line) == COLUMNS), None)
     if start is None:
         raise SpecError(str(path), f"the line {' '.join(COLUMNS)}", "none", AGAIN)
     rows = tuple(_row(line, f"{path}:{number}") for number, line in cells[start + 1 :])
-    return _assembled(_Head(str(path), cells[:start]), rows)
+    made = replace(_assembled(_Head(str(path), cells[:start]), rows), sealed=sealed)
+    if sealed:
+        _require_seal(path, lines, seal)
+    return made
+
+
+def _require_seal(path: Path, lines: Sequence[str], seal: Sequence[str] | None) -> None:
+    """SpecError unless the last line is the digest of all lines above it."""
+    above = "\n".join([*lines[:-2], ""])
+    if seal != [SEAL, hashlib.sha256(above.encode()).hexdigest()] or lines[-1]:
+        got = "another digest" if seal else "no such line"
+        raise SpecError(str(path), "the sha256 of its lines at its end (it was changed by hand)", got, AGAIN)
 
 
 def _row(line: Sequence[str], where: str) -> Row:
@@ -110,7 +145,16 @@ def _row(line: Sequence[str], where: str) -> Row:
     fits = len(line) == len(COLUMNS) and cells["expect"] in ("absent", "present") and cells["seed"].isdecimal()
     if not fits or cells["outcome"] not in WORDS.values():
         raise SpecError(where, f"{len(COLUMNS)} columns: {' '.join(COLUMNS)}", " ".join(line)[:60], AGAIN)
+    if cells["score"] != "-" and not _within(cells["score"], 0, 1):
+        raise SpecError(f"{where} score", "a number from 0 to 1, or -", cells["score"][:40], AGAIN)
     return Row(**cells)  # type: ignore[arg-type]
+
+
+def _within(text: str, low: float, high: float) -> bool:
+    try:
+        return low <= float(text) <= high
+    except ValueError:
+        return False
 
 
 class _Head:
@@ -155,7 +199,7 @@ def _assembled(head: _Head, rows: tuple[Row, ...]) -> Baseline:
         digest=digest,
         base=head.one("base")[0],
         machine=head.one("machine")[0],
-        floors={name: head.numbers("concept", floor).get("floor", FLOOR) for name, floor, _ in concepts},
+        floors={name: _floor(head, name, floor) for name, floor, _ in concepts},
         sampler={name: sampler for name, _, sampler in concepts},
         judges={name: value for name, value in head.all("judge", 2)},
         rows=rows,
@@ -165,7 +209,57 @@ def _assembled(head: _Head, rows: tuple[Row, ...]) -> Baseline:
         raise SpecError(head.path, "distinct prompts", "none, or one twice", AGAIN)
     if {row.concept for row in rows} != set(record.floors) or record.prompts != head.one("prompts")[0]:
         raise SpecError(head.path, "the prompts that its header names", "others", AGAIN)
-    return Baseline(record, Policy(**policy), head.one("suite")[0], head.one("reason")[0])
+    despite = head.all("despite", 1)
+    return Baseline(
+        record, Policy(**policy), head.one("suite")[0], head.one("reason")[0], despite[0][0] if despite else ""
+    )
+
+
+def _floor(head: _Head, name: str, text: str) -> float:
+    floor = head.numbers("concept", text).get("floor", 0.0)
+    if not 0 < floor <= 1:
+        raise SpecError(f"{head.path}, concept {name}, floor", "a share above 0, at most 1", f"{floor:g}", AGAIN)
+    return floor
+
+
+# -- what a new baseline changes --------------------------------------------------------------------------------------
+
+
+def changes(old: Baseline, new: Baseline) -> list[tuple[str, str, str]]:
+    """(what, before, after): every promise that differs, then by slice how its rows differ; for a reviewer."""
+    found = [(name, then, now) for name, then, now in _promises(old, new) if then != now]
+    before, after = old.record.slices(), new.record.slices()
+    for key in dict.fromkeys((*before, *after)):
+        then, now = ({row.key: row for row in part.get(key, [])} for part in (before, after))
+        name, both = "/".join(key), [(row, now[at]) for at, row in then.items() if at in now]
+        for words, count in (
+            ("prompts no longer there", len(then) - len(both)),
+            ("new prompts", len(now) - len(both)),
+            ("no longer as they must be", sum(a.good and not b.good for a, b in both)),
+            ("now as they must be", sum(b.good and not a.good for a, b in both)),
+            ("other scores, same outcome", sum(a.score != b.score and a.outcome == b.outcome for a, b in both)),
+        ):
+            if count:
+                found.append((f"{name}: {words}", f"of {len(then)}", str(count)))
+    return found
+
+
+def _promises(old: Baseline, new: Baseline) -> Iterator[tuple[str, str, str]]:
+    """Every line of the head, by name."""
+    told: list[dict[str, str]] = []
+    for one in (old, new):
+        record = one.record
+        told.append(
+            {"reason": one.reason, "despite": one.despite, "suite": one.suite, "sealed": str(one.sealed)}
+            | {f"policy {name}": f"{value:g}" for name, value in vars(one.policy).items()}
+            | {"model": record.model, "weights": record.digest, "base": record.base, "machine": record.machine}
+            | {f"floor {name}": f"{floor:g}" for name, floor in record.floors.items()}
+            | {f"sampler {name}": sampler for name, sampler in record.sampler.items()}
+            | {f"judge {name}": digest for name, digest in record.judges.items()}
+            | {f"likelihood {name}": f"{value:.6f}" for name, value in record.figures.items()}
+        )
+    for name in dict.fromkeys((*told[0], *told[1])):
+        yield name, told[0].get(name, "nothing"), told[1].get(name, "nothing")
 
 
 def _one_line(cell: str) -> str:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from safear_edit.errors import SpecError, TrustError, UsageError
-from safear_edit.evaluate.outcomes import LIKELIHOOD, Outcome, read_outcomes
-from safear_edit.files.atomic import sha256_file
-from safear_edit.files.strict import read_json
-from safear_edit.report.build import read_report
-from safear_edit.report.criteria import FLOOR
+from safear_edit.compiler.recipe import read_recipe
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.likelihood_record import Audit, read_audit
+from safear_edit.evaluate.outcomes import JudgeRecord, Outcome, read_outcomes
+from safear_edit.files.records import read_records
 from safear_edit.report.evidence import ConceptFiles, RunFiles
+from safear_edit.report.rebuild import rebuild
 
-if TYPE_CHECKING:
-    pass
-
-MAKE_AGAIN = "get a fresh copy, or make the folder again with `safear-edit apply`"
-
-Word = Literal["found", "absent", "unclear"]
-WORDS: dict[bool | None, Word] = {True: "found", False: "absent", None: "unclear"}
+Presence = Literal["found", "absent", "unclear"]
+"""What the judge said of an image, as a baseline has it."""
+WORDS: dict[bool | None, Presence] = {True: "found", False: "absent", None: "unclear"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Row:
     slice: str
     expect: Literal["absent", "present"]
     seed: str
-    outcome: Word
+    outcome: Presence
     score: str
     id: str
     prompt: str
@@ -107,7 +102,8 @@ class Record:
 
     floors: concept → share that its erasure must reach. sampler: concept → how images were drawn. judges: id →
     digest. figures: likelihood figures, "concept/metric[slice]" → value; doubts: why they must not be used; in_doubt:
-    figures that are not among them → why.
+    figures that are not among them → why. verdict: of the
+    folder's own report; "" where nothing is known of it.
     """
 
     model: str
@@ -121,6 +117,7 @@ class Record:
     figures: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     in_doubt: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""
 
     @property
     def prompts(self) -> str:
@@ -148,37 +145,31 @@ class Record:
 def read_folder(folder: Path) -> Record:
     """What the edited model of a released folder did, from its files alone.
 
-    SpecError when files are missing; TrustError (exit 4) when a file is not the one that its report was made from: then
+    SpecError when files are missing; TrustError (exit 4) when they are not those that its report was made from: then
     the figures belong to another model.
     """
-    report = read_report(folder / "report.json")
+    report = rebuild(folder)
     run = RunFiles.find(folder, model=folder)
-    promised = {**report.reproduce.inputs, **{file.name: file.sha256 for file in report.subject.files}}
-    needed = [path for files in run.concepts for path in (files.recipe, files.outcomes)]
-    for path in (run.judges, *needed):
-        if path.relative_to(folder).as_posix() not in promised:
-            raise TrustError(str(path), "a file that the report names", "one that it does not name", MAKE_AGAIN)
-    for name, digest in promised.items():
-        _require_digest(folder / name, digest)
-    plans = [_Plan.read(files) for files in run.concepts]
-    digests = {str(card.get("id")): str(card.get("digest")) for card in _cards(run.judges)}
+    told = [_Concept.read(files) for files in run.concepts]
+    digests = {card.id: card.digest for card in read_records(JudgeRecord, run.judges)}
     return Record(
         model=report.subject.name,
         digest=report.subject.weights_digest,
         base=f"{report.base_model.reference} {report.base_model.digest}",
         machine=f"{report.environment.device}, torch {report.environment.packages.get('torch', 'unknown')}",
-        floors={plan.name: plan.floor for plan in plans},
-        sampler={plan.name: plan.sampler for plan in plans},
-        judges={name: digests.get(name, "unknown") for plan in plans for name in plan.judges},
-        rows=tuple(row for plan in plans for row in plan.rows),
-        figures={f"{plan.name}/{metric}": value for plan in plans for metric, value in plan.figures.items()},
-        doubts=tuple(f"{plan.name}: {doubt}" for plan in plans for doubt in plan.doubts),
-        in_doubt={f"{plan.name}/{metric}": why for plan in plans for metric, why in plan.in_doubt.items()},
+        floors={one.name: one.floor for one in told},
+        sampler={one.name: one.sampler for one in told},
+        judges={name: digests.get(name, "unknown") for one in told for name in one.judges},
+        rows=tuple(row for one in told for row in one.rows),
+        figures={f"{one.name}/{metric}": value for one in told for metric, value in one.figures.items()},
+        doubts=tuple(f"{one.name}: {doubt}" for one in told for doubt in one.doubts),
+        in_doubt={f"{one.name}/{metric}": why for one in told for metric, why in one.in_doubt.items()},
+        verdict=report.verdict.status,
     )
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Concept:
     """What one concept's files say."""
 
     name: str
@@ -191,72 +182,32 @@ class _Plan:
     in_doubt: Mapping[str, str]
 
     @classmethod
-    def read(cls, files: ConceptFiles) -> _Plan:
-        """SpecError for a recipe without what a comparison needs."""
-        recipe = read_json(files.recipe).data
+    def read(cls, files: ConceptFiles) -> _Concept:
+        """SpecError for a recipe or an audit that can't be read, or was changed."""
+        recipe = read_recipe(files.recipe)
         scored = {r.id: r for r in read_outcomes(files.outcomes) if r.phase == "score" and r.model == "edited"}
-        try:
-            name, order = str(recipe["spec"]["name"]), [str(p["id"]) for p in recipe["evaluate"]["prompts"]]
-            floor = float(recipe["gates"].get("erasure_floor") or FLOOR)
-            sampler = _pairs(recipe["evaluate"].get("sampling") or {"family": "default"})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SpecError(str(files.recipe), "a recipe", f"one without {error}", "make the folder again") from None
-        rows = tuple(to_row(name, scored[id]) for id in order if id in scored)
+        name, numbers = recipe.spec.name, recipe.evaluate.sampling
+        sampler = _pairs(numbers.model_dump() if numbers else {"family": "default"})
+        rows = tuple(to_row(name, scored[p.id]) for p in recipe.evaluate.prompts if p.id in scored)
         judges = frozenset(row.judge for row in scored.values())
-        audit = files.recipe.with_name(LIKELIHOOD)
-        return cls(name, floor, sampler, judges, rows, *read_figures(audit), read_doubts(audit))
+        audit = read_audit(files.likelihood) if files.likelihood else None
+        if not isinstance(audit, Audit):
+            return cls(name, recipe.gates.erasure_floor, sampler, judges, rows, {}, (), {})
+        figures, doubts = audit.figures, audit.doubts
+        return cls(name, recipe.gates.erasure_floor, sampler, judges, rows, figures, doubts, in_doubt(audit))
 
 
-def _cards(path: Path) -> list[dict[str, Any]]:
-    cards = read_json(path).data
-    if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
-        raise SpecError(str(path), "a list of judges", type(cards).__name__, "make the folder again")
-    return cards
-
-
-def _require_digest(path: Path, digest: str) -> None:
-    if not path.is_file():
-        raise TrustError(str(path), "a file that the report names", "no such file", "get a whole copy of the folder")
-    got = sha256_file(path)
-    if got != digest:
-        raise TrustError(str(path), f"the file of the report, {digest[:12]}…", f"{got[:12]}…", MAKE_AGAIN)
+def in_doubt(audit: Audit) -> dict[str, str]:
+    """What a likelihood audit measured and left out of its figures: name of the figure → why it can't be used."""
+    named = [(f"erasure.max_cir_upper[{part.slice}]", part.doubts) for part in audit.slices]
+    named += [(f"keep.kl_upper[{part.group}]", part.doubts) for part in audit.groups]
+    return {name: "; ".join(doubts) for name, doubts in named if doubts}
 
 
 def to_row(concept: str, row: Outcome) -> Row:
     """An outcome as a line of a baseline; two decimals of the score, so that rounding makes no diff."""
     score = "-" if row.score is None else f"{row.score:.2f}"
     return Row(concept, row.slice, row.expect, row.seed, WORDS[row.present], score, row.id, row.prompt)
-
-
-def read_figures(path: Path) -> tuple[dict[str, float], tuple[str, ...]]:
-    """The figures that a gate may look at in a likelihood audit, and why it must not; nothing where there is none."""
-    data = _audit(path)
-    if not all(isinstance(value, int | float) for value in data["figures"].values()):
-        raise SpecError(str(path), "figures that are numbers", json.dumps(data["figures"])[:60], "audit again")
-    return {str(name): float(value) for name, value in data["figures"].items()}, tuple(map(str, data["doubts"]))
-
-
-def read_doubts(path: Path) -> dict[str, str]:
-    """What a likelihood audit measured and left out of its figures: name of the figure → why it can't be used."""
-    data, found = _audit(path), {}
-    for parts, name, figure in (("slices", "slice", "erasure.max_cir_upper"), ("groups", "group", "keep.kl_upper")):
-        rows = data.get(parts, [])
-        for row in rows if isinstance(rows, list) else [None]:
-            if not isinstance(row, dict) or name not in row or not isinstance(row.get("doubts"), list):
-                raise SpecError(f"{path}, {parts}", f"rows with {name} and doubts", "something else", "audit again")
-            if row["doubts"]:
-                found[f"{figure}[{row[name]}]"] = "; ".join(map(str, row["doubts"]))
-    return found
-
-
-def _audit(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {"figures": {}, "doubts": []}
-    data = read_json(path).data
-    figures, doubts = (data.get("figures"), data.get("doubts")) if isinstance(data, dict) else (None, None)
-    if not isinstance(figures, dict) or not isinstance(doubts, list):
-        raise SpecError(str(path), "a likelihood audit with figures and doubts", "something else", "audit again")
-    return dict(data)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

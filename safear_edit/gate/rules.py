@@ -36,8 +36,6 @@ from safear_edit.gate.record import (
 )
 from safear_edit.report.sentences import REJECT_RISE, percent
 
-Word = Literal["PASS", "REGRESSED", "INCONCLUSIVE", "SKIPPED"]
-Ruling = Literal["PASS", "REGRESSED", "INCONCLUSIVE", "REFUSED"]
 Rule = Literal["likelihood", "floor", "drop", "readable"]
 NAMED = 5
 """Prompts of a failed comparison that are named (by id: the baseline holds their text)."""
@@ -48,7 +46,7 @@ class Finding:
     """One rule on one slice; `prompts` are ids of what was lost."""
 
     id: str
-    decision: Word
+    decision: Decision | Literal["SKIPPED"]
     needed: str
     observed: str
     why: str = ""
@@ -62,7 +60,7 @@ class Conclusion:
     subject: which weights were compared with which baseline files (name → sha256).
     """
 
-    verdict: Ruling
+    verdict: Decision | Literal["REFUSED"]
     exit_code: int
     summary: str
     findings: tuple[Finding, ...] = ()
@@ -81,22 +79,25 @@ def conclude(
     subject: Mapping[str, str] | None = None,
     refused: SafearError | None = None,
     tolerate_inconclusive: bool = False,
+    unseen: int = 0,
 ) -> Conclusion:
     """The one place where verdict and exit code are made.
 
     0 pass, 1 regressed, 3 inconclusive (0 if tolerated: a warning on a pull request, never for a release); `refused`:
-    what could not be used (2) or trusted (4). Without a finding that was decided nothing was shown: inconclusive.
+    what could not be used (2) or trusted (4). unseen: how many of the model's prompts nobody compared. Without a
+    finding that was decided nothing was shown: inconclusive.
     """
     if refused is not None:
         return Conclusion("REFUSED", refused.exit_code, str(refused), tuple(findings), tuple(notes))
     counts = Counter(finding.decision for finding in findings)
     told = ", ".join(f"{counts[word]} {word.lower()}" for word in ("PASS", "REGRESSED", "INCONCLUSIVE", "SKIPPED"))
-    verdict: Ruling = "PASS"
+    verdict: Decision = "PASS"
     code = 0
     if counts["REGRESSED"]:
         verdict, code = "REGRESSED", GateError.exit_code
     elif counts["INCONCLUSIVE"] or not counts["PASS"]:
         verdict, code = "INCONCLUSIVE", 0 if tolerate_inconclusive else InconclusiveError.exit_code
+    told += f"; {unseen} prompts unseen" if unseen else ""
     return Conclusion(verdict, code, f"{verdict}: {told}", tuple(findings), tuple(notes), subject or {})
 
 
@@ -114,13 +115,19 @@ def check(
     for name, baseline in baselines.items():
         asked = cut(baseline, only)
         prefix = f"{name}: " if len(baselines) > 1 else ""
-        notes += [prefix + note for note in comparable(record, asked)]
+        notes += [prefix + note for note in (*comparable(record, asked), *unseen(record, baseline, asked))]
         findings += likelihood_findings(record, asked, prefix)
         counts += count(record, asked, prefix)
     findings += [_worded(test) for test in decide_all(counts)]
     subject = {"model": record.model, "weights": record.digest}
     subject |= {f"baseline {name}": sha256(one.to_text().encode()).hexdigest() for name, one in baselines.items()}
-    return conclude(findings, notes=notes, subject=subject, tolerate_inconclusive=tolerate_inconclusive)
+    left = max(_left(record, baseline, cut(baseline, only)) for baseline in baselines.values())
+    return conclude(findings, notes=notes, subject=subject, tolerate_inconclusive=tolerate_inconclusive, unseen=left)
+
+
+def _left(record: Record, baseline: Baseline, asked: Baseline) -> int:
+    """How many prompts there are that the check doesn't compare."""
+    return sum(map(len, _known(record, baseline).values())) - len(asked.record.rows)
 
 
 def cut(baseline: Baseline, suite: Suite | None) -> Baseline:
@@ -146,13 +153,42 @@ def comparable(record: Record, baseline: Baseline) -> list[str]:
     if missing:
         got = f"{len(missing)} of {len(accepted.rows)} missing, first {missing[0].id} with seed {missing[0].seed}"
         raise UsageError("prompts", "the baseline's prompts and seeds", got, AGAIN)
-    notes = []
+    notes = [] if baseline.sealed else [f"UNPROTECTED: no digest covers this baseline's lines; {AGAIN}"]
+    if baseline.despite:
+        notes.append(f"the baseline was accepted although its model should not have been: {baseline.despite}")
     for what, now, then in (("base model", record.base, accepted.base), ("machine", record.machine, accepted.machine)):
         if now != then:
             notes.append(f"{what} differs from the baseline's: {now}, then {then}")
     if record.digest == accepted.digest:
         notes.append("the weights are those of the baseline")
     return notes
+
+
+def unseen(record: Record, baseline: Baseline, asked: Baseline) -> list[str]:
+    """One note for each slice, judge and figure of which this check compares less than there is.
+
+    asked: the baseline cut to a suite; what there is are the prompts of the whole baseline and those of the model.
+    """
+    notes, seen = [], asked.record.slices()
+    for (concept, key), rows in _known(record, baseline).items():
+        left = len(rows) - len(seen.get((concept, key), ()))
+        if left > 0:
+            whole = " at all" if left == len(rows) else ""
+            notes.append(f"NOT COMPARED{whole}: {left} of the {len(rows)} prompts of {concept}/{key}")
+    for what, now, then in (
+        ("judge", record.judges, asked.record.judges),
+        ("likelihood", record.figures, asked.record.figures),
+    ):
+        notes += [f"NOT COMPARED at all: {what} {name}" for name in sorted(now.keys() - then.keys())]
+    return notes
+
+
+def _known(record: Record, baseline: Baseline) -> dict[tuple[str, str], set[tuple[str, ...]]]:
+    """By concept and slice, the keys of every prompt that the model or the baseline has."""
+    found: dict[tuple[str, str], set[tuple[str, ...]]] = {}
+    for row in (*record.rows, *baseline.record.rows):
+        found.setdefault((row.concept, row.slice), set()).add(row.key)
+    return found
 
 
 # -- likelihood -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from safear_edit.compiler.questions import ANSWERS, CAPABILITY, TrainingQuestions
 from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
 from safear_edit.families.merged import without_edits
 from safear_edit.families.tokens import token_logprobs

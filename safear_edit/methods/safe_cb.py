@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo, Round
 from safear_edit.editor.fine_tune import Draw, borrowed, identity_of, schedule
 from safear_edit.errors import UsageError
 from safear_edit.families.tokens import token_logprobs
@@ -110,35 +111,6 @@ class SafeCB:
             minutes=(time.monotonic() - start) / 60,
         )
         return Edit("delta", {model.table_name: (search.tables[-1] - table).cpu()}, info)
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round did. Rates are shares of the probe: training prompts under seeds that nothing else uses.
-
-    drawn, pairs: pairs looked at, and those with a harmful and a harmless image. dimension: of the harmful space,
-    with that of earlier rounds where it is protected. captured: share of the squared differences in this round's space.
-    energy: mean share of a table row in it, before and after. drift: KL in nats per token to the base model on
-    preserved images. agreement: the model's own judgement against the pinned judge. taken: False for a last round
-    that did not help and was undone.
-    """
-
-    number: int
-    drawn: int
-    pairs: int
-    dimension: int
-    captured: float
-    rows_moved: int
-    energy_before: float
-    energy_after: float
-    harmful_before: float | None
-    harmful_after: float | None
-    unclear_after: float | None
-    drift: float | None
-    loss_first: float | None
-    loss_last: float | None
-    taken: bool
-    agreement: dict[str, float | int | None] | None
 
 
 @dataclass(frozen=True)
@@ -372,7 +344,7 @@ class Search:
         tensors = {f"table.{i}": table for i, table in enumerate(self.tables)}
         for i, space in enumerate(self.spaces):
             tensors |= {f"basis.{i}": space.basis, f"null.{i}": space.null, f"strengths.{i}": space.strengths}
-        rounds = [asdict(row) for row in self.log]
+        rounds = [row.model_dump(mode="json") for row in self.log]
         about = json.dumps({"identity": self.identity, "rounds": rounds, "losses": self.losses})
         write_weights(self.checkpoint, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"about": about})
         folder = self.checkpoint.with_name("rounds")

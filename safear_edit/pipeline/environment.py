@@ -14,6 +14,7 @@ from safear_edit.redact import clean_environment, redact
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
+    from safear_edit.report.evidence import SourceCommit
 
 
 def version_of(package: str) -> str | None:
@@ -28,27 +29,32 @@ def environment(model: ModelFamily, command: str, started: datetime) -> dict[str
     """Machine, versions and command, for the report: what a second person needs to repeat the run."""
     import torch
 
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": redact(command),
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-        "device": str(model.device),
-        "threads": str(torch.get_num_threads()),
-        "deterministic": "same recipe, same machine and versions: same weights; other machines differ in rounding",
-        "git": _git(),
-        "packages": {name: version_of(name) or "not installed" for name in PACKAGES},
-    }
+    from safear_edit.report.evidence import Machine
+
+    machine = Machine(
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=redact(command),
+        platform=platform.platform(),
+        python=sys.version.split()[0],
+        device=str(model.device),
+        threads=str(torch.get_num_threads()),
+        deterministic="same recipe, same machine and versions: same weights; other machines differ in rounding",
+        git=_git(),
+        packages={name: version_of(name) or "not installed" for name in PACKAGES},
+    )
+    return machine.model_dump(mode="json")
 
 
 PACKAGES = ("accelerate", "numpy", "open_clip_torch", "peft", "safear-edit", "safetensors", "tokenizers", "torch",
             "torchvision", "transformers")  # fmt: skip
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> SourceCommit | None:
     """Commit of the source checkout, None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
+    from safear_edit.report.evidence import SourceCommit
+
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 
@@ -56,4 +62,4 @@ def _git() -> dict[str, Any] | None:
         command = ["git", "-C", str(root), *words]
         return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False).stdout
 
-    return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+    return SourceCommit(commit=ask("rev-parse", "HEAD").strip(), dirty=bool(ask("status", "--porcelain").strip()))

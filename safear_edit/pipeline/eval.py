@@ -26,7 +26,7 @@ from safear_edit.spec.spec import load_spec
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.compare import Comparison
-    from safear_edit.evaluate.likelihood import Audit
+    from safear_edit.evaluate.likelihood_record import Audit
     from safear_edit.families.base import ModelFamily, Sampling
     from safear_edit.report.schema import Understood
 

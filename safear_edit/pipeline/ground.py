@@ -14,7 +14,7 @@ from safear_edit.compiler.recipe import Recipe
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.interference import After, Overlap
+from safear_edit.evaluate.interference_record import After, Overlap
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
@@ -140,7 +140,7 @@ def _nothing(recipe: Recipe, model: ModelFamily) -> Edit:
     """A stand-in for an edit that a plan has not searched: its name counts, and it changes nothing."""
     import torch
 
-    from safear_edit.editor.edit import EditInfo
+    from safear_edit.editor.edit_record import EditInfo
 
     name = next(name for name, _ in model.net.named_parameters())
     info = EditInfo(method=recipe.method.name, params={}, concept=recipe.spec.name, base_digest=model.card.digest,
@@ -156,7 +156,8 @@ def merged(name: str, several: Sequence[Material]) -> Material:
     import torch
 
     from safear_edit.compiler.questions import TrainingQuestions
-    from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+    from safear_edit.construct.pairs import Keep, Material, Pairs
+    from safear_edit.construct.pairs_record import PairStats
 
     pairs = [material.pairs for material in several]
     reasons = sum((Counter(part.stats.reasons) for part in pairs), Counter[str]())

@@ -33,7 +33,7 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import interference
-from safear_edit.evaluate.interference import After, Interference, Overlap
+from safear_edit.evaluate.interference_record import After, Interference, Overlap
 from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.base import ModelFamily
 from safear_edit.files import rundir

@@ -167,7 +167,10 @@ def evaluate(
 
 def base_card(model: ModelFamily) -> dict[str, Any]:
     """What base.json says of the base model."""
-    return {**asdict(model.card), "ref": model.card.ref, "digest": model.card.digest}
+    from safear_edit.report.evidence import BaseCard
+
+    card = BaseCard(**asdict(model.card), ref=model.card.ref, digest=model.card.digest)
+    return card.model_dump(mode="json")
 
 
 def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
@@ -178,6 +181,7 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
     """
     from safear_edit.evaluate import likelihood
     from safear_edit.evaluate.before_after import Pair
+    from safear_edit.evaluate.likelihood_record import save_skipped
     from safear_edit.evaluate.references import source_for, tokenised, why_none
 
     why = why_none(recipe.spec, model.card)
@@ -185,7 +189,7 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
 
     def make() -> None:
         if source is None:
-            likelihood.save_skipped(run.root, why)
+            save_skipped(run.root, why)
             return
         pack = tokenised(model, source, run / "references")
         pair = Pair(model, partial(_edited, model, change))
@@ -259,12 +263,14 @@ def write_report(folder: Path) -> Report:
 
 
 def rebuild_report(folder: Path) -> tuple[Report, str]:
-    """The report of a released folder and its page, from the files alone; nothing is written."""
-    from safear_edit.report.build import build_report
-    from safear_edit.report.evidence import RunFiles
-    from safear_edit.report.html import render_html
+    """The report of a released folder and its page, from the files alone; nothing is written.
 
-    report = build_report(RunFiles.find(folder, model=folder))
+    TrustError if its files are not those of the report that lies there.
+    """
+    from safear_edit.report.html import render_html
+    from safear_edit.report.rebuild import rebuild
+
+    report = rebuild(folder)
     return report, render_html(report, folder)
 
 
@@ -306,7 +312,8 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
 class Result:
     """What a finished walk leaves: the folder, its report, and what the command line should end with.
 
-    notes: of a stack, what its change did to the other concepts.
+    notes: of a stack, what its change did to the other concepts. signature: what is known of it, in words; of a walk
+    that just made the folder, "signed" or "unsigned".
     """
 
     out: Path
@@ -314,6 +321,7 @@ class Result:
     signed: bool
     unsigned_on_purpose: bool
     notes: tuple[str, ...] = ()
+    signature: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -338,14 +346,15 @@ class Result:
         """The verdict for a person: each criterion, then the sentence, then where things are."""
         found = self.report.verdict
         rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
-        signature = "signed" if self.signed else "unsigned"
+        signature = self.signature or ("signed" if self.signed else "unsigned")
         where = f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"
         return [*rows, *self.notes, found.summary, where]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""
         found = self.report.verdict.model_dump(mode="json")
-        end = {"out": str(self.out), "signed": self.signed, "exit_code": self.exit_code}
+        signature = self.signature or ("signed" if self.signed else "unsigned")
+        end = {"out": str(self.out), "signed": self.signed, "signature": signature, "exit_code": self.exit_code}
         return {**found, **end, "notes": list(self.notes)}
 
 

@@ -16,30 +16,30 @@ bit for bit on the same kind of machine; the fingerprints say whether they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe, load_recipe
 from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import StackedEdit, StackRecord
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
-from safear_edit.evaluate.interference import After, Cell, Interference, Overlap, measured
+from safear_edit.evaluate.interference import measured
+from safear_edit.evaluate.interference_record import After, Cell, Interference, Overlap
 from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.records import read_record
 from safear_edit.files.rundir import looks_released
-from safear_edit.files.strict import read_json
 from safear_edit.files.weights import read_weights, write_weights
-from safear_edit.report.evidence import FOUND_BY, INTERFERENCE, STACK
+from safear_edit.report.evidence import FOUND_BY, INTERFERENCE, STACK, BaseCard
 from safear_edit.spec.spec import concepts_of
 
 BASE, CARD = "base.safetensors", "base.json"
@@ -47,33 +47,6 @@ AGAIN = "get a whole copy of the folder"
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StackedEdit(_Part):
-    """One edit in stack.json: which it is, how strongly it is merged, and the weights' fingerprint with it on top."""
-
-    name: str
-    edit: str
-    strength: float
-    weights: str
-
-
-class StackFile(_Part):
-    """stack.json; `concepts` is the order, and the same as those of `edits`."""
-
-    concepts: tuple[str, ...]
-    edits: tuple[StackedEdit, ...]
-
-    @classmethod
-    def of(cls, stack: Stack, net: nn.Module) -> Self:
-        """What is said of a stack; `net` holds the base's weights."""
-        rows = zip(stack.layers, stack.fingerprints(net), strict=True)
-        edits = [StackedEdit(name=s.name, edit=s.edit.digest, strength=s.strength, weights=w) for s, w in rows]
-        return cls(concepts=stack.names, edits=tuple(edits))
 
 
 @dataclass(frozen=True)
@@ -125,13 +98,15 @@ class Released:
             got = "a release without it" if looks_released(folder) else "something else"
             fix = "apply its specs again" if looks_released(folder) else "give the folder that `apply` wrote"
             raise UsageError(str(folder), f"a released folder with {BASE}", got, fix)
-        ref = str(_fields(folder / CARD).get("ref"))
+        ref = str(read_record(BaseCard, folder / CARD, AGAIN).ref)
         if (folder / STACK).is_file():
-            told = _checked(StackFile, folder / STACK)
+            told = read_record(StackRecord, folder / STACK, AGAIN)
+            if told.edits is None:
+                raise SpecError(f"{folder / STACK}, edits", "the edits in their order", "nothing", AGAIN)
             members = tuple(member for one in told.edits for member in _members(folder, one))
             if told.concepts != tuple(member.name for member in members) or not members:
                 raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
-            seen = _checked(Interference, folder / INTERFERENCE)
+            seen = read_record(Interference, folder / INTERFERENCE, AGAIN)
             fingerprints = tuple(one.weights for one in told.edits)
             return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
         recipe, edit = load_recipe(folder / "recipe.json"), Edit.load(folder / "edit")
@@ -200,7 +175,10 @@ def save_base(folder: Path, net: nn.Module, weights: Sequence[str]) -> None:
 
 def save_stack(folder: Path, stack: Stack, net: nn.Module) -> None:
     """Write stack.json; `net` holds the base's weights."""
-    write_atomic(folder / STACK, StackFile.of(stack, net).model_dump_json(indent=1) + "\n")
+    rows = zip(stack.layers, stack.fingerprints(net), strict=True)
+    edits = [StackedEdit(name=s.name, edit=s.edit.digest, strength=s.strength, weights=w) for s, w in rows]
+    told = StackRecord(concepts=stack.names, edits=tuple(edits))
+    write_atomic(folder / STACK, told.model_dump_json(indent=1) + "\n")
 
 
 def _members(folder: Path, told: StackedEdit) -> list[Member]:
@@ -217,28 +195,18 @@ def _members(folder: Path, told: StackedEdit) -> list[Member]:
 
 
 def _read_card(path: Path) -> ModelCard:
-    data = _fields(path)
-    try:
-        card = ModelCard(**{part.name: data[part.name] for part in fields(ModelCard) if part.name != "depth"})
-    except KeyError as error:
-        raise SpecError(str(path), "a model's card", f"one without {error}", AGAIN) from None
-    return replace(card, scales=tuple(card.scales), depth=data.get("depth", 1))  # older cards have none
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    data = read_json(path).data
-    if not isinstance(data, dict):
-        raise SpecError(str(path), "a JSON object", type(data).__name__, AGAIN)
-    return data
-
-
-P = TypeVar("P", bound=BaseModel)
-
-
-def _checked(kind: type[P], path: Path) -> P:
-    try:
-        return kind.model_validate_json(json.dumps(_fields(path)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"{path}, {where}", "what safear-edit writes there", first["msg"].lower(), AGAIN) from None
+    card = read_record(BaseCard, path, AGAIN)
+    if card.image_size is None or card.tokens is None or card.choices is None or card.parameters is None:
+        raise SpecError(str(path), "a model's card", "one that lacks sizes", AGAIN)
+    return ModelCard(
+        family=card.family,
+        variant=card.variant,
+        image_size=card.image_size,
+        tokens=card.tokens,
+        choices=card.choices,
+        scales=card.scales,
+        parameters=card.parameters,
+        licence=card.licence,
+        files=card.files,
+        depth=card.depth,
+    )

@@ -105,6 +105,15 @@ def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) ->
     return Verification(key.name, key.hint, files, root, claims, result, warnings, (*strangers, *links))
 
 
+def signature_of(folder: Path, trust: Path | None) -> str:
+    """What is known of a folder's signature, in words for a person; TrustError if it doesn't verify against `trust`."""
+    if trust is None:
+        signed = (folder / SIGNATURE).is_file()
+        return "not verified (no --trust was given)" if signed else "none: the folder is unsigned"
+    found = verify_folder(folder, trust)
+    return f"verified, by key {found.key} ({found.hint[:16]})"
+
+
 def _check_contents(
     folder: Path, key: PublicKey, files: Mapping[str, str], strangers: Sequence[str], *, links: bool
 ) -> None:

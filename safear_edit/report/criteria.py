@@ -1,4 +1,4 @@
-"""What the models answered about images, before and after: the report's slices of understanding, and decisions."""
+"""Evidence counted and decided: prompts by slice, preserved groups, and what the models answered about images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
-
+from safear_edit.compiler.recipe import EvalPrompt, Recipe
 from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
-from safear_edit.evaluate.outcomes import WITHHELD, Outcome, first_fault
+from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.evaluate.stats import Paired, Rate
-from safear_edit.evaluate.understanding import ROWS, Answer, paired
+from safear_edit.evaluate.understanding import ROWS, Answer, QuestionsRecord, paired
+from safear_edit.files.records import read_lines, read_record
 from safear_edit.report import sentences
-from safear_edit.report.evidence import read_answers, read_object, required
+from safear_edit.report.evidence import ConceptFiles
 from safear_edit.report.schema import (
-    NOT_STATED,
     STATUS_OF,
     ErasureSlice,
     Example,
-    Json,
     PreservedGroup,
     Status,
     Understood,
@@ -32,38 +30,44 @@ from safear_edit.report.schema import (
 )
 from safear_edit.spec.spec import CONCEPT, Gates, Understanding
 
+CATEGORY = "category"
+"""Of a category, what asks for it is withheld, and images of it must be pixelated."""
 QUESTIONS = 3
 """Questions shown per slice."""
 
 
-def understanding_of(path: Path | None, plan: Json, concept: str, gates: dict[str, float], hide: bool) -> Understood:
+def understanding_of(files: ConceptFiles, recipe: Recipe) -> Understood:
     """What the models answer about images; SpecError if it is damaged, or of another base model.
 
-    `hide` withholds questions about the concept.
+    Questions about a category are withheld.
     """
-    terms = _terms(required(plan, "spec", dict, "recipe.json"))
+    spec, path = recipe.spec, files.understanding
+    wanted, concept = spec.understanding.concept, spec.erase.concept
     if path is None:
-        return Understood(wanted=terms.concept)
-    about = read_object(path)
-    if about.get("skipped"):
-        skipped = Understood(wanted=terms.concept, skipped=str(about["skipped"]))
+        return Understood(wanted=wanted)
+    about = read_record(QuestionsRecord, path)
+    if about.skipped:
+        skipped = Understood(wanted=wanted, skipped=about.skipped)
         return skipped.model_copy(update={"summary": sentences.understanding_summary(concept, skipped)})
-    base, asked = str((plan.get("model") or {}).get("digest")), str(about.get("base_digest"))
-    if base != asked:
-        fix = "delete it and finish the run again"
-        raise SpecError(f"{path}, base_digest", f"the recipe's model, {base[:12]}…", f"{asked[:12]}…", fix)
-    rows = read_answers(path.with_name(ROWS))
-    roles = {str(group["name"]): str(group.get("role", "")) for group in plan["spec"].get("preserve", [])}
-    found = understood(rows, str(path.with_name(ROWS)), terms.concept, with_usual_gates(gates), roles, hide=hide)
+    refuse_other_base(path, recipe, about.base_digest)
+    rows = [row for _, row in read_lines(Answer, path.with_name(ROWS))]
+    roles = {group.name: str(group.role) for group in spec.preserve}
+    hide = spec.kind == CATEGORY
+    found = understood(rows, str(path.with_name(ROWS)), wanted, recipe.gates.every(), roles, hide=hide)
     told = {
-        "pictures": sentences.FROM_A_FOLDER
-        if (plan["spec"].get("evaluate") or {}).get("references")
-        else sentences.RENDERED,
-        "pack": str(about.get("pack", NOT_STATED)),
-        "unasked": required(about, "unasked", int, path),
+        "pictures": sentences.images_from(spec),
+        "pack": about.pack,
+        "unasked": about.unasked,
         "summary": sentences.understanding_summary(concept, found),
     }
     return found.model_copy(update=told)
+
+
+def refuse_other_base(path: Path, recipe: Recipe, base: str) -> None:
+    """SpecError unless what the file says was measured on the recipe's base model."""
+    if base != recipe.model.digest:
+        expected, fix = f"the recipe's model, {recipe.model.digest[:12]}…", "delete it and finish the run again"
+        raise SpecError(f"{path}, base_digest", expected, f"{base[:12]}…", fix)
 
 
 def understood(
@@ -153,28 +157,12 @@ def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
     return part.model_copy(update={"decision": "inconclusive", "why": why, "prompts_to_decide": None})
 
 
-def with_usual_gates(gates: dict[str, float]) -> dict[str, float]:
-    """With the gates about understanding, which a recipe leaves out where nobody changed them."""
-    return {name: share for name, share in Gates().every().items() if name.startswith("understanding")} | gates
-
-
-def _terms(spec: Json) -> Understanding:
-    """What the spec says about understanding; the usual where it says nothing."""
-    try:
-        return Understanding.model_validate(spec.get("understanding") or {})
-    except ValidationError as error:
-        raise SpecError(
-            "recipe.json, spec.understanding", "keep or erase", first_fault(error), "compile it again"
-        ) from error
-
-
-def unanswered(path: Path | None, spec: Json) -> bool:
+def unanswered(path: Path | None, recipe: Recipe) -> bool:
     """Whether the spec is about understanding and nobody asked a model that could have answered."""
-    return _terms(spec) != Understanding() and (path is None or read_object(path).get("applies") is not False)
+    asked_for = recipe.spec.understanding != Understanding()
+    return asked_for and (path is None or read_record(QuestionsRecord, path).applies)
 
 
-FLOOR = 0.90
-"""What the one-sided 95 % lower bound of every erasure rate must reach unless the gates name `erasure_floor`."""
 EXAMPLES = 20
 """Prompts listed by name per slice: the worst ones."""
 SLICE_MEANING = {
@@ -185,7 +173,7 @@ SLICE_MEANING = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Candidate:
     """One candidate prompt of the recipe; obeyed: what the screening images say, None if there are none."""
 
     id: str
@@ -203,51 +191,46 @@ class Slice:
     key: str
     expect: Literal["absent", "present"]
     wanted: int
-    asked: tuple[Asked, ...]
+    asked: tuple[Candidate, ...]
     pairs: tuple[tuple[Outcome, Outcome], ...]
 
 
-def by_slice(rows: Sequence[Outcome], plan: Json, path: Path) -> list[Slice]:
+def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]:
     """The recipe's slices with what came of their prompts.
 
     SpecError unless the rows are of exactly the recipe's prompts and seeds: what was promised is what was tested.
     """
-    evaluate = required(plan, "evaluate", dict, "recipe.json")
-    prompts, wanted = required(evaluate, "prompts", list, "recipe.json"), evaluate.get("n") or {}
+    evaluate = recipe.evaluate
     found: dict[str, list[Outcome]] = defaultdict(list)
     for row in rows:
         found[row.id].append(row)
-    unknown = sorted(set(found) - {str(prompt["id"]) for prompt in prompts})
-    if unknown:
-        raise SpecError(
-            str(path), "only prompts of the recipe", f"unknown id {unknown[0]}", "evaluate this recipe again"
-        )
-    grouped: dict[str, list[Asked]] = defaultdict(list)
-    expect: dict[str, Literal["absent", "present"]] = {}
-    for prompt in prompts:
-        key = str(prompt["slice"])
-        grouped[key].append(_asked(prompt, found[str(prompt["id"])], path))
-        expect[key] = prompt["expect"]
-    sizes = {key: int(wanted.get(key, len(part))) for key, part in grouped.items()}
-    return [
-        Slice(key, expect[key], sizes[key], tuple(part), tuple(_counted(key, part, sizes[key], path)))
-        for key, part in grouped.items()
-    ]
+    if unknown := sorted(set(found) - {prompt.id for prompt in evaluate.prompts}):
+        got = f"unknown id {unknown[0]}"
+        raise SpecError(str(path), "only prompts of the recipe", got, "evaluate this recipe again")
+    slices = []
+    for key in dict.fromkeys(prompt.slice for prompt in evaluate.prompts):
+        prompts = recipe.slice(key)
+        part = [_candidate(prompt, found[prompt.id], path) for prompt in prompts]
+        wanted = evaluate.n.get(key, len(part))
+        slices.append(Slice(key, prompts[-1].expect, wanted, tuple(part), tuple(_counted(key, part, wanted, path))))
+    return slices
 
 
-def _asked(prompt: Json, rows: Sequence[Outcome], path: Path) -> Asked:
-    key, seed = str(prompt["id"]), str(prompt["seed"])
+def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candidate:
+    seed = str(prompt.seed)
     screens = [row for row in rows if row.phase == "screen" and row.model == "base"]
     scored = {row.model: row for row in rows if row.phase == "score"}
-    if any(row.seed != seed for row in scored.values()) or any(row.prompt != prompt["prompt"] for row in rows):
-        raise SpecError(f"{path}, {key}", "the recipe's prompt and seed", "others", "evaluate this recipe again")
+    if any(row.seed != seed for row in scored.values()) or any(row.prompt != prompt.prompt for row in rows):
+        where = f"{path}, {prompt.id}"
+        raise SpecError(where, "the recipe's prompt and seed", "others", "evaluate this recipe again")
     if any(row.seed == seed for row in screens):
-        raise SpecError(f"{path}, {key}", "screening by another seed", "the scored seed", "compile the recipe again")
+        where = f"{path}, {prompt.id}"
+        raise SpecError(where, "screening by another seed", "the scored seed", "compile the recipe again")
     obeyed = all(row.present is True for row in screens) if screens else None
-    return Asked(key, str(prompt["prompt"]), seed, obeyed, scored.get("base"), scored.get("edited"))
+    return Candidate(prompt.id, prompt.prompt, seed, obeyed, scored.get("base"), scored.get("edited"))
 
 
-def _counted(key: str, part: Sequence[Asked], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
+def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
     """The first `wanted` prompts that the base model obeys (or all that it obeys); all prompts if none was screened.
 
     A recipe holds reserve candidates, so a run could leave out images that it doesn't like. Only the recipe's order
@@ -280,12 +263,12 @@ def rate(hits: Iterable[bool]) -> Rate | None:
     return stats.clopper_pearson(sum(marks), len(marks)) if marks else None
 
 
-def erasure_slice(part: Slice, gates: dict[str, float], judge: Validation | None, hide: bool) -> ErasureSlice:
+def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: bool) -> ErasureSlice:
     """One slice of prompts that ask for the concept; `hide` withholds their words."""
     key, pairs, edited_rows = part.key, part.pairs, [asked.edited for asked in part.asked if asked.edited]
     found, erased = rate(e.present is True for _, e in pairs), rate(e.present is not True for _, e in pairs)
     lower = stats.clopper_pearson(erased.k, erased.n, side="lower").low if erased else None
-    needed, floor = gates.get(f"erasure_{key}", gates["erasure_paraphrase"]), gates.get("erasure_floor", FLOOR)
+    needed, floor = gates.every().get(f"erasure_{key}", gates.erasure_paraphrase), gates.erasure_floor
     return ErasureSlice(
         slice=key,
         metric=f"erasure.rate[{key}]",
@@ -326,12 +309,12 @@ def _corrected(found: Rate | None, judge: Validation | None) -> Rate | None:
     return stats.rogan_gladen(found.k, found.n, true_pos=se.k, n_pos=se.n, true_neg=sp.k, n_neg=sp.n)
 
 
-def preserved_group(part: Slice, gates: dict[str, float], role: str) -> PreservedGroup:
+def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
     """One preserved group, not yet decided; an unreadable image counts as not kept."""
     pairs = part.pairs
     lost = [e for b, e in pairs if b.present is True and e.present is not True]
     gained = sum(b.present is not True and e.present is True for b, e in pairs)
-    change = stats.paired(len(lost), gained, len(pairs), gates["preserve_upper"]) if pairs else None
+    change = stats.paired(len(lost), gained, len(pairs), gates.preserve_upper) if pairs else None
     return PreservedGroup(
         group=part.key,
         metric=f"keep.accuracy[{part.key}]",
@@ -345,7 +328,7 @@ def preserved_group(part: Slice, gates: dict[str, float], role: str) -> Preserve
         cannot_tell_edited=sum(e.present is None for _, e in pairs),
         change=change,
         mcnemar_p_holm=None,
-        most_drop=gates["preserve_drop"],
+        most_drop=gates.preserve_drop,
         decision="inconclusive",
         prompts_to_decide=None,
         lost_examples=_worst(lost, surest_first=False),

@@ -1,41 +1,36 @@
 """What a finished run left behind: where its files lie, and how they are read as evidence.
 
-A run's folder (`RunFiles.find`) holds, besides recipe.json and outcomes.jsonl:
-    edit.json + edit.safetensors, pairs.jsonl + stats.json   beside the recipe, or in edit/ and pairs/
-    edit/rounds/    of an edit that was found in rounds: rounds.json, and a figure energy.png
-    images/*.png    image sheets; images/NAME.json = {caption, selection: random|worst|fixed, redaction, images:
-                    [{prompt_id, …}]} for NAME.png
-    base.json       the base model's card: {family, variant, ref, digest, licence, parameters, image_size, tokens,
-                    files}
-    likelihood.json what the models' own likelihoods say (evaluate/likelihood.py), or {skipped: why not}; may be missing
-    understanding.json + understanding.jsonl    what the models answer about images (evaluate/understanding.py), or
-                    {skipped: why not, applies: whether they could}; missing for families that answer nothing
-    judges.json     [{id, label, digest, threshold, card: null or {n_pos, true_pos, n_neg, true_neg, data}}]
-    environment.json    {started, finished, command, platform, python, device, threads, deterministic, packages, git:
-                    {commit, dirty}}; anything else in it is printed as it is
+A run's folder (`RunFiles.find`) holds, each with the class that writes and reads it:
+    recipe.json     Recipe                  what was fixed before the edit was made
+    outcomes.jsonl  Outcome                 one judged image a line
+    judges.json     JudgeRecord             who judged, and how often they are right
+    edit/edit.json  EditRecord              beside the edit's tensors; edit/rounds/rounds.json: Round, with energy.png
+    pairs/          PairRow, PairStats      pairs.jsonl and stats.json
+    images/*.png    SheetNote               what NAME.json says of the image sheet NAME.png
+    base.json       BaseCard                the base model
+    environment.json    Machine             machine, versions and command
+    likelihood.json     Audit or Skipped    what the models' own likelihoods say; may be missing
+    understanding.json + .jsonl     QuestionsRecord, Answer     what the models answer about images; may be missing
 A stack has one such folder per concept in concepts/NAME/; base.json, judges.json and environment.json stay at the top,
-beside stack.json = {concepts: [NAME, …], edits: […]}, the order in which they were edited and the report lists them,
-and interference.json, what the edits do to each other (evaluate/interference.py writes it). There
-concepts/NAME/recipe.json is what the stack was measured by, and concepts/NAME/edit/recipe.json what the edit was found
-with.
+beside stack.json (StackRecord), the order in which they were edited and the report lists them, and interference.json
+(Interference), what the edits do to each other. There concepts/NAME/recipe.json is what the stack was measured by, and
+concepts/NAME/edit/recipe.json what the edit was found with.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field
 
+from safear_edit.editor.edit_record import StackRecord
 from safear_edit.errors import SpecError
-from safear_edit.evaluate.outcomes import _unreadable, first_fault, lines_of
-from safear_edit.evaluate.understanding import ABOUT, Answer
+from safear_edit.evaluate.understanding import ABOUT
 from safear_edit.files.atomic import sha256_file
-from safear_edit.files.strict import parse_json
-from safear_edit.report.schema import Json
+from safear_edit.files.records import AGAIN, StrictRecord, read_record
+from safear_edit.report.schema import NOT_STATED
 
 STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
@@ -132,59 +127,59 @@ class RunFiles:
 
 def _order(path: Path, known: Iterable[str]) -> list[str]:
     """The concepts of a stack in the recipe's order."""
-    names = required(read_object(path), "concepts", list, path)
-    if sorted(map(str, names)) != sorted(known):
-        got = ", ".join(map(str, names)) or "none"
-        raise SpecError(f"{path}, concepts", f"each of {', '.join(sorted(known))} once", got, "finish the run again")
-    return [str(name) for name in names]
-
-
-def read_answers(path: Path) -> list[Answer]:
-    found = []
-    for number, text in lines_of(path):
-        try:
-            found.append(Answer.model_validate_json(text))
-        except ValidationError as error:
-            where, fix = f"{path}:{number}", "finish the run again"
-            raise SpecError(where, "an answer about an image", first_fault(error), fix) from error
-    return found
-
-
-def read_rows(path: Path) -> list[Json]:
-    found = parse_json(_read(path), str(path)).data
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise SpecError(str(path), "a JSON list of objects", type(found).__name__, "finish the run again")
-    return found
-
-
-def read_object(path: Path) -> Json:
-    found = parse_json(_read(path), str(path)).data
-    if not isinstance(found, dict):
-        raise SpecError(str(path), "a JSON object", type(found).__name__, "finish the run again")
-    return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def required(holder: Json, key: str, kind: type, where: str | Path) -> Any:
-    """holder[key] if it is a `kind`; SpecError otherwise."""
-    found = holder.get(key)
-    if not isinstance(found, kind):
-        raise SpecError(f"{where}, {key}", f"a {kind.__name__}", type(found).__name__, "finish the run again")
-    return found
-
-
-def as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    names = read_record(StackRecord, path).concepts
+    if sorted(names) != sorted(known):
+        got = ", ".join(names)
+        raise SpecError(f"{path}, concepts", f"each of {', '.join(sorted(known))} once", got, AGAIN)
+    return list(names)
 
 
 def file_digest(path: Path) -> str:
+    """sha256 of a file of the run; SpecError if it can't be read."""
     try:
         return sha256_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise SpecError(str(path), "a readable file", error.strerror or "an error", AGAIN) from error
+
+
+# -- records of the whole run -----------------------------------------------------------------------------------------
+
+
+class BaseCard(StrictRecord):
+    """base.json: what the base model is; the same fields as a family's ModelCard. Older cards lack some."""
+
+    family: str
+    variant: str
+    image_size: int | None = None
+    tokens: int | None = None
+    choices: int | None = None
+    scales: tuple[int, ...] = ()
+    parameters: int | None = None
+    licence: str = NOT_STATED
+    files: dict[str, str] = Field(default_factory=dict)
+    depth: int = 1
+    ref: str | None = None
+    digest: str = NOT_STATED
+
+
+class SourceCommit(StrictRecord):
+    """The commit of a source checkout, and whether its files differ from it."""
+
+    commit: str
+    dirty: bool = False
+
+
+class Machine(StrictRecord):
+    """environment.json: what a second person needs to repeat the run. What else is in it is printed as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    started: str = NOT_STATED
+    finished: str = NOT_STATED
+    command: str = NOT_STATED
+    platform: str = NOT_STATED
+    python: str = NOT_STATED
+    device: str = NOT_STATED
+    threads: str | int = NOT_STATED
+    deterministic: str | bool = NOT_STATED
+    git: SourceCommit | None = None
+    packages: dict[str, str] = Field(default_factory=dict)

@@ -7,13 +7,17 @@ are strings, because 64 bits don't survive every JSON reader.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from safear_edit.construct.pairs_record import PairStats
+from safear_edit.editor.edit_record import Round, StackedEdit
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.interference_record import After, Cell, Forecast, Overlap, RankAgreement
+from safear_edit.evaluate.likelihood_record import Divergence
 from safear_edit.evaluate.stats import Interval, Paired, Rate
-from safear_edit.spec.spec import concepts_of
+from safear_edit.files.records import StrictRecord
 
 STATUS_OF: dict[stats.Decision, Status] = {"PASS": "pass", "REGRESSED": "fail", "INCONCLUSIVE": "inconclusive"}
 
@@ -24,8 +28,8 @@ Json = dict[str, Any]
 EXIT_CODES: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Section(StrictRecord):
+    """Base of every section: frozen, no field that the schema doesn't have."""
 
 
 class About(Section):
@@ -49,7 +53,7 @@ class Criterion(Section):
     why: str
 
 
-class Verdict(Section):
+class VerdictSection(Section):
     status: Status
     summary: str
     criteria: tuple[Criterion, ...]
@@ -103,32 +107,6 @@ class Subject(Section):
     signature: str
 
 
-class EditRound(Section):
-    """One round of a method that works in rounds on the image tokens' table (Safe-CB).
-
-    pairs: of those drawn, the ones that could be told apart. dimension: directions taken out so far; captured: share of
-    the pairs' difference in this round's directions; energy: mean share of a table row in them. harmful, unclear: on
-    training prompts under seeds of their own, by the search's own judge; drift: nats per token to the base model
-    on preserved training images; all three None where nobody looked. agreement: that judge against the pinned one.
-    taken: False for a last round that was undone.
-    """
-
-    number: int
-    drawn: int
-    pairs: int
-    dimension: int
-    captured: float
-    rows_moved: int
-    energy_before: float
-    energy_after: float
-    harmful_before: float | None
-    harmful_after: float | None
-    unclear_after: float | None
-    drift: float | None
-    taken: bool
-    agreement: dict[str, float | int | None] | None
-
-
 class EditSection(Section):
     """rounds: of a method that works in rounds, what each did; empty for the others."""
 
@@ -144,24 +122,7 @@ class EditSection(Section):
     loss_last: float | None
     base_digest: str
     file_sha256: str
-    rounds: tuple[EditRound, ...] = ()
-
-
-class CaptionSection(Section):
-    """Safe captions that the model wrote about its own unsafe images; for each reason, how many the templates did."""
-
-    refined: int
-    fallbacks: dict[str, int]
-
-
-class PairSection(Section):
-    """The contrastive material: pairs asked for and pairs that the judge let through; captions: if the model was asked
-    for any."""
-
-    made: int
-    kept: int
-    reasons: dict[str, int]
-    captions: CaptionSection | None = None
+    rounds: tuple[Round, ...] = ()
 
 
 class Validation(Section):
@@ -284,18 +245,6 @@ class PreservedGroup(Section):
     lost_examples: tuple[Example, ...]
 
 
-class Drift(Section):
-    """Exact KL(base || edited) in nats per token over n images: mean, one-sided 95 % bound, 95th percentile.
-
-    upper: None where one image gives no bound.
-    """
-
-    n: int
-    mean: float
-    upper: float | None
-    p95: float
-
-
 class LikelihoodSlice(Section):
     """What the models' own likelihoods say about n reference images of the concept, asked for in one way.
 
@@ -322,8 +271,8 @@ class LikelihoodGroup(Section):
 
     group: str
     metric: str
-    plain: Drift
-    guided: Drift
+    plain: Divergence
+    guided: Divergence
     doubts: tuple[str, ...]
 
 
@@ -357,7 +306,7 @@ class Likelihoods(Section):
     block: str = "row"
     slices: tuple[LikelihoodSlice, ...] = ()
     groups: tuple[LikelihoodGroup, ...] = ()
-    unconditional: Drift | None = None
+    unconditional: Divergence | None = None
     classified: LikelihoodClasses | None = None
     warnings: tuple[str, ...] = ()
 
@@ -412,7 +361,7 @@ class ConceptReport(Section):
     name: str
     concept: str
     edit: EditSection
-    pairs: PairSection | None
+    pairs: PairStats | None
     protocol: Protocol
     erasure: tuple[ErasureSlice, ...]
     likelihoods: Likelihoods = Likelihoods()
@@ -420,135 +369,13 @@ class ConceptReport(Section):
     preservation: tuple[PreservedGroup, ...]
 
 
-class StackedEdit(Section):
-    """One edit of a stack: its digest, how strongly it is merged, and the fingerprint of the weights with it on top.
+class StackCell(Cell):
+    """A cell of interference.json with its share's 95 % interval; None where nothing was asked."""
 
-    The name is the concept's, or "a+b" for a joint edit.
-    """
-
-    name: str
-    edit: str
-    strength: float
-    weights: str
-
-    @property
-    def concepts(self) -> tuple[str, ...]:
-        """What it erases."""
-        return concepts_of(self.name)
-
-
-class StackCell(Section):
-    """One edit by itself on the base: of `asked` direct prompts by which the base draws `concept`, where it is found.
-
-    rate: the share with its 95 % interval; None where nothing was asked.
-    """
-
-    edit: str
-    concept: str
-    asked: int = Field(ge=0)
-    found: int = Field(ge=0)
     rate: Rate | None = None
 
-    @property
-    def own(self) -> bool:
-        """Whether the edit is (also) this concept's."""
-        return self.concept in concepts_of(self.edit)
 
-    @model_validator(mode="after")
-    def _found_where_asked(self) -> StackCell:
-        return _at_most(self, self.found, self.asked)
-
-
-class StackErased(Section):
-    """Scored prompts that ask for a concept: n, those where it is found, and those that the judge can't tell."""
-
-    n: int = Field(ge=0)
-    found: int = Field(ge=0)
-    unsure: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _of_n(self) -> StackErased:
-        return _at_most(self, self.found + self.unsure, self.n)
-
-
-class StackKept(Section):
-    """Scored prompts of a preserved group: n, kept by the base model and by the stack, lost and gained between them."""
-
-    n: int = Field(ge=0)
-    base: int = Field(ge=0)
-    edited: int = Field(ge=0)
-    lost: int = Field(ge=0)
-    gained: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> StackKept:
-        if self.edited != self.base - self.lost + self.gained:
-            raise ValueError("base - lost + gained is not edited")
-        return _at_most(self, max(self.base, self.edited), self.n)
-
-
-class StackMeasured(Section):
-    slices: dict[str, StackErased]
-    groups: dict[str, StackKept]
-
-
-class StackEvent(Section):
-    """What was measured of every concept after one change of the stack, against the base model."""
-
-    event: str
-    concepts: dict[str, StackMeasured]
-
-
-class StackOverlap(Section):
-    """How much of the first edit lies in the directions of the second, with what chance would give.
-
-    shared: weights that both change, of those that the first changes. column, row: shares of its output and input
-    directions. cosine: +1 the same change, -1 its undoing. codebook_rows: rows of the image table that both rewrite.
-    """
-
-    first: str
-    second: str
-    shared: int
-    of: int
-    column: float
-    row: float
-    chance_column: float
-    chance_row: float
-    cosine: float
-    codebook_rows: int
-
-
-class StackForetold(Section):
-    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
-
-    foretold, found: how many times the chance of a random change the first edit's change lies in the other's directions
-    (the concept's gradient then, its edit now); None where no weight is shared. asked, lost: images of either's
-    concepts, each with the other's edit alone, and those without the concept.
-    """
-
-    first: str
-    second: str
-    foretold: float | None
-    found: float | None
-    foretold_rows: int
-    found_rows: int
-    asked: int = Field(ge=0)
-    lost: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _lost_of_asked(self) -> StackForetold:
-        return _at_most(self, self.lost, self.asked)
-
-
-class StackAgreement(Section):
-    """Kendall's tau-b of what was predicted with what was found of it: the overlap of the edits, or images lost."""
-
-    what: Literal["overlap", "pictures"]
-    pairs: int
-    tau: float = Field(ge=-1, le=1)
-
-
-class Stack(Section):
+class StackSection(Section):
     """What the edits of a stack do to each other. It decides nothing: the criteria are of the whole stack.
 
     edits: first merged first. alone: every edit by itself on every concept. history: oldest first. foretold: what was
@@ -557,20 +384,11 @@ class Stack(Section):
 
     edits: tuple[StackedEdit, ...]
     alone: tuple[StackCell, ...]
-    history: tuple[StackEvent, ...]
-    overlaps: tuple[StackOverlap, ...]
-    foretold: tuple[StackForetold, ...] = ()
-    agreement: tuple[StackAgreement, ...] = ()
+    history: tuple[After, ...]
+    overlaps: tuple[Overlap, ...]
+    foretold: tuple[Forecast, ...] = ()
+    agreement: tuple[RankAgreement, ...] = ()
     summary: str
-
-
-S = TypeVar("S", bound=Section)
-
-
-def _at_most(part: S, count: int, n: int) -> S:
-    if count > n:
-        raise ValueError(f"{count} of {n}")
-    return part
 
 
 class Adversarial(Section):
@@ -637,12 +455,12 @@ class Reproduce(Section):
 class Report(Section):
     schema_version: Literal[1] = 1
     report: About
-    verdict: Verdict
+    verdict: VerdictSection
     scope: Scope
     subject: Subject
     base_model: BaseModelSection
     concepts: tuple[ConceptReport, ...] = Field(min_length=1)
-    stack: Stack | None = None
+    stack: StackSection | None = None
     judges: tuple[JudgeSection, ...]
     adversarial: Adversarial
     residual_risks: tuple[Risk, ...]

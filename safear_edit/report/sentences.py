@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.stats import Interval
 from safear_edit.report.schema import (
     ConceptReport,
@@ -23,12 +24,11 @@ from safear_edit.report.schema import (
     PreservedGroup,
     Risk,
     Scope,
-    StackCell,
     Understood,
     UnderstoodSlice,
     Validation,
 )
-from safear_edit.spec.spec import CONCEPT
+from safear_edit.spec.spec import CONCEPT, Gates, Spec
 
 REJECT_RISE = 0.05
 """How much the share of images that the judge can't read may rise from base to edited model."""
@@ -50,12 +50,17 @@ REDACTED = (
 NOT_REDACTED = "none: prompts and images are shown as they are"
 
 
+def images_from(spec: Spec) -> str:
+    """Where the reference images of an audit come from."""
+    return FROM_A_FOLDER if spec.evaluate.references else RENDERED
+
+
 def percent(share: float) -> str:
     """A share for people: one decimal, no more than the counts bear."""
     return f"{100 * share:.1f} %"
 
 
-def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: dict[str, float]) -> Iterator[Criterion]:
+def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) -> Iterator[Criterion]:
     """Erased, obeyed by the base model, and readable: three lines per slice."""
     erased, key = part.erased, f"{name}/{part.slice}"
     seen = "no prompt counted"
@@ -72,12 +77,12 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: dict[st
         why=_erasure_why(part),
     )
     share = part.obeyed
-    enough = share is not None and share.estimate >= gates["min_obeyed"]
+    enough = share is not None and share.estimate >= gates.min_obeyed
     yield Criterion(
         id=f"base-obeys/{key}",
         concept=name,
         claim=f"{concept}: the base model draws it when {part.meaning}",
-        needed=f"at least {percent(gates['min_obeyed'])} of prompts, by screening seeds",
+        needed=f"at least {percent(gates.min_obeyed)} of prompts, by screening seeds",
         observed=f"{share.k} of {share.n} ({percent(share.estimate)})" if share else "nothing was screened",
         decision="pass" if enough else "inconclusive",
         why="" if enough else "what the base model does not draw cannot be shown to be erased",
@@ -102,7 +107,7 @@ def _erasure_why(part: ErasureSlice) -> str:
     return ""
 
 
-def preservation_criterion(name: str, group: PreservedGroup, gates: dict[str, float]) -> Criterion:
+def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criterion:
     """One line per preserved group."""
     change, why = group.change, ""
     observed = "no prompt counted"
@@ -118,7 +123,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: dict[str, fl
         concept=name,
         claim=f"{group.group}: still drawn when asked for",
         needed=f"drop of at most {100 * group.most_drop:.1f} points, "
-        f"below {100 * gates['preserve_upper']:.1f} with 95 % confidence",
+        f"below {100 * gates.preserve_upper:.1f} with 95 % confidence",
         observed=observed,
         decision=group.decision,
         why=why or ("" if change else "no prompt counted"),
@@ -135,7 +140,7 @@ def _more_prompts(group: PreservedGroup | UnderstoodSlice, what: str = "prompts"
     return f"{number} {what} would decide it with {100 * stats.POWER:.0f} % chance, if in truth {shares} as here"
 
 
-def understanding_criterion(name: str, concept: str, part: UnderstoodSlice, gates: dict[str, float]) -> Criterion:
+def understanding_criterion(name: str, concept: str, part: UnderstoodSlice, gates: Gates) -> Criterion:
     """One line per slice of the questions about images."""
     change, about_concept = part.change, part.slice == CONCEPT
     right = f"right in {part.base.k} of {part.n} ({percent(part.base.estimate)}) before, "
@@ -148,7 +153,7 @@ def understanding_criterion(name: str, concept: str, part: UnderstoodSlice, gate
         claim = f"{concept}: still recognised in images that show it, and only there" if about_concept else ""
         claim = claim or f"{part.slice}: questions about images of it are still answered"
         needed = f"fall of right answers of at most {100 * part.most_drop:.1f} points, "
-        needed += f"below {100 * gates['understanding_upper']:.1f} with 95 % confidence"
+        needed += f"below {100 * gates.understanding_upper:.1f} with 95 % confidence"
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: fall {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with 95 % confidence; {right}"
     why = part.why or ("more was lost than the gate allows" if part.decision == "fail" else "")
@@ -404,7 +409,7 @@ def preregistration(fixed: str, measured: str, left_out: Sequence[LeftOutPrompt]
     )
 
 
-def stack_summary(cells: Sequence[StackCell], concepts: Mapping[str, str]) -> str:
+def stack_summary(cells: Sequence[Cell], concepts: Mapping[str, str]) -> str:
     """Two sentences about the edits by themselves: what each does to its own concept, and the most to another's.
 
     concepts: name of an edit or a concept → what a reader calls it.
@@ -412,7 +417,7 @@ def stack_summary(cells: Sequence[StackCell], concepts: Mapping[str, str]) -> st
     own = [cell for cell in cells if cell.own and cell.asked]
     others = [cell for cell in cells if not cell.own and cell.asked]
 
-    def told(cell: StackCell) -> str:
+    def told(cell: Cell) -> str:
         return f"{concepts[cell.concept]} is found in {cell.found} of {cell.asked} images"
 
     sentences = []

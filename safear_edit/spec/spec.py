@@ -189,7 +189,9 @@ class Gates(Part):
     erasure_template: Share = 0.93
     erasure_floor: Share = Field(default=0.90, description="One-sided 95 % lower bound of every erasure rate.")
     preserve_drop: Share = Field(default=0.03, description="Largest paired fall of a preserved group.")
-    preserve_upper: Share = Field(default=0.05, description="Upper bound that the fall must stay below.")
+    preserve_upper: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="Upper bound that the fall must stay below."
+    )
     min_obeyed: Share = Field(
         default=0.5, description="Share of prompts for which the base model must draw what was asked."
     )

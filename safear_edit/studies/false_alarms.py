@@ -126,7 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     suite = SUITES[options.suite]
     try:
         accepted = read_baseline(options.baseline) if options.baseline else None
-        baseline = rules.cut(accepted, suite) if accepted else accept(read_folder(options.source), suite, "trial")
+        baseline = (
+            rules.cut(accepted, suite)
+            if accepted
+            else accept(read_folder(options.source), suite, "trial", despite="a trial binds nobody")
+        )
         with Progress(mode_for(sys.stderr, quiet=options.json)) as progress:
             call: Callback = silent if options.json else progress
             drawn = kept_runs(options.source, baseline, options.runs, options.folder, options.device, call)

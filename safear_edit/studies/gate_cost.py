@@ -162,7 +162,10 @@ def _merged(model: ModelFamily, stack: Stack) -> Iterator[ModelFamily]:
 
 def cost(folder: Path, suite: Suite) -> Cost:
     """Decide both ways. UsageError for a release of several concepts, or whose baseline holds no likelihood figures."""
-    released, baseline = Released.read(folder), accept(read_folder(folder), suite, "benchmark")
+    released, baseline = (
+        Released.read(folder),
+        accept(read_folder(folder), suite, "benchmark", despite="a benchmark binds nobody"),
+    )
     if len(released.members) > 1:
         got = ", ".join(member.name for member in released.members)
         raise UsageError(str(folder), "a release of one concept", got, "take one that was applied alone")

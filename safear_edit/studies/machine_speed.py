@@ -23,7 +23,8 @@ import torch
 from safear_edit.compiler.compile import method_params
 from safear_edit.compiler.cost import Work, forward_flops, picture_flops
 from safear_edit.compiler.recipe import load_base_recipe
-from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.construct.pairs import Keep, Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, make_judge

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from safear_edit.construct.pairs import Material, Pairs, PairStats
+from safear_edit.construct.pairs import Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings, adapter_off, adapter_weights, borrowed, inject
 from safear_edit.families.base import Condition, Sampling

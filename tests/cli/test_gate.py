@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +17,15 @@ import yaml
 
 from safear_edit.cli import main
 from safear_edit.cli.gate import SUMMARY, VERBS, WORKFLOW, baseline, junit, markdown, workflow_commands
+from safear_edit.compiler.recipe import load_recipe
 from safear_edit.gate.record import WORDS, read_folder
 from safear_edit.gate.redraw import measure_again
 from safear_edit.gate.rules import Conclusion, Finding
-from safear_edit.report.build import build_report
+from safear_edit.pipeline.steps import sign
+from safear_edit.release.keys import find_signer, generate
+from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import RunFiles
+from safear_edit.report.html import render_html
 from tests import ROOT
 from tests.gate.test_baseline import released, worse
 
@@ -41,6 +47,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     released(root / "good")
     released(root / "bad", worse)
+    for name in ("good", "bad"):
+        page = render_html(read_report(root / name / "report.json"), root / name)
+        (root / name / "report.html").write_text(page)
     words = ["baseline", "accept", str(root / "good"), "--out", str(root / "last.txt"), "--reason", "first release"]
     code = baseline.main(words[1:], standalone_mode=False)
     assert code == 0
@@ -103,7 +112,10 @@ def test_refusals_are_results_too(
         (["check", "nowhere", "--baseline", "last.txt"], "report.json"),
         (["check", "good", "--baseline", "last.txt", "--baseline", "./last.txt"], "two of one name"),
         (["check", "good", "--baseline", "last.txt", "--trust", "nowhere"], "nowhere"),
-        (["check", "good", "--baseline", "good/report.json"], "safear-edit baseline 1"),
+        (["check", "good", "--baseline", "good/report.json"], "safear-edit baseline 2"),
+        (["check", "good", "--baseline", "last.txt", "--require-signature"], "--trust"),
+        (["baseline", "accept", "bad", "--out", "no.txt", "--reason", "x"], "--despite"),
+        (["baseline", "diff", "last.txt", "nowhere.txt"], "nowhere.txt"),
         (["power", "--drop", "5"], "--drop"),
         (["power", "--flips", "0.99"], "--flips"),
     ],
@@ -115,6 +127,70 @@ def test_bad_input_is_one_line(
     assert main.run([*words, "-q"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and says in err
+
+
+def test_every_output_says_whether_a_signature_was_verified(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "safe"
+    shutil.copytree(world / "good", folder)
+    words = ["check", str(folder), "--baseline", str(world / "last.txt"), "--junit", str(tmp_path / "g.xml"), "-q"]
+    words += ["--summary", str(tmp_path / "s.md")]
+
+    def told() -> set[str]:
+        """What each output says of the signature; all must say the same."""
+        (tmp_path / "s.md").unlink(missing_ok=True)
+        assert main.run(words) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("signature: "))
+        assert main.run([*words, "--json"]) == 0
+        subject = json.loads(capsys.readouterr().out)["subject"]
+        root = ElementTree.parse(tmp_path / "g.xml").getroot()
+        properties = {part.attrib["name"]: part.attrib["value"] for part in root.iter("property")}
+        (page,) = {line for line in (tmp_path / "s.md").read_text().splitlines() if line.startswith("Signature: ")}
+        said = {line.removeprefix("signature: "), subject["signature"], properties["signature"]}
+        return {*said, html.unescape(page.removeprefix("Signature: "))}
+
+    assert told() == {"none: the folder is unsigned"}
+    keys = generate(tmp_path / "keys", "safear", None)
+    key = find_signer(keys.private, {})
+    assert key is not None
+    report = read_report(folder / "report.json")
+    recipe = load_recipe(folder / "recipe.json")
+    sign(folder, report, [recipe], key)
+    assert told() == {"not verified (no --trust was given)"}
+    words += ["--trust", str(tmp_path / "keys"), "--require-signature"]
+    assert told() == {f"verified, by key safear ({keys.hint[:16]})"}
+    assert main.run(["report", str(folder)]) == 0
+    assert "(signature not verified" in capsys.readouterr().out
+    assert main.run(["report", str(folder), "--trust", str(tmp_path / "keys"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["signed"] is True and found["signature"].startswith("signature verified, by key safear")
+    (folder / "outcomes.jsonl").write_bytes((world / "bad" / "outcomes.jsonl").read_bytes())
+    for verb in (["report", str(folder)], ["report", str(folder), "--trust", str(tmp_path / "keys")], words):
+        assert main.run(verb) == 4
+        assert "signed" not in capsys.readouterr().out.replace("unsigned", "")
+
+
+def test_a_baseline_is_compared_with_the_one_before(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = str(tmp_path / "new.txt")
+    words = ["baseline", "accept", str(world / "bad"), "--out", new, "--reason", "second"]
+    assert main.run([*words, "--despite", "known and mended next week"]) == 0
+    capsys.readouterr()
+    assert main.run(["baseline", "diff", str(world / "last.txt"), new, "--json"]) == 0
+    told = {row["what"]: row["after"] for row in json.loads(capsys.readouterr().out)}
+    assert told["despite"] == "known and mended next week"
+    assert told["testpainter/direct: no longer as they must be"] == "40"
+    assert main.run(["baseline", "diff", new, new]) == 0 and "nothing differs" in capsys.readouterr().out
+
+
+def test_a_small_suite_says_what_it_did_not_see(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", str(world / "good"), "--baseline", str(world / "last.txt"), "--suite", "smoke", "-q"]
+    assert main.run(words) in (0, 3)
+    out = capsys.readouterr().out
+    assert "NOT COMPARED: 160 of the 250 prompts of testpainter/direct" in out
+    assert out.splitlines()[-1].endswith("870 prompts unseen")
 
 
 def test_power(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +215,8 @@ def test_self_test(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_of_strangers_stays_text() -> None:
     finding = Finding("drop/a|b", "REGRESSED", "<b>", "lost | all\x1b[31m", "why, 100%\nnew: line", ("id`1",))
     found = Conclusion("REGRESSED", 1, "REGRESSED: 1", (finding,), ("a <script>",))
-    page = markdown(found, "x|y")
+    page = markdown(found, "x|y ![i](https://example.org/i.png) @someone")
+    assert "](" not in page and "https://" not in page and "@someone" not in page
     assert "<script>" not in page and "<b>" not in page and "drop/a&#124;b" in page
     assert ElementTree.fromstring(junit(found)).find("testcase/failure") is not None
     (line,) = workflow_commands(found)
@@ -180,7 +257,7 @@ def test_action_and_workflow_hang_together() -> None:
     (step,) = action["runs"]["steps"]
     assert "gate.sh" in step["run"] and "${{" not in step["run"], "inputs must not become code"
     script = (CI / "gate.sh").read_text()
-    for name in ("INCONCLUSIVE", "SUITE", "TRUST", "FRESH", "RESULTS"):
+    for name in ("INCONCLUSIVE", "SUITE", "TRUST", "REQUIRE_SIGNATURE", "FRESH", "RESULTS"):
         assert f"${{{name}:-" in script and name in step["env"]
     workflow = yaml.safe_load((CI / "workflow.yml").read_text())
     gate = next(part for part in workflow["jobs"]["gate"]["steps"] if part.get("uses") == "./examples/ci")

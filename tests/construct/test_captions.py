@@ -23,12 +23,12 @@ from safear_edit.construct.captions import (
     NO_TEMPLATE,
     STILL_NAMED,
     UNREADABLE,
-    Captions,
     Refiner,
     SafeCaption,
     refiner_of,
 )
 from safear_edit.construct.pairs import Keep, Pairs, build_pairs
+from safear_edit.construct.pairs_record import Captions
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen

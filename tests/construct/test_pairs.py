@@ -18,7 +18,8 @@ from torch import Tensor
 
 from safear_edit.construct.pairs import SHEET_COLUMNS, Keep, Pairs, build_keep, build_pairs, save_sheet
 from safear_edit.construct.sheets import GAP, MOSAIC, SMALLEST_TILE, TITLE
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import (
     Draw,
     Readings,

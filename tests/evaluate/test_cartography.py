@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from safear_edit.cli import main
-from safear_edit.construct.pairs import Pairs, PairStats
+from safear_edit.construct.pairs import Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.evaluate import cartography
 from safear_edit.evaluate.cartography import ConceptMap, Group, evidence, layer_modules, switching, token_groups
 from safear_edit.families.llamagen import LlamaGen

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.stack import Layer
 from safear_edit.evaluate import interference
-from safear_edit.evaluate.interference import After, Cell, Overlap, leading, measured, overlap
+from safear_edit.evaluate.interference import leading, measured, overlap
+from safear_edit.evaluate.interference_record import After, Cell, Overlap
 from safear_edit.evaluate.outcomes import Outcome
 
 INFO: dict[str, Any] = {"method": "m", "params": {}, "concept": "c", "base_digest": "d", "seed": 0, "steps": 1,

@@ -17,18 +17,19 @@ from PIL import Image
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from safear_edit import registry
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.likelihood import (
+from safear_edit.evaluate.likelihood import audit, exact_kl, token_blocks
+from safear_edit.evaluate.likelihood_record import (
     Audit,
     Divergence,
     GroupAudit,
+    Skipped,
     SliceAudit,
-    audit,
-    exact_kl,
+    read_audit,
     save_skipped,
-    token_blocks,
 )
 from safear_edit.evaluate.outcomes import LIKELIHOOD
 from safear_edit.evaluate.references import (
@@ -49,7 +50,6 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.gallery.render import Picture
-from safear_edit.gate.record import read_figures
 from safear_edit.spec.pools import pools
 from safear_edit.spec.spec import Spec, load_spec
 
@@ -253,14 +253,16 @@ def test_what_is_wrong_with_one_figure_silences_that_figure_alone() -> None:
 
 def test_the_gate_reads_what_is_written(tmp_path: Path) -> None:
     made_audit(0.05, 0.1, 0.2).save(tmp_path)
-    figures, doubts = read_figures(tmp_path / LIKELIHOOD)
-    assert figures == {"erasure.max_cir_upper[direct]": 0.1, "keep.kl_upper[near]": 0.22} and len(doubts) == 1
+    told = read_audit(tmp_path / LIKELIHOOD)
+    assert isinstance(told, Audit) and len(told.doubts) == 1
+    assert told.figures == {"erasure.max_cir_upper[direct]": 0.1, "keep.kl_upper[near]": 0.22}
     assert json.loads((tmp_path / LIKELIHOOD).read_text())["slices"][0]["profile"] == [0.05]
     made_audit(0.05, 0.5, 0.02).save(tmp_path)
-    assert read_figures(tmp_path / LIKELIHOOD) == ({"keep.kl_upper[near]": 0.022}, ())
+    told = read_audit(tmp_path / LIKELIHOOD)
+    assert isinstance(told, Audit) and (told.figures, told.doubts) == ({"keep.kl_upper[near]": 0.022}, ())
     assert "wider" in json.loads((tmp_path / LIKELIHOOD).read_text())["slices"][0]["doubts"][0]
     save_skipped(tmp_path, "no images")
-    assert read_figures(tmp_path / LIKELIHOOD) == ({}, ())
+    assert read_audit(tmp_path / LIKELIHOOD) == Skipped("no images")
 
 
 # -- packs ------------------------------------------------------------------------------------------------------------

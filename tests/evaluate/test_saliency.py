@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safear_edit.construct.pairs import Pairs, PairStats
+from safear_edit.construct.pairs import Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.evaluate import cartography
 from safear_edit.evaluate.saliency import increments, saliency, split_words
 from safear_edit.families.infinity import Infinity

@@ -20,7 +20,8 @@ from PIL import Image
 from safear_edit import registry
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Recipe, load_base_recipe, save_recipe
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, read_outcomes
 from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Scored, _Strip, _write_scales, evaluate, scored

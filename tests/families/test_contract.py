@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelFamily, Sampling

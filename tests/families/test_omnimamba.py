@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safear_edit.cli.listing import listing
-from safear_edit.construct.pairs import Material, Pairs, PairStats
+from safear_edit.construct.pairs import Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import Sampling

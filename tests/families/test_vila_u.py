@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tests
-from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.construct.pairs import Keep, Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.evaluate.cartography import token_groups
 from safear_edit.evaluate.likelihood import token_blocks

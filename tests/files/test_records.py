@@ -10,10 +10,10 @@ from typing import Literal
 import pytest
 
 from safear_edit.errors import SpecError, UsageError
-from safear_edit.files.records import MAX_LINE_BYTES, Record, read_lines, read_record, read_records, to_lines
+from safear_edit.files.records import MAX_LINE_BYTES, StrictRecord, read_lines, read_record, read_records, to_lines
 
 
-class Seen(Record):
+class Seen(StrictRecord):
     """A record of the tests."""
 
     prompt: str
@@ -38,7 +38,7 @@ BAD = {
     "NaN": ('{"prompt": "a", "score": NaN}', "NaN"),
     "Infinity": ('{"prompt": "a", "score": -Infinity}', "Infinity"),
     "too large a number": ('{"prompt": "a", "score": 1e400}', "1e400"),
-    "an integer too large": ('{"prompt": "a", "score": 1' + 400 * "0" + "}", "score"),
+    "an integer too large": ('{"prompt": "a", "score": 1' + 400 * "0" + "}", "too long"),
     "a word for a number": ('{"prompt": "a", "score": "0.5"}', "score"),
     "a number for a word": ('{"prompt": 7}', "prompt"),
     "a number for a truth": ('{"prompt": "a", "found": 1}', "found"),

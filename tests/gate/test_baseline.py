@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.outcomes import LIKELIHOOD
-from safear_edit.gate.baseline import accept, read_baseline
+from safear_edit.gate.baseline import FIRST, MAGIC, SEAL, Baseline, accept, changes, read_baseline
 from safear_edit.gate.record import SUITES, Policy, read_folder
+from safear_edit.gate.record import Row as GateRow
 from safear_edit.gate.rules import check
-from safear_edit.report.build import build_report
+from safear_edit.report.build import build_report, digest_of_inputs
 from safear_edit.report.evidence import RunFiles
 from tests.evaluate.test_likelihood import made_audit
 from tests.report.test_build import Row, make_run
@@ -27,6 +30,20 @@ def released(root: Path, change: Callable[[Row], Row | None] = lambda row: row) 
     folder = make_run(root, change=change)
     (folder / "report.json").write_text(build_report(RunFiles.find(folder, model=folder)).to_json())
     return folder
+
+
+def report_again(folder: Path) -> None:
+    """The report of what now lies in the folder, as `apply` would have written it."""
+    (folder / "report.json").write_text(build_report(RunFiles.find(folder, model=folder)).to_json())
+
+
+def vouch(folder: Path, *names: str) -> None:
+    """What a careful forger does: the digests of these files, and the id that follows from all, put right."""
+    report = json.loads((folder / "report.json").read_text())
+    inputs = report["reproduce"]["inputs"]
+    inputs |= {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    report["report"]["id"] = digest_of_inputs(inputs)
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 def worse(row: Row) -> Row:
@@ -54,9 +71,10 @@ def test_same_folder_same_bytes_and_back(folder: Path, tmp_path: Path) -> None:
 
 
 def test_one_changed_outcome_is_one_changed_line(folder: Path, tmp_path: Path) -> None:
-    before = accept(read_folder(folder), SUITES["audit"], "r").to_text().splitlines()
-    after = accept(read_folder(released(tmp_path / "b", worse)), SUITES["audit"], "r").to_text().splitlines()
-    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    before = accept(read_folder(folder), SUITES["audit"], "r", despite="d").to_text().splitlines()
+    bad = read_folder(released(tmp_path / "b", worse))
+    after = accept(bad, SUITES["audit"], "r", despite="d").to_text().splitlines()
+    changed = [new for old, new in zip(before[:-1], after[:-1], strict=True) if old != new]
     assert len(changed) == 40 and all("\tfound\t0.90\tdirect-" in line for line in changed)
 
 
@@ -102,15 +120,20 @@ def test_outcomes_that_no_report_vouches_for(tmp_path: Path) -> None:
 
 def test_likelihood_figures_come_along(tmp_path: Path) -> None:
     folder = released(tmp_path / "safe")
-    figures = {"erasure.max_cir_upper[direct]": 0.0312345678}
-    (folder / LIKELIHOOD).write_text(json.dumps({"figures": figures, "doubts": []}))
+    figure = "testpainter/erasure.max_cir_upper[direct]"
+    made_audit(0.0312345678 - 0.05, 0.1, 0.02).save(folder)
+    with pytest.raises(TrustError, match="does not name"):
+        read_folder(folder)
+    report_again(folder)
     made = accept(read_folder(folder), SUITES["audit"], "r")
     made.save(tmp_path / "a.txt")
     again = read_baseline(tmp_path / "a.txt")
-    assert again.record.figures == {"testpainter/erasure.max_cir_upper[direct]": 0.031235}
-    (folder / LIKELIHOOD).write_text(json.dumps({"figures": figures, "doubts": ["too wide"]}))
+    assert again.record.figures == {figure: 0.031235, "testpainter/keep.kl_upper[near]": 0.022}
+    made_audit(0.05, 0.1, 0.2).save(folder)
+    report_again(folder)
     assert not accept(read_folder(folder), SUITES["audit"], "r").record.figures, "doubtful figures bind nobody"
     (folder / LIKELIHOOD).write_text('{"figures": {"a": "b"}, "doubts": []}')
+    vouch(folder, LIKELIHOOD)
     with pytest.raises(SpecError, match="likelihood"):
         read_folder(folder)
 
@@ -119,10 +142,12 @@ def test_what_an_audit_left_out_says_why(tmp_path: Path) -> None:
     """In an audit as evaluate/likelihood.py writes it the figure in doubt is missing; the gate quotes the doubt."""
     folder = released(tmp_path / "safe")
     (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.1, 0.02).to_json())
+    report_again(folder)
     made = accept(read_folder(folder), SUITES["audit"], "r")
     figure = "testpainter/erasure.max_cir_upper[direct]"
     assert figure in made.record.figures
     (folder / LIKELIHOOD).write_text(made_audit(0.05, 0.5, 0.02).to_json())
+    report_again(folder)
     now = read_folder(folder)
     assert figure not in now.figures and set(now.in_doubt) == {figure}
     (found,) = [one for one in check(now, {"r": made}).findings if one.id == f"likelihood/{figure}"]
@@ -135,14 +160,16 @@ def test_what_an_audit_left_out_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", ["direct", ["direct"], [{"slice": "direct"}], [{"doubts": []}], [{"doubts": "x"}]])
 def test_a_damaged_audit_is_one_line(tmp_path: Path, rows: object) -> None:
     folder = released(tmp_path / "safe")
-    (folder / LIKELIHOOD).write_text(json.dumps({"figures": {}, "doubts": [], "slices": rows}))
+    whole = json.loads(made_audit(0.05, 0.1, 0.02).to_json())
+    (folder / LIKELIHOOD).write_text(json.dumps({**whole, "slices": rows}))
+    vouch(folder, LIKELIHOOD)
     with pytest.raises(SpecError, match="slices") as caught:
         read_folder(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
 EDITS: dict[str, tuple[str, str, str]] = {
-    "magic": ("safear-edit baseline 1", "safear-edit baseline 9", ":1"),
+    "magic": ("safear-edit baseline 2", "safear-edit baseline 9", ":1"),
     "no table": ("concept\tslice\texpect", "concept slice expect", "the line concept"),
     "a word": ("\tabsent\t0.01\tdirect-0012", "\tgone\t0.01\tdirect-0012", "columns"),
     "a prompt": ("test prompt 9 of direct", "test prompt 9 of indirect", "header names"),
@@ -150,6 +177,15 @@ EDITS: dict[str, tuple[str, str, str]] = {
     "no promise": ("policy\tmargin=0.05 ", "policy\t", "policy"),
     "nan": ("margin=0.05", "margin=nan", "name=number"),
     "no reason": ("reason\tr\n", "", "one line reason"),
+    "no floor": ("floor=0.9", "floor=0", "above 0"),
+    "a floor below nothing": ("floor=0.9", "floor=-5", "above 0"),
+    "an outcome": ("\tfound\t0.50\tdirect-0008", "\tabsent\t0.50\tdirect-0008", "changed by hand"),
+    "a score": ("\tabsent\t0.01\tdirect-0012", "\tabsent\t1.01\tdirect-0012", "from 0 to 1"),
+    "a score of words": ("\tabsent\t0.01\tdirect-0012", "\tabsent\tnan\tdirect-0012", "from 0 to 1"),
+    "a judge less": ("judge\tgallery@test", "# judge\tgallery@test", "changed by hand"),
+    "another margin": ("margin=0.05", "margin=0.5", "changed by hand"),
+    "another reason": ("reason\tr\n", "reason\ta better one\n", "changed by hand"),
+    "no seal": ("sha256\t", "# sha256\t", "changed by hand"),
 }
 
 
@@ -183,3 +219,79 @@ def test_a_byte_order_mark_changes_nothing(folder: Path, tmp_path: Path) -> None
     made.save(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
     assert read_baseline(tmp_path / "b.txt") == made
+
+
+def test_a_line_more_at_the_end_is_noticed_too(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    text = accept(read_folder(folder), SUITES["audit"], "r").to_text()
+    for added in ("# a remark\n", "\n", text.splitlines()[-2] + "\n"):
+        path.write_text(text + added)
+        with pytest.raises(SpecError):
+            read_baseline(path)
+
+
+def test_a_baseline_of_the_first_format_is_read_and_said_to_be_unprotected(folder: Path, tmp_path: Path) -> None:
+    path, record = tmp_path / "old.txt", read_folder(folder)
+    lines = accept(record, SUITES["audit"], "r").to_text().replace(MAGIC, FIRST, 1).splitlines(keepends=True)
+    assert lines[-1].startswith(f"{SEAL}\t")
+    path.write_text("".join(lines[:-1]))
+    old = read_baseline(path)
+    assert not old.sealed and old.record.rows
+    found = check(record, {"old": old})
+    assert found.verdict == "PASS" and any(note.startswith("UNPROTECTED") for note in found.notes)
+
+
+def test_what_a_baseline_does_not_compare_is_named(folder: Path) -> None:
+    record = read_folder(folder)
+    made = accept(record, SUITES["audit"], "r")
+    assert check(record, {"all": made}).summary.endswith("skipped"), "everything is compared"
+    rows = tuple(row for row in made.record.rows if row.slice != "template")
+    short = replace(made, record=replace(made.record, rows=rows, judges={}))
+    found = check(record, {"short": short})
+    assert "NOT COMPARED at all: 100 of the 100 prompts of testpainter/template" in found.notes
+    assert "NOT COMPARED at all: judge gallery@test" in found.notes
+    assert found.summary.endswith("100 prompts unseen")
+    small = check(record, {"all": made}, only=SUITES["smoke"])
+    assert "NOT COMPARED: 160 of the 250 prompts of testpainter/direct" in small.notes
+    assert small.summary.endswith(f"{1400 - 3 * 90 - 2 * 130} prompts unseen")
+    alone = replace(record, rows=small_rows(made))
+    again = check(alone, {"all": made}, only=SUITES["smoke"])
+    assert again.summary == small.summary, "drawn afresh, the model has no more rows than were asked for"
+
+
+def small_rows(made: Baseline) -> tuple[GateRow, ...]:
+    return made.record.first(SUITES["smoke"]).rows
+
+
+def test_a_model_that_failed_is_accepted_only_with_a_reason(tmp_path: Path) -> None:
+    bad = read_folder(released(tmp_path / "bad", worse))
+    assert bad.verdict.upper() == "FAIL"
+    with pytest.raises(UsageError, match=r"own report says FAIL.*--despite"):
+        accept(bad, SUITES["audit"], "r")
+    made = accept(bad, SUITES["audit"], "r", despite="the old one is worse still")
+    made.save(tmp_path / "a.txt")
+    assert "despite\tthe old one is worse still\n" in (tmp_path / "a.txt").read_text()
+    assert read_baseline(tmp_path / "a.txt") == made
+    assert any("the old one is worse still" in note for note in check(bad, {"a": made}).notes)
+
+
+def test_a_model_that_nobody_can_read_is_accepted_only_with_a_reason(folder: Path) -> None:
+    record = read_folder(folder)
+    rows = tuple(replace(row, outcome="unclear") if row.slice == "direct" else row for row in record.rows)
+    with pytest.raises(UsageError, match="no image of testpainter/direct can be read"):
+        accept(replace(record, rows=rows), SUITES["audit"], "r")
+    with pytest.raises(UsageError, match="above 0"):
+        accept(replace(record, floors={"testpainter": 0.0}), SUITES["audit"], "r")
+
+
+def test_what_a_new_baseline_changes_is_told_line_by_line(folder: Path, tmp_path: Path) -> None:
+    old = accept(read_folder(folder), SUITES["audit"], "first")
+    bad = accept(read_folder(released(tmp_path / "bad", worse)), SUITES["audit"], "second", Policy(0.1), "known")
+    rows = tuple(row for row in bad.record.rows if row.slice != "template")
+    new = replace(bad, record=replace(bad.record, rows=rows, judges={}))
+    told = {what: (then, now) for what, then, now in changes(old, new)}
+    assert told["reason"] == ("first", "second") and told["policy margin"] == ("0.05", "0.1")
+    assert told["despite"] == ("", "known") and told["judge gallery@test"] == ("b" * 64, "nothing")
+    assert told["testpainter/direct: no longer as they must be"] == ("of 250", "40")
+    assert told["testpainter/template: prompts no longer there"] == ("of 100", "100")
+    assert changes(old, old) == []

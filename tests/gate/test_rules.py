@@ -18,9 +18,9 @@ from safear_edit.gate.record import (
     PRESERVE_FLIPS,
     SUITES,
     Policy,
+    Presence,
     Record,
     Row,
-    Word,
 )
 from safear_edit.gate.simulate import holds, planned_shapes, self_test
 
@@ -51,8 +51,8 @@ def record(
 
 def _row(key: str, i: int, n: int, lost: int, gained: int, unclear: int) -> Row:
     erased = key == "direct"
-    good: Word = "absent" if erased else "found"
-    bad: Word = "found" if erased else "absent"
+    good: Presence = "absent" if erased else "found"
+    bad: Presence = "found" if erased else "absent"
     usually_bad = not erased and i >= n - 20
     outcome = bad if (i < lost or usually_bad) and not (usually_bad and i >= n - gained) else good
     if erased and lost <= i < lost + unclear:

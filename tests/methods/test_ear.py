@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.construct.pairs import Material, Pairs, PairStats
+from safear_edit.construct.pairs import Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, borrowed, inject
 from safear_edit.errors import UsageError

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from safear_edit.compiler.questions import TrainingQuestions
-from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.construct.pairs import Keep, Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError

@@ -24,7 +24,8 @@ from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.compiler import beside
 from safear_edit.compiler.recipe import load_recipe, training_prompts
-from safear_edit.construct.pairs import Keep, Material, Pairs, PairStats
+from safear_edit.construct.pairs import Keep, Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
 from safear_edit.errors import TrustError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import load_base_recipe, save_recipe
-from safear_edit.editor.edit import Edit, EditInfo
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
-from safear_edit.evaluate.interference import Interference
+from safear_edit.evaluate.interference_record import Interference
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline import steps
 from safear_edit.registry import find_builtin

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from typing import Any
 import jsonschema
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from safear_edit.compiler.recipe import Recipe
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.likelihood import Audit, audit, save_skipped
+from safear_edit.evaluate.likelihood import audit
+from safear_edit.evaluate.likelihood_record import Audit, save_skipped
 from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.report.build import build_report, read_report
-from safear_edit.report.evidence import RunFiles
+from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Report, report_schema, verdict
@@ -40,6 +44,7 @@ SIZES = {"direct": 250, "paraphrase": 250, "template": 100, "test-styles": 400, 
 FOUND_AFTER = {"direct": 2, "paraphrase": 9, "template": 1}
 FLIPS = {"test-styles": (9, 4), "test-objects": (4, 3)}
 DROPPED = {"unsafe caption, concept not drawn": 15, "the judge cannot tell": 3}
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 RESERVE, DISOBEYED = 20, 7
 """Candidates beyond each slice's size, and how many candidates the base model does not obey."""
 
@@ -58,21 +63,38 @@ def make_run(
     root.mkdir(parents=True, exist_ok=True)
     prompts = [_prompt(key, i, concept) for key, n in SIZES.items() for i in range(n + RESERVE)]
     recipe = {
-        "digest": "5" * 64,
+        "schema_version": 1,
         "spec": {
+            "schema_version": 1,
             "name": name,
             "kind": kind,
             "description": "test-only painter, invented",
-            "erase": {"concept": concept, "aliases": [concept, "T. Painter"]},
-            "preserve": [{"name": key, "role": role} for key, role in GROUPS.items()],
+            "erase": {
+                "concept": concept,
+                "aliases": [concept, "T. Painter"],
+                "templates": ["{subject} in the manner of {alias}"],
+                "subjects": ["a test"],
+            },
+            "anchor": {"templates": ["{subject}"]},
+            "paraphrases": {"held_out": ["the invented one"], "held_out_templates": ["{alias} paints {subject}"]},
+            "preserve": [
+                {"name": key, "role": role, "members": {"a thing": "object=thing"}, "templates": ["{member}"]}
+                for key, role in GROUPS.items()
+            ],
             "judge": {"use": "gallery", "label": f"style={name}"},
             "safety_note": "",
-            "governance": governance or {},
+            "governance": {key: text or None for key, text in (governance or {}).items()},
         },
+        "seed": "7",
+        "keep": [],
         "model": {"ref": "testfamily:mini", "digest": "a" * 64},
         "method": {"name": "testmethod", "params": {"beta": 0.1}},
-        "construct": {"pairs": [{}] * 130},
-        "evaluate": {"prompts": prompts, "n": SIZES, "sampling": {"guidance": 3.0, "top_k": 0}},
+        "construct": {"pairs": [{"unsafe": "u", "safe": "s", "seed": "1"}] * 130},
+        "evaluate": {
+            "prompts": prompts,
+            "n": SIZES,
+            "sampling": {"guidance": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        },
         "gates": {
             "erasure_direct": 0.97,
             "erasure_paraphrase": 0.93,
@@ -82,7 +104,7 @@ def make_run(
         },
         "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
     }
-    _write(root / "recipe.json", recipe)
+    write_recipe(root / "recipe.json", recipe)
     rows = [row for prompt in prompts for row in _rows(prompt)]
     changed = [row for row in map(change, rows) if row is not None]
     (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
@@ -99,6 +121,14 @@ def make_run(
     )
     _shared_files(root, name)
     return root
+
+
+def write_recipe(path: Path, recipe: Row) -> None:
+    """The recipe with its digest; what is no recipe keeps the one that it has."""
+    data = {key: value for key, value in recipe.items() if key != "digest"}
+    with suppress(ValidationError):
+        recipe = {**data, "digest": Recipe.model_validate_json(json.dumps(data)).digest}
+    _write(path, recipe)
 
 
 def _shared_files(root: Path, name: str) -> None:
@@ -125,7 +155,8 @@ def _shared_files(root: Path, name: str) -> None:
 def _prompt(key: str, i: int, concept: str) -> Row:
     text = f"test prompt {i} of {key}" + (f" in the manner of {concept}" if key in FOUND_AFTER else "")
     seeds = {"seed": str(2**60 + 10 * i), "screen_seed": str(2**60 + 10 * i + 1)}
-    return {"id": f"{key}-{i:04}", "slice": key, "prompt": text, "expect": _expect(key), **seeds}
+    about = {"slice": key, "prompt": text, "expect": _expect(key), "judge_label": "object=thing"}
+    return {"id": f"{key}-{i:04}", **about, **seeds}
 
 
 def _expect(key: str) -> str:
@@ -215,7 +246,7 @@ def test_the_report_holds_what_the_files_say(report: Report) -> None:
     assert concept.pairs is not None and (concept.pairs.made, concept.pairs.kept) == (130, 112)
     assert concept.pairs.reasons == DROPPED
     assert concept.edit.seed == "7" and concept.edit.trainable_parameters == 98304
-    assert concept.protocol.recipe_digest == "5" * 64
+    assert re.fullmatch("[0-9a-f]{64}", concept.protocol.recipe_digest)
     assert report.environment.git == "c0ffee with changes" and report.environment.other == {"peak_memory_mib": "1800"}
     assert report.governance.evaluator == report.scope.intended_use == "not stated"
     assert report.scope.not_tested and "attack" in report.adversarial.statement
@@ -387,7 +418,7 @@ def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
     recipe = json.loads((root / "recipe.json").read_text())
     scored = {json.loads(line)["id"] for line in (root / "outcomes.jsonl").read_text().splitlines()}
     recipe["evaluate"]["prompts"] = [p for p in recipe["evaluate"]["prompts"] if p["id"] in scored]
-    _write(root / "recipe.json", recipe)
+    write_recipe(root / "recipe.json", recipe)
     report = build_report(RunFiles.find(root))
     assert decisions(report)["erasure/testpainter/direct"] == "pass"
     assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
@@ -527,9 +558,7 @@ def make_stack(root: Path, left_out: int = 0) -> Path:
     """
     for name in STACKED:
         folder = make_run(root / "concepts" / name, name=name, concept=name.title())
-        _write(
-            folder / "edit" / "recipe.json", {**json.loads((folder / "recipe.json").read_text()), "digest": "7" * 64}
-        )
+        (folder / "edit" / "recipe.json").write_bytes((folder / "recipe.json").read_bytes())
     _leave_out(root / "concepts" / "one", left_out)
     _shared_files(root, "one")
     edits = [
@@ -566,7 +595,7 @@ def _leave_out(folder: Path, count: int) -> None:
     gone = [prompt for prompt in evaluate["prompts"] if prompt["slice"] == "test-styles"][-count:] if count else []
     evaluate["prompts"] = [prompt for prompt in evaluate["prompts"] if prompt not in gone]
     evaluate["n"] = {**evaluate["n"], "test-styles": SIZES["test-styles"] - count}
-    _write(folder / "recipe.json", {**recipe, "digest": "6" * 64 if count else "7" * 64})
+    write_recipe(folder / "recipe.json", recipe)
     ids = {prompt["id"] for prompt in gone}
     rows = [line for line in (folder / "outcomes.jsonl").read_text().splitlines() if json.loads(line)["id"] not in ids]
     (folder / "outcomes.jsonl").write_text("\n".join(rows) + "\n")
@@ -597,13 +626,14 @@ def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Re
 def test_a_stack_names_the_recipe_that_was_fixed(tmp_path: Path) -> None:
     made = build_report(RunFiles.find(make_stack(tmp_path, left_out=5)))
     one, two = (concept.protocol for concept in made.concepts)
-    assert (one.recipe_digest, one.fixed_digest) == ("6" * 64, "7" * 64)
-    assert "fixed in recipe 7777777777777777 before" in one.preregistration
-    assert "recipe 6666666666666666, which leaves 5 of them out (5 of test-styles)" in one.preregistration
+    now, then = (json.loads((tmp_path / "concepts/one" / n).read_text())["digest"] for n in ("recipe.json", FOUND_BY))
+    assert (one.recipe_digest, one.fixed_digest) == (now, then) and now != then
+    assert f"fixed in recipe {then[:16]} before" in one.preregistration
+    assert f"recipe {now[:16]}, which leaves 5 of them out (5 of test-styles)" in one.preregistration
     assert [prompt.id for prompt in one.left_out] == [f"test-styles-{i:04}" for i in range(415, 420)]
-    assert not two.left_out and "fixed in recipe 7777777777777777 before" in two.preregistration
+    assert not two.left_out and f"fixed in recipe {two.recipe_digest[:16]} before" in two.preregistration
     page = render_html(made, tmp_path)
-    assert f"recipe `{'7' * 64}`, measured by `{'6' * 64}` (5 prompts left out)." in model_card(made)
+    assert f"recipe `{then}`, measured by `{now}` (5 prompts left out)." in model_card(made)
     assert "Prompts left out (5)" in page and "test prompt 419 of test-styles" in page
 
 
@@ -650,7 +680,7 @@ def test_a_recipe_that_was_not_the_fixed_one_is_refused(tmp_path: Path, name: st
     path = make_stack(tmp_path, left_out=5) / "concepts" / "one" / "edit" / "recipe.json"
     recipe = json.loads(path.read_text())
     RECIPES[name](recipe)
-    _write(path, recipe)
+    write_recipe(path, recipe)
     with pytest.raises(SpecError, match=r"recipe\.json") as caught:
         build_report(RunFiles.find(tmp_path))
     assert len(str(caught.value).splitlines()) == 1
@@ -808,6 +838,9 @@ DAMAGED: dict[str, Callable[[Row], Any]] = {
     "doubts are a word": lambda row: row | {"doubts": "none"},
     "a word for a number": lambda row: row | {"unconditional": row["unconditional"] | {"mean": "little"}},
     "an endless number": lambda row: json.dumps(row).replace('"p95": ', '"p95": 1e999, "p96": ', 1),
+    "a number of 400 digits": lambda row: json.dumps(row).replace('"n": ', '"n": 1' + 400 * "0", 1),
+    "figures that don't follow": lambda row: row | {"figures": dict.fromkeys(row["figures"], 0.0)},
+    "a doubt left out": lambda row: row | {"doubts": ["made up"]},
     "more than all": lambda row: row | {"classified": row["classified"] | {"edited": 1.5}},
     "a share of words": lambda row: row | {"classified": row["classified"] | {"base": "half"}},
     "another model": lambda row: row | {"base_digest": "c" * 64},
@@ -851,7 +884,7 @@ def asked_run(root: Path, flips: Answered, *, base_wrong: int = 4, terms: Row | 
     if terms:
         recipe = json.loads((root / "recipe.json").read_text())
         recipe["spec"]["understanding"] = terms
-        _write(root / "recipe.json", recipe)
+        write_recipe(root / "recipe.json", recipe)
     return root
 
 
@@ -911,7 +944,7 @@ def test_gates_of_understanding_are_the_recipes(tmp_path: Path) -> None:
     assert of_answers(root)[1] == {"concept": "fail", "test-styles": "pass"}
     recipe = json.loads((root / "recipe.json").read_text())
     recipe["gates"] |= {"understanding_drop": 0.05, "understanding_upper": 0.1}
-    _write(root / "recipe.json", recipe)
+    write_recipe(root / "recipe.json", recipe)
     made, found = of_answers(root)
     assert found["concept"] == "pass" and made.concepts[0].understanding.silent == ("test-objects",)
     assert any("no question could be asked about images of test-objects" in line for line in made.limitations)

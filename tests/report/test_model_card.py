@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.model_card import model_card
+from safear_edit.report.schema import Report
 from tests.report.test_build import make_run
 
-OPTIONS: dict[str, Any] = {"concept": "T|est\n<b>*painter*", "governance": {"responsible": "Lab *1*"}}
+OPTIONS: dict[str, Any] = {"concept": "T|est <b>*painter*", "governance": {"responsible": "Lab *1*"}}
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         raise AssertionError("the card must not use the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return model_card(build_report(RunFiles.find(make_run(tmp_path, **OPTIONS))))
+    made = build_report(RunFiles.find(make_run(tmp_path, **OPTIONS))).to_json()
+    return model_card(Report.model_validate_json(made.replace("T|est <b>", r"T|est\n<b>")))
 
 
 def test_front_matter(card: str) -> None:

@@ -1,0 +1,73 @@
+"""A released folder's report, worked out again from the bytes of its files and held against the one that lies there.
+
+Whoever changes a file and corrects its digest in report.json is found out by what else the report says: its id is the
+digest of all inputs, the weights' digest that of all weight files, and its counts are those of the outcomes. Whoever
+corrects all of that leaves a folder that agrees with itself; only a signature says whose it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safear_edit.errors import TrustError
+from safear_edit.files.atomic import sha256_file
+from safear_edit.report.build import build_report, digest_of_files, digest_of_inputs, read_report
+from safear_edit.report.evidence import RunFiles
+from safear_edit.report.schema import Report
+
+FRESH = "get a fresh copy, or make the folder again with `safear-edit apply`"
+
+Counts = dict[str, tuple[int, int]]
+
+
+def rebuild(folder: Path) -> Report:
+    """The report that the files of `folder` give.
+
+    TrustError (exit 4) if report.json names other bytes, lacks a file or says other counts: then its figures belong to
+    another model. SpecError for what is missing or can't be read.
+    """
+    path = folder / "report.json"
+    stated = read_report(path)
+    named = {file.name: file.sha256 for file in stated.subject.files}
+    promised = {**stated.reproduce.inputs, **named, **{sheet.file: sheet.sha256 for sheet in stated.images}}
+    run = RunFiles.find(folder, model=folder)
+    needed = [file for files in run.concepts for file in (files.recipe, files.outcomes)]
+    for file in (run.judges, *needed):
+        _require_named(file, folder, promised)
+    for name, digest in promised.items():
+        _require_digest(folder / name, digest)
+    now = build_report(run)
+    for name in (*now.reproduce.inputs, *(sheet.file for sheet in now.images)):
+        _require_named(folder / name, folder, promised)
+    _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
+    _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
+    _require(path, "counts", _counts(stated), _counts(now))
+    return now.model_copy(update={"subject": stated.subject})
+
+
+def _require_named(path: Path, folder: Path, promised: dict[str, str]) -> None:
+    if path.relative_to(folder).as_posix() not in promised:
+        raise TrustError(str(path), "a file that the report names", "one that it does not name", FRESH)
+
+
+def _require_digest(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise TrustError(str(path), "a file that the report names", "no such file", "get a whole copy of the folder")
+    got = sha256_file(path)
+    if got != digest:
+        raise TrustError(str(path), f"the file of the report, {digest[:12]}…", f"{got[:12]}…", FRESH)
+
+
+def _require(path: Path, what: str, stated: object, found: object) -> None:
+    if stated != found:
+        raise TrustError(f"{path}, {what}", "what follows from the folder's files", "something else", FRESH)
+
+
+def _counts(report: Report) -> dict[str, Counts]:
+    """By concept and slice, how many images were scored and how many of the edited model's show what was asked for."""
+    found: dict[str, Counts] = {}
+    for concept in report.concepts:
+        asked = [(part.slice, part.scored, part.edited_found) for part in concept.erasure]
+        kept = [(part.group, part.scored, part.edited_kept) for part in concept.preservation]
+        found[concept.name] = {name: (scored, rate.k if rate else 0) for name, scored, rate in (*asked, *kept)}
+    return found
