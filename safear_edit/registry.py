@@ -11,8 +11,9 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,13 +148,46 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else "take one of these"
 
 
+def assigned(entry: Entry, names: Collection[str]) -> dict[str, ast.expr]:
+    """What the body of the entry's class assigns to these names, as syntax: read, and nothing of it is imported.
+
+    Names that the class doesn't assign itself are missing; so are all of a class whose source can't be read.
+    """
+    path = source_file(entry.module)
+    found: dict[str, ast.expr] = {}
+    own = _class(path, entry.attribute) if path else None
+    for node in own.body if own else ():
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in names:
+                found[name] = value
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name in names:
+                found[name] = value
+    return found
+
+
+def _class(path: Path, name: str) -> ast.ClassDef | None:
+    return next((node for node in _parsed(path) if isinstance(node, ast.ClassDef) and node.name == name), None)
+
+
+def _parsed(path: Path) -> list[ast.stmt]:
+    """The statements of a file, parsed once as long as it doesn't change; none of a file that isn't Python."""
+    try:
+        return _parsed_once(path, path.stat().st_mtime_ns)
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return []
+
+
+@lru_cache(maxsize=256)
+def _parsed_once(path: Path, changed_ns: int) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
 def _built_in(kind: Kind) -> Iterator[Entry]:
     marker = KINDS[kind]
     for path in sorted((PACKAGE / kind).glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if f"@{marker}(" not in text:
+        if f"@{marker}(" not in path.read_text(encoding="utf-8"):
             continue
-        for node in ast.parse(text).body:
+        for node in _parsed(path):
             if isinstance(node, ast.ClassDef) and (name := _marked_name(node, marker)):
                 doc = (ast.get_docstring(node) or "").partition("\n")[0]
                 yield Entry(kind, name, f"{__package__}.{kind}.{path.stem}", node.name, doc, "built in")
@@ -195,12 +229,8 @@ def source_file(module: str) -> Path | None:
 def _docstring(module: str, attribute: str) -> str:
     """The first line of a class's docstring, read and not imported; "" where it can't be read."""
     path = source_file(module)
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body if path else []
-    except (SyntaxError, UnicodeDecodeError):
-        return ""
-    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == attribute]
-    return (ast.get_docstring(classes[0]) or "").partition("\n")[0] if classes else ""
+    found = _class(path, attribute) if path else None
+    return (ast.get_docstring(found) or "").partition("\n")[0] if found else ""
 
 
 # -- built-in concepts and recipes, and lists -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.families.load import shipped
-from safear_edit.families.reference import VARIANTS, ModelRef, Variant
+from safear_edit.families.reference import ModelRef, Variant, published
 from safear_edit.files.strict import read_yaml
 from safear_edit.registry import KINDS, builtin_folder, entries, families, unknown
 
@@ -39,7 +39,7 @@ def listing(what: str) -> list[Listed]:
 
 def _listed_models() -> Iterator[Listed]:
     for name, entry in families().items():
-        for variant, facts in VARIANTS.get(name, {"mini": Variant(entry.summary)}).items():
+        for variant, facts in (published(name).variants or {"mini": Variant(entry.summary)}).items():
             if not facts.files and not shipped(ModelRef(name, variant)):
                 continue
             source = f"a folder with {' and '.join(facts.files)}" if facts.files else entry.source

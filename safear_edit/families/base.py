@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 
 if TYPE_CHECKING:
     from safear_edit.families.text import TextEncoder
@@ -28,6 +28,8 @@ CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""
 ROWS_PER_BATCH = 64
 """Images sampled or looked at together; bounds memory, changes no image."""
+OWN = "safear"
+"""The layout in which a family writes what it loads again, also what no published layout has a place for."""
 REPLACED = "replaced_image_table"
 """Buffer of a net with a codebook, not saved: None, or the rows that image tokens are read from instead of its own."""
 Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention"]
@@ -175,6 +177,10 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     provides: ClassVar[frozenset[Capability]] = frozenset()
+    variants: ClassVar[Mapping[str, Variant]] = {}
+    model_types: ClassVar[Sequence[str]] = ()
+    layouts: ClassVar[Mapping[str, str]] = {}
+    """These three as `reference.Published` says. They are read without importing the class: write literals."""
     table_name: ClassVar[str] = ""
     card: ModelCard
     net: nn.Module
@@ -327,8 +333,16 @@ class ModelFamily(ABC):
         """Names of the linear layers of `part`; UsageError names the parts there are."""
 
     @abstractmethod
-    def export(self, directory: Path) -> None:
-        """Write into an existing directory what `load` reads back; a family may offer further layouts."""
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """Write into an existing directory; every file appears whole or not at all.
+
+        OWN: what `load` reads back, whatever the model is. A name of `layouts`: what the code that it is for loads, and
+        shows this very model; UsageError for a model that it has no place for.
+        """
+
+    def check_of(self, layout: str) -> str:
+        """How a person checks, in other code, what `export` wrote in this layout."""
+        return self.layouts[layout]
 
 
 def select_modules(parts: Mapping[str, Sequence[str]], wanted: str, layers: int) -> list[str]:

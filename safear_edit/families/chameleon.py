@@ -30,6 +30,7 @@ from torch import Tensor
 
 from safear_edit.families.base import Sampling
 from safear_edit.families.language import PICO_TEXT, Net
+from safear_edit.families.reference import Variant
 from safear_edit.families.tokenizers.vqgan import AT, DECODER, PICO_SIZES, Decoder, read_tokenizer
 from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
 from safear_edit.registry import family
@@ -118,6 +119,25 @@ class Chameleon(DrawnByVQGAN):
 
     name = "chameleon"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "7b": Variant(
+            "published 7B, 512 px: answers; was tuned not to draw",
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json", "vqgan.ckpt"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+            licence="Chameleon Research License",
+        ),
+        "anole-7b": Variant(
+            "Anole 7B, 512 px: draws, answers (with vqgan.ckpt, unless the shards hold its decoder)",
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "vqgan.ckpt"),
+            licence="Chameleon Research License",
+        ),
+    }
+    model_types = ("chameleon",)
+    layouts: ClassVar = {
+        "transformers": "transformers' ChameleonForConditionalGeneration.from_pretrained(this folder) loads without a "
+        "missing key (it has no decoder for images, and leaves ours out)",
+    }
     settings_type = ChameleonSettings
     layers_at = "model."
     special: ClassVar[Mapping[str, str]] = {

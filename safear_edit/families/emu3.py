@@ -31,6 +31,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.folder import AGAIN, json_file
 from safear_edit.families.language import PICO_TEXT, Net, Words
+from safear_edit.families.reference import Variant
 from safear_edit.families.unified import PICO_CODES, EarlyFusion, Settings, Template
 from safear_edit.registry import family
 
@@ -72,6 +73,27 @@ class Emu3(EarlyFusion):
 
     name = "emu3"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "gen": Variant(
+            "published 8B tuned to draw, 720 px",
+            also=("BAAI/Emu3-Gen",),
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+            licence="Apache-2.0",
+        ),
+        "chat": Variant(
+            "published 8B tuned to answer",
+            also=("BAAI/Emu3-Chat",),
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+            licence="Apache-2.0",
+        ),
+    }
+    model_types = ("emu3",)
+    layouts: ClassVar = {
+        "transformers": "transformers' Emu3ForConditionalGeneration.from_pretrained(this folder) loads without a "
+        "missing key",
+    }
     settings_type = Emu3Settings
     layers_at = "model.text_model."
     special: ClassVar[Mapping[str, str]] = {

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from safear_edit.errors import UsageError
+from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.files.strict import parse_json, read_json
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The weights in one file, or the index of their shards."""
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The same as pickles, which are read if there is no safetensors file."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAYOUT_FILES = (
     "generation_config.json",
@@ -57,19 +60,39 @@ def json_file(files: Mapping[str, bytes], name: str, where: str) -> dict[str, An
     return data if isinstance(data, dict) else {}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """What to read: safetensors (one file, or an index of shards), else every pytorch_model*.bin."""
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()][:1]
-    found = found or sorted(folder.glob("pytorch_model*.bin"))
-    if not found:
-        raise UsageError(str(folder), f"{WEIGHTS[0]} or pytorch_model.bin", "neither", AGAIN)
+def weight_file(folder: Path) -> Path:
+    """The one file to read: weights, or the index of their shards, by the usual names and in this order: our own,
+    safetensors, pickles.
+
+    UsageError if there is none, and for any other pytorch_model*.bin beside a pickle that is read: a backup, or a
+    shard that its index doesn't name, and nobody but the user knows which was meant.
+    """
+    names = (OWN_WEIGHTS, *WEIGHTS, *PICKLED)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise UsageError(str(folder), f"{WEIGHTS[0]} or {PICKLED[0]}", "neither", AGAIN)
+    if found.name in PICKLED:
+        own = {found.name, *(path.name for path in all_files(found))}
+        if strays := sorted(path.name for path in folder.glob("pytorch_model*.bin") if path.name not in own):
+            fix = "move what isn't this model's elsewhere"
+            raise UsageError(str(folder), f"no weights beside {found.name}", ", ".join(strays)[:200], fix)
     return found
 
 
-def all_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The weight files that `paths` stand for: an index stands for its shards."""
-    for path in paths:
-        if path.name != WEIGHTS[1]:
-            yield path
-        else:
-            yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
+def all_files(path: Path) -> Iterator[Path]:
+    """The weight files that `path` stands for: an index stands for its shards."""
+    if path.name.endswith(".index.json"):
+        yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
+    else:
+        yield path
+
+
+def weights_name(tensors: Collection[str], table: str) -> str:
+    """What a file with these tensors is called: `table` is one that no published layout has."""
+    return OWN_WEIGHTS if table in tensors else WEIGHTS[0]
+
+
+def no_place_for_table(layout: str) -> UsageError:
+    """The error for an edited image table in a layout whose code would leave it out without a word."""
+    fix = "use the released folder, which only safear-edit loads, or a method that edits the transformer's weights"
+    return UsageError(f"export --layout {layout}", "the published image table", "an edited one", fix)

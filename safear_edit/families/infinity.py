@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from math import log, pi, prod
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import OWN, Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.folder import read_settings
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.bsq import (
@@ -641,34 +641,23 @@ ROW_BYTES = 2**31
 LEGACY = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
 """Buffers in older checkpoints that upstream ignores as well."""
 PUBLISHED_TEXT = "flan-t5-xl"
-Layout = Literal["safear", "upstream"]
+TOKENIZER = "infinity_vae_d{bits}.pth"
+"""The tokenizer's file of a variant that names none, by the bits of its tokens."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A released model: its file (a .pth or an index of shards), its tokenizer's, image size and sampling."""
+    """What the files of a released model don't say: image size and sampling."""
 
-    weights: str
-    tokenizer: str
     size: str
     sampling: Sampling
 
 
 PUBLISHED = {
-    "125m": Published("infinity_125M_256x256.pth", "infinity_vae_d{bits}.pth", "0.06M", Sampling(4.0, 0.5, 0, 0.97)),
-    "2b": Published("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", "1M", Sampling(4.0, 0.5, 0, 0.97)),
-    "8b": Published(
-        "infinity_8b_weights/model.safetensors.index.json",
-        "infinity_vae_d56_f8_14_patchify.pth",
-        "1M",
-        Sampling(3.0, 1.0, 0, 0.97),
-    ),
-    "8b-512": Published(
-        "infinity_8b_512x512_weights/model.safetensors.index.json",
-        "infinity_vae_d56_f8_14_patchify.pth",
-        "0.25M",
-        Sampling(3.0, 1.0, 0, 0.97),
-    ),
+    "125m": Published("0.06M", Sampling(4.0, 0.5, 0, 0.97)),
+    "2b": Published("1M", Sampling(4.0, 0.5, 0, 0.97)),
+    "8b": Published("1M", Sampling(3.0, 1.0, 0, 0.97)),
+    "8b-512": Published("0.25M", Sampling(3.0, 1.0, 0, 0.97)),
 }
 
 
@@ -692,6 +681,46 @@ class Infinity(ModelFamily):
 
     name = "infinity"
     provides = frozenset({"scales", "cross_attention"})
+    variants: ClassVar = {
+        "mini": Variant("the mini world's Infinity, shipped with this package", licence="Apache-2.0"),
+        "125m": Variant(
+            "published 125M, 256 px (with infinity_vae_d16.pth or _d32.pth, as its tokens have bits)",
+            files=("infinity_125M_256x256.pth",),
+            more=("infinity_vae_d16.pth", "infinity_vae_d32.pth"),
+            repository="FoundationVision/Infinity",
+            gigabytes=0.5,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+        "2b": Variant(
+            "published 2B, 1024 px",
+            files=("infinity_2b_reg.pth", "infinity_vae_d32reg.pth"),
+            repository="FoundationVision/Infinity",
+            gigabytes=8.8,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+        "8b": Variant(
+            "published 8B, 1024 px",
+            files=("infinity_8b_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
+            repository="FoundationVision/Infinity",
+            gigabytes=33.5,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+        "8b-512": Variant(
+            "published 8B, 512 px",
+            files=("infinity_8b_512x512_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
+            repository="FoundationVision/Infinity",
+            gigabytes=33.5,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+    }
+    layouts: ClassVar = {
+        "upstream": "in github.com/FoundationVision/Infinity: tools/run_infinity.py --model_path infinity_*.pth "
+        "--vae_path infinity_vae_*.pth",
+    }
     net: Transformer
 
     def __init__(
@@ -704,15 +733,14 @@ class Infinity(ModelFamily):
     def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Infinity:
         """The embedded mini, a directory that `export` wrote, or a folder with a published variant's files.
 
-        A published folder holds the transformer's and the tokenizer's file (`PUBLISHED`) and the text encoder's folder
+        A published folder holds the transformer's and the tokenizer's file (`variants`) and the text encoder's folder
         `flan-t5-xl`; sizes are read from the weights.
         """
         folder = ref.path or MINI_FOLDER
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
             facts = PUBLISHED[ref.variant]
-            made = cls.from_files(
-                folder / facts.weights, folder / facts.tokenizer, size=facts.size, variant=ref.variant, dtype=dtype
-            )
+            weights, tokenizer = (folder / name for name in _files(ref.variant))
+            made = cls.from_files(weights, tokenizer, size=facts.size, variant=ref.variant, dtype=dtype)
             made.sampling = facts.sampling
             return made.to(device)
         settings = read_settings(folder / "safear.json", Settings)
@@ -907,18 +935,17 @@ class Infinity(ModelFamily):
         _, layer, rest = name.split(".", 2)
         return f"{self.net.layer_name(int(layer))}.{rest}"
 
-    def export(self, directory: Path, layout: Layout = "safear") -> None:
-        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says.
 
-        "safear": gpt.safetensors, vae.safetensors and, last, safear.json; `load` reads it back.
+        OWN: gpt.safetensors, vae.safetensors and, last, safear.json; `load` reads it back.
         "upstream": the transformer as a flat .pth, the tokenizer as {"vae": state dict}, under the published names (a
         variant that isn't published, or is published in shards, gets infinity_VARIANT.pth); a T5 encoder isn't copied.
         """
-        if layout == "upstream":
-            facts = PUBLISHED.get(self.card.variant)
-            flat = facts is not None and facts.weights.endswith(".pth")
-            weights = facts.weights if facts and flat else f"infinity_{self.card.variant}.pth"
-            tokenizer = facts.tokenizer if facts else "infinity_vae_d{bits}.pth"
+        if layout != OWN:
+            weights, tokenizer = _files(self.card.variant)
+            if not weights.endswith(".pth"):
+                weights = f"infinity_{self.card.variant}.pth"
             write_pickle(directory / weights, self.net.state_dict())
             name = tokenizer.replace("{bits}", str(self.net.config.bits))
             write_pickle(directory / name, {"vae": self.bsq.state_dict()})
@@ -955,6 +982,13 @@ def _check_fit(config: InfinityConfig, tokenizer: BSQConfig, schedule: Schedule,
 def _text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
     """Prompts go to T5 as they are: the cleaning is LlamaGen's alone."""
     return text_encoder(kind, max_tokens, folder / PUBLISHED_TEXT, cleaned=False)
+
+
+def _files(variant: str) -> tuple[str, str]:
+    """Names of the transformer's file and the tokenizer's; the latter may have {bits} in it."""
+    known = Infinity.variants.get(variant)
+    weights, *tokenizer = known.files if known and known.files else (f"infinity_{variant}.pth",)
+    return weights, tokenizer[0] if tokenizer else TOKENIZER
 
 
 def _digests(*paths: Path) -> dict[str, str]:

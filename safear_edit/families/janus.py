@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
     AGAIN,
     LAYOUT_FILES,
     TEXT_FILES,
-    WEIGHTS,
     all_files,
     json_file,
+    no_place_for_table,
     plain_config,
     read_settings,
-    weight_files,
+    weight_file,
+    weights_name,
 )
 from safear_edit.families.language import (
     PICO_TEXT,
@@ -46,7 +47,7 @@ from safear_edit.families.language import (
     byte_tokenizer,
     open_tokenizer,
 )
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
 from safear_edit.files.weights import assign_strict, read_weights, write_weights
@@ -163,6 +164,22 @@ TOWERS = {
     }
 }
 """Sizes that DeepSeek's configuration gives by name only; every published Janus has this one."""
+WIDTHS = "decoder_channel_multiplier"
+"""Of vq_config, ours: a decoder of other widths than the encoder, as the gallery's tokenizer has it."""
+WIDER = """python - FOLDER <<'END'
+import sys
+from safetensors.torch import load_file
+from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAEConfig, JanusVQVAEDecoder
+config = JanusConfig.from_pretrained(sys.argv[1])
+net = JanusForConditionalGeneration(config)
+own = config.vq_config.to_dict()
+decoder = JanusVQVAEConfig(**{**own, "channel_multiplier": own["decoder_channel_multiplier"]})
+net.model.vqmodel.decoder = JanusVQVAEDecoder(decoder)
+missing, extra = net.load_state_dict(load_file(sys.argv[1] + "/model.safetensors"), strict=False)
+print(len(extra), "tensors without a place,", len(set(missing) - {"lm_head.weight"}), "missing")
+END"""
+"""Loads an export with such a decoder with transformers alone; a tied output layer is no tensor of the file."""
 OWN_CONFIG = "transformers_config"
 """Key under which an export in the original layout repeats the sizes that the original has no words for."""
 
@@ -170,8 +187,7 @@ OWN_CONFIG = "transformers_config"
 def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
     """A JanusConfig from a config.json of either layout; UsageError names the file and the fault.
 
-    `vq_config.decoder_channel_multiplier` is ours: a decoder of other widths than the encoder, as the gallery's
-    tokenizer has it. transformers itself can't load such a model.
+    transformers itself can't load a model with WIDTHS; `WIDER` can.
     """
     from transformers import JanusConfig
 
@@ -258,7 +274,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
 
     try:
         net = JanusForConditionalGeneration._from_config(config, dtype=dtype)
-        if (widths := getattr(config.vq_config, "decoder_channel_multiplier", None)) is not None:
+        if (widths := getattr(config.vq_config, WIDTHS, None)) is not None:
             other = type(config.vq_config)(**{**config.vq_config.to_dict(), "channel_multiplier": widths})
             net.model.vqmodel.decoder = JanusVQVAEDecoder(other).to(dtype)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
@@ -370,7 +386,6 @@ def _special(role: str, tokenizer: Tokenizer, stated: Mapping[str, Any], named: 
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "janus"
 PUBLISHED_LICENCE = "DeepSeek Model License"
-Layout = Literal["hf", "upstream"]
 
 
 class Settings(BaseSettings):
@@ -386,7 +401,7 @@ class Settings(BaseSettings):
 class Source:
     """Where a model comes from: its layout and, byte for byte, the small files around its weights."""
 
-    layout: Layout
+    layout: Literal["transformers", "upstream"]
     files: Mapping[str, bytes]
 
 
@@ -407,6 +422,31 @@ class Janus(LanguageModel):
 
     name = "janus"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "mini": Variant("the mini world's Janus, shipped with this package", licence="Apache-2.0"),
+        "pro-1b": Variant(
+            "published 1B, 384 px: draws, answers",
+            files=("config.json", "tokenizer.json", "model.safetensors"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+            repository="deepseek-community/Janus-Pro-1B",
+            also=("deepseek-ai/Janus-Pro-1B",),
+            licence="DeepSeek Model License",
+        ),
+        "pro-7b": Variant(
+            "published 7B, 384 px: draws, answers",
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json"),
+            more=("generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+            repository="deepseek-community/Janus-Pro-7B",
+            also=("deepseek-ai/Janus-Pro-7B",),
+            licence="DeepSeek Model License",
+        ),
+    }
+    model_types = ("janus", "multi_modality")
+    layouts: ClassVar = {
+        "upstream": "in github.com/deepseek-ai/Janus: MultiModalityCausalLM.from_pretrained(this folder), then "
+        "generation_inference.py",
+        "transformers": "transformers' JanusForConditionalGeneration.from_pretrained(this folder)",
+    }
     table_name = TABLE
     layers_at = "model.language_model."
     more_parts: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -436,17 +476,17 @@ class Janus(LanguageModel):
         words = Vocabulary.read(files, str(folder))
         data = read_json(folder / "config.json").data
         kind = data.get("model_type") if isinstance(data, dict) else None
-        if kind not in ("janus", "multi_modality"):
-            raise UsageError(f"{folder / 'config.json'}: model_type", "janus or multi_modality", repr(kind), AGAIN)
+        if kind not in cls.model_types:
+            raise UsageError(f"{folder / 'config.json'}: model_type", " or ".join(cls.model_types), repr(kind), AGAIN)
         config = read_config(data, words.image, str(folder / "config.json"))
         words.fitting(config.text_config.vocab_size, str(folder))
-        paths = weight_files(folder)
-        weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
+        path = weight_file(folder)
+        weights = read_weights(path, allow_pickle=True)
         if kind == "multi_modality":
             weights = from_original(weights)
-        net = keep_table(_filled(config, weights, dtype, str(paths[0])).to(device))
-        digests = {path.name: sha256_file(path) for path in all_files(paths)}
-        source = Source("upstream" if kind == "multi_modality" else "hf", files)
+        net = keep_table(_filled(config, weights, dtype, str(path)).to(device))
+        digests = {path.name: sha256_file(path) for path in all_files(path)}
+        source = Source("upstream" if kind == "multi_modality" else "transformers", files)
         return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
 
     @classmethod
@@ -486,7 +526,7 @@ class Janus(LanguageModel):
         tied = bool(sizes.get("tie_word_embeddings", False))
         whole = {**parts, "image_token_id": words.image, "tie_word_embeddings": tied}
         net = build(read_config(whole, words.image, variant))
-        return cls(net, words, Source("hf", files), settings, _card(net, variant, settings.licence, {}))
+        return cls(net, words, Source("transformers", files), settings, _card(net, variant, settings.licence, {}))
 
     # -- prompts --
 
@@ -569,40 +609,50 @@ class Janus(LanguageModel):
 
     # -- leaving --
 
-    def export(self, directory: Path, layout: Layout = "hf") -> None:
-        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says.
 
-        "hf": what transformers' from_pretrained loads. "upstream": DeepSeek's names and configuration (sizes other
-        than the published ones are no concern of that code; `load` reads them back). Both: model.safetensors,
-        config.json, the tokenizer's files and, last, safear.json.
+        "transformers": what transformers' from_pretrained loads. "upstream": DeepSeek's names and configuration (sizes
+        other than the published ones are no concern of that code; `load` reads them back). Both: model.safetensors,
+        config.json, the tokenizer's files and, last, safear.json. Neither has a place for an image table that is not
+        what the published modules give, edited or replaced: a row of theirs has 8 numbers before two layers that all
+        rows share, so such a table can't be folded into them, and both refuse it (UsageError).
 
-        An image table that is not what the published modules give, edited or replaced, is one more tensor,
-        "image_table". Neither published layout has room for it: only this class honours it, transformers warns that
-        it doesn't use it, and then that model is the unedited one.
+        OWN: as "transformers", with such a table as one more tensor, "image_table", in a weight file that is then
+        called `names.OWN_WEIGHTS`.
         """
         tied = bool(self.net.config.tie_word_embeddings)
         weights = {name: tensor for name, tensor in self.net.state_dict().items() if name != TABLE}
         with torch.no_grad():
             table = self.image_table().detach()
             if not torch.equal(table, aligned_rows(self.net)):
+                if layout != OWN:
+                    raise no_place_for_table(layout)
                 weights[TABLE] = table
         if layout == "upstream":
             weights = to_original(weights)
         elif tied:
             weights = {name: tensor for name, tensor in weights.items() if name != HEAD}
-        write_weights(directory / WEIGHTS[0], weights, {"format": "pt"})
+        write_weights(directory / weights_name(weights, TABLE), weights, {"format": "pt"})
         own = json.loads(self.net.config.to_json_string(use_diff=False))
         own["dtype"] = str(self.net.lm_head.weight.dtype).removeprefix("torch.")
         config = {**own, "architectures": ["JanusForConditionalGeneration"]}
         if layout == "upstream":
             config = _original_config(self.net.config, own)
         write_atomic(directory / "config.json", json.dumps(config, indent=1) + "\n")
-        kept = TEXT_FILES + LAYOUT_FILES if layout == self.source.layout else TEXT_FILES
+        same = (layout == "upstream") == (self.source.layout == "upstream")
+        kept = TEXT_FILES + LAYOUT_FILES if same else TEXT_FILES
         extra = {"generation_config.json": json.dumps(self._generation(), indent=1).encode()}
         for name, content in {**extra, **{n: c for n, c in self.source.files.items() if n in kept}}.items():
             write_atomic(directory / name, content)
         settings = self.settings.model_copy(update={"variant": self.card.variant})
         write_atomic(directory / "safear.json", settings.model_dump_json(indent=1) + "\n")
+
+    def check_of(self, layout: str) -> str:
+        """As the base class says; a mini's decoder has widths of its own, which transformers builds only when told."""
+        if layout == "transformers" and getattr(self.net.config.vq_config, WIDTHS, None) is not None:
+            return f"transformers' classes and this program load it, nothing of safear-edit: {WIDER}"
+        return super().check_of(layout)
 
     def _generation(self) -> dict[str, Any]:
         """What transformers' `generate` reads: ids, and the guidance that it would otherwise warn about."""

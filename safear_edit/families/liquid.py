@@ -38,6 +38,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.folder import AGAIN
 from safear_edit.families.language import PICO_TEXT, Net
+from safear_edit.families.reference import Variant
 from safear_edit.families.tokenizers.vqgan import AT, FILES, PICO_SIZES, Decoder, read_tokenizer
 from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
 from safear_edit.files.atomic import write_atomic
@@ -103,8 +104,21 @@ class Liquid(DrawnByVQGAN):
 
     name = "liquid"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "7b": Variant(
+            "published 7B, 512 px: draws, answers (vqgan.yaml if there is one)",
+            files=("config.json", "tokenizer.json", "model.safetensors.index.json", "vqgan.ckpt"),
+            more=("generation_config.json", "tokenizer_config.json", "vqgan.yaml"),
+            also=("Junfeng5/Liquid_V1_7B",),
+            licence="MIT (code); Gemma Terms of Use (weights)",
+        ),
+    }
+    model_types = ("gemma",)
+    layouts: ClassVar = {
+        "transformers": "in github.com/FoundationVision/Liquid, evaluation/: python inference_t2i.py --model_path "
+        "(this folder), with the release's chameleon/vqgan.ckpt, which no edit changes",
+    }
     settings_type = LiquidSettings
-    model_type = "gemma"
     layers_at = "model."
     special: ClassVar[Mapping[str, str]] = {
         "bos": "<bos>",

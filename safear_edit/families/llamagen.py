@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Literal, cast
+from typing import ClassVar, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
 from safear_edit.families.folder import AGAIN, read_settings
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
@@ -385,14 +385,11 @@ def _decode_step(net: GPT, cache: _Cache, h_RD: Tensor, position: int) -> Tensor
 # -- the family -------------------------------------------------------------------------------------------------------
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "llamagen"
-PUBLISHED = {
-    "xl-256": ("t2i_XL_stage1_256.pt", GPTConfig()),
-    "xl-512": ("t2i_XL_stage2_512.pt", GPTConfig(block_size=1024)),
-}
+PUBLISHED = {"xl-256": GPTConfig(), "xl-512": GPTConfig(block_size=1024)}
+"""Sizes of the published variants, which their files don't say."""
 PUBLISHED_VQ, PUBLISHED_TEXT = "vq_ds16_t2i.pt", "flan-t5-xl"
 USAGE_ENTRIES = 65536
 """Length of the usage buffer that upstream's strict loader wants in a tokenizer's state dict; inference ignores it."""
-Layout = Literal["safear", "upstream"]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -414,6 +411,29 @@ class LlamaGen(ModelFamily):
 
     name = "llamagen"
     provides = frozenset({"codebook"})
+    variants: ClassVar = {
+        "mini": Variant("the mini world's LlamaGen, shipped with this package", licence="Apache-2.0"),
+        "xl-256": Variant(
+            "published 775M text-to-image, 256 px",
+            files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
+            repository="peizesun/llamagen_t2i",
+            gigabytes=3.4,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+        "xl-512": Variant(
+            "published 775M text-to-image, 512 px",
+            files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
+            repository="peizesun/llamagen_t2i",
+            gigabytes=3.4,
+            licence="MIT",
+            text_encoder="google/flan-t5-xl",
+        ),
+    }
+    layouts: ClassVar = {
+        "upstream": "in github.com/FoundationVision/LlamaGen: python autoregressive/sample/sample_t2i.py --gpt-ckpt "
+        "t2i_*.pt --vq-ckpt vq_ds16_t2i.pt (its loader is strict: a wrong name stops it)",
+    }
     table_name = "tok_embeddings.weight"
     net: GPT
 
@@ -444,7 +464,7 @@ class LlamaGen(ModelFamily):
 
     @classmethod
     def _published(cls, folder: Path, variant: str, device: str | torch.device, dtype: torch.dtype) -> LlamaGen:
-        file, config = PUBLISHED[variant]
+        file, config = cls.variants[variant].files[0], PUBLISHED[variant]
         gpt, vq = GPT(config), VQModel(VQConfig())
         assign_strict(gpt, read_weights(folder / file, allow_pickle=True), str(folder / file))
         weights = read_weights(folder / PUBLISHED_VQ, allow_pickle=True)
@@ -527,16 +547,17 @@ class LlamaGen(ModelFamily):
         parts["all"] = [name for names in parts.values() for name in names]
         return select_modules(parts, part, self.net.config.n_layer)
 
-    def export(self, directory: Path, layout: Layout = "safear") -> None:
-        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says.
 
-        "safear": gpt.safetensors, vq.safetensors and, last, safear.json; `load` reads it back.
+        OWN: gpt.safetensors, vq.safetensors and, last, safear.json; `load` reads it back.
         "upstream": the two .pt files under the published names, {"model": state dict} as LlamaGen's own loaders take
         them (a variant that isn't published gets t2i_VARIANT.pt); a T5 encoder isn't copied.
         """
         weights = self.net.state_dict() | {self.table_name: self.image_table().detach()}
-        if layout == "upstream":
-            file = PUBLISHED[self.card.variant][0] if self.card.variant in PUBLISHED else f"t2i_{self.card.variant}.pt"
+        if layout != OWN:
+            known = self.variants.get(self.card.variant)
+            file = known.files[0] if known and known.files else f"t2i_{self.card.variant}.pt"
             used = {"quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
             write_pickle(directory / file, {"model": weights})
             write_pickle(directory / PUBLISHED_VQ, {"model": {**self.vq.state_dict(), **used}})

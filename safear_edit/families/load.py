@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import UsageError
-from safear_edit.families.reference import VARIANTS, ModelRef
+from safear_edit.families.reference import ModelRef, published
 from safear_edit.registry import PACKAGE, families, lookup
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def load_model(text: str, device: str | torch.device = "cpu", **options: Any) ->
     UsageError for published weights, which this package can't fetch: it says which files to put where.
     """
     ref = ModelRef.parse(text)
-    facts = VARIANTS.get(ref.family, {}).get(ref.variant)
+    facts = published(ref.family).variants.get(ref.variant)
     if facts and facts.files and ref.path is None:
         files = " and ".join(facts.files)
         fix = f"put {files} into one folder and give that folder instead of {ref}"

@@ -40,15 +40,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, each_once, select_modules
-from safear_edit.families.folder import AGAIN, TEXT_FILES, WEIGHTS, all_files, read_settings, weight_files
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling, each_once, select_modules
+from safear_edit.families.folder import (
+    AGAIN,
+    TEXT_FILES,
+    all_files,
+    no_place_for_table,
+    read_settings,
+    weight_file,
+    weights_name,
+)
 from safear_edit.families.language import (
     ROLES,
     Ask,
@@ -63,7 +71,7 @@ from safear_edit.families.language import (
 from safear_edit.families.layers import mamba
 from safear_edit.families.layers.mamba import MambaSizes, Memory
 from safear_edit.families.layers.vit import DINO, SIGLIP, Towers, TowerSizes
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
@@ -77,7 +85,6 @@ DRAWING: Task = "t2i"
 ANSWERING: Task = "mmu"
 MOST_STATES = 4 << 30
 """Bytes of layers' states that images drawn together may take: 100 MB each at the published size."""
-Layout = Literal["safear", "upstream"]
 
 
 # -- sizes and settings -----------------------------------------------------------------------------------------------
@@ -354,6 +361,18 @@ class OmniMamba(LanguageModel):
 
     name = "omnimamba"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "1.3b": Variant(
+            "published 1.3B, 256 px: draws, answers (the tokenizer is gpt-neox-20b's)",
+            files=("OmniMamba-1.3b.pth", "tokenizer.json"),
+            repository="hustvl/OmniMamba",
+            elsewhere={"tokenizer.json": "EleutherAI/gpt-neox-20b"},
+        ),
+    }
+    layouts: ClassVar = {
+        "upstream": "in github.com/hustvl/OmniMamba: python scripts/inference_t2i.py --prompt TEXT, with "
+        "OmniMamba-1.3b.pth in ckpts/ (its loader is not strict: a wrong name passes unseen)",
+    }
     table_name = TABLE
     layers_at = "backbone."
     net: Net
@@ -385,15 +404,15 @@ class OmniMamba(LanguageModel):
         words = read_words(files, str(folder))
         words.fitting(settings.sizes.vocabulary, str(folder))
         net = Net(settings.sizes, dtype)
-        paths = [folder / PUBLISHED] if (folder / PUBLISHED).is_file() else weight_files(folder)
-        weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
+        path = folder / PUBLISHED if (folder / PUBLISHED).is_file() else weight_file(folder)
+        weights = read_weights(path, allow_pickle=True)
         kept = {name: tensor for name, tensor in weights.items() if unread(settings.sizes).match(name)}
-        weights = untied(weights, str(paths[0]))
+        weights = untied(weights, str(path))
         if TABLE in weights:
             net.image_table = nn.Parameter(torch.zeros_like(net.backbone.img_embeddings.word_embeddings.weight))
         own = {from_published(name): tensor for name, tensor in weights.items() if name not in kept}
-        assign_strict(net, own, str(paths[0]))
-        digests = {path.name: sha256_file(path) for path in all_files(paths)}
+        assign_strict(net, own, str(path))
+        digests = {path.name: sha256_file(path) for path in all_files(path)}
         card = _card(net, ref.variant, settings.licence, digests)
         return cls(net.to(device), words, files, settings, card, kept)
 
@@ -560,10 +579,10 @@ class OmniMamba(LanguageModel):
 
     # -- leaving --
 
-    def export(self, directory: Path, layout: Layout = "safear") -> None:
-        """Write the model into `directory`, which must exist; every file appears whole or not at all.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says.
 
-        "safear": model.safetensors under the published names, with an image table that isn't what the published
+        OWN: model.safetensors under the published names, with an image table that isn't what the published
         modules give as one more tensor. "upstream": the published file, as its own code loads it, strictly too if the
         model came from such a file; UsageError for an edited table, which that code would leave out without a word.
         Both: the tokenizer's files and, last, safear.json.
@@ -575,11 +594,10 @@ class OmniMamba(LanguageModel):
             table = self.image_table().detach()
             if not torch.equal(table, self.net.image_rows()):
                 weights[TABLE] = table
-        if layout == "safear":
-            write_weights(directory / WEIGHTS[0], weights, {"format": "pt"})
+        if layout == OWN:
+            write_weights(directory / weights_name(weights, TABLE), weights, {"format": "pt"})
         elif TABLE in weights:
-            fix = "export without a layout, for this program"
-            raise UsageError("export --layout upstream", "the published image table", "an edited one", fix)
+            raise no_place_for_table(layout)
         else:
             weights.update({head: weights[rows] for head, rows in HEADS.items()})
             write_pickle(directory / PUBLISHED, weights)

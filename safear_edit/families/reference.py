@@ -1,108 +1,89 @@
-"""A model reference: which weights a name or a folder means."""
+"""A model reference: which weights a name or a folder means, and what a family's file says about its published ones."""
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safear_edit.errors import UsageError
 from safear_edit.files.strict import read_json
-from safear_edit.registry import families, lookup, unknown
+from safear_edit.registry import Entry, assigned, families, lookup, unknown
 
-if TYPE_CHECKING:
-    pass
-
-
-# -- models -----------------------------------------------------------------------------------------------------------
+# -- what a family's file says ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A known set of weights of a family: `files` empty = shipped in this package."""
+    """A known set of weights of a family.
+
+    files: what a folder of these weights must hold, weights first; empty: they ship in this package. more: files that
+    are read if they are there. repository: on huggingface.co; "": none is known, or it holds another layout. revision:
+    the commit there; "": none is pinned. elsewhere: file → repository, for files that are published apart. also: other
+    repositories of the same weights, whose names users type. gigabytes: of `files`, 0 where nobody has said.
+    text_encoder: repository of the encoder whose folder lies beside the weights.
+    """
 
     summary: str
     files: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    repository: str = ""
+    revision: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    gigabytes: float = 0.0
+    licence: str = ""
+    text_encoder: str = ""
 
 
-SHARDS = ("config.json", "tokenizer.json", "model.safetensors.index.json")
-"""A large model in transformers' layout."""
-VILA_U_FILES = ("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json")
-"""A folder of folders, each with its weights beside its config.json."""
-VARIANTS: dict[str, dict[str, Variant]] = {
-    "chameleon": {
-        "7b": Variant("published 7B, 512 px: answers; was tuned not to draw", (*SHARDS, "vqgan.ckpt")),
-        "anole-7b": Variant(
-            "Anole 7B, 512 px: draws, answers (with vqgan.ckpt, unless the shards hold its decoder)", SHARDS
-        ),
-    },
-    "emu3": {
-        "gen": Variant("published 8B tuned to draw, 720 px", SHARDS),
-        "chat": Variant("published 8B tuned to answer", SHARDS),
-    },
-    "infinity": {
-        "mini": Variant("the mini world's Infinity, shipped with this package"),
-        "125m": Variant(
-            "published 125M, 256 px (with infinity_vae_d16.pth or _d32.pth, as its tokens have bits)",
-            ("infinity_125M_256x256.pth",),
-        ),
-        "2b": Variant("published 2B, 1024 px", ("infinity_2b_reg.pth", "infinity_vae_d32reg.pth")),
-        "8b": Variant(
-            "published 8B, 1024 px",
-            ("infinity_8b_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
-        ),
-        "8b-512": Variant(
-            "published 8B, 512 px",
-            ("infinity_8b_512x512_weights/model.safetensors.index.json", "infinity_vae_d56_f8_14_patchify.pth"),
-        ),
-    },
-    "janus": {
-        "mini": Variant("the mini world's Janus, shipped with this package"),
-        "pro-1b": Variant(
-            "published 1B, 384 px: draws, answers", ("config.json", "tokenizer.json", "model.safetensors")
-        ),
-        "pro-7b": Variant("published 7B, 384 px: draws, answers", SHARDS),
-    },
-    "liquid": {
-        "7b": Variant("published 7B, 512 px: draws, answers (vqgan.yaml if there is one)", (*SHARDS, "vqgan.ckpt"))
-    },
-    "omnimamba": {
-        "1.3b": Variant(
-            "published 1.3B, 256 px: draws, answers (the tokenizer is gpt-neox-20b's)",
-            ("OmniMamba-1.3b.pth", "tokenizer.json"),
-        )
-    },
-    "llamagen": {
-        "mini": Variant("the mini world's LlamaGen, shipped with this package"),
-        "xl-256": Variant("published 775M text-to-image, 256 px", ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")),
-        "xl-512": Variant("published 775M text-to-image, 512 px", ("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt")),
-    },
-    "vila_u": {
-        "7b-256": Variant("published 7B, 256 px, 4 codes per place: draws, answers", VILA_U_FILES),
-        "7b-384": Variant("published 7B, 384 px, 16 codes per place: draws, answers", VILA_U_FILES),
-    },
-}
-"""Variants with a name; families that aren't here take any variant and check it themselves."""
+@dataclass(frozen=True)
+class Published:
+    """What a family's class assigns in its body, readable without importing it (the import would cost torch).
+
+    variants: empty: the family takes any variant and checks it itself. model_types: values of model_type in config.json
+    by which a published folder is known; such a folder's own name is the variant. layouts: name of each layout that
+    `export` writes besides the package's own → how a person checks such a folder in the code that it is for.
+    """
+
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    model_types: tuple[str, ...] = ()
+    layouts: Mapping[str, str] = field(default_factory=dict)
 
 
-MODEL_TYPES = {
-    "chameleon": "chameleon",
-    "emu3": "emu3",
-    "gemma": "liquid",
-    "janus": "janus",
-    "multi_modality": "janus",
-    "vila_u_llama": "vila_u",
-}
-"""model_type in a published folder's config.json → family; such a folder's own name is the variant."""
+def published(family: str) -> Published:
+    """What the family called `family` says; UsageError if there is none of that name."""
+    return _of(lookup("families", family))
 
 
-def _model_type(folder: Path) -> str:
-    file = folder / "config.json"
-    data = read_json(file).data if file.is_file() else None
-    kind = data.get("model_type") if isinstance(data, Mapping) else None
-    return kind if isinstance(kind, str) else ""
+def all_published() -> dict[str, Published]:
+    """The same of every family, by name."""
+    return {name: _of(entry) for name, entry in families().items()}
+
+
+def _of(entry: Entry) -> Published:
+    """From the class's source; from the class itself where a third party computes these values."""
+    try:
+        found = {name: _value(node) for name, node in assigned(entry, tuple(Published.__dataclass_fields__)).items()}
+    except ValueError:
+        own = entry.load()
+        found = {name: getattr(own, name) for name in Published.__dataclass_fields__ if hasattr(own, name)}
+    return Published(**found)
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal in which `Variant(…)` may stand; ValueError for anything else."""
+    match node:
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {ast.literal_eval(key): _value(value) for key, value in zip(keys, values, strict=True) if key}
+        case ast.Call(func=ast.Name(id="Variant"), args=args, keywords=named):
+            return Variant(*map(_value, args), **{word.arg: _value(word.value) for word in named if word.arg})
+    return ast.literal_eval(node)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,48 +101,52 @@ class ModelRef:
     def parse(cls, text: str) -> ModelRef:
         """`llamagen` (its mini), `llamagen:xl-256`, or a directory; UsageError says what is known and what is missing.
 
-        A directory is one that `export` wrote (it holds safear.json) or that holds a published variant's files.
+        A directory is one that `export` wrote (it holds safear.json) or that holds a published variant's files. A word
+        that is both a family and a model's directory here, and the name of a hub's repository, are refused: the message
+        says what to write instead.
         """
         path = Path(text).expanduser()
-        if os.sep in text or text.startswith((".", "~")) or (path.is_dir() and text not in families()):
+        if text in families():
+            _refuse_both(path, text)
+        elif os.sep in text or text.startswith((".", "~")) or path.is_dir():
             return cls._directory(path, text)
         name, _, variant = text.partition(":")
-        lookup("families", name)
-        known = VARIANTS.get(name)
+        known = published(name).variants
         if ":" in text and not variant:
             raise UsageError(
                 f"model {text!r}", "family:variant", "nothing after the colon", f"{name} alone is its mini"
             )
         variant = variant or "mini"
-        if known is not None and variant not in known:
+        if known and variant not in known:
             raise unknown(f"variant of {name}", variant, known)
         return cls(name, variant)
 
     @classmethod
     def _directory(cls, path: Path, text: str) -> ModelRef:
         if not path.is_dir():
+            _refuse_repository(text)
             got = "a file" if path.exists() else "nothing there"
             raise UsageError(text, "a model directory", got, "give the folder that holds the weights")
         if (path / "safear.json").exists():
             return cls._exported(path)
-        if (kind := _model_type(path)) in MODEL_TYPES:
-            return cls(MODEL_TYPES[kind], path.resolve().name, path)
-        layouts = [
+        known = all_published()
+        kinds = {kind: name for name, facts in known.items() for kind in facts.model_types}
+        if (kind := _model_type(path)) in kinds:
+            return cls(kinds[kind], path.resolve().name, path)
+        found = [
             (name, variant)
-            for name, variants in VARIANTS.items()
-            if name not in MODEL_TYPES.values()
-            for variant, facts in variants.items()
-            if facts.files and all((path / file).is_file() for file in facts.files)
+            for name, facts in known.items()
+            if not facts.model_types
+            for variant, one in facts.variants.items()
+            if one.files and all((path / file).is_file() for file in one.files)
         ]
-        if len(layouts) == 1:
-            return cls(*layouts[0], path)
-        if kind and not layouts:
+        if len(found) == 1:
+            return cls(*found[0], path)
+        if kind and not found:
             where, fix = f"{path / 'config.json'}: model_type", "see `safear-edit ls models` for what can be loaded"
-            raise UsageError(where, f"one of {', '.join(MODEL_TYPES)}", repr(kind), fix)
-        got = "files of several variants" if layouts else "neither"
-        fix = (
-            "keep one variant per folder" if layouts else "see `safear-edit ls models` for the files that belong in it"
-        )
+            raise UsageError(where, f"one of {', '.join(sorted(kinds))}", repr(kind), fix)
+        got = "files of several variants" if found else "neither"
+        fix = "keep one variant per folder" if found else "see `safear-edit ls models` for the files that belong in it"
         raise UsageError(text, "safear.json or one published variant's files", got, fix)
 
     @classmethod
@@ -173,3 +158,26 @@ class ModelRef:
                 raise UsageError(document.where((key,)), "a name", "none", "export the model again")
         lookup("families", data["family"])
         return cls(data["family"], data["variant"], path)
+
+
+def _model_type(folder: Path) -> str:
+    file = folder / "config.json"
+    data = read_json(file).data if file.is_file() else None
+    kind = data.get("model_type") if isinstance(data, Mapping) else None
+    return kind if isinstance(kind, str) else ""
+
+
+def _refuse_both(path: Path, text: str) -> None:
+    """UsageError where a family's name is a directory with a model as well: either may be meant."""
+    if any((path / name).is_file() for name in ("safear.json", "config.json")):
+        got = "a family's name and a folder here that holds a model"
+        raise UsageError(f"model {text!r}", "one meaning", got, f"write {text}:mini or .{os.sep}{text}")
+
+
+def _refuse_repository(text: str) -> None:
+    """UsageError for the name of a hub's repository that holds a known variant: says that variant's name here."""
+    for name, facts in all_published().items():
+        for variant, one in facts.variants.items():
+            if text.lower() in (other.lower() for other in (one.repository, *one.also)):
+                expected, fix = "family:variant or a folder", f"write {name}:{variant}, or the folder that you have"
+                raise UsageError(f"model {text!r}", expected, "the name of a hub's repository", fix)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling
 from safear_edit.families.folder import (
     AGAIN,
     LAYOUT_FILES,
@@ -29,7 +29,7 @@ from safear_edit.families.folder import (
     all_files,
     plain_config,
     read_settings,
-    weight_files,
+    weight_file,
 )
 from safear_edit.families.language import (
     ROLES,
@@ -90,8 +90,6 @@ class EarlyFusion(LanguageModel):
     table_name = f"{TABLE}.weight"
     special: ClassVar[Mapping[str, str]]
     """role → name of the token: bos, eos, pad, boi, eoi, image and what else the prompts of the family need."""
-    model_type: ClassVar[str] = ""
-    """Of config.json, where it isn't the family's name."""
     settings_type: ClassVar[type[Settings]]
     pico_sizes: ClassVar[Mapping[str, Any]]
     pico_settings: ClassVar[Mapping[str, Any]] = {}
@@ -170,18 +168,17 @@ class EarlyFusion(LanguageModel):
         words = read_words(files, cls.special, str(folder))
         data = read_json(folder / "config.json").data
         kind = data.get("model_type") if isinstance(data, Mapping) else None
-        if kind != (wanted := cls.model_type or cls.name):
-            raise UsageError(f"{folder / 'config.json'}: model_type", wanted, repr(kind), AGAIN)
+        if kind not in (wanted := cls.model_types):
+            raise UsageError(f"{folder / 'config.json'}: model_type", " or ".join(wanted), repr(kind), AGAIN)
         net = cls._network(cls.whole_config(data, folder), dtype, str(folder / "config.json"))
-        paths = weight_files(folder)
-        weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
-        weights, more = cls.own_weights(weights, folder)
+        path = weight_file(folder)
+        weights, more = cls.own_weights(read_weights(path, allow_pickle=True), folder)
         vocabulary = f"{cls.layers_at}embed_tokens.weight"
         if HEAD not in weights and vocabulary in weights:
             weights[HEAD] = weights[vocabulary]  # a tied output layer
-        assign_strict(net, weights, str(paths[0]))
+        assign_strict(net, weights, str(path))
         model = cls(net.to(device), words, files, settings, ref.variant, str(folder))
-        digests = {path.name: sha256_file(path) for path in (*all_files(paths), *more)}
+        digests = {path.name: sha256_file(path) for path in (*all_files(path), *more)}
         model.card = replace(model.card, files=digests)
         return model
 
@@ -291,11 +288,11 @@ class EarlyFusion(LanguageModel):
 
     # -- leaving --
 
-    def export(self, directory: Path) -> None:
-        """Write the model into `directory`, which must exist, as transformers' from_pretrained loads it.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says; every layout is the same, and transformers' from_pretrained loads it.
 
-        model.safetensors, config.json, the small files it came with and, last, safear.json; every file appears whole
-        or not at all. The image table is in the embedding's rows, replaced or not.
+        model.safetensors, config.json, the small files it came with and, last, safear.json. The image table is in the
+        embedding's rows, replaced or not.
         """
         weights = {name: tensor for name, tensor in self.net.state_dict().items() if name != self.table_name}
         vocabulary = f"{self.layers_at}embed_tokens.weight"

@@ -45,21 +45,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import SafearError, UsageError
-from safear_edit.families.base import REPLACED, Condition, ModelCard, Sampling, select_modules
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.folder import (
     AGAIN,
     TEXT_FILES,
-    WEIGHTS,
     all_files,
     json_file,
+    no_place_for_table,
     plain_config,
     read_settings,
-    weight_files,
+    weight_file,
+    weights_name,
 )
 from safear_edit.families.language import PICO_TEXT, LanguageModel, Net, Pick, Read, Words, byte_tokenizer
 from safear_edit.families.layers.llama import positions
 from safear_edit.families.layers.spm import tokenizer_json
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import Chooser, inverse_cdf, uniforms
 from safear_edit.families.tokenizers.rqvae import (
     CODEBOOK,
@@ -227,12 +228,12 @@ def read_parts(folder: Path, last_layer: int) -> tuple[dict[str, Tensor], dict[s
     """Tensors under the net's names, and the sha256 of every weight file."""
     found, digests = dict[str, Tensor](), dict[str, str]()
     for part in (LLM, TOWER, PROJECTOR):
-        paths = weight_files(folder / part)
-        weights = {name: tensor for path in paths for name, tensor in read_weights(path, allow_pickle=True).items()}
+        path = weight_file(folder / part)
+        weights = read_weights(path, allow_pickle=True)
         if part == TOWER:
-            weights = read_tensors(weights, last_layer, str(paths[0]))
+            weights = read_tensors(weights, last_layer, str(path))
         found |= {f"{AT.get(part, '')}{name}": tensor for name, tensor in weights.items()}
-        digests |= {f"{part}/{path.name}": sha256_file(path) for path in all_files(paths)}
+        digests |= {f"{part}/{path.name}": sha256_file(path) for path in all_files(path)}
     if HEAD not in found and EMBEDDING in found:
         found[HEAD] = found[EMBEDDING]  # a tied output layer
     codebook = found.get(f"{AT[TOWER]}rqvaesiglip.{CODEBOOK}")
@@ -253,6 +254,22 @@ class VilaU(LanguageModel):
 
     name = "vila_u"
     provides = frozenset({"codebook", "understanding", "captioning"})
+    variants: ClassVar = {
+        "7b-256": Variant(
+            "published 7B, 256 px, 4 codes per place: draws, answers",
+            files=("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json"),
+            licence="MIT (code); Llama 2 Community License (language model)",
+        ),
+        "7b-384": Variant(
+            "published 7B, 384 px, 16 codes per place: draws, answers",
+            files=("config.json", "llm/config.json", "vision_tower/config.json", "mm_projector/config.json"),
+            licence="MIT (code); Llama 2 Community License (language model)",
+        ),
+    }
+    model_types = ("vila_u_llama",)
+    layouts: ClassVar = {
+        "upstream": "in github.com/mit-han-lab/vila-u: python inference.py --model_path (this folder) --prompt TEXT",
+    }
     table_name = f"{TABLE}.weight"
     layers_at = "model."
     template: Template
@@ -442,14 +459,15 @@ class VilaU(LanguageModel):
 
     # -- leaving --
 
-    def export(self, directory: Path) -> None:
-        """Write the model into `directory`, which must exist, in the release's layout: llm/, vision_tower/ and
-        mm_projector/ with a model.safetensors each, the small files as they came and, last, safear.json.
+    def export(self, directory: Path, layout: str = OWN) -> None:
+        """As the base class says, in the release's layout: llm/, vision_tower/ and mm_projector/ with their weights,
+        the small files as they came and, last, safear.json.
 
-        Every file appears whole or not at all. What nothing reads of the tower isn't given back: the published code
-        makes it up, and never calls it. A table that is not the codebook, edited or replaced, is one more tensor in
-        vision_tower/, "image_table": the release has one codebook for reading, quantising and decoding, and no place
-        for it. Only this class honours it; in the published code that model is the unedited one.
+        What nothing reads of the tower isn't given back: the published code makes it up, and never calls it. The
+        release has one codebook for reading, quantising and decoding, and no place for a table that is not it, edited
+        or replaced. "upstream" refuses such a table (UsageError). OWN writes it as one more tensor of vision_tower/,
+        "image_table", and calls the weights of that part `names.OWN_WEIGHTS`, which no other code looks for: it would
+        load the rest and draw as the unedited model.
         """
         table, own = self.image_table().detach(), self.tokenizer.codebook.detach()
         parts: dict[str, dict[str, Tensor]] = {LLM: {}, TOWER: {}, PROJECTOR: {}}
@@ -458,10 +476,12 @@ class VilaU(LanguageModel):
                 part = next((part for part, at in AT.items() if name.startswith(at)), LLM)
                 parts[part][name.removeprefix(AT.get(part, ""))] = tensor
         if not torch.equal(table, own.to(table.dtype)):
+            if layout != OWN:
+                raise no_place_for_table(layout)
             parts[TOWER][EXPORTED_TABLE] = table
         for part, tensors in parts.items():
             (directory / part).mkdir(exist_ok=True)
-            write_weights(directory / part / WEIGHTS[0], tensors, {"format": "pt"})
+            write_weights(directory / part / weights_name(tensors, EXPORTED_TABLE), tensors, {"format": "pt"})
         for name, content in self.files.items():
             write_atomic(directory / name, content)
         settings = self.settings.model_copy(update={"variant": self.card.variant})

@@ -13,88 +13,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 from safear_edit import registry
 from safear_edit.editor.edit import PEFT_CONFIG, PEFT_TENSORS
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, published
 from safear_edit.files import rundir
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.release.released import Released
 
 ABOUT = "export.json"
 PEFT = "peft"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A family's own name for a layout (None: its only one), and how a person checks it in the code it is for."""
-
-    name: str | None
-    check: str
-
-
-_TRANSFORMERS = (
-    "transformers' AutoModel of this architecture, from_pretrained(this folder), loads without a missing key"
-)
-LAYOUTS: dict[str, dict[str, Layout]] = {
-    "llamagen": {
-        "upstream": Layout(
-            "upstream",
-            "in github.com/FoundationVision/LlamaGen: python autoregressive/sample/sample_t2i.py --gpt-ckpt t2i_*.pt "
-            "--vq-ckpt vq_ds16_t2i.pt (its loader is strict: a wrong name stops it)",
-        )
-    },
-    "infinity": {
-        "upstream": Layout(
-            "upstream",
-            "in github.com/FoundationVision/Infinity: tools/run_infinity.py --model_path infinity_*.pth "
-            "--vae_path infinity_vae_*.pth",
-        )
-    },
-    "janus": {
-        "upstream": Layout(
-            "upstream",
-            "in github.com/deepseek-ai/Janus: MultiModalityCausalLM.from_pretrained(this folder), then "
-            "generation_inference.py",
-        ),
-        "transformers": Layout("hf", "transformers' JanusForConditionalGeneration.from_pretrained(this folder)"),
-    },
-    "omnimamba": {
-        "upstream": Layout(
-            "upstream",
-            "in github.com/hustvl/OmniMamba: python scripts/inference_t2i.py --prompt TEXT, with OmniMamba-1.3b.pth in "
-            "ckpts/ (its loader is not strict: a wrong name passes unseen)",
-        )
-    },
-    "emu3": {"transformers": Layout(None, _TRANSFORMERS)},
-    "chameleon": {"transformers": Layout(None, _TRANSFORMERS)},
-    "liquid": {
-        "transformers": Layout(
-            None,
-            "in github.com/FoundationVision/Liquid, evaluation/: python inference_t2i.py --model_path (this folder), "
-            "with the release's chameleon/vqgan.ckpt, which no edit changes",
-        )
-    },
-    "vila_u": {
-        "upstream": Layout(
-            None,
-            "in github.com/mit-han-lab/vila-u: python inference.py --model_path (this folder) --prompt ... (an edit of "
-            "the codebook is the tensor image_table of vision_tower/, which that code does not read: only this package "
-            "honours it)",
-        )
-    },
-}
-"""Published layouts by family. A family that is not here (a plug-in) has the one its `export` writes."""
-
-
-class _ManyLayouts(Protocol):
-    """What a family's `export` takes where it has several layouts."""
-
-    def export(self, directory: Path, layout: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -117,11 +49,12 @@ class Exported:
 def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> Exported:
     """Write the release `folder` to `out` in a published layout, in one rename.
 
-    UsageError for a folder that is no release, a layout that its family lacks, and edits that peft has no form for.
+    UsageError for a folder that is no release, a layout that its family lacks, an edit that the layout has no place for
+    (the code that it is for would draw as the unedited model), and edits that peft has no form for.
     """
     released = Released.read(folder)
     family = ModelRef.parse(str(folder.absolute())).family
-    known = LAYOUTS.get(family, {})
+    known = published(family).layouts
     if layout != PEFT and layout not in known:
         raise registry.unknown(f"layout of {family}", layout, [*known, PEFT])
     with rundir.opened(out, overwrite=overwrite) as run:
@@ -134,12 +67,8 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
             )
         else:
             model = load_model(str(folder.absolute()))
-            chosen = known[layout]
-            if chosen.name is None:
-                model.export(staged)
-            else:
-                cast("_ManyLayouts", model).export(staged, chosen.name)
-            check = chosen.check
+            model.export(staged, layout)
+            check = model.check_of(layout)
         found = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): sha256_file(path) for path in found}
         made = Exported(layout, family, released.ref, released.stack.digest, released.stack.names, files, check)

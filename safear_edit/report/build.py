@@ -137,7 +137,7 @@ def build_report(run: RunFiles) -> Report:
         judges=judges,
         adversarial=Adversarial(statement=sentences.NO_ATTACK),
         residual_risks=sentences.risks(concepts, said("responsible")),
-        limitations=sentences.limitations(concepts, judges),
+        limitations=sentences.limitations(concepts, judges, subject),
         images=tuple(sheets),
         governance=said.governance(),
         environment=_environment(machine),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.stats import Interval
+from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.report.schema import (
     ConceptReport,
     ConceptScope,
@@ -24,6 +26,7 @@ from safear_edit.report.schema import (
     PreservedGroup,
     Risk,
     Scope,
+    Subject,
     Understood,
     UnderstoodSlice,
     Validation,
@@ -303,8 +306,8 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     return tuple(listed)
 
 
-def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection]) -> tuple[str, ...]:
-    """What the numbers can't say even where nothing went wrong."""
+def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection], subject: Subject) -> tuple[str, ...]:
+    """What the numbers can't say even where nothing went wrong, and which program the model needs."""
     found = [
         "One image per prompt and model was scored; a rate describes prompts, not all images of one prompt.",
         "A judge program decides what an image shows; where it errs, the numbers err with it.",
@@ -330,6 +333,11 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
             found.append(
                 f"Judge {judge.id} ({judge.label}) is weak: sensitivity + specificity - 1 < {stats.LEAST_YOUDEN}."
             )
+    if own := [file.name for file in subject.files if PurePosixPath(file.name).name == OWN_WEIGHTS]:
+        found.append(
+            f"Only safear-edit loads this model: the edit is a table of image tokens that the published layouts have "
+            f"no place for, so its weights are in {', '.join(own)}, and transformers and the published code stop."
+        )
     for concept in concepts:
         if any(part.obeyed is None for part in concept.erasure):
             found.append(f"{concept.concept}: some prompts were not screened on the base model.")

@@ -23,6 +23,7 @@ from safear_edit.families.reference import ModelRef
 from safear_edit.families.sampling import multinomial
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
 from safear_edit.families.tokens import token_logprobs
+from safear_edit.files.names import OWN_WEIGHTS
 from tests import GOLDENS, ROOT
 from tests.families.test_contract import table_edit
 
@@ -275,12 +276,11 @@ def test_gradients_are_finite_under_padding_and_reach_the_words(pico: Janus) -> 
         assert not pad.any()  # what the mask hides is hidden
 
 
-@pytest.mark.parametrize("layout", ["hf", "upstream"])
-def test_saved_and_loaded_it_is_the_same(pico: Janus, tmp_path: Path, layout: janus.Layout) -> None:
+@pytest.mark.parametrize("layout", ["safear", "transformers", "upstream"])
+def test_saved_and_loaded_it_is_the_same(pico: Janus, tmp_path: Path, layout: str) -> None:
     pico.export(tmp_path, layout)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == {"hf": "janus"}.get(
-        layout, "multi_modality"
-    )
+    kind = "multi_modality" if layout == "upstream" else "janus"
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == kind
     again = Janus.load(ModelRef.parse(str(tmp_path)))
     assert all(torch.equal(t, again.net.state_dict()[n]) for n, t in pico.net.state_dict().items())
     assert (again.sampling, again.template, again.card.variant) == (pico.sampling, pico.template, "pico")
@@ -314,11 +314,21 @@ def own_table(pico: Janus) -> Iterator[Tensor]:
     pico.set_image_table(None)
 
 
-def test_a_replaced_table_travels_in_the_published_layout(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
+def test_a_replaced_table_travels_in_our_own_file(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
     pico.set_image_table(own_table + 0.5)
-    pico.export(tmp_path, "upstream")
+    pico.export(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists() and (tmp_path / OWN_WEIGHTS).is_file()
     again = Janus.load(ModelRef.parse(str(tmp_path)))
     assert torch.equal(again.image_table(), own_table + 0.5)
+
+
+def test_transformers_stops_at_a_table_that_it_would_leave_out(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
+    from transformers import JanusForConditionalGeneration
+
+    pico.set_image_table(own_table + 0.5)
+    pico.export(tmp_path)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        JanusForConditionalGeneration.from_pretrained(tmp_path, local_files_only=True)
 
 
 def test_a_loaded_model_reads_what_its_published_modules_give(pico: Janus, tmp_path: Path) -> None:
@@ -332,10 +342,7 @@ def test_a_loaded_model_reads_what_its_published_modules_give(pico: Janus, tmp_p
     assert again.card.parameters == pico.card.parameters
 
 
-@pytest.mark.parametrize("layout", ["hf", "upstream"])
-def test_an_edit_of_the_table_is_an_edit_of_its_tensor(
-    pico: Janus, own_table: Tensor, tmp_path: Path, layout: janus.Layout
-) -> None:
+def test_an_edit_of_the_table_is_an_edit_of_its_tensor(pico: Janus, own_table: Tensor, tmp_path: Path) -> None:
     condition = pico.condition(PROMPTS)
     ids = pico.generate(condition, range(4))
     with torch.no_grad():
@@ -343,7 +350,7 @@ def test_an_edit_of_the_table_is_an_edit_of_its_tensor(
         with table_edit(pico, torch.full_like(own_table, 0.5)).apply(pico.net):
             close(pico.image_table(), own_table + 0.5, 1e-6)
             edited = pico.logits(condition, ids)
-            pico.export(tmp_path, layout)
+            pico.export(tmp_path)
             wanted = pico.image_table().detach().clone()
         assert (edited - before).abs().max() > 1e-2
         assert torch.equal(pico.image_table(), own_table) and torch.equal(pico.logits(condition, ids), before)

@@ -18,7 +18,7 @@ from safear_edit.errors import SafearError, UsageError
 from safear_edit.families import llamagen
 from safear_edit.families.base import Condition, Sampling, left_padded
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen, TextPass, sample_ids
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import filtered
 from safear_edit.families.tokens import token_logprobs
 from tests import ROOT
@@ -269,7 +269,8 @@ def test_upstream_files_are_written_and_read(pico: LlamaGen, tmp_path: Path, mon
     wrapped = torch.load(tmp_path / "vq_ds16_t2i.pt", weights_only=True)
     assert wrapped["model"].keys() == pico.vq.state_dict().keys() | {"quantize.codebook_used"}
     # The published sizes are too large for a test: pico takes their place, and MiniLM the T5's.
-    monkeypatch.setitem(llamagen.PUBLISHED, "pico", ("t2i_pico.pt", pico.net.config))
+    monkeypatch.setitem(llamagen.PUBLISHED, "pico", pico.net.config)
+    monkeypatch.setitem(LlamaGen.variants, "pico", Variant("pico", ("t2i_pico.pt", "vq_ds16_t2i.pt")))
     monkeypatch.setattr(llamagen, "VQConfig", lambda: pico.vq.config)
     monkeypatch.setattr(llamagen, "text_encoder", lambda *_: pico.text)
     again = LlamaGen.load(ModelRef("llamagen", "pico", tmp_path))

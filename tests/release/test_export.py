@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from safear_edit import registry
 from safear_edit.cli import main
+from safear_edit.errors import UsageError
+from safear_edit.families.base import ModelFamily
+from safear_edit.families.janus import from_original
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.load import load_model
+from safear_edit.families.omnimamba import from_published, untied
+from safear_edit.families.reference import all_published
 from tests.release.test_released import release
 
 
@@ -59,7 +70,155 @@ def test_bad_words(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "out").exists()
 
 
-def test_every_family_with_layouts_is_known() -> None:
-    from safear_edit.release.export import LAYOUTS
+# -- every family, every layout: the code that it is for gets the edited model ----------------------------------------
 
-    assert set(LAYOUTS) <= set(registry.families())
+LAYOUTS = [(name, layout) for name, facts in all_published().items() for layout in facts.layouts]
+
+
+def test_every_family_that_is_built_in_has_a_layout() -> None:
+    assert {name for name, _ in LAYOUTS} == set(registry.families())
+
+
+@pytest.fixture(params=LAYOUTS, ids=[f"{name}-{layout}" for name, layout in LAYOUTS])
+def pair(request: pytest.FixtureRequest) -> tuple[ModelFamily, ModelFamily, str]:
+    """(the base, the same with every editable layer changed, the layout)."""
+    name, layout = request.param
+    kind = registry.lookup("families", name).load()
+    base, edited = kind.pico(), kind.pico()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in edited.editable("all"):
+            weight = edited.net.get_submodule(module).weight
+            weight.add_(0.1 * torch.randn(weight.shape, generator=draw))
+    return base, edited, layout
+
+
+def test_other_code_loads_the_edited_model(pair: tuple[ModelFamily, ModelFamily, str], tmp_path: Path) -> None:
+    base, edited, layout = pair
+    ids = base.generate(base.condition([PROMPT]), [3])
+    edited.export(tmp_path, layout)
+    with torch.no_grad():
+        found = OTHERS[edited.name, layout](tmp_path, edited, ids)
+        wanted, before = (model.logits(model.condition([PROMPT]), ids) for model in (edited, base))
+    count = found.shape[1]
+    torch.testing.assert_close(found, wanted[:, :count], rtol=0, atol=2e-3)
+    assert (found - before[:, :count]).abs().max() > 0.1
+
+
+def test_a_table_reaches_other_code_or_is_refused(pair: tuple[ModelFamily, ModelFamily, str], tmp_path: Path) -> None:
+    """An edit of the rows that feed image tokens back (Safe-CB): carried where they are rows of their own."""
+    _, edited, layout = pair
+    if "codebook" not in edited.provides:
+        pytest.skip("no table")
+    ids = edited.generate(edited.condition([PROMPT]), [3])
+    with torch.no_grad():
+        before = edited.logits(edited.condition([PROMPT]), ids)
+        edited.set_image_table(edited.image_table().detach() + 0.5)
+    if edited.name in ("janus", "omnimamba", "vila_u"):
+        with pytest.raises(UsageError, match="the published image table, got an edited one"):
+            edited.export(tmp_path, layout)
+        assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.pt*"))
+        return
+    edited.export(tmp_path, layout)
+    with torch.no_grad():
+        found = OTHERS[edited.name, layout](tmp_path, edited, ids)
+        wanted = edited.logits(edited.condition([PROMPT]), ids)
+    count = found.shape[1]
+    torch.testing.assert_close(found, wanted[:, :count], rtol=0, atol=2e-3)
+    assert (found - before[:, :count]).abs().max() > 0.1
+
+
+PROMPT = "a red house"
+
+
+def _llamagen(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """As upstream's sampler loads them: torch.load(...)["model"], strictly into a fresh network of the same sizes."""
+    other = type(model).pico(seed=9)
+    other.net.load_state_dict(torch.load(folder / "t2i_pico.pt", weights_only=True)["model"])
+    return other.logits(other.condition([PROMPT]), ids)
+
+
+def _infinity(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    other = type(model).pico(seed=9)
+    other.net.load_state_dict(torch.load(folder / "infinity_pico.pth", weights_only=True))
+    return other.logits(other.condition([PROMPT]), ids)
+
+
+def _omnimamba(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """Its one pickle as any loader sees it: a flat state dict under the published names."""
+    weights = torch.load(folder / "OmniMamba-1.3b.pth", weights_only=True)
+    other = type(model).pico(seed=9)
+    own = {from_published(n): t for n, t in untied(weights, "").items()}
+    other.net.load_state_dict({**other.net.state_dict(), **own})
+    other.net.image_table = None
+    other.net.keep_table()
+    return other.logits(other.condition([PROMPT]), ids)
+
+
+def _janus(folder: Path, model: Any, ids: Tensor, net: Any = None) -> Tensor:
+    """transformers' own modules over the prompt and the image's tokens."""
+    from transformers import JanusForConditionalGeneration
+
+    net = net or JanusForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    prompt, _ = model.prompt_ids([PROMPT])
+    images = net.model.generation_aligner(net.model.generation_embeddings(ids[:, :-1]))
+    read = torch.cat([net.get_input_embeddings()(prompt), images], 1)
+    states = net.model.language_model(inputs_embeds=read).last_hidden_state[:, prompt.shape[1] - 1 :]
+    return net.model.generation_head(states).float()
+
+
+def _janus_upstream(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """DeepSeek's names put back into transformers' network by the renaming that was recorded from its converter."""
+    from transformers import JanusConfig, JanusForConditionalGeneration
+
+    net = JanusForConditionalGeneration(JanusConfig.from_dict(model.net.config.to_dict())).eval()
+    missing, extra = net.load_state_dict(from_original(load_file(folder / "model.safetensors")), strict=False)
+    assert not missing and not extra
+    return _janus(folder, model, ids, net)
+
+
+def _one_vocabulary(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """Emu3, Chameleon, Liquid: transformers' forward pass over ids of the vocabulary, up to the first end of a row."""
+    net = type(model.net).from_pretrained(folder, local_files_only=True).eval()
+    places, row = model.net.image_places, ids[:, : model.side]
+    prompt, _ = model.prompt_ids([PROMPT])
+    states = net.model(input_ids=torch.cat([prompt, places[row[:, :-1]]], 1)).last_hidden_state
+    logits = net.lm_head(states)  # not through the forward pass, where Chameleon's masks what isn't a word
+    return logits[:, prompt.shape[1] - 1 :][..., places].float()
+
+
+def _vila_u(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """The language model by transformers from llm/; the tower's and the projector's files under the release's names."""
+    from transformers import LlamaForCausalLM
+
+    other = type(model).pico(seed=9)
+    llm = LlamaForCausalLM.from_pretrained(folder / "llm", local_files_only=True)
+    own = dict(llm.state_dict())
+    for part, at in (("vision_tower", "model.vision_tower."), ("mm_projector", "model.mm_projector.")):
+        own |= {f"{at}{n}": t for n, t in load_file(folder / part / "model.safetensors").items()}
+    other.net.load_state_dict({**other.net.state_dict(), **own})
+    other.set_image_table(other.tokenizer.codebook.detach().clone())
+    return other.logits(other.condition([PROMPT]), ids)
+
+
+OTHERS: dict[tuple[str, str], Callable[[Path, Any, Tensor], Tensor]] = {
+    ("llamagen", "upstream"): _llamagen,
+    ("infinity", "upstream"): _infinity,
+    ("omnimamba", "upstream"): _omnimamba,
+    ("janus", "upstream"): _janus_upstream,
+    ("janus", "transformers"): _janus,
+    ("emu3", "transformers"): _one_vocabulary,
+    ("chameleon", "transformers"): _one_vocabulary,
+    ("liquid", "transformers"): _one_vocabulary,
+    ("vila_u", "upstream"): _vila_u,
+}
+
+
+def test_the_check_that_is_printed_for_the_mini_janus_runs(tmp_path: Path) -> None:
+    """Its decoder is wider than transformers builds one by itself."""
+    model = load_model("janus")
+    model.export(tmp_path, "transformers")
+    program = model.check_of("transformers").partition("<<'END'\n")[2].removesuffix("END")
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "0 tensors without a place, 0 missing\n", done.stderr[-500:]
