@@ -13,7 +13,7 @@ from safear_edit import registry
 from safear_edit.cli.listing import listing
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, all_published, published
 from safear_edit.registry import find_builtin, lookup
 
 PLUGIN = '''
@@ -71,6 +71,69 @@ def test_third_party_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     add_plugin(monkeypatch, tmp_path, "[safear_edit.families]\ntoy = toy_plugin:Toy\n")
     assert lookup("families", "toy").source == "toy-plugin"
     assert load_model("toy:any", "cpu") == (ModelRef("toy", "any"), "cpu")
+
+
+def test_a_third_party_family_brings_its_variants_and_layouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They are read from its source, and nothing of it is imported: the module would end this process."""
+    code = """
+raise SystemExit("imported")
+class Toy:
+    variants = {"small": Variant("a small one", files=("toy.bin",), repository="me/toy"), "mini": Variant("ours")}
+    model_types = ("toy_model",)
+    layouts = {"upstream": "run it"}
+"""
+    site, folder = tmp_path / "site", tmp_path / "weights"
+    site.mkdir()
+    folder.mkdir()
+    add_plugin(monkeypatch, site, "[safear_edit.families]\ntoy = toy_plugin:Toy\n", code)
+    assert ModelRef.parse("toy:small") == ModelRef("toy", "small")
+    assert published("toy").layouts == {"upstream": "run it"}
+    with pytest.raises(UsageError, match="did you mean 'small'"):
+        ModelRef.parse("toy:smal")
+    (folder / "config.json").write_text('{"model_type": "toy_model"}')
+    assert ModelRef.parse(str(folder)) == ModelRef("toy", "weights", folder)
+    assert "toy:small" in {row.name for row in listing("models")}
+
+
+def test_values_that_a_third_party_computes_come_from_its_class(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = PLUGIN + "    layouts = {name: 'run it' for name in ('one', 'two')}\n"
+    add_plugin(monkeypatch, tmp_path, "[safear_edit.families]\ntoy = toy_plugin:Toy\n", code)
+    assert published("toy").layouts == {"one": "run it", "two": "run it"}
+
+
+def test_what_is_read_of_a_family_is_what_its_class_has() -> None:
+    for name, facts in all_published().items():
+        own = lookup("families", name).load()
+        assert (dict(own.variants), tuple(own.model_types), dict(own.layouts)) == (
+            facts.variants, facts.model_types, facts.layouts,
+        )  # fmt: skip
+        assert facts.variants and facts.layouts
+        assert all(one.licence for one in facts.variants.values() if one.repository)
+
+
+def test_a_name_that_is_a_folder_too_is_asked_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llamagen").mkdir()
+    assert ModelRef.parse("llamagen") == ModelRef("llamagen", "mini"), "no model in it: nobody means it"
+    (tmp_path / "llamagen" / "safear.json").write_text('{"family": "llamagen", "variant": "mine"}')
+    with pytest.raises(UsageError, match=r"write llamagen:mini or \./llamagen"):
+        ModelRef.parse("llamagen")
+    assert ModelRef.parse("./llamagen").variant == "mine" and ModelRef.parse("llamagen:mini").path is None
+
+
+def test_a_hubs_name_is_answered_with_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text, ours in (
+        ("deepseek-ai/Janus-Pro-1B", "janus:pro-1b"),
+        ("deepseek-community/janus-pro-7b", "janus:pro-7b"),
+        ("FoundationVision/Infinity", "infinity:125m"),
+    ):
+        with pytest.raises(UsageError, match=f"hub's repository; write {ours}"):
+            ModelRef.parse(text)
+    with pytest.raises(UsageError, match="nothing there"):
+        ModelRef.parse("somebody/Something")
 
 
 def test_third_party_that_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -366,6 +366,7 @@ class OmniMamba(LanguageModel):
             "published 1.3B, 256 px: draws, answers (the tokenizer is gpt-neox-20b's)",
             files=("OmniMamba-1.3b.pth", "tokenizer.json"),
             repository="hustvl/OmniMamba",
+            licence="MIT",
             elsewhere={"tokenizer.json": "EleutherAI/gpt-neox-20b"},
         ),
     }

@@ -27,7 +27,7 @@ from safear_edit.families.infinity import (
     rope_table,
     sample_bits,
 )
-from safear_edit.families.reference import ModelRef
+from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import inverse_cdf, uniforms
 from safear_edit.families.text import T5
 from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig, summed_codes, teacher_inputs
@@ -460,8 +460,9 @@ def test_upstream_files_are_written_and_read(pico: Infinity, tmp_path: Path, mon
     pico.export(tmp_path, "upstream")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["infinity_pico.pth", "infinity_vae_d6.pth"]
     assert torch.load(tmp_path / "infinity_pico.pth", weights_only=True).keys() == pico.net.state_dict().keys()
-    facts = infinity.Published("infinity_pico.pth", "infinity_vae_d{bits}.pth", "0.06M", Sampling(4.0, 0.5, 0, 0.97))
+    facts = infinity.Published("0.06M", Sampling(4.0, 0.5, 0, 0.97))
     monkeypatch.setitem(infinity.PUBLISHED, "tiny", facts)
+    monkeypatch.setitem(Infinity.variants, "tiny", Variant("tiny", ("infinity_pico.pth",)))
     again = Infinity.load(ModelRef("infinity", "tiny", tmp_path))
     assert same(pico.net, again.net) and same(pico.bsq, again.bsq)
     assert again.schedule == SQUARE and again.sampling == facts.sampling and again.card.licence == "MIT"
