@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,22 @@ def plain_config(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {key: plain_config(inner) for key, inner in value.items() if "attn_implementation" not in key}
+
+
+LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "layers", "depth", "num_res_blocks"})
+"""What configurations call the number of things of one kind that are built one after another."""
+
+
+def layers_in(config: Any) -> int:
+    """The most layers that a part of a configuration asks for; those of a level count for every level there is."""
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return max(map(layers_in, config), default=0)
+    if not isinstance(config, Mapping):
+        return 0
+    found = [value for key, value in config.items() if key in LAYERS and type(value) is int]
+    if type(blocks := config.get("num_res_blocks")) is int:
+        found += [blocks * len(value) for value in config.values() if isinstance(value, list | tuple)]
+    return max((*found, *map(layers_in, config.values())), default=0)
 
 
 def json_file(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:

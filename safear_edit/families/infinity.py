@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, Condition, ModelCard, ModelFamily, Sampling, select_modules
-from safear_edit.families.folder import read_settings
+from safear_edit.families.folder import layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
@@ -45,7 +45,7 @@ from safear_edit.families.tokenizers.bsq import (
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
 
 EPS = 1e-6
@@ -745,11 +745,11 @@ class Infinity(ModelFamily):
             return made.to(device)
         settings = read_settings(folder / "safear.json", Settings)
         _check_fit(settings.transformer, settings.tokenizer, settings.schedule, str(folder / "safear.json"))
-        net, bsq = Transformer(settings.transformer), BSQ(settings.tokenizer)
-        files = {"gpt.safetensors": net, "vae.safetensors": bsq}
-        for name, module in files.items():
-            assign_strict(module, read_weights(folder / name), str(folder / name))
-        card = _card(net, bsq, settings.schedule, ref.variant, _digests(*(folder / name for name in files)))
+        paths, sizes = (folder / "gpt.safetensors", folder / "vae.safetensors"), settings.transformer
+        net = filled(lambda: Transformer(sizes), sizes.depth, read_weights(paths[0]), str(paths[0]))
+        levels = layers_in(asdict(settings.tokenizer))
+        bsq = filled(lambda: BSQ(settings.tokenizer), levels, read_weights(paths[1]), str(paths[1]))
+        card = _card(net, bsq, settings.schedule, ref.variant, _digests(*paths))
         text = _text_encoder(settings.text, net.config.text_maxlen, folder)
         made = cls(net.to(dtype=dtype), bsq.to(dtype=dtype), settings.schedule, text, card, settings.sampling)
         return made.to(device)

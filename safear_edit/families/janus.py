@@ -28,6 +28,7 @@ from safear_edit.families.folder import (
     TEXT_FILES,
     all_files,
     json_file,
+    layers_in,
     no_place_for_table,
     plain_config,
     read_settings,
@@ -50,7 +51,7 @@ from safear_edit.families.language import (
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, read_weights, write_weights
+from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -674,6 +675,7 @@ def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: 
         weights[HEAD] = weights[EMBEDDING]
     if CODEBOOK in weights:
         weights[CODEBOOK] = unit_rows(weights[CODEBOOK])
+    refuse_sizes(lambda: build(config, dtype), layers_in(config.to_dict()), weights, where, ignore=(TABLE,))
     net = build(config, dtype)
     if TABLE in weights:
         shape = (config.vq_config.num_embeddings, config.text_config.hidden_size)

@@ -25,14 +25,17 @@ from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
-from safear_edit.families.folder import AGAIN, read_settings
+from safear_edit.families.folder import AGAIN, layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
+
+MOST_TOKENS = 1 << 16
+"""Of an image; published: 1024. No tensor of a checkpoint says how many there are, so this bounds what they take."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.dim, self.n_layer, self.n_head, self.vocab_size, self.caption_dim, self.cls_token_num)
-        fits = min(*sizes, self.block_size, self.multiple_of) > 0
+        fits = min(*sizes, self.block_size, self.multiple_of) > 0 and self.block_size <= MOST_TOKENS
         if not fits or self.dim % (4 * self.n_head) or isqrt(self.block_size) ** 2 != self.block_size:
-            expected = "positive sizes, heads of a multiple of 4 channels, a square number of image tokens"
+            expected = f"positive sizes, heads of a multiple of 4 channels, n * n image tokens up to {MOST_TOKENS}"
             raise UsageError("LlamaGen's sizes", expected, str(self), "take the configuration of a trained model")
 
     @property
@@ -454,11 +457,10 @@ class LlamaGen(ModelFamily):
         if config.gpt.vocab_size != (size := config.vq.codebook_size):
             where, got = f"{folder / 'safear.json'}: gpt.vocab_size", str(config.gpt.vocab_size)
             raise UsageError(where, f"{size}, as in vq", got, AGAIN)
-        gpt, vq = GPT(config.gpt), VQModel(config.vq)
-        files = {"gpt.safetensors": gpt, "vq.safetensors": vq}
-        for name, module in files.items():
-            assign_strict(module, read_weights(folder / name), str(folder / name))
-        card = _card(gpt, vq, ref.variant, {name: sha256_file(folder / name) for name in files})
+        paths = (folder / "gpt.safetensors", folder / "vq.safetensors")
+        gpt = filled(lambda: GPT(config.gpt), config.gpt.n_layer, read_weights(paths[0]), str(paths[0]))
+        vq = filled(lambda: VQModel(config.vq), layers_in(asdict(config.vq)), read_weights(paths[1]), str(paths[1]))
+        card = _card(gpt, vq, ref.variant, {path.name: sha256_file(path) for path in paths})
         text = text_encoder(config.text, gpt.config.cls_token_num, folder / PUBLISHED_TEXT)
         return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, config.sampling)
 

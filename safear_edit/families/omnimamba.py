@@ -37,7 +37,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -52,6 +52,7 @@ from safear_edit.families.folder import (
     AGAIN,
     TEXT_FILES,
     all_files,
+    layers_in,
     no_place_for_table,
     read_settings,
     weight_file,
@@ -74,7 +75,7 @@ from safear_edit.families.layers.vit import DINO, SIGLIP, Towers, TowerSizes
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.weights import assign_strict, read_weights, write_pickle, write_weights
+from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_pickle, write_weights
 from safear_edit.registry import family
 
 PUBLISHED = "OmniMamba-1.3b.pth"
@@ -404,14 +405,16 @@ class OmniMamba(LanguageModel):
         files = {name: (folder / name).read_bytes() for name in TEXT_FILES if (folder / name).is_file()}
         words = read_words(files, str(folder))
         words.fitting(settings.sizes.vocabulary, str(folder))
-        net = Net(settings.sizes, dtype)
         path = folder / PUBLISHED if (folder / PUBLISHED).is_file() else weight_file(folder)
         weights = read_weights(path, allow_pickle=True)
         kept = {name: tensor for name, tensor in weights.items() if unread(settings.sizes).match(name)}
         weights = untied(weights, str(path))
+        own = {from_published(name): tensor for name, tensor in weights.items() if name not in kept}
+        layers = layers_in(asdict(settings.sizes))
+        refuse_sizes(lambda: Net(settings.sizes, dtype), layers, own, str(path), ignore=(TABLE,))
+        net = Net(settings.sizes, dtype)
         if TABLE in weights:
             net.image_table = nn.Parameter(torch.zeros_like(net.backbone.img_embeddings.word_embeddings.weight))
-        own = {from_published(name): tensor for name, tensor in weights.items() if name not in kept}
         assign_strict(net, own, str(path))
         digests = {path.name: sha256_file(path) for path in all_files(path)}
         card = _card(net, ref.variant, settings.licence, digests)

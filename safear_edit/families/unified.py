@@ -27,6 +27,7 @@ from safear_edit.families.folder import (
     TEXT_FILES,
     WEIGHTS,
     all_files,
+    layers_in,
     plain_config,
     read_settings,
     weight_file,
@@ -44,7 +45,7 @@ from safear_edit.families.language import (
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, read_weights, write_weights
+from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
 
 TABLE = "image_tokens"
 """Embedding: the rows of its image tokens, in the order of the image tokenizer's codes."""
@@ -170,12 +171,14 @@ class EarlyFusion(LanguageModel):
         kind = data.get("model_type") if isinstance(data, Mapping) else None
         if kind not in (wanted := cls.model_types):
             raise UsageError(f"{folder / 'config.json'}: model_type", " or ".join(wanted), repr(kind), AGAIN)
-        net = cls._network(cls.whole_config(data, folder), dtype, str(folder / "config.json"))
+        whole, where = cls.whole_config(data, folder), str(folder / "config.json")
         path = weight_file(folder)
         weights, more = cls.own_weights(read_weights(path, allow_pickle=True), folder)
         vocabulary = f"{cls.layers_at}embed_tokens.weight"
         if HEAD not in weights and vocabulary in weights:
             weights[HEAD] = weights[vocabulary]  # a tied output layer
+        refuse_sizes(lambda: cls._network(whole, dtype, where), layers_in(whole), weights, str(path))
+        net = cls._network(whole, dtype, where)
         assign_strict(net, weights, str(path))
         model = cls(net.to(device), words, files, settings, ref.variant, str(folder))
         digests = {path.name: sha256_file(path) for path in (*all_files(path), *more)}

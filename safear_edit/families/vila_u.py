@@ -51,6 +51,7 @@ from safear_edit.families.folder import (
     TEXT_FILES,
     all_files,
     json_file,
+    layers_in,
     no_place_for_table,
     plain_config,
     read_settings,
@@ -73,9 +74,11 @@ from safear_edit.families.tokenizers.rqvae import (
 from safear_edit.families.unified import Settings, Template, read_words
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import parse_json
-from safear_edit.files.weights import assign_strict, read_weights, write_weights
+from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
 from safear_edit.registry import family
 
+MOST_LAYERS = 4096
+"""Of any part, so that a configuration is no reason to run out of memory before the weights are read."""
 KIND = "vila_u_llama"
 """model_type of the release's config.json."""
 LLM, TOWER, PROJECTOR = "llm", "vision_tower", "mm_projector"
@@ -137,7 +140,7 @@ class Projector(nn.Module):
         super().__init__()
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(inside, width)
-        elif found := re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind):
+        elif found := re.fullmatch(r"mlp([1-9])x_gelu", kind):
             more = [layer for _ in range(int(found[1]) - 1) for layer in (nn.GELU(), nn.Linear(width, width))]
             self.layers = nn.Sequential(nn.Linear(inside, width), *more)
         else:
@@ -316,8 +319,13 @@ class VilaU(LanguageModel):
         files = read_files(folder)
         configs = read_configs(files, str(folder))
         words = vocabulary(files, str(folder))
+        if (layers := layers_in(configs)) > MOST_LAYERS:
+            raise UsageError(f"{folder}: config.json", f"at most {MOST_LAYERS} layers", str(layers), AGAIN)
+        with torch.device("meta"):
+            last_layer = build(configs, dtype, str(folder)).model.vision_tower.rqvaesiglip.last_layer
+        weights, digests = read_parts(folder, last_layer)
+        refuse_sizes(lambda: build(configs, dtype, str(folder)), layers, weights, str(folder))
         net = build(configs, dtype, str(folder))
-        weights, digests = read_parts(folder, net.model.vision_tower.rqvaesiglip.last_layer)
         assign_strict(net, weights, str(folder))
         model = cls(net.to(device), words, files, settings, ref.variant, str(folder))
         model.card = replace(model.card, files=digests)

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -43,8 +43,17 @@ WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
 LlamaGen's trainers one of the last three, in their order of looking (autoregressive/sample/sample_t2i.py)."""
 SHOWN = 5
 AGAIN = "download it again and compare its sha256"
-CONVERT = "convert it to safetensors where you trust it"
+CONVERT = 'where you trust it, keep the weights alone: torch.save(torch.load(FILE, weights_only=False)["model"], FILE)'
+RENAME = "save it again with other names or dtypes"
+DTYPES = frozenset(
+    ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
+)
+"""Of the format's dtypes, those that torch computes or converts with."""
+NOT_READ = ("argparse.Namespace",)
+"""Classes that trainers put beside the weights (LlamaGen's: the run's arguments). The reader makes an empty object of
+its own in their place, and their code isn't run."""
 _CHUNK = 1 << 22
+N = TypeVar("N", bound=nn.Module)
 
 
 def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -55,7 +64,7 @@ def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     that: broken, disguised, not finite, or more than weights. UsageError (exit 2) if there is no such file.
     """
     if path.name.endswith(".index.json"):
-        return _read_shards(path)
+        return _read_shards(path, allow_pickle)
     _refuse_no_file(path)
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, path)
@@ -121,6 +130,13 @@ def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ign
     that names the first few of each fault: a checkpoint of another architecture or size.
     """
     own = net.state_dict()
+    _refuse_misfit(own, weights, where, ignore)
+    net.load_state_dict({name: weights[name] for name in own if name in weights and name not in ignore}, strict=False)
+
+
+def _refuse_misfit(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str, ignore: Collection[str]
+) -> None:
     missing = sorted(own.keys() - weights.keys() - set(ignore))
     extra = sorted(weights.keys() - own.keys() - set(ignore))
     shared = [name for name in own if name in weights and name not in ignore]
@@ -133,7 +149,31 @@ def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ign
     if faults:
         fix = "take the checkpoint that belongs to this model variant"
         raise UsageError(where, f"{len(own)} tensors that fit the model", "; ".join(faults), fix)
-    net.load_state_dict({name: weights[name] for name in shared}, strict=False)
+
+
+def refuse_sizes(
+    make: Callable[[], nn.Module], layers: int, weights: Mapping[str, Tensor], where: str, ignore: Collection[str] = ()
+) -> None:
+    """UsageError unless the network that `make` gives has these weights; no memory is taken for it.
+
+    Sizes come from a configuration that anybody may have written: `layers`, how many of them it asks for, must not be
+    more than there are tensors, and then the network's names and shapes are compared on the meta device. The other
+    arguments are `assign_strict`'s.
+    """
+    if layers > len(weights):
+        expected = f"at most as many layers as the weights have tensors, {len(weights)}"
+        raise UsageError(where, expected, f"{layers}", "take the configuration that belongs to these weights")
+    with torch.device("meta"):
+        own = make().state_dict()
+    _refuse_misfit(own, weights, where, ignore)
+
+
+def filled(make: Callable[[], N], layers: int, weights: Mapping[str, Tensor], where: str) -> N:
+    """The network that `make` gives, with these weights; its sizes are compared with theirs before it is made."""
+    refuse_sizes(make, layers, weights, where)
+    net = make()
+    assign_strict(net, weights, where)
+    return net
 
 
 # -- safetensors -----------------------------------------------------------------------------------------------------
@@ -147,7 +187,7 @@ def _read_safetensors(path: Path, shown: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise TrustError(str(shown), "a sound safetensors file", str(error)[:200], AGAIN) from None
     except (KeyError, AttributeError) as error:  # a dtype of the format that this torch doesn't have
-        raise TrustError(str(shown), "dtypes that torch knows", str(error)[:200], CONVERT) from None
+        raise TrustError(str(shown), "dtypes that torch knows", str(error)[:200], RENAME) from None
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
@@ -178,7 +218,10 @@ def _refuse_header(path: Path, where: str) -> None:
         raise TrustError(where, f"1 to {MOST_TENSORS} tensors", f"{len(names)}", AGAIN)
     for name in names:
         if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
-            raise TrustError(where, "printable tensor names", ascii(name[:80]), CONVERT)
+            raise TrustError(where, "printable tensor names", ascii(name[:80]), RENAME)
+        kind = header[name].get("dtype") if isinstance(header[name], dict) else None
+        if isinstance(kind, str) and kind not in DTYPES:
+            raise TrustError(f"{where} {name}", f"one of {', '.join(sorted(DTYPES))}", repr(kind[:40]), RENAME)
     ends = [_end(header[name]) for name in names]
     if (promised := 8 + length + max(ends)) > size:
         raise TrustError(where, f"{promised} bytes as its header says", f"{size}: it is cut short", AGAIN)
@@ -214,7 +257,7 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
+def _read_shards(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     """A Hugging Face index: `weight_map` says which file beside it holds which tensor, and must be right about it."""
     try:
         index = read_json(path).data
@@ -223,13 +266,15 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise TrustError(str(path), "a 'weight_map' of tensor names to files", "none", AGAIN)
+    kinds = (".bin",) if allow_pickle and path.name.startswith("pytorch_model") else (".safetensors",)
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(places.values())):
-        if PurePosixPath(shard).parts != (shard,) or "\\" in shard or not shard.endswith(".safetensors"):
-            raise TrustError(str(path), "shards named *.safetensors beside the index", repr(shard[:200]), AGAIN)
+        if PurePosixPath(shard).parts != (shard,) or "\\" in shard or not shard.endswith(kinds):
+            expected = f"shards named {' or '.join(f'*{kind}' for kind in kinds)} beside the index"
+            raise TrustError(str(path), expected, repr(shard[:200]), AGAIN)
         if not (path.parent / shard).is_file():
             raise TrustError(str(path.parent / shard), "a shard that the index names", "nothing", AGAIN)
-        found = read_weights(path.parent / shard)
+        found = read_weights(path.parent / shard, allow_pickle)
         wanted = {name for name, place in places.items() if place == shard}
         if found.keys() != wanted:
             got = f"others: {_some(sorted(found.keys() ^ wanted))}"
@@ -243,7 +288,7 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
     if not allowed:
-        fix = f"{CONVERT}, or pass --allow-pickle"
+        fix = "give the safetensors file, or pass allow_pickle=True to read it in a process of its own"
         raise TrustError(str(path), "safetensors", "a pickle format, which can hide a program", fix)
     if torch_version() < SAFE_TORCH:
         raise TrustError(str(path), "torch 2.10 or later to open pickles", torch.__version__, "upgrade torch")
@@ -311,7 +356,8 @@ def _convert(path: Path, converted: Path) -> None:
     size = path.stat().st_size
     _bound_memory(4 * size + (1 << 30))
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_NotRead, name) for name in NOT_READ]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
         save_file(_plain_tensors(loaded, size), converted)
     except _RefusedError as error:
         sys.exit(_say(str(error)))
@@ -319,6 +365,10 @@ def _convert(path: Path, converted: Path) -> None:
         sys.exit(_say("more than the file can hold"))
     except Exception as error:  # torch's own text advises weights_only=False: never pass it on
         sys.exit(_say(f"more than tensors, or a broken file ({type(error).__name__})"))
+
+
+class _NotRead:
+    """What stands in a loaded checkpoint for one of NOT_READ."""
 
 
 class _RefusedError(Exception):

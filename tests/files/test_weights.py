@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +183,7 @@ class Resolver(Payload):
 
 def test_pickles_need_permission(tmp_path: Path) -> None:
     torch.save(TENSORS, tmp_path / "m.pt")
-    with pytest.raises(TrustError, match="--allow-pickle"):
+    with pytest.raises(TrustError, match="allow_pickle=True"):
         read_weights(tmp_path / "m.pt")
     (tmp_path / "m.pt").rename(tmp_path / "m.safetensors")
     with pytest.raises(TrustError, match="a zip file"):
@@ -197,6 +199,31 @@ def test_a_checkpoint_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
         read_weights(tmp_path / "evil.pt", allow_pickle=True)
     assert not (tmp_path / "marker").exists()
     assert "weights_only" not in str(caught.value)
+
+
+def test_a_trainers_checkpoint_is_read_without_its_arguments(tmp_path: Path) -> None:
+    """LlamaGen's train_t2i.py saves weights, optimiser, steps and the argparse.Namespace of the run."""
+    more = {"optimizer": {"state": {}, "param_groups": []}, "steps": 3, "args": argparse.Namespace(lr=1e-4, out="x")}
+    torch.save({"model": TENSORS, **more}, tmp_path / "t2i.pt")
+    assert same(read_weights(tmp_path / "t2i.pt", allow_pickle=True), TENSORS)
+
+
+def test_the_way_out_of_another_class_works(tmp_path: Path) -> None:
+    path = tmp_path / "t2i.pt"
+    torch.save({"model": TENSORS, "args": Fraction(1, 3)}, path)
+    with pytest.raises(TrustError, match="keep the weights alone") as caught:
+        read_weights(path, allow_pickle=True)
+    program = f"import torch; {caught.value.fix.partition(': ')[2]}".replace("FILE", repr(str(path)))
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert same(read_weights(path, allow_pickle=True), TENSORS)
+
+
+def test_a_dtype_that_torch_has_no_arithmetic_for_is_refused(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'
+    (tmp_path / "f4.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    with pytest.raises(TrustError, match=r"f4\.safetensors a: expected one of BF16, .*, got 'F4'") as caught:
+        read_weights(tmp_path / "f4.safetensors")
+    assert "\n" not in str(caught.value)
 
 
 def convert(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

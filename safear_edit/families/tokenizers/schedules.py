@@ -42,6 +42,10 @@ FULL: dict[float, tuple[Grid, ...]] = {
 """Height / width → the thirteen grids of the 1M size."""
 
 
+LONGEST = 256
+"""Side of a grid; published: 111. No tensor of a checkpoint says it, so this bounds the memory that it takes."""
+
+
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Schedule:
@@ -58,8 +62,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         rising = bool(self.grids) and all(0 < g[i] <= self.grids[-1][i] for g in self.grids for i in (0, 1))
-        if not rising or self.grids[0] != (1, 1) or min(self.rope) < 1:
-            expected = "grids from (1, 1) up to the finest, all of positive sides"
+        if not rising or self.grids[0] != (1, 1) or min(self.rope) < 1 or max(*self.grids[-1], *self.rope) > LONGEST:
+            expected = f"grids from (1, 1) up to the finest, all of positive sides up to {LONGEST}"
             raise UsageError("the scale schedule", expected, str(self), "take the schedule of a trained model")
 
     @classmethod
