@@ -28,7 +28,8 @@ from torch import Tensor
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.likelihood_record import Audit, Classified, Divergence, GroupAudit, SliceAudit
-from safear_edit.evaluate.references import BATCH, NEUTRAL, Pack
+from safear_edit.evaluate.reference_images import NEUTRAL
+from safear_edit.evaluate.references import BATCH, Pack
 from safear_edit.evaluate.stats import Interval
 from safear_edit.families.base import Condition, ModelCard, ModelFamily
 from safear_edit.families.sampling import guided

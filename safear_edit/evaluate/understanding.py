@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from safear_edit.evaluate.before_after import Pair
-    from safear_edit.evaluate.references import Source
+    from safear_edit.evaluate.reference_images import Source
     from safear_edit.families.base import ModelCard, ModelFamily
 
 ABOUT, ROWS = "understanding.json", "understanding.jsonl"
@@ -84,17 +84,16 @@ class Exam:
 
 
 def source_for(spec: Spec, card: ModelCard) -> Source:
-    """The user's folder if the spec names one, else renders of the mini world, up to PICTURES questions per slice.
+    """Reference images for up to PICTURES questions per slice; a small evaluation asks few.
 
-    A small evaluation asks few. Errors as `likelihood.source_for`.
+    Errors as `references.source_for`.
     """
     from safear_edit.evaluate import references
-    from safear_edit.evaluate.references import gallery_source, why_none
+    from safear_edit.evaluate.reference_images import Wanted
 
-    if spec.evaluate.references is not None or why_none(spec, card):
-        return references.source_for(spec, card)
     kept = sum(min(PICTURES, group.n) for group in spec.preserve)
-    return gallery_source(spec, min(PICTURES // 2, spec.evaluate.n.direct), kept, classified=0)
+    wanted = Wanted(min(PICTURES // 2, spec.evaluate.n.direct), kept, classified=0)
+    return references.source_for(spec, card, wanted=wanted)
 
 
 def exam(spec: Spec, source: Source) -> Exam:

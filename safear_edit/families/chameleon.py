@@ -32,7 +32,7 @@ from safear_edit.families.base import Sampling
 from safear_edit.families.language import PICO_TEXT, Net
 from safear_edit.families.reference import Variant
 from safear_edit.families.tokenizers.vqgan import AT, DECODER, PICO_SIZES, Decoder, read_tokenizer
-from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
+from safear_edit.families.unified import EarlyFusionVQGAN, Settings, Template
 from safear_edit.registry import family
 
 UNUSED = f"{AT}loss."
@@ -114,7 +114,7 @@ class _Llama:
 
 
 @family("chameleon")
-class Chameleon(DrawnByVQGAN):
+class Chameleon(EarlyFusionVQGAN):
     """Chameleon and Anole: draws (Anole) and answers questions about images (https://arxiv.org/abs/2405.09818)."""
 
     name = "chameleon"

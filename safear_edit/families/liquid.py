@@ -40,7 +40,7 @@ from safear_edit.families.folder import AGAIN
 from safear_edit.families.language import PICO_TEXT, Net
 from safear_edit.families.reference import Variant
 from safear_edit.families.tokenizers.vqgan import AT, FILES, PICO_SIZES, Decoder, read_tokenizer
-from safear_edit.families.unified import DrawnByVQGAN, Settings, Template
+from safear_edit.families.unified import EarlyFusionVQGAN, Settings, Template
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.strict import read_yaml
 from safear_edit.files.weights import write_weights
@@ -99,7 +99,7 @@ def written_sizes(config: Any) -> str:
 
 
 @family("liquid")
-class Liquid(DrawnByVQGAN):
+class Liquid(EarlyFusionVQGAN):
     """Liquid: Gemma that draws and answers questions about images (https://arxiv.org/abs/2412.04332)."""
 
     name = "liquid"

@@ -216,7 +216,7 @@ class EarlyFusion(LanguageModel):
         model = cls(net, words, files, published.model_copy(update=changes), "pico", "pico")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _tell_pictures_apart(model)
+            _spread_codes(model)
         content = b"".join(t.detach().numpy().tobytes() for t in net.parameters())
         model.card = replace(model.card, files={"pico": hashlib.sha256(content).hexdigest()})
         return model
@@ -341,7 +341,7 @@ def _spread(net: Net) -> None:
 
 
 @torch.no_grad()
-def _tell_pictures_apart(model: EarlyFusion) -> None:
+def _spread_codes(model: EarlyFusion) -> None:
     """Scale what a random encoder says to mean 0 and deviation 1 in each channel: images then get several codes."""
     quant, caught = model.net.model.vqmodel.quant_conv, list[Tensor]()
     side = model.card.image_size
@@ -357,7 +357,7 @@ def _tell_pictures_apart(model: EarlyFusion) -> None:
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-class DrawnByVQGAN(EarlyFusion):
+class EarlyFusionVQGAN(EarlyFusion):
     """A family whose images are this tokenizer's codes, row by row, with no token between the rows."""
 
     @property

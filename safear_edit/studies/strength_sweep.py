@@ -26,20 +26,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import SafearError, UsageError
-from safear_edit.evaluate import likelihood, stats
+from safear_edit.evaluate import likelihood, mini_world, stats
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.references import Pack, Source, gallery_source, picture_of, source_for, tokenised
+from safear_edit.evaluate.reference_images import Source, Wanted
+from safear_edit.evaluate.references import CLASSIFIED, Pack, source_for, tokenised
 from safear_edit.evaluate.sampled import sampling_of
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import json_digest
-from safear_edit.gallery import render
 from safear_edit.judges.base import Judge, Judgement, make_judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.pipeline.order import source_path
@@ -154,8 +153,8 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
 def _source(spec: Spec, model: ModelFamily, settings: Settings) -> Source:
     """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
     found = source_for(spec, model.card, settings.seed)
-    if spec.evaluate.references is None:
-        found = gallery_source(spec, 2 * len(found.references), len(found.kept), settings.seed)
+    wanted = Wanted(2 * len(found.references), len(found.kept), CLASSIFIED, settings.seed)
+    found = source_for(spec, model.card, settings.seed, wanted)
     named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
     return replace(found, references=named)
 
@@ -192,10 +191,7 @@ def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
 def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
     """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
     captions = tuple(reference.neutral for reference in source.references)
-    plain = [replace(picture_of(caption, seed), style="photo") for caption in captions]
-    images = torch.stack([torch.from_numpy(render.draw(picture)).permute(2, 0, 1) for picture in plain])
-    size = model.card.image_size
-    fitting = F.interpolate(images.float(), (size, size), mode="area").round().to(torch.uint8)
+    fitting = mini_world.plain(captions, model.card.image_size, seed)
     return Target(captions, model.encode(turned_over(fitting)).cpu(), TurnedBack(make_judge("gallery", "style=photo")))
 
 

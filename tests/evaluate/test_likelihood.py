@@ -21,6 +21,7 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
+from safear_edit.evaluate.image_folder import folder_source
 from safear_edit.evaluate.likelihood import audit, exact_kl, token_blocks
 from safear_edit.evaluate.likelihood_record import (
     Audit,
@@ -31,19 +32,10 @@ from safear_edit.evaluate.likelihood_record import (
     read_audit,
     save_skipped,
 )
+from safear_edit.evaluate.mini_world import drawn_source, picture_of
 from safear_edit.evaluate.outcomes import LIKELIHOOD
-from safear_edit.evaluate.references import (
-    Kept,
-    Pack,
-    Reference,
-    Source,
-    folder_source,
-    gallery_source,
-    picture_of,
-    source_for,
-    tokenised,
-    why_none,
-)
+from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wanted
+from safear_edit.evaluate.references import Pack, source_for, tokenised, why_none
 from safear_edit.evaluate.stats import Interval
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling
 from safear_edit.families.llamagen import LlamaGen
@@ -284,7 +276,7 @@ def test_a_caption_becomes_its_picture(prompt: str, wanted: tuple[str, str, str,
 
 @pytest.mark.parametrize("name", ["picasso", "dog", "hazard"])
 def test_gallery_packs_ask_with_words_that_training_never_met(name: str) -> None:
-    made, source = spec(name), gallery_source(spec(name), 6, 6)
+    made, source = spec(name), drawn_source(spec(name), Wanted(6, 6, 20))
     assert len(source.references) == 6 == len(source.reference_images)
     trained = {prompt.text for prompt in pools(made).train}
     for reference in source.references:
@@ -292,7 +284,11 @@ def test_gallery_packs_ask_with_words_that_training_never_met(name: str) -> None
         assert not trained & set(reference.prompts.values())
         assert reference.neutral not in reference.prompts.values()
     assert {kept.group for kept in source.kept} == {group.name for group in made.preserve}
-    assert source.digest == gallery_source(made, 6, 6).digest != gallery_source(made, 6, 6, seed=1).digest
+    assert (
+        source.digest
+        == drawn_source(made, Wanted(6, 6, 20)).digest
+        != drawn_source(made, Wanted(6, 6, 20, seed=1)).digest
+    )
 
 
 def test_where_reference_pictures_come_from(tmp_path: Path) -> None:
@@ -316,7 +312,7 @@ def shortened(made: Spec, direct: int) -> Spec:
 
 
 def test_only_the_first_references_are_classified() -> None:
-    source = gallery_source(spec(), 6, 3, classified=2)
+    source = drawn_source(spec(), Wanted(6, 3, 2))
     assert [bool(reference.others) for reference in source.references] == [True, True, *[False] * 4]
 
 
@@ -372,7 +368,7 @@ def test_bad_captions_are_one_line_with_a_place(tmp_path: Path, row: object, say
 
 
 def test_too_few_or_none(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"captions\.jsonl"):
+    with pytest.raises(SpecError, match=r"captions\.jsonl or metadata\.jsonl, got neither"):
         folder_source(tmp_path, 16)
     with pytest.raises(SpecError, match="two images"):
         folder_source(user_folder(tmp_path, [GOOD, KEPT]), 16)
@@ -384,7 +380,7 @@ def test_too_few_or_none(tmp_path: Path) -> None:
 def test_the_mini_knows_the_concept_by_its_words() -> None:
     """Six rendered images are enough to see that the words explain them, by held-out names too."""
     mini = load_model("llamagen")
-    source = gallery_source(spec(), 6, 3)
+    source = drawn_source(spec(), Wanted(6, 3, 20))
     found = audit(Pair.of_edit(mini, made_edit(mini, 0.005)), tokenised(mini, source))
     parts = {part.slice: part for part in found.slices}
     assert set(parts) == {"direct", "paraphrase", "template"}

@@ -20,7 +20,8 @@ from torch import Tensor
 from safear_edit.compiler.questions import refuse_training_questions, topics, training_questions
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.references import Kept, Reference, Source, gallery_source, picture_of
+from safear_edit.evaluate.mini_world import drawn_source, picture_of
+from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wanted
 from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, exam, measure, paired
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.janus import Janus
@@ -103,7 +104,7 @@ ASKED_ABOUT = {
 def test_what_counts_as_right_is_what_was_drawn(name: str) -> None:
     """The renderer's own description of every image, against the truth of the question."""
     made = spec(name)
-    source = gallery_source(made, 8, 10 * len(made.preserve), classified=0)
+    source = drawn_source(made, Wanted(8, 10 * len(made.preserve), 0))
     found = exam(made, source)
     aspect, _, value = made.judge.label.partition("=")
     shown = [replace(picture_of(r.prompts["direct"]), **_value(aspect, value)) for r in source.references]

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from safear_edit.gallery import captions, render
 from safear_edit.gallery.captions import OBJECT_WORDS, STYLE_WORDS, Words
 from safear_edit.gallery.questions import (
     ASKED,
@@ -98,3 +99,8 @@ def test_the_vocabulary_covers_what_training_says() -> None:
     for picture in World(hazard_share=0.3).sample(rng, 300):
         asked = turn(picture, rng)
         assert not set(bare(asked.question + " " + asked.answer).split()) - known
+
+
+def test_every_thing_of_the_world_has_words() -> None:
+    assert {*render.OBJECTS, render.NOTHING} == set(OBJECT_WORDS)
+    assert set(render.STYLES[1:]) == set(STYLE_WORDS) and set(render.SCENES) == set(captions.SCENE_WORDS)

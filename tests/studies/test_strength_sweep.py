@@ -13,7 +13,8 @@ from safear_edit import registry
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import load_base_recipe, save_recipe
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.references import Reference, Source, gallery_source
+from safear_edit.evaluate.mini_world import drawn_source
+from safear_edit.evaluate.reference_images import Reference, Source, Wanted
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
@@ -56,7 +57,7 @@ def case(model: LlamaGen) -> Case:
 
 
 def test_the_attacker_and_the_scored_share_nothing() -> None:
-    source = gallery_source(load_spec(registry.find_builtin("concepts", "picasso")), 60, 3)
+    source = drawn_source(load_spec(registry.find_builtin("concepts", "picasso")), Wanted(60, 3, 20))
     attacked, scored = strength_sweep.apart(source)
     assert len(attacked.references) >= 10 and len(scored.references) >= 30
     captions = [{r.neutral for r in part.references} for part in (attacked, scored)]
