@@ -486,6 +486,17 @@ def test_the_weights_are_named_by_what_they_are(tmp_path: Path) -> None:
     assert build_report(RunFiles.find(tmp_path / "run", model)).subject.weights_digest != first.weights_digest
 
 
+def test_a_model_that_only_we_load_says_so_in_report_and_card(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    says = "Only safear-edit loads this model"
+    assert says not in " ".join(build_report(RunFiles.find(tmp_path, tmp_path)).limitations)
+    (tmp_path / "model.safetensors").rename(tmp_path / "edited.safetensors")
+    made = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert any(line.startswith(says) and "edited.safetensors" in line for line in made.limitations)
+    assert says in model_card(made) and says in render_html(made, tmp_path)
+
+
 def test_a_released_folder_is_enough(tmp_path: Path) -> None:
     """The evidence lies beside the weights and the pairs' tokens stayed behind; times are no weights."""
     make_run(tmp_path)
