@@ -38,5 +38,7 @@ def read_image(path: Path, where: str) -> Image.Image:
     except SpecError:
         raise
     except Exception as error:
-        said = f"{path.name}: {' '.join(str(error).split())[:120] or type(error).__name__}"
-        raise SpecError(where, "a sound PNG, JPEG or WebP image", said, "save it again as PNG") from None
+        said = " ".join(str(error).replace(str(path), "it").split())[:120] or type(error).__name__
+        raise SpecError(
+            where, "an image in PNG, JPEG or WebP", f"{path.name}: {said}", "save it again as PNG"
+        ) from None

@@ -82,16 +82,19 @@ def png(path: Path, *more: bytes, size: tuple[int, int] = (1, 1)) -> None:
 
 BOMB = zlib.compress(bytes(80 << 20))
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "zTXt": (lambda path: png(path, chunk(b"zTXt", b"k\0\0" + BOMB)), "a sound PNG, JPEG or WebP"),
-    "pixels": (lambda path: png(path, size=(MOST_PIXELS, 1_0)), "at most"),
-    "bomb for Pillow": (lambda path: png(path, size=(60_000, 60_000)), "at most|a sound PNG"),
-    "cut": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20)), "a sound PNG, JPEG or WebP"),
-    "EPS": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF"), "a sound PNG"),
-    "TIFF": (lambda path: Image.new("RGB", (4, 4)).save(path, format="TIFF"), "a sound PNG, JPEG or WebP"),
+    "zTXt": (lambda path: png(path, chunk(b"zTXt", b"k\0\0" + BOMB)), "an image in PNG, JPEG or WebP"),
+    "pixels": (lambda path: png(path, size=(MOST_PIXELS // 8192, 8193)), "at most"),
+    "bomb for Pillow": (lambda path: png(path, size=(60_000, 60_000)), "decompression bomb"),
+    "cut": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20)), "an image in PNG, JPEG or WebP"),
+    "EPS": (
+        lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF"),
+        "an image in PNG",
+    ),
+    "TIFF": (lambda path: Image.new("RGB", (4, 4)).save(path, format="TIFF"), "an image in PNG, JPEG or WebP"),
     "FIFO": (os.mkfifo, "a folder, pipe or device"),
     "folder": (lambda path: path.mkdir(), "a folder, pipe or device"),
     "nothing": (lambda path: None, "No such file"),
-    "text": (lambda path: path.write_text("hello"), "a sound PNG, JPEG or WebP"),
+    "text": (lambda path: path.write_text("hello"), "an image in PNG, JPEG or WebP"),
 }
 
 
