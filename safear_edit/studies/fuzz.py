@@ -283,7 +283,7 @@ def file_targets(folder: Path) -> list[Target]:
     import torch
     from PIL import Image
 
-    from safear_edit.evaluate.references import CAPTIONS, folder_source
+    from safear_edit.evaluate.image_folder import CAPTIONS, folder_source
     from safear_edit.files.weights import read_weights, write_pickle, write_weights
     from safear_edit.registry import find_builtin
     from safear_edit.spec.prompt_files import read_prompts
