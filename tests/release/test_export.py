@@ -34,12 +34,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_upstream_files_hold_the_merged_weights(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "up"
     assert main.run(["export", str(made), "--layout", "upstream", "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {"t2i_pico.pt", "vq_ds16_t2i.pt", "export.json"}
+    assert {path.name for path in out.iterdir()} == {"t2i_pico.pt", "vq_ds16_t2i.pt", ".gitattributes", "export.json"}
     found = torch.load(out / "t2i_pico.pt", weights_only=True)["model"]
     wanted = load_file(made / "gpt.safetensors")
     assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
     about = json.loads((out / "export.json").read_text())
-    assert about["edits"] == ["one", "two"] and set(about["files"]) == {"t2i_pico.pt", "vq_ds16_t2i.pt"}
+    assert about["edits"] == ["one", "two"] and set(about["files"]) == {
+        "t2i_pico.pt",
+        "vq_ds16_t2i.pt",
+        ".gitattributes",
+    }
 
 
 def test_peft_puts_the_adapters_on_the_base(made: Path, tmp_path: Path) -> None:
