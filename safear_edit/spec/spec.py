@@ -157,8 +157,8 @@ class Evaluate(Part):
     references: Text | None = Field(
         default=None,
         exclude_if=lambda path: path is None,  # a recipe without one keeps the digest that it had before
-        description="Folder of images with captions.jsonl or metadata.jsonl for the audits, as seen from where the command "
-        "runs; the embedded minis need none.",
+        description="Folder of images with captions.jsonl or metadata.jsonl for the audits, as seen from where the "
+        "command runs; the embedded minis need none.",
     )
 
 
