@@ -43,7 +43,7 @@ WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
 LlamaGen's trainers one of the last three, in their order of looking (autoregressive/sample/sample_t2i.py)."""
 SHOWN = 5
 AGAIN = "download it again and compare its sha256"
-CONVERT = 'where you trust it, keep the weights alone: torch.save(torch.load(FILE, weights_only=False)["model"], FILE)'
+CONVERT = 'save the weights alone in the program that made it: torch.save({"model": net.state_dict()}, FILE)'
 RENAME = "save it again with other names or dtypes"
 DTYPES = frozenset(
     ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
