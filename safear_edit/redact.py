@@ -22,7 +22,7 @@ SHORTEST = 6
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PIN|PAT|CREDENTIALS)(?:_|$)", re.IGNORECASE
 )
-_NOT_SECRET_NAME = re.compile(r"PUBLIC|_ID$|_FILE$|_PATH$|_DIR$|^SAFEAR_SIGNING_KEY_NAME$", re.IGNORECASE)
+_NOT_SECRET_NAME = re.compile(r"PUBLIC|_ID$|_FILE$|_PATH$|_DIR$", re.IGNORECASE)
 _END = r"-----END [A-Z0-9 ]*PRIVATE KEY-----"
 _PEM = re.compile(rf"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:{_END}|\Z)", re.DOTALL)
 _NAMED = re.compile(

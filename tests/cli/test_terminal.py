@@ -16,6 +16,8 @@ from safear_edit.cli import main, terminal
 from safear_edit.cli.options import print_json, print_table
 from safear_edit.errors import EXIT_CODES
 from tests import ROOT
+from tests.gate.test_baseline import released
+from tests.release.test_verify import Release
 
 ODD = "é − 画 😀"
 
@@ -110,6 +112,22 @@ def test_a_stream_that_lacks_characters_changes_no_exit_code(words: list[str], e
     out, err = run.communicate()
     assert run.returncode == 0, err
     assert out.decode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_verdicts_survive_a_stream_that_lacks_characters(tmp_path: Path, encoding: str) -> None:
+    signed = Release(tmp_path, name="modèle 画")
+    verify = ["verify", str(signed.folder), "--trust", str(signed.trust)]
+    made = released(tmp_path / "画")
+    accept = ["baseline", "accept", str(made), "--out", str(tmp_path / "é.txt"), "--reason", "erst − 画"]
+    check = ["check", str(made), "--baseline", str(tmp_path / "é.txt")]
+    (tmp_path / "é2.txt").write_text("x")
+    refused = ["check", str(made), "--baseline", str(tmp_path / "é2.txt")]
+    for words, code in ((verify, 0), (accept, 0), (check, 0), (refused, 2)):
+        run = program(words, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        out, err = run.communicate()
+        assert run.returncode == code, err
+        assert out.decode(encoding) or code
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code(tmp_path: Path) -> None:
