@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from safear_edit import registry
 from safear_edit.compiler import checks
-from safear_edit.compiler.cost import predict
+from safear_edit.compiler.cost import declared, predict
 from safear_edit.compiler.recipe import (
     ANSWER_WEIGHT,
     FEWEST_PAIRS,
@@ -97,9 +97,10 @@ def compile_recipe(
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
     screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
+    work = declared(registry.lookup("methods", base.method).load()(), params, model_card, len(pairs))
     cost = predict(
         model_card,
-        params,
+        work,
         pairs=len(pairs),
         keep=len(keep),
         candidates=screened,

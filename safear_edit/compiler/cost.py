@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
-from safear_edit.compiler.recipe import ANSWER_WEIGHT, Card, Predicted
+from safear_edit.compiler.recipe import Card, Predicted
 
 # -- prediction -------------------------------------------------------------------------------------------------------
 
@@ -37,30 +35,29 @@ class Costs:
 
 @dataclass(frozen=True)
 class Work:
-    """What a method does in counts: optimiser steps, and rows of pairs, of preserved images, and of images that it
-    asks about per step."""
+    """What a method declares that its search costs, in counts; a row is one image under one caption.
+
+    steps: optimiser steps in all. rows: those that a step runs forward and backward, in whole images (a few scales of
+    one are a part of it). taught: those that the base model runs forward at every step. widths: trained parameters of
+    a layer, in units of the model's width. drawn: images that the search draws itself.
+    """
 
     steps: int
-    rows: int
-    kept: int
-    asked: int = 0
-
-    @classmethod
-    def of(cls, numbers: Mapping[str, Any], pairs: int) -> Work:
-        """From a method's numbers; one that has none of the usual names counts as one pass over the pairs."""
-        batch = int(numbers.get("batch") or 1)
-        steps = int(numbers.get("steps") or math.ceil(pairs / batch))
-        few = int(numbers.get("keep_batch") or 0)
-        kept, asked = (few if numbers.get(weight) else 0 for weight in ("keep_weight", ANSWER_WEIGHT))
-        return cls(steps, 2 * batch, kept, asked)
+    rows: float
+    taught: float = 0
+    widths: float = 0
+    drawn: int = 0
 
     def training_flops(self, card: Card) -> float:
-        """All steps: a row that trains costs three forwards, and one that must stay a fourth by the base model.
+        """All steps: a row that trains costs three forwards, and one by the base model a fourth."""
+        return self.steps * (3 * self.rows + self.taught) * forward_flops(card)
 
-        A question about an image counts as long as the image.
-        """
-        held = self.kept + self.asked
-        return self.steps * (3 * (self.rows + held) + held) * forward_flops(card)
+
+def declared(method: object, params: BaseModel, card: Card, pairs: int) -> Work:
+    """What `method` says; one that says nothing counts as one pass over the pairs."""
+    work = getattr(method, "work", None)
+    found: Work = work(params, card, pairs) if work else Work(pairs, 2)
+    return found
 
 
 def forward_flops(card: Card) -> float:
@@ -75,7 +72,7 @@ def picture_flops(card: Card) -> float:
 
 def predict(
     card: Card,
-    params: BaseModel,
+    work: Work,
     *,
     pairs: int,
     keep: int,
@@ -86,36 +83,27 @@ def predict(
 ) -> Predicted:
     """Minutes, peak memory and trainable parameters from counts alone.
 
-    `candidates`: prompts that the base model is screened on; `described`: images that it describes, each read with a
-    few words about it, which is taken for one row as long as the image. Drawn are both images of each pair, those to
-    keep, the candidates, and what is scored twice; the base model also reads the pairs, with their captions and
-    without. Depth and width follow from the parameters by parameters = 12 · depth · width² with width = 40 · depth
-    (LlamaGen's own proportions, within a tenth). Tested to be within a factor of 2 of the runs that `Costs` names.
+    `work`: what the method declares; `candidates`: prompts that the base model is screened on; `described`: images
+    that it describes, each read with a few words about it, which is taken for one row as long as the image. Drawn are
+    both images of each pair, those to keep, the candidates, what the search draws, and what is scored twice; the base
+    model also reads the pairs, with their captions and without. Depth and width follow from the parameters by
+    parameters = 12 · depth · width² with width = 40 · depth (LlamaGen's own proportions, within a tenth). Tested to
+    be within a factor of 2 of the runs that `Costs` names.
     """
     costs = costs or Costs()
-    numbers = params.model_dump()
-    work = Work.of(numbers, pairs)
-    pictures = 2 * pairs + keep + candidates + 2 * sum(n.values())
-    sampling_s = (pictures * picture_flops(card) + described * forward_flops(card)) / costs.sample_flops
-    training_s = (
-        work.training_flops(card) * _tokens_run(card, numbers) + 4 * pairs * forward_flops(card)
-    ) / costs.train_flops
+    images = 2 * pairs + keep + candidates + work.drawn + 2 * sum(n.values())
+    sampling_s = (images * picture_flops(card) + described * forward_flops(card)) / costs.sample_flops
+    training_s = (work.training_flops(card) + 4 * pairs * forward_flops(card)) / costs.train_flops
     depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
     width = 40 * depth
-    saved = (work.rows + work.kept + work.asked) * card.tokens * depth * width * costs.saved_floats_per_width
+    saved = work.rows * card.tokens * depth * width * costs.saved_floats_per_width
     memory = costs.fixed_gib + 4 * (2 * card.parameters + saved) / 2**30
     return Predicted(
         minutes=round((costs.startup_s + sampling_s + training_s) / 60, 1),
         memory_gib=round(memory, 1),
-        trainable=round(_LORA_WIDTHS.get(str(numbers.get("part")), 0) * depth * width * numbers.get("rank", 0)),
+        trainable=round(work.widths * depth * width),
     )
 
 
-def _tokens_run(card: Card, numbers: Mapping[str, Any]) -> float:
-    """Share of an image's tokens that a training step runs: the first scales, if the method chooses scales."""
-    chosen = (*numbers.get("erase_scales", ()), *numbers.get("preserve_scales", ()))
-    return sum(card.scales[: max(chosen) + 1]) / card.tokens if chosen else 1.0
-
-
-_LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}
+LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}
 """Inputs + outputs of one layer's adapted matrices, in widths: qkv 1+3, out 1+1; ffn 3 × (1 + 8/3)."""

@@ -27,7 +27,7 @@ from safear_edit.spec.spec import Gates, Spec
 from safear_edit.spec.text import Count, Note, Part, Text
 
 ANSWER_WEIGHT = "understanding_weight"
-"""The number by which a method holds answers about images in place (methods/base.py)."""
+"""The number by which a method holds answers about images in place (methods/workbench.py)."""
 
 
 FEWEST_PAIRS = 8

@@ -139,7 +139,8 @@ class Material:
     """What a method learns from; `concept` is only a name, for the edit's description.
 
     `judge` is the pinned judge of the pairs, for methods that look at images which they draw themselves. `questions`
-    are what a model that answers questions may be asked about these images.
+    are what a model that answers questions may be asked about these images. `prompt` names the concept and nothing
+    else, for methods that take no captions.
     """
 
     concept: str
@@ -147,6 +148,7 @@ class Material:
     keep: Keep | None = None
     judge: Judge | None = None
     questions: TrainingQuestions | None = None
+    prompt: str | None = None
 
 
 @torch.no_grad()

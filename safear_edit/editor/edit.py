@@ -23,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from safear_edit.editor.edit_record import EditInfo, EditRecord, Kind
+from safear_edit.editor.method_log import FIGURE, LOG, MethodLog
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.merged import APPLIED, Applied
 from safear_edit.files.atomic import write_atomic
@@ -31,11 +32,10 @@ from safear_edit.files.weights import write_weights
 
 TENSORS, INFO = "edit.safetensors", "edit.json"
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-FILES: dict[Kind, tuple[str, ...]] = {
-    "lora": (TENSORS, PEFT_TENSORS, PEFT_CONFIG, INFO),
-    "delta": (TENSORS, INFO),
-}
-"""What `save` writes, in this order: INFO comes last, so where it lies the others are complete."""
+FILES: dict[Kind, tuple[str, ...]] = {"lora": (PEFT_TENSORS, PEFT_CONFIG, INFO), "delta": (TENSORS, INFO)}
+"""What `save` writes, in this order: INFO comes last, so where it lies the others are complete. Each tensor is stored
+once, an adapter's in peft's own format; edits saved before had TENSORS beside it, which `load` still prefers."""
+PEFT_PREFIX = "base_model.model."
 
 
 class Change(Protocol):
@@ -53,7 +53,7 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Edit:
-    """float32 tensors on the CPU, by state-dict name.
+    """float32 tensors on the CPU, by state-dict name; log and figure (PNG) are what the method tells of its search.
 
     lora: `<module>.lora_A` (rank, in) and `<module>.lora_B` (out, rank); info holds their rank and alpha.
     delta: `<weight>` in the weight's own shape.
@@ -62,6 +62,8 @@ class Edit:
     kind: Kind
     tensors: dict[str, Tensor]
     info: EditInfo
+    log: MethodLog | None = None
+    figure: bytes | None = None
 
     def __post_init__(self) -> None:
         if self.kind == "lora":
@@ -163,16 +165,22 @@ class Edit:
         return (self.tensors[f"{module}.lora_B"].shape[0], self.tensors[f"{module}.lora_A"].shape[1])
 
     def save(self, folder: Path) -> None:
-        """Write `FILES` into `folder`: our own pair and, of an adapter, the one that `PeftModel.from_pretrained` loads.
+        """Write `FILES` into `folder`, and the method's log where it kept one; `PeftModel.from_pretrained` loads an
+        adapter from there.
 
         The same edit gives the same bytes, but for `minutes` in INFO.
         """
         folder.mkdir(parents=True, exist_ok=True)
         about = {"kind": self.kind, "digest": self.digest, "info": self.info.model_dump(mode="json")}
-        write_weights(folder / TENSORS, self.tensors, {"digest": self.digest})
-        if self.kind == "lora":
-            renamed = {f"base_model.model.{name}.weight": tensor for name, tensor in self.tensors.items()}
-            write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt"})
+        if self.log is not None:
+            write_atomic(folder / LOG, self.log.model_dump_json(indent=1) + "\n")
+        if self.figure is not None:
+            write_atomic(folder / FIGURE, self.figure)
+        if self.kind == "delta":
+            write_weights(folder / TENSORS, self.tensors, {"digest": self.digest})
+        else:
+            renamed = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in self.tensors.items()}
+            write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt", "digest": self.digest})
             write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
         write_atomic(folder / INFO, json.dumps(about, indent=1, sort_keys=True) + "\n")
 
@@ -193,9 +201,10 @@ class Edit:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read back what `save` wrote; UsageError if it is not there, TrustError if it is not what was saved."""
-        for name in (INFO, TENSORS):
-            if not (folder / name).is_file():
-                raise UsageError(str(folder), f"an edit with {name}", "no such file", "give the folder of an edit")
+        weights = weights_file(folder)
+        for path in (folder / INFO, weights):
+            if not path.is_file():
+                raise UsageError(str(folder), f"an edit with {path.name}", "no such file", "give the folder of an edit")
         where, fix = str(folder / INFO), "restore the file from its source"
         try:
             about = read_record(EditRecord, folder / INFO)
@@ -206,16 +215,35 @@ class Edit:
         if kind is None:
             raise UsageError(where, f"an edit of kind {' or '.join(FILES)}", repr(about.kind), "update safear-edit")
         try:
-            tensors = load_tensors((folder / TENSORS).read_bytes())
+            tensors = load_tensors(weights.read_bytes())
         except SafetensorError as error:
-            raise TrustError(str(folder / TENSORS), "a safetensors file", str(error), fix) from None
+            raise TrustError(str(weights), "a safetensors file", str(error), fix) from None
+        if weights.name == PEFT_TENSORS:
+            tensors = {key.removeprefix(PEFT_PREFIX).removesuffix(".weight"): value for key, value in tensors.items()}
         try:
-            edit = cls(kind, tensors, about.info)
+            edit = cls(kind, tensors, about.info, *_told(folder))
         except UsageError as error:
-            raise TrustError(str(folder / TENSORS), error.expected, error.got, fix) from None
+            raise TrustError(str(weights), error.expected, error.got, fix) from None
         if edit.digest != about.digest:
             raise TrustError(str(folder), f"an edit with digest {about.digest[:12]}…", f"{edit.digest[:12]}…", fix)
         return edit
+
+
+def weights_file(folder: Path) -> Path:
+    """Where the tensors of the edit in `folder` lie: TENSORS, or for an adapter peft's own file."""
+    names = (TENSORS, PEFT_TENSORS)
+    return next((folder / name for name in names if (folder / name).is_file()), folder / TENSORS)
+
+
+def _told(folder: Path) -> tuple[MethodLog | None, bytes | None]:
+    """The log and the figure in the folder of an edit; TrustError for a log that is none."""
+    log, figure = folder / LOG, folder / FIGURE
+    try:
+        found = read_record(MethodLog, log) if log.is_file() else None
+    except SpecError as error:
+        got = f"{error.got} instead of {error.expected}"
+        raise TrustError(error.where, "a method's log", got, "restore the file from its source") from None
+    return found, figure.read_bytes() if figure.is_file() else None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A method brings an objective `(Draw) -> (loss, readings)`; everything random in it comes from the `Draw`, a function of
 seed and step alone. So a killed run continues to the same weights, and several processes (`accelerate launch`) compute
-the gradient of the same global batch. The net stays in eval mode (no dropout) and is given back as it was found.
+the gradient of the same global batch (but for an adapter's dropout, which differs with the parts of a step). The net
+stays in eval mode and is given back as it was found.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ class Tuning(BaseModel):
     part: str = Field("all", description="which linear layers may change (the family's editable parts)")
     rank: int = Field(16, ge=1, description="LoRA rank: more can erase more, and can break more")
     alpha: int = Field(16, ge=1, description="LoRA scale; the update is alpha / rank times B A")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        exclude_if=lambda share: share == 0,  # recipes from before there was one keep their digests
+        description="share of an adapter's inputs that a training step leaves out",
+    )
     steps: int = Field(300, ge=1, description="optimiser steps")
     batch: int = Field(8, ge=1, description="pairs per optimiser step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts a batch is cut into, one after the other, to save memory")
@@ -80,6 +88,10 @@ class Draw:
     def uniform(self, name: str, count: int, width: int) -> Tensor:
         """Numbers in [0, 1) for this part's share of `count` rows, (share, width) float32."""
         return self._share(torch.rand(count, width, generator=self._generator(name, self.step)))
+
+    def number(self, name: str) -> int:
+        """A seed of this part of this step: what it decides depends on how many parts there are."""
+        return self._generator(f"{name}|{self.part}|{self.parts}", self.step).initial_seed()
 
     def _share(self, rows: Tensor) -> Tensor:
         """Equal shares only, so that the mean of the parts' means is the batch's mean."""
@@ -154,6 +166,17 @@ def fine_tune(
     return Tuned(tensors, tuple(state.losses), state.minutes)
 
 
+@contextmanager
+def _chance(draw: Draw, tuning: Tuning, device: torch.device) -> Iterator[None]:
+    """Dropout's random numbers from this part of the step alone; those of the program go on afterwards as before."""
+    if not tuning.dropout:
+        yield
+        return
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(draw.number("dropout"))
+        yield
+
+
 def _accelerator(net: nn.Module, tuning: Tuning) -> Accelerator:
     from accelerate import Accelerator
 
@@ -176,7 +199,9 @@ def _step(
     for i in range(tuning.accumulate):
         part = accelerator.process_index * tuning.accumulate + i
         with accelerator.accumulate(net):
-            loss, readings = objective(Draw(draw.seed, draw.step, part, draw.parts))
+            own = Draw(draw.seed, draw.step, part, draw.parts)
+            with _chance(own, tuning, next(net.parameters()).device):
+                loss, readings = objective(own)
             _finite(loss, "loss", stage, draw.step, tuning)
             if loss.requires_grad:
                 accelerator.backward(loss)
@@ -230,7 +255,11 @@ def inject(net: nn.Module, modules: Collection[str], tuning: Tuning, seed: int) 
         got = ", ".join(sorted(set(modules) - linear)[:3]) or "none"
         raise UsageError(f"part {tuning.part!r}", "linear layers of this model", got, "choose another part")
     config = LoraConfig(
-        r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=0.0, target_modules=exactly(sorted(modules)), bias="none"
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=exactly(sorted(modules)),
+        bias="none",
     )
     device = next(net.parameters()).device
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):

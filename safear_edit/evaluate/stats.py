@@ -17,6 +17,8 @@ from pydantic import ConfigDict, with_config
 from scipy import optimize, stats
 
 Side = Literal["two-sided", "lower", "upper"]
+ALTERNATIVES: dict[Side, str] = {"two-sided": "two-sided", "lower": "greater", "upper": "less"}
+"""The end that a one-sided interval closes → what scipy calls the test that it inverts."""
 Decision = Literal["PASS", "REGRESSED", "INCONCLUSIVE"]
 
 ALPHA = 0.05
@@ -93,10 +95,9 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95, side: Side = "two-
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"k={k} of n={n} is no count")
-    tail = (1 - confidence) / (2 if side == "two-sided" else 1)
-    low = float(stats.beta.ppf(tail, k, n - k + 1)) if k > 0 and side != "upper" else 0.0
-    high = float(stats.beta.isf(tail, k + 1, n - k)) if k < n and side != "lower" else 1.0
-    return Rate(k, n, k / n, low, high, confidence, f"clopper-pearson {side}")
+    test = stats.binomtest(k, n, alternative=ALTERNATIVES[side])
+    found = test.proportion_ci(confidence, "exact")
+    return Rate(k, n, k / n, float(found.low), float(found.high), confidence, f"clopper-pearson {side}")
 
 
 def tango_upper(lost: int, gained: int, n: int, confidence: float = 0.95) -> float:

@@ -226,6 +226,11 @@ class ModelFamily(ABC):
         """Last hidden states (B, N, D) after the final norm, differentiable: row j is what predicts token j."""
         raise UsageError(f"family {self.name}", "one that shows its hidden states", "none", "choose another method")
 
+    def prompt_hidden(self, condition: Condition) -> tuple[Tensor, Tensor] | None:
+        """Last hidden states (B, T, D) of the prompt's own positions, left-padded, and their mask (B, T); None where
+        the transformer doesn't read prompts token by token."""
+        return None
+
     def pieces(self, prompt: str) -> list[str]:
         """What the text encoder cuts a prompt into. Families that provide "cross_attention" have it."""
         raise UsageError(f"family {self.name}", "one that reads captions by cross attention", "none", "use Infinity")

@@ -48,6 +48,7 @@ from safear_edit.families.language import (
     byte_tokenizer,
     open_tokenizer,
 )
+from safear_edit.families.layers.llama import positions
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
@@ -546,6 +547,14 @@ class Janus(LanguageModel):
 
     def _rows(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
         return condition.in_use(self.unconditional)
+
+    def prompt_hidden(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The prompts' states; the last position is what predicts an image's first token."""
+        text, mask, which = self._rows(condition)
+        state: Tensor = self.transformer(
+            inputs_embeds=text, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
+        ).last_hidden_state
+        return state[which], mask[which]
 
     # -- drawing --
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.files.weights import read_weights
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import BatchEncoding
 
@@ -107,10 +107,20 @@ class MiniLM:
         return found
 
     def vectors(self, prompts: Sequence[str]) -> Tensor:
-        """Unit sentence vectors (B, 384): mean over the tokens, as the release's pooling says."""
-        states, mask = self.states(prompts)
-        weight = mask.unsqueeze(-1).float()
-        return F.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
+        """Unit sentence vectors (B, 384), pooled as the release says; cut to `max_tokens` as `states` are."""
+        return self._sentences.encode(list(prompts), convert_to_tensor=True, show_progress_bar=False)
+
+    @cached_property
+    def _sentences(self) -> SentenceTransformer:
+        """The folder as sentence-transformers reads it, pooling included; seconds of imports at first use."""
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        found = SentenceTransformer(str(minilm_folder()), device="cpu", local_files_only=True)
+        logging.enable_progress_bar()
+        found.max_seq_length = self.max_tokens
+        return found
 
 
 class T5:

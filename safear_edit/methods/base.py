@@ -1,61 +1,50 @@
-"""What every method shares: the interface, and the workbench of the pair methods, so that a method is its loss.
-
-The workbench encodes each caption once, computes what the base model thinks of the pairs once (no second model in
-memory), scores winner and loser of a pair in one forward, and holds other concepts in place with a KL term.
+"""What the methods that learn from pairs share, so that a method's file is its paper, its numbers and its equation:
+`PairMethod` fine-tunes an adapter on the loss, says what that costs, and wraps what was found as an Edit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
-from safear_edit.compiler.questions import ANSWERS, CAPABILITY, TrainingQuestions
+from safear_edit.compiler.cost import LORA_WIDTHS, Work
+from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
-from safear_edit.editor.fine_tune import Draw, Readings, Tuning, adapter_off, fine_tune, identity_of
-from safear_edit.families.merged import without_edits
-from safear_edit.families.tokens import token_logprobs
+from safear_edit.editor.fine_tune import Draw, Readings, fine_tune, identity_of
+from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 
 if TYPE_CHECKING:
-    from safear_edit.families.base import Condition, ModelFamily
+    from safear_edit.families.base import ModelFamily
 
 
-P = TypeVar("P", bound=BaseModel, contravariant=True)
-Picture = Literal["unsafe", "safe"]
-Caption = Literal["unsafe", "safe", "none"]
-REFERENCE_ROWS = 32
-"""Rows per forward of the base model; bounds memory, changes no number."""
-LEAST_REST = 1e-6
-"""Share of all other answers at least: below it lies float32's rounding."""
-REFERENCE_BYTES = 2**28
-"""Logits of the base model are kept up to this size (a mini's all fit) and computed again beyond it."""
+P = TypeVar("P", bound=PairTuning)
 
 
-class NextScale(Protocol):
-    """What a family that provides "scales" can do beyond `ModelFamily`."""
+class PairMethod(Generic[P]):
+    """A method that fine-tunes an adapter on contrastive pairs.
 
-    def logits(self, condition: Condition, ids: Tensor, *, first_scales: int | None = None) -> Tensor:
-        """As `ModelFamily.logits`, for the tokens of the first scales alone: nothing after them is computed."""
-        ...
-
-
-class Method(Protocol[P]):
-    """A class under `@method(name, paper=…, needs=…)` with a pydantic `Params` (extra="forbid") and `fit`."""
+    A subclass has a docstring (shown by `safear-edit ls methods`), `Params` and `loss`; the rest can stay as it is. A
+    method that is none of these has `Params`, `fit`, `work` and `trainable` of its own, with the same arguments.
+    """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
-    Params: ClassVar[type[BaseModel]]
+    Params: ClassVar[type[PairTuning]]
+    scored: ClassVar[bool] = False
+    """Whether the loss reads `Workbench.scores`: the base model then reads all pairs before the first step."""
+
+    masked: ClassVar[bool] = False
+    """Whether a loss without gradient masks the whole step: nothing is updated then, not for what must stay either."""
+
+    def loss(self, bench: Workbench, draw: Draw, params: P) -> tuple[Tensor, Readings]:
+        """The mean loss of this part of the step, and readings to show; what must stay is added by the workbench."""
+        raise NotImplementedError
 
     def fit(
         self,
@@ -68,281 +57,42 @@ class Method(Protocol[P]):
         checkpoint: Path | None = None,
     ) -> Edit:
         """Find the edit; the model is left as it was found, also after an error. Same arguments, same edit."""
-        ...
 
+        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
+            return self.loss(bench, draw, params)
 
-class PairTuning(Tuning):
-    """What all pair methods can be told beside how to fine-tune."""
-
-    keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the base model on preserved prompts")
-    keep_batch: int = Field(8, ge=1, description="preserved images per step, over all processes")
-    understanding_weight: float = Field(
-        0.0,
-        ge=0,
-        exclude_if=lambda weight: weight == 0,  # recipes from before there was one keep their digests
-        description="weight of the KL to the base model's answers about keep_batch images per step",
-    )
-    caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Log-probabilities (b, N) of a batch of winners and losers, by the policy and by the base model.
-
-    `dropped` (b,) marks rows whose caption was dropped, for all four alike.
-    """
-
-    winner: Tensor
-    loser: Tensor
-    winner_reference: Tensor
-    loser_reference: Tensor
-    dropped: Tensor
-
-    @property
-    def winner_gain(self) -> Tensor:
-        """log pi(y_w) - log pi_ref(y_w) for each token, (b, N)."""
-        return self.winner - self.winner_reference
-
-    @property
-    def loser_gain(self) -> Tensor:
-        """log pi(y_l) - log pi_ref(y_l) for each token, (b, N)."""
-        return self.loser - self.loser_reference
-
-
-class Workbench:
-    """A model with its material, everything that does not change during training computed once."""
-
-    def __init__(
-        self, model: ModelFamily, material: Material, params: PairTuning, progress: Callback, *, reference: bool = True
-    ) -> None:
-        self.model, self.params, self.material = model, params, material
-        pairs, keep = material.pairs, material.keep if params.keep_weight else None
-        prompts = list(dict.fromkeys([*pairs.unsafe, *pairs.safe, *(keep.prompts if keep else [])]))
-        place = {prompt: i for i, prompt in enumerate(prompts)}
-        with torch.no_grad():
-            self._captions: Condition = model.condition(prompts)
-        self._unsafe = torch.tensor([place[prompt] for prompt in pairs.unsafe])
-        self._safe = torch.tensor([place[prompt] for prompt in pairs.safe])
-        self._keep = torch.tensor([place[prompt] for prompt in keep.prompts]) if keep else None
-        answers = CAPABILITY in model.provides and params.understanding_weight > 0
-        self._questions = material.questions if answers else None
-        branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
-        self._tables: dict[Hashable, dict[int, Tensor] | None] = {}
-        self._stored_bytes = 0
-        self._reference = [self._references(drop, progress) for drop in branches]
-
-    def scores(self, draw: Draw) -> Scores:
-        """Winners and losers of this step's pairs, both under the unsafe caption, in one forward of 2b rows."""
-        rows, dropped = self._pairs(draw)
-        winner, loser = self._both(rows, dropped)
-        stored = torch.stack(self._reference)[dropped.long(), :, rows].to(winner.device)
-        return Scores(winner, loser, stored[:, 0], stored[:, 1], dropped.to(winner.device))
-
-    def winner(self, draw: Draw, caption: Literal["unsafe", "safe"]) -> Tensor:
-        """log pi(y_w | x_u) or log pi(y_w | x_s) of this step's pairs, (b, N), in a forward of b rows."""
-        rows, dropped = self._pairs(draw)
-        captions = self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
-        return self._logprobs(self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
-
-    def picture(self, draw: Draw, which: Picture) -> Tensor:
-        """Tokens of this step's unsafe or safe images, (b, N) or (b, N, d)."""
-        rows, _ = self._pairs(draw)
-        pairs = self.material.pairs
-        return (pairs.unsafe_ids if which == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
-
-    def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
-        """Teacher-forced logits of this step's images under a caption of their pair, or under none (dropped).
-
-        `first_scales` runs a next-scale model on its first scales only. `caption_drop` is not applied: a loss on
-        logits names the branch that it trains.
-        """
-        return self._logits(self._pairs(draw)[0], caption, picture, first_scales)
-
-    def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
-        """`logits` of the base model, without gradients; computed once for each pair where memory allows."""
-        rows = self._pairs(draw)[0]
-        name = (caption, picture, first_scales)
-        return self._stored(name, rows, len(self.material.pairs), lambda new: self._logits(new, *name))
-
-    def hidden(self, draw: Draw, caption: Caption, picture: Picture, tokens: int) -> Tensor:
-        """Last hidden states (b, tokens, D) of the first `tokens` positions of this step's images."""
-        return self._hidden(self._pairs(draw)[0], caption, picture, tokens)
-
-    def hidden_reference(self, draw: Draw, caption: Caption, picture: Picture) -> Tensor:
-        """`hidden` of the base model at all positions, without gradients."""
-        tokens = self.material.pairs.safe_ids.shape[1]
-        return self._stored(
-            ("hidden", caption, picture),
-            self._pairs(draw)[0],
-            len(self.material.pairs),
-            lambda rows: self._hidden(rows, caption, picture, tokens),
+        return fit_pairs(
+            self.name,
+            model,
+            material,
+            params,
+            loss,
+            modules=self.modules(model, params),
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+            reference=self.scored,
+            masked=self.masked,
         )
 
-    def _hidden(self, rows: Tensor, caption: Caption, picture: Picture, tokens: int) -> Tensor:
-        condition, ids = self._view(rows, caption, picture)
-        return self.model.hidden(condition, ids[:, :tokens])
+    def modules(self, model: ModelFamily, params: P) -> list[str]:
+        """Names of the linear layers that get an adapter."""
+        return model.editable(params.part)
 
-    def _view(self, rows: Tensor, caption: Caption, picture: Picture) -> tuple[Condition, Tensor]:
-        condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])
-        if caption == "none":
-            condition = self.model.dropped(condition, torch.ones(len(rows), dtype=torch.bool))
-        pairs = self.material.pairs
-        return condition, (pairs.unsafe_ids if picture == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+    def rows(self, params: P, card: Card) -> float:
+        """Rows of pairs that a step runs forward and backward, in whole images; by default one per pair."""
+        return params.batch
 
-    def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
-        condition, ids = self._view(rows, caption, picture)
-        if first_scales is None:
-            return self.model.logits(condition, ids)
-        return cast("NextScale", self.model).logits(condition, ids, first_scales=first_scales)
+    def work(self, params: P, card: Card, pairs: int) -> Work:
+        """What the search costs, in counts; preserved images and answers about images are run by the base model too."""
+        held = params.keep_batch * (bool(params.keep_weight) + bool(params.understanding_weight))
+        widths = params.rank * LORA_WIDTHS.get(params.part, 0)
+        return Work(params.steps, self.rows(params, card) + held, held, widths)
 
-    def drift(self, draw: Draw) -> Tensor:
-        """KL(reference || policy) per token on preserved images, a scalar; zero exactly when nothing drifted.
-
-        On the model's own images the NLL has the same expectation up to a constant, but its minimum on a finite set
-        is to memorise the set; the KL over the whole vocabulary pulls to the base model and nowhere else. The
-        same share of captions is dropped as for pairs, since guided sampling needs both branches in place.
-        """
-        assert self._keep is not None and self.material.keep is not None
-        rows = draw.rows("keep", len(self._keep), self.params.keep_batch)
-        dropped = draw.uniform("keep caption", self.params.keep_batch, 1)[:, 0] < self.params.caption_drop
-        policy = self._kept_logits(rows, dropped)
-        reference = torch.empty_like(policy)
-        for drop in (False, True):
-            if bool((dropped == drop).any()):
-                stored = self._stored(("keep", drop), rows[dropped == drop], len(self._keep), partial(self._kept, drop))
-                reference[(dropped == drop).to(reference.device)] = stored
-        return token_kl(reference, policy).mean()
-
-    def _kept(self, drop: bool, rows: Tensor) -> Tensor:
-        """What preserved rows are to stay like: the base model, or the one with earlier edits where those hold."""
-        assert self.material.keep is not None
-        guards = self.material.keep.guards
-        held = torch.tensor([guards[row] for row in rows.tolist()]) if guards else torch.zeros(len(rows)).bool()
-        parts = dict[int, Tensor]()
-        for mark, how in ((False, without_edits(self.model.net)), (True, nullcontext())):
-            which = (held == mark).nonzero()[:, 0]
-            if len(which):
-                with how:
-                    logits = self._kept_logits(rows[which], torch.full((len(which),), drop))
-                parts |= zip(which.tolist(), logits, strict=True)
-        return torch.stack([parts[i] for i in range(len(rows))])
-
-    def _kept_logits(self, rows: Tensor, dropped: Tensor) -> Tensor:
-        assert self._keep is not None and self.material.keep is not None
-        condition = self._dropping(self._captions.rows(self._keep[rows]), dropped)
-        return self.model.logits(condition, self.material.keep.ids[rows].to(self.model.device))
-
-    def _stored(self, name: Hashable, rows: Tensor, count: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """`compute(rows)` by the base model, of `count` rows in all: each once, while memory allows.
-
-        Rows are computed in fixed blocks, so that a resumed run rounds as the whole one.
-        """
-        with adapter_off(self.model.net):
-            if name not in self._tables:
-                size = compute(rows[:1]).numel() * 4 * count
-                fits = self._stored_bytes + size <= REFERENCE_BYTES
-                self._stored_bytes += size * fits
-                self._tables[name] = {} if fits else None
-            table = self._tables[name]
-            if table is None:
-                return compute(rows)
-            for block in sorted({row // REFERENCE_ROWS for row in rows.tolist()} - table.keys()):
-                first = block * REFERENCE_ROWS
-                table[block] = compute(torch.arange(first, min(first + REFERENCE_ROWS, count))).clone()
-        return torch.stack([table[row // REFERENCE_ROWS][row % REFERENCE_ROWS] for row in rows.tolist()])
-
-    def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
-        """`loss` plus the weighted drift of images and of answers about images, where the recipe asks for them and
-        there is something to keep."""
-        if self._keep is not None:
-            drift = self.drift(draw)
-            loss, readings = loss + self.params.keep_weight * drift, {**readings, "drift": float(drift.detach())}
-        if self._questions is not None:
-            answers = self.answers(draw, self._questions)
-            loss = loss + self.params.understanding_weight * answers
-            readings = {**readings, "answers": float(answers.detach())}
-        return loss, readings
-
-    def answers(self, draw: Draw, questions: TrainingQuestions) -> Tensor:
-        """`answer_kl` of yes and no to one question, by the base model and by this one, a scalar.
-
-        Every other step asks about the concept, the rest about what must stay; always about the step's share of all
-        training images (the pairs' and the preserved ones, which the model drew itself: the evaluation's are others).
-        What the base model answers is the target, right or wrong. Where the concept is not to be recognised
-        either, its image's target is the answer about the safe image of its pair.
-        """
-        pairs, keep = self.material.pairs, self.material.keep
-        parts = [pairs.unsafe_ids, pairs.safe_ids, *([keep.ids] if keep else [])]
-        rows = draw.rows("answers", sum(map(len, parts)), self.params.keep_batch)
-        told = torch.where(rows < len(pairs), rows + len(pairs), rows) if questions.erase else rows
-        asked = questions.others if draw.step % 2 else questions.concept
-        whole = Draw(draw.seed, draw.step // 2)  # one question for all parts of a step
-        question = asked[int(whole.rows(f"questions {draw.step % 2}", len(asked), 1))]
-        ids = torch.cat(parts)
-        with adapter_off(self.model.net):
-            seen, aims = (self.model.decode(ids[chosen].to(self.model.device)) for chosen in (rows, told))
-            reference = self._answered(aims, question)
-        return answer_kl(reference, self._answered(seen, question))
-
-    def _answered(self, images: Tensor, question: str) -> Tensor:
-        return self.model.answer_logprobs(images, question, ANSWERS)
-
-    def _pairs(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Which pairs this step takes, and which of them without their caption."""
-        rows = draw.rows("pairs", len(self.material.pairs), self.params.batch)
-        return rows, draw.uniform("caption", self.params.batch, 1)[:, 0] < self.params.caption_drop
-
-    def _both(self, rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = self.material.pairs
-        captions = self._dropping(self._captions.rows(self._unsafe[rows].repeat(2)), dropped.repeat(2))
-        both = self._logprobs(captions, torch.cat([pairs.safe_ids[rows], pairs.unsafe_ids[rows]]))
-        winner, loser = both.chunk(2)
-        return winner, loser
-
-    def _logprobs(self, condition: Condition, ids: Tensor) -> Tensor:
-        ids = ids.to(self.model.device)
-        return token_logprobs(self.model.logits(condition, ids), ids)
-
-    def _dropping(self, condition: Condition, dropped: Tensor) -> Condition:
-        return self.model.dropped(condition, dropped) if bool(dropped.any()) else condition
-
-    @torch.no_grad()
-    def _references(self, drop: bool, progress: Callback) -> Tensor:
-        """(2, n, N) on the CPU: winners and losers by the base model, with or without their captions."""
-        count, parts = len(self.material.pairs), []
-        for start in range(0, count, REFERENCE_ROWS // 2):
-            rows = torch.arange(start, min(start + REFERENCE_ROWS // 2, count))
-            parts.append(torch.stack(self._both(rows, torch.full((len(rows),), drop))).cpu())
-            progress("reference", int(rows[-1]) + 1, count, "without captions" if drop else "")
-        return torch.cat(parts, 1)
-
-
-def token_kl(reference: Tensor, policy: Tensor) -> Tensor:
-    """KL(reference || policy) in nats for each token (B, N), from logits (B, N, V) or, bits summed, (B, N, d, 2)."""
-    logq, logp = reference.float().log_softmax(-1), policy.float().log_softmax(-1)
-    divergence = (logq.exp() * (logq - logp)).sum(-1)
-    return divergence.sum(-1) if divergence.dim() == 3 else divergence
-
-
-def answer_kl(reference: Tensor, policy: Tensor) -> Tensor:
-    """How far answers about images moved, in nats, mean over images; from log-probabilities (b, answers) of answers
-    that exclude each other:
-
-        KL( which of them || which of them ) + KL( one of them or anything else || the same )
-
-    Together that is the KL over all of them, except that "which" counts in full, as it does when an answer is judged,
-    also where a model would rather begin with another word ("Yes").
-    """
-
-    def whether(logp: Tensor) -> Tensor:
-        one = logp.logsumexp(-1)
-        return torch.stack([one, (1 - one.exp()).clamp(min=LEAST_REST).log()], -1)
-
-    def kl(p: Tensor, q: Tensor) -> Tensor:
-        return (p.exp() * (p - q)).sum(-1)
-
-    first, second = reference.float(), policy.float()
-    return (kl(first.log_softmax(-1), second.log_softmax(-1)) + kl(whether(first), whether(second))).mean()
+    def trainable(self, params: P, model: ModelFamily) -> int:
+        """Numbers that are trained: two factors per linear layer."""
+        shapes = (model.net.get_submodule(name).get_parameter("weight").shape for name in self.modules(model, params))
+        return sum(params.rank * (rows + columns) for rows, columns in shapes)
 
 
 def fit_pairs(
@@ -355,23 +105,33 @@ def fit_pairs(
     seed: int,
     progress: Callback,
     checkpoint: Path | None,
+    modules: list[str] | None = None,
     reference: bool = True,
+    masked: bool = False,
 ) -> Edit:
-    """Fine-tune an adapter on `loss` plus the keep term and wrap it as an Edit; `reference` if `loss` uses scores."""
+    """Fine-tune an adapter on `loss` plus what must stay and wrap it as an Edit; `reference` if `loss` uses scores.
+
+    modules: the layers that get an adapter (default: those of `params.part`). masked: see `PairMethod.masked`.
+    """
     bench = Workbench(model, material, params, progress, reference=reference)
-    modules = model.editable(params.part)
+    modules = model.editable(params.part) if modules is None else modules
 
     def objective(draw: Draw) -> tuple[Tensor, Readings]:
-        return bench.keeping(draw, *loss(bench, draw))
+        value, readings = loss(bench, draw)
+        if masked and not value.requires_grad:
+            return value, readings
+        return bench.keeping(draw, value, readings)
 
     settings = params.model_dump(mode="json")
-    about = [name, model.card.digest, modules, settings, seed, material.pairs.unsafe, material.pairs.safe]
-    kept = [material.keep.prompts, material.keep.ids] if material.keep else []
-    kept += [material.keep.guards] if material.keep and material.keep.guards else []
-    asked = [asdict(material.questions)] if material.questions and params.understanding_weight else []
-    identity = identity_of(*about, *asked, material.pairs.unsafe_ids, material.pairs.safe_ids, *kept)
     tuned = fine_tune(
-        model.net, modules, objective, params, seed=seed, identity=identity, progress=progress, checkpoint=checkpoint
+        model.net,
+        modules,
+        objective,
+        params,
+        seed=seed,
+        identity=_identity(name, model, material, params, modules, seed),
+        progress=progress,
+        checkpoint=checkpoint,
     )
     info = EditInfo(
         method=name,
@@ -386,3 +146,15 @@ def fit_pairs(
         minutes=tuned.minutes,
     )
     return Edit("lora", tuned.tensors, info)
+
+
+def _identity(
+    name: str, model: ModelFamily, material: Material, params: PairTuning, modules: list[str], seed: int
+) -> str:
+    """Digest of everything that decides what is found."""
+    pairs, keep = material.pairs, material.keep
+    about = [name, model.card.digest, modules, params.model_dump(mode="json"), seed, pairs.unsafe, pairs.safe]
+    kept = [keep.prompts, keep.ids] if keep else []
+    kept += [keep.guards] if keep and keep.guards else []
+    asked = [asdict(material.questions)] if material.questions and params.understanding_weight else []
+    return identity_of(*about, *asked, pairs.unsafe_ids, pairs.safe_ids, *kept)

@@ -88,24 +88,6 @@ def harmful_space(
     return HarmfulSpace(rights[:directions].T.contiguous(), rights[weak].T.contiguous(), strengths)
 
 
-def joined(spaces: Sequence[HarmfulSpace]) -> HarmfulSpace:
-    """The space of several concepts: their bases side by side, made orthonormal.
-
-    The paper writes V V^T of the bases side by side, which is no projector unless they are orthogonal; hence the
-    decomposition here. Null is what is left of the first concept's null space outside the joint basis.
-    """
-    stacked = torch.cat([space.basis for space in spaces], 1)
-    lefts, sizes, _ = torch.linalg.svd(stacked, full_matrices=False)
-    basis = lefts[:, sizes > NEARLY_ZERO * sizes[0]]
-    null = spaces[0].null
-    for space in spaces[1:]:
-        null = space.harmless(null.T).T
-    null = null - basis @ (basis.T @ null)
-    lefts, sizes, _ = torch.linalg.svd(null, full_matrices=False)
-    strengths = torch.cat([space.strengths for space in spaces]).sort(descending=True).values
-    return HarmfulSpace(basis.contiguous(), lefts[:, sizes > 0.5].contiguous(), strengths)
-
-
 def protecting(space: HarmfulSpace, earlier: Sequence[HarmfulSpace]) -> HarmfulSpace:
     """`space` with the directions of earlier rounds joined to its basis and taken out of its null space.
 

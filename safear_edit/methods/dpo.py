@@ -5,49 +5,35 @@ Sums over all tokens, no drop, no anchor, nothing kept unless the recipe asks fo
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit
+from safear_edit.compiler.recipe import Card
 from safear_edit.editor.fine_tune import Draw, Readings
-from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
-from safear_edit.progress import Callback
+from safear_edit.methods.base import PairMethod
+from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
-
-if TYPE_CHECKING:
-    from safear_edit.families.base import ModelFamily
 
 
 @method("dpo", paper="https://arxiv.org/abs/2305.18290")
-class DPO:
+class DPO(PairMethod["DPO.Params"]):
     """Baseline: direct preference optimisation, sum form."""
+
+    scored = True
 
     class Params(PairTuning):
         beta: float = Field(0.1, gt=0, description="on sums over tokens; the paper's value")
 
-    def fit(
-        self,
-        model: ModelFamily,
-        material: Material,
-        params: DPO.Params,
-        *,
-        seed: int,
-        progress: Callback,
-        checkpoint: Path | None = None,
-    ) -> Edit:
-        """Find a LoRA edit from the pairs."""
+    def loss(self, bench: Workbench, draw: Draw, params: DPO.Params) -> tuple[Tensor, Readings]:
+        """Mean of `dpo` over the pairs, both images under the unsafe caption."""
+        scores = bench.scores(draw)
+        value = dpo(scores.winner_gain, scores.loser_gain, params.beta).mean()
+        return value, {"margin": float((scores.winner_gain - scores.loser_gain).detach().mean())}
 
-        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
-            scores = bench.scores(draw)
-            value = dpo(scores.winner_gain, scores.loser_gain, params.beta).mean()
-            return value, {"margin": float((scores.winner_gain - scores.loser_gain).detach().mean())}
-
-        return fit_pairs("dpo", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint)
+    def rows(self, params: DPO.Params, card: Card) -> float:
+        """Winner and loser."""
+        return 2 * params.batch
 
 
 def dpo(d_w: Tensor, d_l: Tensor, beta: float) -> Tensor:

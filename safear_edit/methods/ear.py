@@ -16,14 +16,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings, adapter_off
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.families.sampling import guided, inverse_cdf, probabilities, uniforms
-from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
+from safear_edit.methods.base import PairMethod, fit_pairs
 from safear_edit.methods.esd import turned_away
+from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 from safear_edit.registry import method
 
@@ -36,8 +38,10 @@ RELEASED_GUIDANCE = 5.0
 
 
 @method("ear", paper="https://arxiv.org/abs/2506.20151")
-class EAR:
+class EAR(PairMethod["EAR.Params"]):
     """Erase in the hidden states: windowed gradient accumulation and thresholded loss masking."""
+
+    masked = True
 
     class Params(PairTuning):
         """`steps` counts windows, as the published code does: an image of N tokens has ceil(N / window) of them."""
@@ -52,6 +56,12 @@ class EAR:
         eta: float = Field(1.0, ge=0, description="how far beyond the neutral states (released: 1)")
         picture: Literal["unsafe", "safe"] = Field(
             "safe", description="whose tokens are the shared prefix (released: not read, it draws its own)"
+        )
+        layers: int | None = Field(
+            None,
+            ge=1,
+            exclude_if=lambda count: count is None,  # recipes from before there was one keep their digests
+            description="adapters in the first so many layers alone (released: 5 of 30); null: in all",
         )
 
     def fit(
@@ -68,23 +78,48 @@ class EAR:
 
         UsageError for mode "released" with a next-scale model, which has no next token, or a window beyond an image.
         """
-        chains: Chains | None = None
-        tokens = model.card.tokens
-        if params.mode == "released":
-            if "scales" in model.provides:
-                raise UsageError("params.mode", "paper for a next-scale model", "released", "it has no next token")
-            if params.window > tokens:
-                raise UsageError("params.window", f"at most {tokens} in mode released", str(params.window), "lower it")
-            chains = Chains(model, material, seed, progress)
+        if params.mode == "paper":
+            return super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
+        if "scales" in model.provides:
+            raise UsageError("params.mode", "paper for a next-scale model", "released", "it has no next token")
+        if params.window > model.card.tokens:
+            fits = f"at most {model.card.tokens} in mode released"
+            raise UsageError("params.window", fits, str(params.window), "lower it")
+        chains = Chains(model, material, seed, progress)
 
         def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
-            if chains is None:
-                return ear_loss(bench, draw, params, tokens)
             return released_loss(bench, draw, params, chains)
 
         return fit_pairs(
-            "ear", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint, reference=False
+            "ear",
+            model,
+            material,
+            params,
+            loss,
+            modules=self.modules(model, params),
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+            reference=False,
+            masked=True,
         )
+
+    def modules(self, model: ModelFamily, params: EAR.Params) -> list[str]:
+        """The layers of `part`, or those of them in the first `layers`."""
+        names = super().modules(model, params)
+        if params.layers is None:
+            return names
+        first = tuple(f"layers.{number}." for number in range(params.layers))
+        return [name for name in names if name.startswith(first)]
+
+    def loss(self, bench: Workbench, draw: Draw, params: EAR.Params) -> tuple[Tensor, Readings]:
+        """`ear_loss`: what mode "paper" minimises."""
+        return ear_loss(bench, draw, params, bench.model.card.tokens)
+
+    def rows(self, params: EAR.Params, card: Card) -> float:
+        """An image up to the end of the window, half of it on average; as released, two tokens for each of a window."""
+        share = (1 + params.window / card.tokens) / 2 if params.mode == "paper" else 2 * params.window / card.tokens
+        return params.batch * min(1.0, share)
 
 
 def ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> tuple[Tensor, Readings]:
@@ -130,11 +165,10 @@ class Chains:
     def __init__(self, model: ModelFamily, material: Material, seed: int, progress: Callback) -> None:
         pairs = material.pairs
         self.model = model
-        captions = {"concept": pairs.unsafe, "neutral": pairs.safe, "target": pairs.safe}
-        self.captions: dict[str, Condition] = {}
+        unsafe, safe = model.condition(pairs.unsafe), model.condition(pairs.safe)
+        self.captions = {"concept": unsafe, "neutral": safe, "target": safe}
         self.ids: dict[str, Tensor] = {}
         for place, name in enumerate(self.NAMES):
-            self.captions[name] = model.condition(captions[name])
             shift = Draw(seed, place).rows("chain", 2**20, 1)
             seeds = [(number + int(shift)) % 2**63 for number in pairs.seeds]
             self.ids[name] = self._drawn(self.captions[name], seeds)
@@ -168,6 +202,19 @@ class Chains:
             parts.insert(0, torch.stack(both))
         return torch.cat(parts, 2)
 
+    def prompt_states(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Hidden states (2, b, T, D) of the prompts with and without the caption, by the net as it is, and which of
+        them are no padding, (b, T); None where the family's transformer reads no prompt tokens."""
+        condition = self.captions[name].rows(rows)
+        every = torch.ones(len(rows), dtype=torch.bool)
+        found = [self.model.prompt_hidden(c) for c in (condition, self.model.dropped(condition, every))]
+        read = [one for one in found if one is not None]
+        if len(read) < 2:
+            return None
+        length = min(mask.shape[1] for _, mask in read)  # left-padded, so the ends fit together
+        states, masks = ([part[:, -length:] for part in parts] for parts in zip(*read, strict=True))
+        return torch.stack(states), masks[0] & masks[1]
+
 
 def blind(condition: Condition) -> Condition:
     """The same images with every caption hidden: what follows reads no word."""
@@ -179,7 +226,9 @@ def released_loss(bench: Workbench, draw: Draw, params: EAR.Params, chains: Chai
 
     Context is lost after the first token, the three states follow three trajectories, tokens beyond the last whole
     window are left out, and the loss is a mean over the guided and the unguided row. At a position after the first
-    both rows feed the same single token and are equal; only the first token's loss moves the unconditional branch.
+    both rows feed the same single token and are equal; only the first step's loss moves the unconditional branch, and
+    only it sees the prompt: it is a mean over all positions of the prompt (those that both captions have; the code
+    pads the neutral one with tokens that are read as words).
     """
     windows = bench.model.card.tokens // params.window
     rows = Draw(draw.seed, draw.step // windows, draw.part, draw.parts).rows(
@@ -188,7 +237,28 @@ def released_loss(bench: Workbench, draw: Draw, params: EAR.Params, chains: Chai
     start = (draw.step % windows) * params.window
     end = start + params.window
     with adapter_off(bench.model.net):
-        concept, neutral, target = (chains.states(name, rows, start, end) for name in Chains.NAMES)
-    found = chains.states("concept", rows, start, end)
-    goal = target - params.eta * (concept - neutral)
-    return masked((found - goal).square().mean(-1).mean(0).sum(1).mean(), params.threshold)
+        frozen = [chains.states(name, rows, start, end) for name in Chains.NAMES]
+    losses = _gaps(chains.states("concept", rows, start, end), frozen, params.eta)
+    if start == 0 and (first := _prompt_loss(bench, chains, rows, params.eta)) is not None:
+        losses = torch.cat([first.unsqueeze(1), losses[:, 1:]], 1)
+    return masked(losses.sum(1).mean(), params.threshold)
+
+
+def _prompt_loss(bench: Workbench, chains: Chains, rows: Tensor, eta: float) -> Tensor | None:
+    """The first step's loss (b,), mean over the prompt's positions."""
+    tuned = chains.prompt_states("concept", rows)
+    with adapter_off(bench.model.net):
+        read = [tuned, *(chains.prompt_states(name, rows) for name in Chains.NAMES)]
+    known = [one for one in read if one is not None]
+    if len(known) < len(read):
+        return None
+    length = min(mask.shape[1] for _, mask in known)
+    found, *frozen = [states[:, :, -length:] for states, _ in known]
+    shared = torch.stack([mask[:, -length:] for _, mask in known]).all(0).float()
+    return (_gaps(found, frozen, eta) * shared).sum(1) / shared.sum(1)
+
+
+def _gaps(found: Tensor, frozen: list[Tensor], eta: float) -> Tensor:
+    """Mean squares (b, n) over width and both rows of what is left to the goal, from states (2, b, n, D)."""
+    concept, neutral, target = frozen
+    return (found - (target - eta * (concept - neutral))).square().mean(-1).mean(0)

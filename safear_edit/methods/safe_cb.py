@@ -20,19 +20,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safear_edit.compiler.cost import Work
+from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo, Round
 from safear_edit.editor.fine_tune import Draw, borrowed, identity_of, schedule
+from safear_edit.editor.method_log import MethodLog
 from safear_edit.errors import UsageError
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.files.atomic import write_atomic
 from safear_edit.files.weights import write_weights
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge
 from safear_edit.judges.self_judge import Compared, SelfJudge
-from safear_edit.methods.base import token_kl
 from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
+from safear_edit.methods.workbench import token_kl
 from safear_edit.progress import Callback
 from safear_edit.registry import method
 
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
 MOVED = 0.01
 """A row counts as moved if its change is longer than this share of its length."""
-ROUNDS, ENERGY = "rounds.json", "energy.png"
 
 
 @method("safe_cb", paper="https://arxiv.org/abs/2606.27147", needs=frozenset({"codebook"}))
@@ -87,8 +88,8 @@ class SafeCB:
     ) -> Edit:
         """Find the change of the table, W_safe - W; each round makes W_safe = W (I - lambda P) + Delta Q.
 
-        Beside `checkpoint` a folder "rounds" appears: ROUNDS, the numbers of each round (see `Round`), and ENERGY, a
-        image of the codebook's harmful energy. A killed search goes on after its last whole round.
+        The edit's log has the numbers of each round (see `Round`), and its figure the codebook's harmful energy. A
+        killed search goes on after its last whole round.
 
         UsageError if the family has no learned codebook, or more than one round is asked for and nobody can judge.
         """
@@ -110,7 +111,19 @@ class SafeCB:
             losses=tuple(search.losses),
             minutes=(time.monotonic() - start) / 60,
         )
-        return Edit("delta", {model.table_name: (search.tables[-1] - table).cpu()}, info)
+        change = {model.table_name: (search.tables[-1] - table).cpu()}
+        return Edit("delta", change, info, log_of(search.log), search.figure())
+
+    def work(self, params: SafeCB.Params, card: Card, pairs: int) -> Work:
+        """All rounds: the repair's steps on safe and preserved images, fresh pairs after the first, and the probes."""
+        kept = params.batch * bool(params.keep_weight)
+        drawn = 2 * pairs * (params.rounds - 1) + params.probe * (params.rounds + 1)
+        steps = params.rounds * params.epochs * -(-pairs // params.batch)
+        return Work(steps, params.batch + kept, kept, drawn=drawn)
+
+    def trainable(self, params: SafeCB.Params, model: ModelFamily) -> int:
+        """The image tokens' table."""
+        return model.image_table().numel()
 
 
 @dataclass(frozen=True)
@@ -338,7 +351,7 @@ class Search:
     # -- files --
 
     def _save(self) -> None:
-        """The state after a whole round, and beside it what a person reads."""
+        """The state after a whole round."""
         if self.checkpoint is None:
             return
         tensors = {f"table.{i}": table for i, table in enumerate(self.tables)}
@@ -347,12 +360,14 @@ class Search:
         rounds = [row.model_dump(mode="json") for row in self.log]
         about = json.dumps({"identity": self.identity, "rounds": rounds, "losses": self.losses})
         write_weights(self.checkpoint, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"about": about})
-        folder = self.checkpoint.with_name("rounds")
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / ROUNDS, json.dumps(rounds, indent=1) + "\n")
+
+    def figure(self) -> bytes | None:
+        """PNG: the share of each row in the directions of all rounds, before and after each; None without rounds."""
+        if not self.spaces:
+            return None
         whole = protecting(self.spaces[-1], self.spaces[:-1])
         names = ["base model", *(f"round {i}" for i in range(1, len(self.tables)))]
-        write_atomic(folder / ENERGY, energy_figure([whole.energy(table) for table in self.tables], names))
+        return energy_figure([whole.energy(table) for table in self.tables], names)
 
     def _resume(self) -> None:
         """Take up the rounds of the same search that a checkpoint holds; a damaged or foreign one counts as none."""
@@ -402,6 +417,45 @@ def judge_of(model: ModelFamily, material: Material, params: SafeCB.Params) -> J
         fix = "give the material a judge, or set params.rounds to 1"
         raise UsageError("safe_cb", "somebody to judge what the edited model draws", "nobody", fix)
     return material.judge
+
+
+COLUMNS = {
+    "round": "number",
+    "pairs drawn": "drawn",
+    "pairs told apart": "pairs",
+    "directions taken out": "dimension",
+    "share of the difference in them": "captured",
+    "rows changed": "rows_moved",
+    "row in them before": "energy_before",
+    "row in them after": "energy_after",
+    "found before": "harmful_before",
+    "found after": "harmful_after",
+    "cannot tell after": "unclear_after",
+    "moved (nats)": "drift",
+    "first loss": "loss_first",
+    "last loss": "loss_last",
+    "kept": "taken",
+}
+"""Headings of the log → fields of `Round`."""
+
+
+def log_of(rounds: Sequence[Round]) -> MethodLog:
+    """The rounds as a table for the report."""
+    counted = next((row.agreement for row in rounds if row.agreement), {})  # judges that can be compared, or none
+    return MethodLog(
+        title="The edit was found in rounds",
+        columns=(*COLUMNS, *(f"agreement with the pinned judge: {name}" for name in counted)),
+        rows=tuple(
+            tuple(getattr(row, field) for field in COLUMNS.values())
+            + tuple((row.agreement or {}).get(name) for name in counted)
+            for row in rounds
+        ),
+        caption="“Found” and “cannot tell” are shares of images of training prompts under seeds of their own, as the "
+        "search itself judged them; they are no evidence, and the section on erasure is. “Moved” is the divergence "
+        "(KL) from the base model on preserved training images, per token.",
+        figure="how much of each row of the image tokens' table lay in the directions that were taken out, before the "
+        "edit and after each round",
+    )
 
 
 def _line(row: Round) -> str:

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit
+from safear_edit.compiler.recipe import Card
 from safear_edit.editor.fine_tune import Draw, Readings
 from safear_edit.families.tokens import choice_logprobs
-from safear_edit.methods.base import PairTuning, Workbench, fit_pairs, token_kl
-from safear_edit.progress import Callback
+from safear_edit.methods.base import PairMethod
+from safear_edit.methods.workbench import PairTuning, Workbench, token_kl
 from safear_edit.registry import method
-
-if TYPE_CHECKING:
-    from safear_edit.families.base import ModelFamily
-
 
 GAMMA = math.log(2)
 """A bit is wrong if the student gives it less than one half: -log p > ln 2."""
 
 
 @method("svare", paper="https://arxiv.org/abs/2509.22400")
-class SVARE:
+class SVARE(PairMethod["SVARE.Params"]):
     """Erase by cross-entropy on the tokens that are really wrong; preserve by KL on the neutral caption."""
 
     class Params(PairTuning):
@@ -48,27 +42,17 @@ class SVARE:
             "(mean over bits and classes) with weight 0.5, so 0.25"
         )  # fmt: skip
 
-    def fit(
-        self,
-        model: ModelFamily,
-        material: Material,
-        params: SVARE.Params,
-        *,
-        seed: int,
-        progress: Callback,
-        checkpoint: Path | None = None,
-    ) -> Edit:
-        """Find a LoRA edit (the paper trains whole matrices of cross-attention and FFN; its code offers LoRA too).
+    def loss(self, bench: Workbench, draw: Draw, params: SVARE.Params) -> tuple[Tensor, Readings]:
+        """`svare_loss`; the adapter is LoRA (the paper trains whole matrices of cross-attention and FFN; its code
+        offers LoRA too).
 
         Kept aside from the released code, as faults: dropout paths active in training, and unused features of c*.
         """
+        return svare_loss(bench, draw, params, bench.model.sampling.guidance)
 
-        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
-            return svare_loss(bench, draw, params, model.sampling.guidance)
-
-        return fit_pairs(
-            "svare", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint, reference=False
-        )
+    def rows(self, params: SVARE.Params, card: Card) -> float:
+        """Both captions in one step, or, as released, in turn."""
+        return params.batch * (2 if params.mode == "paper" else 1)
 
 
 def svare_loss(bench: Workbench, draw: Draw, params: SVARE.Params, guidance: float) -> tuple[Tensor, Readings]:

@@ -7,25 +7,19 @@ feeds both the same auxiliary visual tokens r^ori: the tokens that the frozen mo
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
-from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
-from safear_edit.progress import Callback
+from safear_edit.methods.base import PairMethod
+from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
-
-if TYPE_CHECKING:
-    from safear_edit.families.base import ModelFamily
 
 
 @method("vare", paper="https://arxiv.org/abs/2509.22400")
-class VARE:
+class VARE(PairMethod["VARE.Params"]):
     """Mean squared error between what the unsafe caption predicts and what the neutral one did, on shared tokens."""
 
     class Params(PairTuning):
@@ -33,30 +27,14 @@ class VARE:
             "shared", description="shared: both see the neutral image (VARE); own: each its own (the naive baseline)"
         )
 
-    def fit(
-        self,
-        model: ModelFamily,
-        material: Material,
-        params: VARE.Params,
-        *,
-        seed: int,
-        progress: Callback,
-        checkpoint: Path | None = None,
-    ) -> Edit:
-        """Find a LoRA edit.
+    def loss(self, bench: Workbench, draw: Draw, params: VARE.Params) -> tuple[Tensor, Readings]:
+        """shared: || p_th*(r_i | r^ori_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2
 
-        shared: || p_th*(r_i | r^ori_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2
-        own:    || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the base model. The
-                paper lets the student draw r again at each step; images drawn once are what a recipe can hold.
+        own: || p_th*(r_i | r_<i, c*) - p_th(r_i | r^ori_<i, c) ||^2, r drawn for c* by the base model. The paper lets
+        the student draw r again at each step; images drawn once are what a recipe can hold.
         """
-
-        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
-            policy = bench.logits(draw, "unsafe", "safe" if params.prefix == "shared" else "unsafe")
-            return probability_mse(policy, bench.reference(draw, "safe", "safe")).mean(), {}
-
-        return fit_pairs(
-            "vare", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint, reference=False
-        )
+        policy = bench.logits(draw, "unsafe", "safe" if params.prefix == "shared" else "unsafe")
+        return probability_mse(policy, bench.reference(draw, "safe", "safe")).mean(), {}
 
 
 def probability_mse(policy: Tensor, target: Tensor) -> Tensor:

@@ -6,30 +6,26 @@ the unsafe caption x_u: the safe one y_w shall become the likelier answer.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from safear_edit.construct.pairs import Material
-from safear_edit.editor.edit import Edit
+from safear_edit.compiler.recipe import Card
 from safear_edit.editor.fine_tune import Draw, Readings
-from safear_edit.methods.base import PairTuning, Workbench, fit_pairs
-from safear_edit.progress import Callback
+from safear_edit.methods.base import PairMethod
+from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
-
-if TYPE_CHECKING:
-    from safear_edit.families.base import ModelFamily
-
 
 Average = Literal["seq", "token"]
 
 
 @method("vce", paper="https://arxiv.org/abs/2509.16986")
-class VCE:
+class VCE(PairMethod["VCE.Params"]):
     """Erase by preferring the refined caption's image: VSafe-DPO with token drop and token-level average."""
+
+    scored = True
 
     class Params(PairTuning):
         """Everything but the idea is ours: the paper's settings are not public."""
@@ -44,43 +40,30 @@ class VCE:
         anchor: Literal["unsafe", "safe"] = Field("unsafe", description="the caption that the NLL is taken under")
         keep_weight: float = Field(1.0, ge=0, description="weight of the KL to the base model on preserved prompts")
 
-    def fit(
-        self,
-        model: ModelFamily,
-        material: Material,
-        params: VCE.Params,
-        *,
-        seed: int,
-        progress: Callback,
-        checkpoint: Path | None = None,
-    ) -> Edit:
-        """Find a LoRA edit; needs pairs, and uses `material.keep` where `keep_weight` is above 0."""
+    def loss(self, bench: Workbench, draw: Draw, params: VCE.Params) -> tuple[Tensor, Readings]:
+        """VSafe-DPO on this step's pairs, plus the anchor.
 
-        def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
-            return vce_loss(bench, draw, params)
+        Why the anchor: a preference is also satisfied when both images become unlikely, and then the mass goes
+        anywhere. NLL(y_w | x_u) says where it should go, at no cost (the forward is shared), so it erases and
+        replaces; it is the default. NLL(y_w | x_s) costs a forward and only holds the safe caption in place. Rows
+        without a caption are left out of the first: they would make the safe images the unconditional ones.
+        """
+        scores = bench.scores(draw)
+        drawn = draw.uniform("tokens", params.batch, scores.winner.shape[1]).to(scores.winner.device)
+        gains = scores.winner_gain, scores.loser_gain
+        loss = vsafe_dpo(*gains, drawn >= params.token_drop, params.beta, params.average).mean()
+        margin = float((gains[0] - gains[1]).detach().mean())
+        if params.anchor_weight:
+            if params.anchor == "safe":
+                anchor = -bench.winner(draw, "safe").mean()
+            else:
+                anchor = -(scores.winner.mean(1) * ~scores.dropped).mean()
+            loss = loss + params.anchor_weight * anchor
+        return loss, {"margin": margin}
 
-        return fit_pairs("vce", model, material, params, loss, seed=seed, progress=progress, checkpoint=checkpoint)
-
-
-def vce_loss(bench: Workbench, draw: Draw, params: VCE.Params) -> tuple[Tensor, Readings]:
-    """VSafe-DPO on this step's pairs, plus the anchor.
-
-    Why the anchor: a preference is also satisfied when both images become unlikely, and then the mass goes anywhere.
-    NLL(y_w | x_u) says where it should go, at no cost (the forward is shared), so it erases and replaces; it is the
-    default. NLL(y_w | x_s) costs a forward and only holds the safe caption in place. Rows without a caption are left
-    out of the first: they would make the safe images the unconditional ones.
-    """
-    scores = bench.scores(draw)
-    kept = draw.uniform("tokens", params.batch, scores.winner.shape[1]).to(scores.winner.device) >= params.token_drop
-    loss = vsafe_dpo(scores.winner_gain, scores.loser_gain, kept, params.beta, params.average).mean()
-    margin = float((scores.winner_gain - scores.loser_gain).detach().mean())
-    if params.anchor_weight:
-        if params.anchor == "safe":
-            anchor = -bench.winner(draw, "safe").mean()
-        else:
-            anchor = -(scores.winner.mean(1) * ~scores.dropped).mean()
-        loss = loss + params.anchor_weight * anchor
-    return loss, {"margin": margin}
+    def rows(self, params: VCE.Params, card: Card) -> float:
+        """Winner and loser, and the winner again where the anchor stands on the safe caption."""
+        return params.batch * (3 if params.anchor_weight and params.anchor == "safe" else 2)
 
 
 def vsafe_dpo(d_w: Tensor, d_l: Tensor, kept: Tensor, beta: float, average: Average) -> Tensor:

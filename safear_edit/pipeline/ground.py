@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def refuse_unlike(recipes: Sequence[Recipe]) -> None:
     """UsageError unless one search can serve all: one method that trains on pairs, the same numbers and seed."""
-    from safear_edit.methods.base import PairTuning
+    from safear_edit.methods.workbench import PairTuning
 
     first = recipes[0]
     if not issubclass(registry.lookup("methods", first.method.name).load().Params, PairTuning):
@@ -185,4 +185,5 @@ def merged(name: str, several: Sequence[Material]) -> Material:
         both,
         Keep([*kept], torch.stack(pictures), marks if any(marks) else None) if kept else None,
         questions=TrainingQuestions(about, rest, asked[0].erase) if asked else None,
+        prompt=", ".join(material.prompt or material.concept for material in several),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Spec, Understanding, load_spec
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from torch import Tensor
 
     from safear_edit.families.base import ModelFamily
@@ -150,6 +150,7 @@ def read_source(order: Order) -> Draft | Recipe:
 def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) -> Recipe:
     """The recipe for `model`, which is called `ref` in it; a finished one only for the very weights it names."""
     if isinstance(asked, Draft):
+        method = registry.lookup("methods", asked.base.method).load()()
         return compile_recipe(
             asked.spec,
             model.card,
@@ -159,22 +160,13 @@ def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) ->
             sampling=model.sampling,
             model_ref=ref,
             located=read_map(order.map) if order.map else None,
-            trainable=lambda params: trainable_parameters(model, params),
+            trainable=partial(method.trainable, model=model) if hasattr(method, "trainable") else None,
         )
     if model.card.digest != asked.model.digest:
         fix = "give the recipe's model, or compile the spec for this one"
         got, wanted = f"{model.card.digest[:12]}…", f"weights {asked.model.digest[:12]}… ({asked.model.ref})"
         raise UsageError(str(source_path(order.source)), wanted, got, fix)
     return asked
-
-
-def trainable_parameters(model: ModelFamily, params: BaseModel) -> int:
-    """What a method with these numbers trains: two factors per linear layer of its part, or the image tokens' rows."""
-    part, rank = getattr(params, "part", None), getattr(params, "rank", None)
-    if part is None or rank is None:
-        return model.image_table().numel() if "codebook" in model.provides else 0
-    shapes = (model.net.get_submodule(name).get_parameter("weight").shape for name in model.editable(part))
-    return sum(rank * (rows + columns) for rows, columns in shapes)
 
 
 def source_path(source: str) -> Path:

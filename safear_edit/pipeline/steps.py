@@ -82,9 +82,8 @@ def concept_judge(spec: Spec) -> Judge:
 
 # -- 3 edit -----------------------------------------------------------------------------------------------------------
 
-EDIT_FILES = ("edit/edit.safetensors", "edit/edit.json", "edit/**/*")
-"""The last stands for what an edit's kind has beside those two: an adapter has peft's files (edit.FILES), and an edit
-that was found in rounds has their numbers (edit/rounds)."""
+EDIT_FILES = ("edit/*.safetensors", "edit/edit.json", "edit/*")
+"""The last stands for what an edit's kind has beside those two (edit.FILES), and the method's log of its search."""
 
 
 def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> Edit:
@@ -108,7 +107,8 @@ def material_of(run: RunDir, recipe: Recipe, model: ModelFamily) -> Material:
 
     keep = Keep.load(run / "pairs") if recipe.keep else None
     asked = training_questions(recipe.spec) if CAPABILITY in model.provides else None
-    return Material(recipe.spec.name, Pairs.load(run / "pairs"), keep, concept_judge(recipe.spec), asked)
+    pairs, judge = Pairs.load(run / "pairs"), concept_judge(recipe.spec)
+    return Material(recipe.spec.name, pairs, keep, judge, asked, recipe.spec.erase.concept)
 
 
 def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
@@ -119,8 +119,6 @@ def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, 
     found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
     shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind
     found.save(run / "edit")
-    if (run / "rounds").is_dir():  # a method that works in rounds keeps its log beside its checkpoint
-        shutil.move(run / "rounds", run / "edit" / "rounds")
 
 
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------

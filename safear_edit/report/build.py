@@ -21,6 +21,7 @@ from safear_edit.compiler.recipe import Recipe, read_recipe
 from safear_edit.construct.pairs_record import PairRow, PairStats
 from safear_edit.construct.sheets import SheetNote
 from safear_edit.editor.edit_record import EditRecord, Round, StackRecord
+from safear_edit.editor.method_log import FIGURE, MethodLog
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell, Interference
@@ -110,8 +111,8 @@ def build_report(run: RunFiles) -> Report:
     criteria = tuple(criterion for _, several in built for criterion in several)
     asked = [_asked_of_category(recipe) for recipe in recipes]
     sheets = [_sheet(path, run.root, asked[i]) for i, files in enumerate(run.concepts) for path in files.sheets]
-    figures = zip(concepts, map(_energy_of, run.concepts), strict=True)
-    sheets += [_energy(path, run.root, concept) for concept, path in figures if path]
+    figures = zip(concepts, map(_figure_of, run.concepts), strict=True)
+    sheets += [_figure(path, run.root, concept) for concept, path in figures if path]
     inputs = _input_digests(run)
     said = _Said({recipe.spec.name: recipe.spec.governance for recipe in recipes})
     scope = sentences.scope(
@@ -337,7 +338,8 @@ def _of_another(stack: StackSection, concepts: Sequence[ConceptReport], digests:
 
 def _edit(files: ConceptFiles, recipe: Recipe) -> EditSection:
     info = read_record(EditRecord, files.edit).info
-    weights = files.edit.with_name("edit.safetensors")
+    own, peft = (files.edit.with_name(name) for name in ("edit.safetensors", "adapter_model.safetensors"))
+    weights = own if own.is_file() else peft
     return EditSection(
         method=info.method,
         parameters={key: as_text(value) for key, value in info.params.items()},
@@ -352,6 +354,7 @@ def _edit(files: ConceptFiles, recipe: Recipe) -> EditSection:
         base_digest=info.base_digest,
         file_sha256=file_digest(weights) if weights.is_file() else NOT_STATED,
         rounds=read_records(Round, files.rounds) if files.rounds else (),
+        log=read_record(MethodLog, files.log) if files.log else None,
     )
 
 
@@ -453,7 +456,7 @@ def _evidence(run: RunFiles) -> set[Path]:
     """Every file that the report is made from, resolved."""
     sheets = [path for files in run.concepts for path in files.sheets]
     captions = [path.with_suffix(".json") for path in sheets]
-    figures = [path for path in map(_energy_of, run.concepts) if path]
+    figures = [path for path in map(_figure_of, run.concepts) if path]
     return {path.resolve() for path in (*_inputs(run), *sheets, *captions, *figures)}
 
 
@@ -488,17 +491,19 @@ def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
     )
 
 
-def _energy_of(files: ConceptFiles) -> Path | None:
-    path = files.rounds.with_name(ENERGY) if files.rounds else None
+def _figure_of(files: ConceptFiles) -> Path | None:
+    """What a method drew of its search."""
+    path = files.log.with_name(FIGURE) if files.log else files.rounds.with_name(ENERGY) if files.rounds else None
     return path if path and path.is_file() else None
 
 
-def _energy(path: Path, root: Path, concept: ConceptReport) -> Sheet:
-    """The figure of a search in rounds, as a sheet: it shows numbers, and no image by either model."""
+def _figure(path: Path, root: Path, concept: ConceptReport) -> Sheet:
+    """The figure of a search, as a sheet: it shows numbers, and no image by either model."""
     found = _sheet(path, root, frozenset())
     what = "how much of each row of the image tokens' table lay in the directions that were taken out"
-    caption = f"{concept.concept}: {what}, before the edit and after each round"
-    words = {"caption": caption, "selection": "all rows and rounds"}
+    log = concept.edit.log
+    told = log.figure if log else f"{what}, before the edit and after each round"
+    words = {"caption": f"{concept.concept}: {told}", "selection": "of the whole search"}
     return found.model_copy(update=words)
 
 
@@ -513,7 +518,7 @@ def _environment(found: Machine) -> Environment:
 def _inputs(run: RunFiles) -> list[Path]:
     paths = [run.environment, run.base, run.judges, run.order, run.interference]
     for files in run.concepts:
-        paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds]
+        paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds, files.log]
         paths += [files.pairs, files.pair_stats, files.likelihood]
         paths += [files.understanding, files.understanding.with_name(ROWS)] if files.understanding else []
     return [path for path in paths if path is not None]

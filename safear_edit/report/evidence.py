@@ -4,7 +4,8 @@ A run's folder (`RunFiles.find`) holds, each with the class that writes and read
     recipe.json     Recipe                  what was fixed before the edit was made
     outcomes.jsonl  Outcome                 one judged image a line
     judges.json     JudgeRecord             who judged, and how often they are right
-    edit/edit.json  EditRecord              beside the edit's tensors; edit/rounds/rounds.json: Round, with energy.png
+    edit/edit.json  EditRecord              beside the edit's tensors; edit/log.json: MethodLog, with log.png
+                                            (before: edit/rounds/rounds.json: Round, with energy.png)
     pairs/          PairRow, PairStats      pairs.jsonl and stats.json
     images/*.png    SheetNote               what NAME.json says of the image sheet NAME.png
     base.json       BaseCard                the base model
@@ -26,6 +27,7 @@ from pathlib import Path
 from pydantic import ConfigDict, Field
 
 from safear_edit.editor.edit_record import StackRecord
+from safear_edit.editor.method_log import LOG
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.understanding import ABOUT
 from safear_edit.files.atomic import sha256_file
@@ -34,6 +36,8 @@ from safear_edit.report.schema import NOT_STATED
 
 STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
+"""Of Safe-CB before there was a `MethodLog`, which has the same in EDIT_LOG and the figure beside it."""
+EDIT_LOG = f"edit/{LOG}"
 FOUND_BY = "edit/recipe.json"
 """In a stack, beside a concept's edit: the recipe that found it. Its recipe.json is what the stack is measured by."""
 
@@ -43,7 +47,8 @@ class ConceptFiles:
     """What one concept's walk left behind.
 
     `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
-    `found_by` where the edit was found by `recipe` itself, `rounds` where it was not found in rounds, `understanding`
+    `found_by` where the edit was found by `recipe` itself, `rounds` and `log` where the method told
+    nothing of its search, `understanding`
     where nobody asked questions about images (its rows lie beside it).
     """
 
@@ -56,6 +61,7 @@ class ConceptFiles:
     likelihood: Path | None = None
     found_by: Path | None = None
     rounds: Path | None = None
+    log: Path | None = None
     understanding: Path | None = None
 
     @classmethod
@@ -81,6 +87,7 @@ class ConceptFiles:
             likelihood=maybe(LIKELIHOOD),
             found_by=maybe(FOUND_BY),
             rounds=maybe(ROUNDS),
+            log=maybe(EDIT_LOG),
             understanding=maybe(ABOUT),
         )
 

@@ -21,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safear_edit.editor.method_log import Cell
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.stats import Rate
 from safear_edit.report.schema import ConceptReport, Report
@@ -53,10 +54,19 @@ def render_html(report: Report, root: Path) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
-    environment.filters |= {"percent": percent, "points": points, "size": _size}
+    environment.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
     charts = [Markup(chart(concept)) for concept in report.concepts]
     pictures = [(sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images]
     return environment.get_template("report.html").render(r=report, charts=charts, pictures=pictures)
+
+
+def _cell(value: Cell) -> str:
+    """What a method tells in one cell of its log: three digits of a number, – where nothing was measured."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def chart(concept: ConceptReport) -> str:

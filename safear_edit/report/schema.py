@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit_record import Round, StackedEdit
+from safear_edit.editor.method_log import MethodLog
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import After, Cell, Forecast, Overlap, RankAgreement
 from safear_edit.evaluate.likelihood_record import Divergence
@@ -108,7 +109,7 @@ class Subject(Section):
 
 
 class EditSection(Section):
-    """rounds: of a method that works in rounds, what each did; empty for the others."""
+    """log: what the method tells of its search, if anything; rounds: the same of a Safe-CB before there was a log."""
 
     method: str
     parameters: dict[str, str]
@@ -123,6 +124,7 @@ class EditSection(Section):
     base_digest: str
     file_sha256: str
     rounds: tuple[Round, ...] = ()
+    log: MethodLog | None = None
 
 
 class Validation(Section):

@@ -1,7 +1,7 @@
 """What each ingredient of VCE adds: the same pairs, one ingredient taken away at a time, several seeds; and rivals.
 
 `python -m safear_edit.studies ablation concepts/picasso.yaml --model llamagen --folder runs/ablation` prints a Markdown
-table; with `--methods sft svare svare:mode=released`, it compares these methods instead, each with its own recipe's
+table; with `--methods sft svare svare_released`, it compares these methods instead, each with its own recipe's
 numbers but for those named (`vce vce:refine=self`: template captions, and the model's own on pairs of their own,
 construct/captions.py). Each (variant, seed) is one line of `rows.jsonl`; a finished one is not repeated, so a killed
 run continues. What its search leaves, such as Safe-CB's rounds, lies in a folder of its name. Erasure counts prompts on
@@ -159,18 +159,20 @@ class Bench:
         start = time.monotonic()
         edit = self._edit(method, pairs, changes, folder / "edit.partial")
         minutes = (time.monotonic() - start) / 60
+        edit.save(folder)
         with edit.apply(self.model.net):
             row = _row(name, self.seed, minutes, pairs) | self._changes(self.model)
             knows = _known(self.model, self.exam)
         return row | {part: knows[part] - self.known[part] for part in knows} | self._audited(edit)
 
     def _edit(self, method: str, pairs: Pairs, changes: Mapping[str, Any], checkpoint: Path) -> Edit:
-        numbers = compiled(self.model, self.spec, method, self.seed).method.params | dict(changes)
+        chosen = compiled(self.model, self.spec, method, self.seed).method  # of a base recipe, such as svare_released
+        numbers = chosen.params | dict(changes)
         numbers.pop(REFINE, None)
         spec, judge = self.recipe.spec, self.judges[self.recipe.spec.judge.label]
-        material = Material(spec.name, pairs, self.keep, judge, training_questions(spec))
-        params = method_params(method, numbers, "ablation")
-        finder = registry.lookup("methods", method).load()()
+        material = Material(spec.name, pairs, self.keep, judge, training_questions(spec), spec.erase.concept)
+        params = method_params(chosen.name, numbers, "ablation")
+        finder = registry.lookup("methods", chosen.name).load()()
         edit: Edit = finder.fit(self.model, material, params, seed=self.seed, progress=silent, checkpoint=checkpoint)
         return edit
 

@@ -15,14 +15,13 @@ import json
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from safear_edit.compiler.compile import method_params
-from safear_edit.compiler.cost import Work, forward_flops, picture_flops
-from safear_edit.compiler.recipe import load_base_recipe
+from safear_edit.compiler.cost import forward_flops, picture_flops
+from safear_edit.compiler.recipe import ANSWER_WEIGHT, load_base_recipe
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.families.base import ModelFamily
@@ -60,8 +59,8 @@ def measure(
     made = PairStats(len(unsafe), len(unsafe), {})
     pairs = Pairs(unsafe, safe, list(range(len(unsafe))), ids[0::2], ids[1::2], made)
     seconds = step_seconds(model, Material("calibration", pairs, Keep(prompts, ids)), steps, clock)
-    work = Work.of(method_params("vce", _defaults(model), "calibrate").model_dump(), len(unsafe))
-    one_step = Work(1, work.rows, work.kept).training_flops(model.card)
+    work = replace(VCE().work(VCE.Params(**_defaults(model) | {ANSWER_WEIGHT: 0.0}), model.card, len(unsafe)), steps=1)
+    one_step = work.training_flops(model.card)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return Measured(per_second, per_second * picture_flops(model.card), seconds, one_step / seconds, peak)
 

@@ -38,8 +38,9 @@ from safear_edit.families.base import Condition, Sampling
 from safear_edit.families.llamagen import GPT, LlamaGen, rotate
 from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided, inverse_cdf, probabilities, uniforms
-from safear_edit.methods.base import Workbench, fit_pairs
+from safear_edit.methods.base import fit_pairs
 from safear_edit.methods.ear import EAR, ear_loss, masked
+from safear_edit.methods.workbench import Workbench
 from safear_edit.progress import silent
 from safear_edit.studies.timing import alternately
 

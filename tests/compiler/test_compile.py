@@ -8,9 +8,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from safear_edit.compiler.compile import SCREENING_RESERVE, compile_recipe, recipe_warnings
-from safear_edit.compiler.cost import predict
+from safear_edit.compiler.cost import Work, declared, predict
 from safear_edit.compiler.recipe import (
     BaseRecipe,
     Recipe,
@@ -356,11 +357,18 @@ def test_near_duplicates_are_warned_of(picasso: Recipe) -> None:
     assert line.startswith("paraphrase: ") and "nearly equal" in line and "Ruiz" in line
 
 
+def work_of(method: str, card: Card, pairs: int, **params: object) -> Work:
+    """What a method declares to cost with these numbers."""
+    kind = lookup("methods", method).load()
+    found: Work = kind().work(kind.Params(**params), card, pairs)
+    return found
+
+
 def test_only_prompts_that_ask_for_the_concept_are_screened(picasso: Recipe) -> None:
     asked = [p for p in picasso.evaluate.prompts if p.expect == "absent"]
-    params = lookup("methods", "vce").load().Params(**picasso.method.params)
     sizes = {"pairs": len(picasso.construct.pairs), "keep": len(picasso.keep), "n": picasso.evaluate.n}
-    assert picasso.predicted == predict(Card(), params, candidates=len(asked), **sizes)
+    work = work_of("vce", Card(), len(picasso.construct.pairs), **picasso.method.params)
+    assert picasso.predicted == predict(Card(), work, candidates=len(asked), **sizes)
 
 
 @pytest.mark.parametrize(("steps", "plain", "minutes"), [(100, 100, 2.95), (100, 100, 3.93), (120, 200, 5.48)])
@@ -368,9 +376,10 @@ def test_the_prediction_is_within_a_factor_of_two_of_real_runs(steps: int, plain
     """concepts/picasso.yaml on llamagen:mini by VCE, two cores: alone, beside little, and beside other work."""
     params = load_base_recipe("vce").params | {"steps": steps, "understanding_weight": 0.0}
     n = {"direct": 250, "paraphrase": 250, "template": 100, "other-styles": 400, "objects": 400, "plain": plain}
+    card = replace(Card(), parameters=3_957_579)
     found = predict(
-        replace(Card(), parameters=3_957_579),
-        lookup("methods", "vce").load().Params(**params),
+        card,
+        work_of("vce", card, 160, **params),
         pairs=160,
         keep=192,
         candidates=751,
@@ -382,14 +391,36 @@ def test_the_prediction_is_within_a_factor_of_two_of_real_runs(steps: int, plain
 
 
 def test_prediction_grows_with_the_work() -> None:
-    params = lookup("methods", "vce").load().Params()
+    work = work_of("vce", Card(), 100)
     sizes = dict(pairs=100, keep=10, candidates=100, n={"direct": 80})
-    small, wide = predict(Card(), params, **sizes), predict(replace(Card(), parameters=775_000_000), params, **sizes)
-    more = predict(Card(), params, **{**sizes, "pairs": 4000})
+    small, wide = predict(Card(), work, **sizes), predict(replace(Card(), parameters=775_000_000), work, **sizes)
+    more = predict(Card(), work, **{**sizes, "pairs": 4000})
     assert wide.minutes > small.minutes < more.minutes
     assert wide.memory_gib > small.memory_gib and wide.trainable > small.trainable
     adapters = 36 * 16 * (1280 * (1 + 3) + 1280 * 2 + 3 * (1280 + 3584))
     assert wide.trainable == pytest.approx(adapters, rel=0.1)
+
+
+def test_each_method_declares_its_rows() -> None:
+    """Rows that train, in whole images: winner and loser, one caption, or the first scales; kept rows are run twice."""
+    numbers = {"batch": 8, "steps": 10}
+    held = {"keep_weight": 1.0, "keep_batch": 12}
+    assert work_of("dpo", Card(), 9, **numbers) == Work(10, 16, 0, 16 * 17)
+    assert work_of("sft", Card(), 9, **numbers, **held) == Work(10, 20, 12, 16 * 17)
+    assert work_of("vce", Card(), 9, **numbers, keep_weight=0, anchor="safe").rows == 24
+    assert [work_of("svare", Card(), 9, **numbers, mode=mode).rows for mode in ("paper", "released")] == [16, 8]
+    first = work_of("sace", NEXT_SCALE, 9, **numbers, preserve_scales=(1,))
+    assert first.rows == pytest.approx(8 * (1 + 5) / 139)
+    rounds = work_of("safe_cb", Card(), 20, rounds=3, epochs=2, batch=8, keep_weight=1.0, probe=50)
+    assert rounds == Work(3 * 2 * 3, 16, 8, drawn=2 * 20 * 2 + 50 * 4)
+
+
+class BareParams(BaseModel):
+    """Of a method that has no numbers."""
+
+
+def test_a_method_that_declares_nothing_counts_as_one_pass_over_the_pairs() -> None:
+    assert declared(object(), BareParams(), Card(), 7) == Work(7, 2)
 
 
 NEXT_SCALE = Card("infinity:mini", "infinity", "1" * 64, tokens=139, scales=(1, 4, 9, 25, 100))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safear_edit.editor.edit import (
@@ -20,6 +22,7 @@ from safear_edit.editor.edit import (
     exactly,
     stacked,
 )
+from safear_edit.editor.method_log import LOG, MethodLog
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.merged import without_edits
 from tests import ROOT
@@ -173,16 +176,40 @@ def test_weights_are_written_in_one_place_and_the_same_twice(tmp_path: Path) -> 
         assert not writers.search((package / f"{module}.py").read_text()), module
 
 
+def test_an_adapter_saved_before_in_a_file_of_its_own_is_read(tmp_path: Path) -> None:
+    """Until November 2026 `save` wrote TENSORS beside peft's file, and that one was read."""
+    edit().save(tmp_path)
+    assert not (tmp_path / TENSORS).exists(), "each tensor is stored once"
+    (tmp_path / PEFT_TENSORS).unlink()
+    save_file(edit().tensors, tmp_path / TENSORS)
+    assert Edit.load(tmp_path).digest == edit().digest
+
+
+LOG_OF = MethodLog(
+    title="Found in rounds", columns=("round", "kept"), rows=((1, True), (2, None)), caption="No evidence."
+)
+
+
+def test_a_methods_log_travels_with_its_edit_and_changes_no_digest(tmp_path: Path) -> None:
+    told = replace(edit(), log=LOG_OF, figure=b"\x89PNG")
+    assert told.digest == edit().digest
+    told.save(tmp_path)
+    assert (Edit.load(tmp_path).log, Edit.load(tmp_path).figure) == (LOG_OF, b"\x89PNG")
+    (tmp_path / LOG).write_text('{"title": "x", "columns": ["a"], "rows": [[1, 2]]}')
+    with pytest.raises(TrustError, match="a method's log"):
+        Edit.load(tmp_path)
+
+
 def test_load_refuses_what_was_changed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         Edit.load(tmp_path)
     edit().save(tmp_path)
-    content = (tmp_path / TENSORS).read_bytes()
+    content = (tmp_path / PEFT_TENSORS).read_bytes()
     for data in (content[:-8], b"\x80\x04pickle", content[:-1] + bytes([content[-1] ^ 1])):
-        (tmp_path / TENSORS).write_bytes(data)
+        (tmp_path / PEFT_TENSORS).write_bytes(data)
         with pytest.raises(TrustError):
             Edit.load(tmp_path)
-    (tmp_path / TENSORS).write_bytes(content)
+    (tmp_path / PEFT_TENSORS).write_bytes(content)
     about = json.loads((tmp_path / "edit.json").read_text())
     for document in ({**about, "info": {**about["info"], "rank": "x"}}, {"kind": "lora"}, [], {**about, "digest": "0"}):
         (tmp_path / "edit.json").write_text(json.dumps(document))

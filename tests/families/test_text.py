@@ -33,6 +33,15 @@ def test_sentence_vectors_know_a_paraphrase() -> None:
     assert dog @ hound > 0.5 > dog @ tax
 
 
+def test_sentence_vectors_are_the_mean_of_the_states() -> None:
+    """What earlier recipes were checked with: mean over the tokens that are no padding, of unit length, cut at 32."""
+    prompts = ["a dog", "a house on a beach in the style of Picasso", "word " * 60]
+    states, mask = minilm().states(prompts)
+    weight = mask.unsqueeze(-1).float()
+    pooled = torch.nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
+    torch.testing.assert_close(minilm().vectors(prompts), pooled, rtol=0, atol=1e-6)
+
+
 def test_another_minilm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"something else")
     monkeypatch.setattr(text, "minilm_folder", lambda: tmp_path)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from safear_edit.errors import UsageError
-from safear_edit.methods.codebook import HarmfulSpace, energy_figure, harmful_space, joined, protecting
+from safear_edit.methods.codebook import HarmfulSpace, energy_figure, harmful_space, protecting
 
 N, WIDTH, PAIRS = 12, 20, 40
 
@@ -64,9 +64,9 @@ def test_harmless_changes_stay_out_of_the_space() -> None:
         torch.testing.assert_close(space.harmless(change), change, atol=1e-4, rtol=1e-4)
 
 
-def test_joint_space_is_a_projector_also_when_concepts_overlap() -> None:
+def test_a_protected_space_is_a_projector_also_when_rounds_overlap() -> None:
     one, two = harmful_space(*planted(3, 7), directions=2), harmful_space(*planted(7, 9, seed=1), directions=2)
-    both = joined([one, two])
+    both = protecting(two, [one])
     assert both.basis.shape == (WIDTH, 3)
     torch.testing.assert_close(both.basis.T @ both.basis, torch.eye(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(both.null.T @ both.basis, torch.zeros(both.null.shape[1], 3), atol=1e-4, rtol=0)

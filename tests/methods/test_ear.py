@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from safear_edit.construct.pairs import Material, Pairs
+from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, borrowed, inject
@@ -15,8 +17,8 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.methods.base import Workbench
 from safear_edit.methods.ear import EAR, Chains, blind, ear_loss, released_loss
+from safear_edit.methods.workbench import Workbench
 from safear_edit.progress import silent
 
 SUBJECTS = ["a house", "a dog at night", "a fish", "an apple in the snow", "a cat", "a car"]
@@ -132,3 +134,40 @@ def test_released_needs_a_next_token_and_whole_windows(model: LlamaGen, material
         fit(bitwise, material_of(bitwise), mode="released")
     with pytest.raises(UsageError, match="at most 16 in mode released, got 17"):
         fit(model, material, mode="released", window=17)
+
+
+def test_a_masked_window_updates_nothing_of_what_must_stay_either(model: LlamaGen, material: Material) -> None:
+    keep = Keep([f"{s} by Monet" for s in SUBJECTS], material.pairs.safe_ids)
+    edit = fit(model, replace(material, keep=keep), threshold=1e9, keep_weight=4.0, keep_batch=2)
+    assert all(not tensor.any() for name, tensor in edit.tensors.items() if name.endswith("lora_B"))
+
+
+def test_the_released_layers_are_the_first_ones(model: LlamaGen, material: Material) -> None:
+    edit = fit(model, material, mode="released", part="attention", layers=1)
+    assert edit.modules == ["layers.0.attention.wo", "layers.0.attention.wqkv"] != model.editable("attention")
+    kind = EAR.Params.model_validate({**LITTLE, "part": "attention", "layers": 1})
+    assert EAR().trainable(kind, model) == sum(tensor.numel() for tensor in edit.tensors.values())
+
+
+def test_the_released_first_step_reads_every_position_of_the_prompt() -> None:
+    """By hand on a model that reads prompts token by token: a mean over the positions that both captions have."""
+    unified = Janus.pico(seed=0)
+    material = material_of(unified)
+    params = EAR.Params(mode="released", batch=2, window=6, threshold=0.0, eta=1.5)
+    bench, chains = Workbench(unified, material, params, silent, reference=False), Chains(unified, material, 0, silent)
+    rows = Draw(0, 0).rows("pairs", 6, 2)
+    with borrowed(unified.net, writes=()):
+        inject(unified.net, unified.editable("all"), params, 0)
+        loss, _ = released_loss(bench, Draw(0, 0), params, chains)
+        unsafe, safe = (chains.prompt_states(name, rows) for name in ("concept", "neutral"))
+        assert unsafe is not None and safe is not None and loss.requires_grad
+        length = min(unsafe[1].shape[1], safe[1].shape[1])
+        (concept, mask), (neutral, other) = ((states[:, :, -length:], m[:, -length:]) for states, m in (unsafe, safe))
+        both = mask & other
+        assert both.sum(1).min() > 1
+        gap = concept - (neutral - 1.5 * (concept - neutral))
+        first = [gap[:, i, both[i]].square().mean().item() for i in range(2)]
+        concept, neutral, target = (chains.states(n, rows, 0, 6).detach() for n in Chains.NAMES)
+        torch.testing.assert_close(unsafe[0][:, :, -1], chains.states("concept", rows, 0, 1)[:, :, 0])
+        rest = (concept - (target - 1.5 * (concept - neutral)))[:, :, 1:].square().mean((0, 3)).sum(1)
+        assert loss.item() == pytest.approx(sum(first) / 2 + rest.mean().item(), rel=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from safear_edit.families.tokens import token_logprobs
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.self_judge import ANSWERS, Agreement, SelfJudge
 from safear_edit.methods.codebook import harmful_space
-from safear_edit.methods.safe_cb import ENERGY, ROUNDS, SafeCB
+from safear_edit.methods.safe_cb import COLUMNS, SafeCB
 from safear_edit.progress import silent
 from safear_edit.registry import methods
 
@@ -72,9 +71,11 @@ def fit(model: ModelFamily, material: Material, checkpoint: Path | None = None, 
     return SafeCB().fit(model, material, chosen, seed=1, progress=silent, checkpoint=checkpoint)
 
 
-def log_of(folder: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = json.loads((folder / "rounds" / ROUNDS).read_text())
-    return rows
+def log_of(edit: Edit) -> list[dict[str, object]]:
+    """The rounds by the names of their fields; the judges' agreement under its heading."""
+    assert edit.log is not None
+    names = [COLUMNS.get(column, column) for column in edit.log.columns]
+    return [dict(zip(names, row, strict=True)) for row in edit.log.rows]
 
 
 def test_one_round_takes_the_harmful_space_out_of_the_table_alone(model: LlamaGen, material: Material) -> None:
@@ -107,20 +108,22 @@ def test_rounds_learn_from_what_the_edited_model_draws(model: LlamaGen, material
     edit = fit(
         model, material, tmp_path / "edit.partial", rounds=3, least_gain=1e-9, null_space="complement", keep_weight=1
     )
-    log = log_of(tmp_path)
+    log = log_of(edit)
     taken = [row for row in log if row["taken"]]
     assert [row["number"] for row in log] == list(range(1, len(log) + 1))
     assert taken[0]["pairs"] == COUNT and taken[0]["dimension"] == 2
     for row in taken:
         assert row["energy_after"] < 1e-6 < row["energy_before"] and 0 < row["rows_moved"] <= 64  # type: ignore[operator]
-        assert row["drift"] > 0 and row["agreement"] is None  # type: ignore[operator]
+        assert row["drift"] > 0 and not any("agreement" in name for name in row)  # type: ignore[operator]
     for earlier, later in pairwise(log):
         assert later["harmful_before"] == earlier["harmful_after"] and later["dimension"] > earlier["dimension"]  # type: ignore[operator]
         assert later["pairs"] < COUNT, "drawn anew and judged"  # type: ignore[operator]
     pairs, table = material.pairs, model.image_table().detach()
     space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 2)
     assert space.energy(table + edit.tensors["tok_embeddings.weight"]).max() < 1e-6
-    assert (tmp_path / "rounds" / ENERGY).read_bytes().startswith(b"\x89PNG")
+    assert edit.figure is not None and edit.figure.startswith(b"\x89PNG")
+    edit.save(tmp_path / "edit")
+    assert (Edit.load(tmp_path / "edit").log, Edit.load(tmp_path / "edit").figure) == (edit.log, edit.figure)
     assert getattr(model.net, REPLACED) is None
 
 
@@ -130,13 +133,13 @@ def test_a_round_that_does_not_help_is_undone_and_is_the_last(
     once = fit(model, material, rounds=1)
     more = fit(model, material, tmp_path / "edit.partial", rounds=5, least_gain=1.0)
     assert torch.equal(once.tensors["tok_embeddings.weight"], more.tensors["tok_embeddings.weight"])
-    log = log_of(tmp_path)
+    log = log_of(more)
     assert len(log) <= 2 and [row["taken"] for row in log][1:] in ([], [False])
 
 
 def test_too_few_harmful_pictures_end_the_search(model: LlamaGen, material: Material, tmp_path: Path) -> None:
-    fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=COUNT)
-    assert len(log_of(tmp_path)) == 1, "the second round can't have a harmful image for every prompt"
+    edit = fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=COUNT)
+    assert len(log_of(edit)) == 1, "the second round can't have a harmful image for every prompt"
 
 
 def test_a_killed_search_goes_on_after_its_last_whole_round(
@@ -216,11 +219,10 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     taught = replace(material, questions=TrainingQuestions((question, "was this painted by Picasso?"), (), erase=False))
     edit = fit(model, taught, tmp_path / "edit.partial", rounds=1)
     assert asked == [question], "the first that training may ask"
-    (row,) = log_of(tmp_path)
+    (row,) = log_of(edit)
     assert row["pairs"] == told and edit.weights == [model.table_name]
-    agreement = row["agreement"]
-    assert isinstance(agreement, dict)
-    counted = sum(agreement[name] for name in ("both", "neither", "first_only", "second_only", "unclear"))
+    names = ("both", "neither", "first_only", "second_only", "unclear")
+    counted = sum(row[f"agreement with the pinned judge: {name}"] for name in names)  # type: ignore[misc]
     assert counted == 2 * COUNT + 2 * SMALL["probe"], "the material, and the probe before and after"
     assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
     pinned = fit(model, material, rounds=1, judge="pinned")

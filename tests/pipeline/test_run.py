@@ -281,7 +281,12 @@ def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytes
     sets = [word for key, value in few.items() for word in ("--set", f"{key}={value}")]
     end = ["--method", method, "--device", "cpu", "--unsigned", "-q", *sets]
     assert main.run(["apply", "picasso.yaml", "--model", "./base", "--out", "table", *end]) in VERDICTS
-    assert {path.name for path in (folder / "table/edit").iterdir()} == {"edit.json", "edit.safetensors", "rounds"}
+    assert {path.name for path in (folder / "table/edit").iterdir()} == {
+        "edit.json",
+        "edit.safetensors",
+        "log.json",
+        "log.png",
+    }
     assert main.run(["apply", "van_gogh.yaml", "--model", "table", "--out", "tables", *end]) in VERDICTS
     made = json.loads((folder / "tables/interference.json").read_text())
     assert made["overlaps"][0]["shared"] == 1 and made["overlaps"][0]["codebook_rows"] > 0

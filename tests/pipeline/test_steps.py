@@ -18,7 +18,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline import steps
 from safear_edit.pipeline.environment import PACKAGES
 from safear_edit.pipeline.generate import _slug, generate
-from safear_edit.pipeline.order import resolve_device, source_path, trainable_parameters
+from safear_edit.pipeline.order import resolve_device, source_path
 
 
 def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> steps.Result:
@@ -116,8 +116,9 @@ def test_every_package_of_the_environment_is_installed() -> None:
 @pytest.mark.parametrize(("family", "method"), [(LlamaGen, "vce"), (Infinity, "sace"), (Infinity, "svare")])
 def test_what_is_announced_to_be_trained_is_what_is_trained(family: type[ModelFamily], method: str) -> None:
     model = family.pico()
-    params = registry.lookup("methods", method).load().Params(**load_base_recipe(method).params)
-    announced = trainable_parameters(model, params)
+    kind = registry.lookup("methods", method).load()
+    params = kind.Params(**load_base_recipe(method).params)
+    announced = kind().trainable(params, model)
     with borrowed(model.net, writes=()):
         weights = adapter_weights(inject(model.net, model.editable(params.part), params, 0))
         assert announced == sum(weight.numel() for weight in weights.values()) > 0
@@ -125,5 +126,5 @@ def test_what_is_announced_to_be_trained_is_what_is_trained(family: type[ModelFa
 
 def test_a_method_on_the_codebook_trains_the_codebook() -> None:
     model = LlamaGen.pico()
-    params = registry.lookup("methods", "safe_cb").load().Params()
-    assert trainable_parameters(model, params) == model.image_table().numel() > 0
+    kind = registry.lookup("methods", "safe_cb").load()
+    assert kind().trainable(kind.Params(), model) == model.image_table().numel() > 0

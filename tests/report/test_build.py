@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from safear_edit.compiler.recipe import Recipe
+from safear_edit.editor.method_log import MethodLog
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
@@ -549,6 +550,30 @@ def test_rounds_of_a_search_are_shown_with_their_figure(tmp_path: Path) -> None:
     (sheet,) = [image for image in report.images if image.file == "edit/rounds/energy.png"]
     assert "Testpainter: how much of each row" in sheet.caption and len(report.images) == len(without.images) + 1
     assert report.subject == without.subject, "the figure is no weight"
+
+
+def test_a_methods_log_is_shown_as_it_is(tmp_path: Path) -> None:
+    """The report knows no method: title, headings, cells and figure are the method's own words."""
+    folder = make_run(tmp_path) / "edit"
+    log = MethodLog(
+        title="Strengths were tried",
+        columns=("strength", "found", "kept"),
+        rows=((1.0, 0.789, False), (4.0, None, True)),
+        caption="On training prompts.",
+        figure="the curve",
+    )
+    (folder / "log.json").write_text(log.model_dump_json())
+    without = build_report(RunFiles.find(tmp_path, tmp_path))
+    _sheet(folder / "log.png")
+    report = build_report(RunFiles.find(tmp_path, tmp_path))
+    assert report.concepts[0].edit.log == log and "edit/log.json" in report.reproduce.inputs
+    page = " ".join(re.sub("<[^>]+>", " ", render_html(report, tmp_path)).split())
+    assert "Strengths were tried. On training prompts. Strength Found Kept 1 0.789 no 4 – yes" in page
+    (sheet,) = [image for image in report.images if image.file == "edit/log.png"]
+    assert sheet.caption == "Testpainter: the curve" and report.subject == without.subject
+    (folder / "log.json").write_text('{"title": "x", "columns": ["a"], "rows": [[1, 2]]}')
+    with pytest.raises(SpecError, match=r"log\.json"):
+        build_report(RunFiles.find(tmp_path))
 
 
 @pytest.mark.parametrize("rows", [{"rounds": []}, ["one"], [{"number": 1}], [ROUND | {"pairs": "many"}]])
