@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-LOG, FIGURE = "log.json", "log.png"
+LOG, FIGURE = "log.json", "figure.png"
 """File names in the folder of an edit; the second only where `MethodLog.figure` says what it shows."""
 
 Cell = StrictBool | StrictInt | StrictFloat | StrictStr | None

@@ -4,7 +4,7 @@ A run's folder (`RunFiles.find`) holds, each with the class that writes and read
     recipe.json     Recipe                  what was fixed before the edit was made
     outcomes.jsonl  Outcome                 one judged image a line
     judges.json     JudgeRecord             who judged, and how often they are right
-    edit/edit.json  EditRecord              beside the edit's tensors; edit/log.json: MethodLog, with log.png
+    edit/edit.json  EditRecord              beside the edit's tensors; edit/log.json: MethodLog, with figure.png
                                             (before: edit/rounds/rounds.json: Round, with energy.png)
     pairs/          PairRow, PairStats      pairs.jsonl and stats.json
     images/*.png    SheetNote               what NAME.json says of the image sheet NAME.png

@@ -285,7 +285,7 @@ def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytes
         "edit.json",
         "edit.safetensors",
         "log.json",
-        "log.png",
+        "figure.png",
     }
     assert main.run(["apply", "van_gogh.yaml", "--model", "table", "--out", "tables", *end]) in VERDICTS
     made = json.loads((folder / "tables/interference.json").read_text())

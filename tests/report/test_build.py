@@ -564,12 +564,12 @@ def test_a_methods_log_is_shown_as_it_is(tmp_path: Path) -> None:
     )
     (folder / "log.json").write_text(log.model_dump_json())
     without = build_report(RunFiles.find(tmp_path, tmp_path))
-    _sheet(folder / "log.png")
+    _sheet(folder / "figure.png")
     report = build_report(RunFiles.find(tmp_path, tmp_path))
     assert report.concepts[0].edit.log == log and "edit/log.json" in report.reproduce.inputs
     page = " ".join(re.sub("<[^>]+>", " ", render_html(report, tmp_path)).split())
     assert "Strengths were tried. On training prompts. Strength Found Kept 1 0.789 no 4 – yes" in page
-    (sheet,) = [image for image in report.images if image.file == "edit/log.png"]
+    (sheet,) = [image for image in report.images if image.file == "edit/figure.png"]
     assert sheet.caption == "Testpainter: the curve" and report.subject == without.subject
     (folder / "log.json").write_text('{"title": "x", "columns": ["a"], "rows": [[1, 2]]}')
     with pytest.raises(SpecError, match=r"log\.json"):
