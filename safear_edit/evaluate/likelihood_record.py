@@ -55,6 +55,10 @@ class SliceAudit:
     decided: tuple[float | None, ...]
     profile: tuple[float | None, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.decided) != len(self.profile):
+            raise ValueError(f"decided for {len(self.decided)} blocks and a profile of {len(self.profile)}")
+
     @property
     def upper(self) -> float | None:
         """What is gated: the larger upper bound of the two."""
@@ -150,6 +154,10 @@ class Audit:
     classified: Classified | None
     pictures: tuple[dict[str, dict[str, float | None]], ...]
     block: str = "row"
+
+    def __post_init__(self) -> None:
+        if len({len(part.decided) for part in self.slices}) > 1:
+            raise ValueError("slices with different numbers of blocks")
 
     @property
     def figures(self) -> dict[str, float]:

@@ -45,6 +45,9 @@ SHOWN = 5
 AGAIN = "download it again and compare its sha256"
 CONVERT = 'save the weights alone in the program that made it: torch.save({"model": net.state_dict()}, FILE)'
 RENAME = "save it again with other names or dtypes"
+IMPOSSIBLE = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)
+"""How torch says that no tensor has such sizes and no activation such a name."""
+CONFIGURE = "take the configuration that belongs to these weights"
 DTYPES = frozenset(
     ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
 )
@@ -162,9 +165,13 @@ def refuse_sizes(
     """
     if layers > len(weights):
         expected = f"at most as many layers as the weights have tensors, {len(weights)}"
-        raise UsageError(where, expected, f"{layers}", "take the configuration that belongs to these weights")
+        raise UsageError(where, expected, f"{layers}", CONFIGURE)
     with torch.device("meta"):
-        own = make().state_dict()
+        try:
+            own = make().state_dict()
+        except IMPOSSIBLE as error:
+            said = " ".join(str(error).split())[:120]
+            raise UsageError(where, "the configuration of a network with these weights", said, CONFIGURE) from None
     _refuse_misfit(own, weights, where, ignore)
 
 

@@ -257,6 +257,21 @@ def test_the_gate_reads_what_is_written(tmp_path: Path) -> None:
     assert read_audit(tmp_path / LIKELIHOOD) == Skipped("no images")
 
 
+@pytest.mark.parametrize(("other", "said"), [
+    ({"profile": []}, "decided for 1 blocks and a profile of 0"),
+    ({"decided": [0.5, 0.5], "profile": [0.1, 0.1]}, "slices with different numbers of blocks"),
+])  # fmt: skip
+def test_a_depth_profile_has_a_figure_for_every_block(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    """The report's table is as long as the first slice's."""
+    part = made_audit(0.05, 0.1, 0.02).slices[0]
+    replace(made_audit(0.05, 0.1, 0.02), slices=(part, replace(part, slice="template"))).save(tmp_path)
+    data = json.loads((tmp_path / LIKELIHOOD).read_text())
+    data["slices"][1].update(other)
+    (tmp_path / LIKELIHOOD).write_text(json.dumps(data))
+    with pytest.raises(SpecError, match=said):
+        read_audit(tmp_path / LIKELIHOOD)
+
+
 # -- packs ------------------------------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ def layer_keys(data: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-def with_value(data: Any, key: tuple[Any, ...], value: int) -> Any:
+def with_value(data: Any, key: tuple[Any, ...], value: int | str) -> Any:
     inner = data
     for part in key[:-1]:
         inner = inner[part]
@@ -73,6 +73,21 @@ def test_widths_that_the_weights_dont_have(tmp_path: Path) -> None:
     (tmp_path / "safear.json").write_text(json.dumps({**settings, "gpt": {**settings["gpt"], "block_size": 10**12}}))
     with pytest.raises(UsageError, match="image tokens up to"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("family", "name", "key", "value"), [
+    ("llamagen", "safear.json", ("vq", "ch"), 32 * 10**9),
+    ("llamagen", "safear.json", ("vq", "z_channels"), 2**70),
+    ("llamagen", "safear.json", ("gpt", "multiple_of"), MANY),
+    ("janus", "config.json", ("text_config", "hidden_act"), "::error title=a::b"),
+])  # fmt: skip
+def test_what_no_network_can_have_is_one_line(tmp_path: Path, family: str, name: str, key: Any, value: Any) -> None:
+    registry.lookup("families", family).load().pico().export(tmp_path)
+    settings = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(with_value(settings, key, value)))
+    with pytest.raises(UsageError, match="expected") as caught:
+        load_model(str(tmp_path))
+    assert str(caught.value).isprintable()
 
 
 def test_layers_are_counted_in_every_part() -> None:
