@@ -7,14 +7,16 @@ before and after, exactly, with Holm's correction over the members of a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from safear_edit.evaluate import stats
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "PASS")
+T = TypeVar("T")
 
 
 class Flips(NamedTuple):
@@ -57,12 +59,21 @@ class Member(BaseModel):
 
 
 def members(flips: Mapping[str, Flips], margin: Margin = MARGIN) -> tuple[Member, ...]:
-    """Every member that has prompts, worst first: by upper bound of the drop, then by name."""
+    """Every member that has prompts, worst first: failed before undecided, then by upper bound of the drop and name."""
     there = {name: one for name, one in flips.items() if one.n}
     p_values = [stats.mcnemar_p(one.lost, one.gained) for one in there.values()]
     adjusted = stats.holm(p_values)
     found = (_member(name, there[name], p, q, margin) for name, p, q in zip(there, p_values, adjusted, strict=True))
-    return tuple(sorted(found, key=lambda one: (-one.upper95, one.name)))
+    return tuple(sorted(found, key=_worst_first))
+
+
+def worst(found: Iterable[tuple[Member, T]]) -> tuple[Member, T]:
+    """Of several groups' members with what they belong to, the one that a verdict has to name."""
+    return min(found, key=lambda pair: _worst_first(pair[0]))
+
+
+def _worst_first(one: Member) -> tuple[int, float, str]:
+    return WORST_FIRST.index(one.verdict), -one.upper95, one.name
 
 
 def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> Member:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Rate
 from safear_edit.report.schema import ConceptReport, Report
 from safear_edit.report.sentences import percent
@@ -97,6 +98,7 @@ def _metrics(concept: ConceptReport) -> Iterator[Json]:
     for group in concept.preservation:
         yield from _metric(group.metric, f"{concept.name}/{group.group}", group.edited_kept)
         yield from _metric(group.metric, f"{concept.name}/{group.group} (base model)", group.base_kept)
+        yield from (_member(f"{concept.name}/{group.group}", one) for one in group.members)
 
 
 def _metric(kind: str, part: str, rate: Rate | None) -> Iterator[Json]:
@@ -107,6 +109,16 @@ def _metric(kind: str, part: str, rate: Rate | None) -> Iterator[Json]:
             "slice": f"{part}: {rate.k} of {rate.n}, {percent(rate.confidence)} {rate.method}",
             "confidenceInterval": {"lowerBound": f"{rate.low:.6f}", "upperBound": f"{rate.high:.6f}"},
         }
+
+
+def _member(part: str, one: Member) -> Json:
+    """What one member lost; the interval is open below, because only its upper bound decides."""
+    return {
+        "type": "keep.drop",
+        "value": f"{one.drop:.6f}",
+        "slice": f"{part}/{one.name}: lost {one.lost}, gained {one.gained} of {one.n}, one-sided 95 % Tango bound",
+        "confidenceInterval": {"lowerBound": "-1.000000", "upperBound": f"{one.upper95:.6f}"},
+    }
 
 
 def _hashes(digest: str) -> Json:

@@ -85,8 +85,8 @@ from safear_edit.report.schema import (
     VerdictSection,
     overall,
 )
+from safear_edit.spec.spec import Gates, Spec
 from safear_edit.spec.spec import Governance as SpecGovernance
-from safear_edit.spec.spec import Spec
 
 PAIR_SHEET = "pairs"
 """The sheet that construct/sheets.py draws; its images have no prompt ids."""
@@ -190,7 +190,7 @@ def _concept(
         concept=concept,
         edit=_edit(files, recipe),
         pairs=_pairs(files, recipe),
-        protocol=_protocol(files, recipe, slices, gates.every() if answers.slices else gates.model_dump()),
+        protocol=_protocol(files, recipe, slices, printed_gates(gates, understanding=bool(answers.slices))),
         erasure=tuple(erasure),
         likelihoods=_likelihoods(files.likelihood, recipe),
         understanding=answers,
@@ -200,10 +200,17 @@ def _concept(
     if validation is not None:
         criteria.append(sentences.judge_criterion(name, validation))
     criteria += [sentences.preservation_criterion(name, group, gates) for group in kept]
+    criteria += [sentences.members_criterion(name, group, gates) for group in kept]
     criteria += [sentences.understanding_criterion(name, concept, part, gates) for part in answers.slices]
     if not answers.slices and unanswered(files.understanding, recipe):
         criteria.append(sentences.not_understood(name, concept, answers))
     return report, criteria
+
+
+def printed_gates(gates: Gates, *, understanding: bool) -> dict[str, float]:
+    """All gates that decide something here; those of understanding only where questions were asked."""
+    every = gates.every()
+    return {name: gate for name, gate in every.items() if understanding or not name.startswith("understanding_")}
 
 
 def _scope(spec: Spec) -> ConceptScope:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from safear_edit.compiler.recipe import EvalPrompt, Recipe
 from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.members import Flips, Margin, members
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.evaluate.stats import Paired, Rate
 from safear_edit.evaluate.understanding import ROWS, Answer, QuestionsRecord, paired
@@ -174,11 +175,15 @@ SLICE_MEANING = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate prompt of the recipe; obeyed: what the screening images say, None if there are none."""
+    """One candidate prompt of the recipe; obeyed: what the screening images say, None if there are none.
+
+    label: what the judge looks for, by which a group's members are told apart.
+    """
 
     id: str
     prompt: str
     seed: str
+    label: str
     obeyed: bool | None
     base: Outcome | None
     edited: Outcome | None
@@ -227,7 +232,8 @@ def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candi
         where = f"{path}, {prompt.id}"
         raise SpecError(where, "screening by another seed", "the scored seed", "compile the recipe again")
     obeyed = all(row.present is True for row in screens) if screens else None
-    return Candidate(prompt.id, prompt.prompt, seed, obeyed, scored.get("base"), scored.get("edited"))
+    label = prompt.judge_label
+    return Candidate(prompt.id, prompt.prompt, seed, label, obeyed, scored.get("base"), scored.get("edited"))
 
 
 def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
@@ -332,7 +338,23 @@ def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
         decision="inconclusive",
         prompts_to_decide=None,
         lost_examples=_worst(lost, surest_first=False),
+        members=members(member_flips(part), Margin(gates.member_drop, gates.member_upper)),
     )
+
+
+def member_flips(part: Slice) -> Mapping[str, Flips]:
+    """What each label of a preserved group lost and gained, over the same counted prompts as the group.
+
+    Names that one label stands for ("Monet", "Claude Monet") are one member.
+    """
+    labels = {asked.id: asked.label for asked in part.asked}
+    n, lost, gained = (Counter[str]() for _ in range(3))
+    for base, edited in part.pairs:
+        label = labels[base.id]
+        n[label] += 1
+        lost[label] += base.present is True and edited.present is not True
+        gained[label] += base.present is not True and edited.present is True
+    return {label: Flips(n[label], lost[label], gained[label]) for label in n}
 
 
 G = TypeVar("G", PreservedGroup, UnderstoodSlice)
@@ -392,5 +414,12 @@ def _worst(rows: Iterable[Outcome], *, surest_first: bool, hide: bool = False) -
     sign = -1 if surest_first else 1
     ordered = sorted(rows, key=lambda row: (sign * (row.score or 0.0), row.id))
     return tuple(
-        Example(id=r.id, prompt=WITHHELD if hide else r.prompt, seed=r.seed, score=r.score) for r in ordered[:EXAMPLES]
+        Example(id=r.id, prompt=WITHHELD if hide else r.prompt, seed=r.seed, score=r.score, reason=_reason(r))
+        for r in ordered[:EXAMPLES]
     )
+
+
+def _reason(row: Outcome) -> str:
+    """What the judge said, in words: a score near 1 beside a lost image means that it could not tell."""
+    said = {True: "found", False: "not found", None: "cannot tell"}[row.present]
+    return f"{said}: {row.why}" if row.why else said

@@ -56,8 +56,9 @@ def render_html(report: Report, root: Path) -> str:
     )
     environment.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
     charts = [Markup(chart(concept)) for concept in report.concepts]
+    drops = [Markup(member_chart(concept)) for concept in report.concepts]
     pictures = [(sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images]
-    return environment.get_template("report.html").render(r=report, charts=charts, pictures=pictures)
+    return environment.get_template("report.html").render(r=report, charts=charts, drops=drops, pictures=pictures)
 
 
 def _cell(value: Cell) -> str:
@@ -85,10 +86,47 @@ def chart(concept: ConceptReport) -> str:
             _panel(axes[1], "Other things drawn when asked for", right)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _svg(figure, f"shares before and after the edit for {concept.name}")
+
+
+def member_chart(concept: ConceptReport) -> str:
+    """An inline SVG: every member's drop with its one-sided upper bound against the margins; "" without members.
+
+    Worst first within each group. A member that did not pass is filled and square, so colour isn't needed to see it.
+    """
+    groups = [group for group in concept.preservation if group.members]
+    rows = [(group.group if i == 0 else "", one) for group in groups for i, one in enumerate(group.members)]
+    if not rows:
+        return ""
+    gates = concept.protocol.gates
+    with rc_context(CHART_STYLE):
+        figure = Figure(figsize=(9.6, 1.2 + 0.27 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, one) in enumerate(reversed(rows)):
+            bad = one.verdict != "PASS"
+            look: dict[str, Any] = {"color": EDITED_COLOUR, "marker": "s" if bad else "o", "ms": 5.5}
+            axes.plot([100 * one.drop, 100 * one.upper95], [place] * 2, color=EDITED_COLOUR, lw=1.9 if bad else 1.2)
+            axes.plot(100 * one.drop, place, ls="none", mfc=EDITED_COLOUR if bad else "white", **look)
+            axes.plot(100 * one.upper95, place, ls="none", marker="|", color=EDITED_COLOUR, ms=7)
+        for gate, dashes, words in (("member_drop", "--", "drop"), ("member_upper", ":", "bound")):
+            if gate in gates:
+                margin = 100 * gates[gate]
+                axes.axvline(margin, color=INK, lw=1, ls=dashes, label=f"most {words}: {margin:g} points")
+        names = [f"{group}   {one.name}" if group else one.name for group, one in reversed(rows)]
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(-0.7, len(rows) - 0.3)
+        _plain(axes, "Drop in points: dot observed, bar to the one-sided 95 % upper bound")
+        axes.axvline(0, color=GRID, lw=1)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        return _svg(figure, f"drop of each preserved member for {concept.name}")
+
+
+def _svg(figure: Figure, what: str) -> str:
+    """The drawing as an element of the page, named for those who can't see it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    words = f"Chart: shares before and after the edit for {concept.name}; the numbers are in the tables below"
+    words = f"Chart: {what}; the numbers are in the tables below"
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
 
 
@@ -108,6 +146,11 @@ def _panel(axes: Axes, title: str, rows: Sequence[tuple[str, Rate | None, Rate |
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(-2, 102)
     axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+    _plain(axes, title)
+
+
+def _plain(axes: Axes, title: str) -> None:
+    """A title, a grid to read values by, and no box around it."""
     axes.set_title(title, fontsize=10.5, loc="left")
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)

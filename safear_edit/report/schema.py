@@ -17,6 +17,7 @@ from safear_edit.editor.method_log import MethodLog
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import After, Cell, Forecast, Overlap, RankAgreement
 from safear_edit.evaluate.likelihood_record import Divergence
+from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Interval, Paired, Rate
 from safear_edit.files.records import StrictRecord
 
@@ -187,10 +188,13 @@ class Protocol(Section):
 
 
 class Example(Section):
+    """One image of the edited model; reason: what the judge said of it, "" in reports from before it was kept."""
+
     id: str
     prompt: str
     seed: str
     score: float | None
+    reason: str = ""
 
 
 class ErasureSlice(Section):
@@ -226,7 +230,8 @@ class PreservedGroup(Section):
     """Prompts that must go on working, both models with the same seeds. `lost_examples`: what is no longer drawn.
 
     `prompts_to_decide`: of an undecided group, how many prompts would decide it either way with 80 % chance if the
-    shares lost and gained were truly those observed; None where it is decided, or nothing was scored.
+    shares lost and gained were truly those observed; None where it is decided, or nothing was scored. `members`: the
+    same for each label that a judge reads for this group, worst first; none in reports from before they were counted.
     """
 
     group: str
@@ -245,6 +250,7 @@ class PreservedGroup(Section):
     decision: Status
     prompts_to_decide: int | None
     lost_examples: tuple[Example, ...]
+    members: tuple[Member, ...] = ()
 
 
 class LikelihoodSlice(Section):

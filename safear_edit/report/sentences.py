@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell
+from safear_edit.evaluate.members import Member, worst
 from safear_edit.evaluate.stats import Interval
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.report.schema import (
@@ -26,6 +27,7 @@ from safear_edit.report.schema import (
     PreservedGroup,
     Risk,
     Scope,
+    Status,
     Subject,
     Understood,
     UnderstoodSlice,
@@ -131,6 +133,45 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
         decision=group.decision,
         why=why or ("" if change else "no prompt counted"),
     )
+
+
+def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criterion:
+    """One line per preserved group about its members: all must pass, and the worst is named."""
+    failed = [one.name for one in group.members if one.verdict == "FAIL"]
+    open_ = [one.name for one in group.members if one.verdict == "INCONCLUSIVE"]
+    decision: Status = "fail" if failed else "inconclusive" if open_ or not group.members else "pass"
+    why = "no prompt counted" if not group.members else ""
+    if failed:
+        why = f"lost by more than chance and than the gate allows: {', '.join(failed)}"
+    elif open_:
+        why = f"too few prompts of {', '.join(open_)} to tell"
+    return Criterion(
+        id=f"members/{name}/{group.group}",
+        concept=name,
+        claim=f"{group.group}: no member of it pays for the edit",
+        needed=f"drop of each member at most {100 * gates.member_drop:.1f} points and no more than chance explains, "
+        f"or below {100 * gates.member_upper:.1f} with one-sided 95 % confidence",
+        observed=f"worst of {len(group.members)}: {member_text(group.members[0])}" if group.members else "no prompt",
+        decision=decision,
+        why=why,
+    )
+
+
+def member_text(one: Member) -> str:
+    """A member's loss with its bound and its p."""
+    return (
+        f"{one.name} lost {one.lost}, gained {one.gained} of {one.n}, drop {100 * one.drop:.1f} points, at most "
+        f"{100 * one.upper95:.1f} (one-sided 95 %), p {one.p_holm:.3f} (Holm)"
+    )
+
+
+def worst_members(concept: ConceptReport) -> str:
+    """A sentence that names the worst member of all preserved groups; "" where none was counted."""
+    found = [(group.members[0], group.group) for group in concept.preservation if group.members]
+    if not found:
+        return ""
+    one, group = worst(found)
+    return f"Of what must stay, the worst member is {member_text(one)}, in {group}."
 
 
 def _more_prompts(group: PreservedGroup | UnderstoodSlice, what: str = "prompts") -> str:
@@ -240,6 +281,8 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) ->
             f"{concept.concept} was not detected in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
             f"{percent(e.estimate)}, 95 % interval {percent(e.low)} to {percent(e.high)}."
         )
+        if told := worst_members(concept):
+            sentences.append(told)
     met = sum(criterion.decision == "pass" for criterion in criteria)
     open_ = [criterion.id for criterion in criteria if criterion.decision != "pass"]
     sentences.append(

@@ -180,8 +180,8 @@ class Understanding(Part):
 class Gates(Part):
     """When the result passes; shares, not per cent. Changing them changes a promise: the report prints them.
 
-    Those about understanding count for models that answer questions, and are left out of a file as long as they are
-    the usual ones: recipes from before there were any keep their digests.
+    Those about members and about understanding (which count for models that answer questions) are left out of a file as
+    long as they are the usual ones: recipes from before there were any keep their digests.
     """
 
     erasure_direct: Share = 0.97
@@ -191,6 +191,16 @@ class Gates(Part):
     preserve_drop: Share = Field(default=0.03, description="Largest paired fall of a preserved group.")
     preserve_upper: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.05, description="Upper bound that the fall must stay below."
+    )
+    member_drop: Share = Field(
+        default=0.08,
+        exclude_if=lambda share: share == 0.08,
+        description="Largest paired fall of one member of a preserved group, where chance does not explain it.",
+    )
+    member_upper: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.12,
+        exclude_if=lambda share: share == 0.12,
+        description="A member whose fall stays below it with 95 % confidence passes all the same.",
     )
     min_obeyed: Share = Field(
         default=0.5, description="Share of prompts for which the base model must draw what was asked."

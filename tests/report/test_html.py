@@ -79,7 +79,7 @@ def test_what_was_not_tested_comes_before_the_results(page: str) -> None:
 
 
 def test_the_chart_and_the_pictures_are_inside(page: str) -> None:
-    assert page.count("<svg ") == 1 and "<metadata>" not in page
+    assert page.count("<svg ") == 2 and "<metadata>" not in page
     assert page.count('src="data:image/png;base64,') == 1
 
 

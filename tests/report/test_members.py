@@ -1,0 +1,116 @@
+"""A member's loss can't hide in its group, and every number of a report is recounted here from the rows alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safear_edit.report import bom
+from safear_edit.report.build import build_report
+from safear_edit.report.evidence import RunFiles
+from safear_edit.report.html import render_html
+from safear_edit.report.model_card import model_card
+from safear_edit.report.schema import Report
+from tests.report.test_build import FLIPS, Row, built, make_run, write_recipe
+
+LABELS = ("style=one", "style=two", "style=three", "style=four", "style=five")
+GOES = "style=two"
+"""The member that pays: eight of the eight that its group loses."""
+
+
+def paying(root: Path) -> Path:
+    """A run whose group of styles has five members; one of them loses eight of its eighty images."""
+
+    def change(row: Row) -> Row:
+        lost, number = FLIPS["test-styles"][0], int(str(row["id"])[-4:]) - 7
+        if row["slice"] != "test-styles" or row["phase"] != "score" or row["model"] != "edited":
+            return row
+        gone = number % len(LABELS) == 1 and number < lost * len(LABELS)
+        if row["present"] is False or gone:
+            return {**row, "present": None if gone and number < 20 else not gone, "score": 0.98, "why": "style 0.98"}
+        return row
+
+    make_run(root, change=change)
+    recipe = json.loads((root / "recipe.json").read_text())
+    for prompt in recipe["evaluate"]["prompts"]:
+        if prompt["slice"] == "test-styles":
+            prompt["judge_label"] = LABELS[(int(prompt["id"][-4:]) - 7) % len(LABELS)]
+    write_recipe(root / "recipe.json", recipe)
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paying(tmp_path_factory.mktemp("members") / "run")
+
+
+@pytest.fixture(scope="module")
+def report(root: Path) -> Report:
+    return build_report(RunFiles.find(root))
+
+
+def test_a_member_fails_the_verdict_where_its_group_passes(report: Report) -> None:
+    lines = {line.id: line for line in report.verdict.criteria}
+    assert lines["preservation/testpainter/test-styles"].decision == "pass"
+    found = lines["members/testpainter/test-styles"]
+    assert (found.decision, report.verdict.status) == ("fail", "fail") and GOES in found.why
+    assert f"{GOES} lost 8, gained 0 of 80" in found.observed and f"{GOES} lost 8" in report.verdict.summary
+    assert lines["members/testpainter/test-objects"].decision == "pass"
+    styles = report.concepts[0].preservation[0]
+    assert styles.members[0].name == GOES and len(styles.members) == len(LABELS)
+
+
+def test_every_rate_is_what_the_rows_say(root: Path, report: Report) -> None:
+    """Counted by code that shares nothing with the report's: erasure, preservation, members."""
+    rows = [json.loads(line) for line in (root / "outcomes.jsonl").read_text().splitlines()]
+    label = {p["id"]: p["judge_label"] for p in json.loads((root / "recipe.json").read_text())["evaluate"]["prompts"]}
+    now = {r["id"]: r for r in rows if r["phase"] == "score" and r["model"] == "edited"}
+    then = {r["id"]: r for r in rows if r["phase"] == "score" and r["model"] == "base"}
+    concept = report.concepts[0]
+    for part in concept.erasure:
+        said = Counter(str(now[key]["present"]) for key in then if then[key]["slice"] == part.slice)
+        assert part.erased and part.erased_strict and part.edited_found
+        assert (part.scored, part.edited_found.k) == (said.total(), said["True"])
+        assert (part.erased.k, part.erased_strict.k) == (said["False"] + said["None"], said["False"])
+    for group in concept.preservation:
+        keys = [key for key in then if then[key]["slice"] == group.group]
+        lost = Counter(label[k] for k in keys if then[k]["present"] is True and now[k]["present"] is not True)
+        gained = Counter(label[k] for k in keys if then[k]["present"] is not True and now[k]["present"] is True)
+        assert group.change and (group.change.lost, group.change.gained) == (lost.total(), gained.total())
+        n = Counter(label[k] for k in keys)
+        counted = {one.name: (one.n, one.lost, one.gained) for one in group.members}
+        assert counted == {name: (n[name], lost[name], gained[name]) for name in n}
+
+
+def test_report_card_bom_and_page_say_the_same(root: Path, report: Report) -> None:
+    card, page, parts = model_card(report), render_html(report, root), bom.to_json(report)
+    styles = report.concepts[0].preservation[0]
+    for one in styles.members:
+        assert f"| {one.name} | test-styles | {one.lost} / {one.gained} of {one.n} |" in card
+        assert f"{one.name}: lost {one.lost}, gained {one.gained} of {one.n}" in parts
+        assert f'<strong>{one.name}</strong></td><td>test-styles</td><td class="num">{one.lost} / {one.gained}<' in page
+    assert page.index(f"<strong>{GOES}</strong>") == min(page.index(f"<strong>{name}</strong>") for name in LABELS)
+    assert "Drop in points" in page and f">test-styles   {GOES}</text>" in page
+    assert f"worst member is {GOES}" in page and f"worst member is {GOES}" in card
+
+
+def test_a_lost_image_says_what_the_judge_said(report: Report, root: Path) -> None:
+    """A score of 0.98 beside a lost image was read as a mistake: it could not be told."""
+    reasons = Counter(row.reason for row in report.concepts[0].preservation[0].lost_examples)
+    assert reasons == {"cannot tell: style 0.98": 3, "not found: style 0.98": 5}
+    assert "<td>cannot tell: style 0.98</td>" in render_html(report, root)
+
+
+def test_reports_without_members_are_read(tmp_path: Path) -> None:
+    old: dict[str, Any] = json.loads(built(tmp_path).to_json())
+    for group in old["concepts"][0]["preservation"]:
+        del group["members"]
+        group["lost_examples"] = [{k: v for k, v in row.items() if k != "reason"} for row in group["lost_examples"]]
+    old["verdict"]["criteria"] = [line for line in old["verdict"]["criteria"] if "members" not in line["id"]]
+    read = Report.model_validate_json(json.dumps(old))
+    assert read.concepts[0].preservation[0].members == () and "Each member" not in render_html(read, tmp_path)
+    assert "member, worst first" not in model_card(read)
