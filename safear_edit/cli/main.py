@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from safear_edit.spec.spec import Spec
 
 
+OFFLINE = "HF_HUB_OFFLINE"
 QUIET_LIBRARIES = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
+    OFFLINE: "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Libraries read these when they are first imported: no bars and tables between ours, and nothing is fetched."""
+"""Libraries read these when they are first imported: no bars and tables between ours; nothing but `pull` fetches."""
 
 
 def main() -> NoReturn:
@@ -56,7 +57,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; every failure becomes one line on stderr and an exit code of errors.EXIT_CODES."""
     for name, value in QUIET_LIBRARIES.items():
-        os.environ.setdefault(name, value)
+        if list(arguments[:1]) != ["pull"] or name != OFFLINE:
+            os.environ.setdefault(name, value)
     with terminal.shown_streams():
         return _run(list(arguments))
 
@@ -374,6 +376,30 @@ def list_(what: str, as_json: bool) -> int:
         print_json([asdict(row) for row in rows])
     else:
         print_table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
+    return 0
+
+
+@verbs.command()
+@click.argument("model")
+@shared("json", "quiet")
+def pull(model: str, as_json: bool, quiet: bool) -> int:
+    """Fetch a published model's files from its hub, or check those that were fetched.
+
+    Only what the variant lists, resumed where it broke off, with HF_ENDPOINT, HF_HOME and HF_TOKEN as the hub's own
+    tools read them. Then --model takes its name.
+
+    \b
+    safear-edit pull llamagen:xl-256
+    """
+    from safear_edit.families import fetch
+    from safear_edit.families.reference import ModelRef
+
+    with shown_progress(as_json=as_json, quiet=quiet) as progress:
+        folder = fetch.pull(ModelRef.parse(model), progress=progress)
+    if as_json:
+        print_json({"model": model, "folder": str(folder)})
+    else:
+        print(folder)
     return 0
 
 

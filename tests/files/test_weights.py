@@ -202,7 +202,7 @@ def test_a_checkpoint_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_trainers_checkpoint_is_read_without_its_arguments(tmp_path: Path) -> None:
-    """LlamaGen's train_t2i.py saves weights, optimiser, steps and the argparse.Namespace of the run."""
+    """LlamaGen's training program saves weights, optimiser, steps and the argparse.Namespace of the run."""
     more = {"optimizer": {"state": {}, "param_groups": []}, "steps": 3, "args": argparse.Namespace(lr=1e-4, out="x")}
     torch.save({"model": TENSORS, **more}, tmp_path / "t2i.pt")
     assert same(read_weights(tmp_path / "t2i.pt", allow_pickle=True), TENSORS)
