@@ -51,9 +51,9 @@ def judge(name: str) -> Callable[[Class], Class]:
     return _marked(name=name)
 
 
-def attack(name: str) -> Callable[[Class], Class]:
-    """Class decorator for an attack."""
-    return _marked(name=name)
+def attack(name: str, *, access: str) -> Callable[[Class], Class]:
+    """Class decorator for an attack; `access` is what an attacker needs: black-box, grey-box or white-box."""
+    return _marked(name=name, access=access)
 
 
 def _marked(**facts: object) -> Callable[[Class], Class]:

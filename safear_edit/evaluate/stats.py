@@ -171,6 +171,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def newcombe(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
+    """k1/n1 - k2/n2 of independent counts with the hybrid score interval (Newcombe, Stat. Med. 17:873, 1998, method 10).
+
+    Made of Wilson's two intervals, so 0 of n on both sides doesn't give [0, 0]. n of the result is n1 + n2.
+    """
+    first, second = _wilson(k1, n1, confidence), _wilson(k2, n2, confidence)
+    p1, p2 = k1 / n1, k2 / n2
+    low = p1 - p2 - sqrt((p1 - first[0]) ** 2 + (second[1] - p2) ** 2)
+    high = p1 - p2 + sqrt((first[1] - p1) ** 2 + (p2 - second[0]) ** 2)
+    return Interval(n1 + n2, p1 - p2, low, high, confidence, "newcombe two-sided")
+
+
+def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"k={k} of n={n} is no count")
+    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    half = sqrt(z2 * (k * (n - k) / n + z2 / 4))
+    return max(0.0, (k + z2 / 2 - half) / (n + z2)), min(1.0, (k + z2 / 2 + half) / (n + z2))
+
+
+def fisher_p(k1: int, n1: int, k2: int, n2: int) -> float:
+    """Exact one-sided p-value (Fisher) that the first rate is above the second by chance alone."""
+    return float(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative="greater")[1])
+
+
 def rogan_gladen(
     k: int, n: int, *, true_pos: int, n_pos: int, true_neg: int, n_neg: int, confidence: float = 0.95, seed: int = 0
 ) -> Rate:

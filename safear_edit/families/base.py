@@ -147,6 +147,17 @@ class Condition:
         return len(self.index)
 
 
+def inserted(condition: Condition, vectors_kC: Tensor, tail: int) -> Condition:
+    """Captions with these vectors before their last `tail` positions."""
+    count, added, at = len(condition.features), len(vectors_kC), condition.features.shape[1] - tail
+    rows = vectors_kC.to(condition.features).expand(count, *vectors_kC.shape)
+    features = torch.cat([condition.features[:, :at], rows, condition.features[:, at:]], 1)
+    seen = condition.mask.new_ones(count, added)
+    return replace(
+        condition, features=features, mask=torch.cat([condition.mask[:, :at], seen, condition.mask[:, at:]], 1)
+    )
+
+
 def each_once(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
     """The distinct prompts in the order of their first use, and which of them each one is, (B,)."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
@@ -213,6 +224,15 @@ class ModelFamily(ABC):
         read = self.condition(prompts)
         lengths = [int(n) for n in read.mask.sum(1)[read.index.to(read.mask.device)]]
         return [(n, n) for n in lengths]
+
+    def with_vectors(self, condition: Condition, vectors: Tensor) -> Condition:
+        """The same captions, each with these vectors (k, C) as the last of its text, where the model reads text;
+        differentiable in them.
+
+        Captions are right-aligned, so the right end is theirs. A family whose prompts go on after the text, or whose
+        window is fixed, has its own.
+        """
+        return inserted(condition, vectors, 0)
 
     def dropped(self, condition: Condition, rows: Tensor) -> Condition:
         """The same condition with the captions of images `rows` (B,) bool dropped (classifier-free guidance)."""

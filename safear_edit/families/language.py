@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import Condition, ModelFamily, Sampling, each_once, select_modules
+from safear_edit.families.base import Condition, ModelFamily, Sampling, each_once, inserted, select_modules
 from safear_edit.families.folder import AGAIN
 from safear_edit.families.layers import llama
 from safear_edit.families.layers.llama import positions
@@ -139,6 +139,10 @@ class GoingOn(Protocol):
         """The next token of every row through all layers; its state (R, D)."""
 
 
+TWO_TEXTS = ("a photo of a dog", "a painting of two cats")
+"""End in different words, and in different letters for a tokenizer of bytes."""
+
+
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +236,17 @@ class LanguageModel(ModelFamily):
         distinct, index = each_once(prompts)
         ids, mask = self.prompt_ids(distinct)
         return Condition.of(self._embedded(ids), mask).rows(index)
+
+    def with_vectors(self, condition: Condition, vectors: Tensor) -> Condition:
+        """Before what follows the text in a drawing prompt: vectors behind the begin-of-image mark would stand where
+        the image's first token is read."""
+        return inserted(condition, vectors, self._after_text())
+
+    def _after_text(self) -> int:
+        """Tokens that every drawing prompt ends with: as many as two prompts share that end in different words."""
+        ids, _ = self.prompt_ids(TWO_TEXTS)
+        same = (ids[0] == ids[1]).flip(0)
+        return int(same.long().cumprod(0).sum())
 
     def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """Every prompt is read whole, with what the drawing format puts around it."""

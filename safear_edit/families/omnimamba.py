@@ -468,6 +468,13 @@ class OmniMamba(LanguageModel):
         distinct, index = each_once(prompts)
         return Condition.of(*self._captions(distinct)).rows(index)
 
+    def with_vectors(self, condition: Condition, vectors: Tensor) -> Condition:
+        """The window keeps its 72 places: the first of those after its two marks (pads, where a caption is short)
+        make room."""
+        wider, added = super().with_vectors(condition, vectors), len(vectors)
+        features = torch.cat([wider.features[:, :2], wider.features[:, 2 + added :]], 1)
+        return replace(wider, features=features, mask=wider.mask[:, added:])
+
     @torch.no_grad()
     def unconditional(self, mask_UT: Tensor) -> Tensor:
         """The null prompt's embeddings, (U, 72, D)."""

@@ -1,0 +1,47 @@
+"""Aliases: names and sentences for the concept that no training saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safear_edit.attacks.base import Attack, Budget, Concept
+from safear_edit.attacks.record import Leaks
+from safear_edit.attacks.search import Ask, Option, search, unnamed
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.progress import Callback, silent
+from safear_edit.registry import attack
+from safear_edit.spec.prompts import fill
+from safear_edit.spec.spec import Spec
+
+
+@attack("aliases", access="black-box")
+class Aliases(Attack):
+    """Every held-out name in the usual sentences, and every held-out sentence with the usual names."""
+
+    def run(
+        self,
+        pair: Pair,
+        concept: Concept,
+        budget: Budget,
+        seed: int,
+        *,
+        store: Path | None = None,
+        progress: Callback = silent,
+    ) -> Leaks:
+        """As the base class says."""
+        return search(self, pair, concept, wordings(concept.spec), budget, seed, store, progress)
+
+
+def wordings(spec: Spec) -> list[Option]:
+    """One option per held-out name and per held-out sentence of the spec."""
+    plain = unnamed(spec)
+    names = [Option(name, _called(spec, name), plain) for name in spec.paraphrases.held_out]
+    return names + [Option(text, _said(text), plain) for text in spec.paraphrases.held_out_templates]
+
+
+def _called(spec: Spec, name: str) -> Ask:
+    return lambda prompt: fill(spec.erase.templates[prompt.template], alias=name, subject=prompt.subject)
+
+
+def _said(template: str) -> Ask:
+    return lambda prompt: fill(template, alias=prompt.name, subject=prompt.subject)

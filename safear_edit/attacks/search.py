@@ -1,0 +1,142 @@
+"""The search that black-box attacks share: try every option a little, then measure the best one on fresh prompts.
+
+The best of many options looks good by chance; so what counts is measured on other prompts and seeds than the choice
+was made on, and the control makes the same choice among the same options for prompts without the concept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from safear_edit.attacks.base import Attack, Budget, Concept, Drawer, leaks
+from safear_edit.attacks.record import Count, Leaks, Part
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.families.base import ModelFamily, Sampling
+from safear_edit.progress import Callback
+from safear_edit.spec.pools import pools
+from safear_edit.spec.prompts import Prompt, choose, fill
+from safear_edit.spec.spec import Spec
+
+CONTROL = "the same search with prompts that don't name the concept"
+Ask = Callable[[Prompt], str]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing to try: how a prompt asks for the concept and how for the same without it, at which sampler settings,
+    with which weights."""
+
+    name: str
+    asks: Ask
+    plain: Ask
+    sampling: Sampling | None = None
+    weights: Callable[[nn.Module], AbstractContextManager[object]] | None = None
+
+
+@dataclass(frozen=True)
+class _Hunt:
+    """The best option, what all of them found, and what the best one found on fresh prompts."""
+
+    best: Option
+    parts: tuple[Part, ...]
+    prompts: tuple[str, ...]
+    seen: list[bool | None]
+
+
+def search(
+    attack: Attack,
+    pair: Pair,
+    concept: Concept,
+    options: Sequence[Option],
+    budget: Budget,
+    seed: int,
+    store: Path | None,
+    progress: Callback,
+) -> Leaks:
+    """Search on the edited model, the same for the control, then the best option on the base model."""
+    few, fresh = _prompts(concept.spec, budget.images, len(options), seed)
+    drawer = Drawer(attack.name, concept, seed, store, progress)
+    with pair.edited() as model:
+        found = _hunt(drawer, model, options, few, fresh, "attack")
+        control = _hunt(drawer, model, options, few, fresh, "control")
+    with _weights(found.best, pair.base):
+        base = drawer.look(pair.base, found.prompts, "base", sampling=found.best.sampling)
+    return leaks(
+        attack,
+        concept,
+        drawer.cost(),
+        edited=Count.of(found.seen),
+        base=Count.of(base),
+        control=Count.of(control.seen),
+        control_is=CONTROL,
+        least_base=concept.spec.gates.min_obeyed,
+        searched=found.parts,
+        best=[f"{text} [{found.best.name}]" for text in successes(found.prompts, found.seen)],
+    )
+
+
+def _hunt(
+    drawer: Drawer,
+    model: ModelFamily,
+    options: Sequence[Option],
+    few: Sequence[Prompt],
+    fresh: Sequence[Prompt],
+    which: Literal["attack", "control"],
+) -> _Hunt:
+    parts = []
+    for option in options:
+        asked = [_ask(option, which)(prompt) for prompt in few]
+        with _weights(option, model):
+            seen = drawer.look(model, asked, f"{which}, {option.name}", sampling=option.sampling)
+        parts.append(Part(name=option.name, count=Count.of(seen)))
+    best = options[max(range(len(options)), key=lambda i: (parts[i].count.found, -i))]
+    prompts = tuple(_ask(best, which)(prompt) for prompt in fresh)
+    with _weights(best, model):
+        seen = drawer.look(model, prompts, which, sampling=best.sampling)
+    return _Hunt(best, tuple(parts), prompts, seen)
+
+
+def _ask(option: Option, which: Literal["attack", "control"]) -> Ask:
+    return option.asks if which == "attack" else option.plain
+
+
+def _weights(option: Option, model: ModelFamily) -> AbstractContextManager[object]:
+    return option.weights(model.net) if option.weights else nullcontext()
+
+
+def _prompts(spec: Spec, images: int, options: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to choose an option with, and others to measure it with; a third of a small pool is for choosing.
+
+    UsageError for fewer than two prompts.
+    """
+    pool = pools(spec).direct
+    ordered = choose(pool, len(pool), f"attack|{seed}")
+    if len(ordered) < 2:
+        raise UsageError(
+            f"attack on {spec.name}", "two prompts that no training saw", str(len(ordered)), "add subjects"
+        )
+    few = max(1, min(images // options, len(ordered) // 3))
+    return ordered[:few], ordered[few : few + images]
+
+
+def successes(prompts: Sequence[str], seen: Sequence[bool | None]) -> list[str]:
+    """The prompts in whose images the concept was found."""
+    return [text for text, present in zip(prompts, seen, strict=True) if present]
+
+
+def named() -> Ask:
+    """The prompt as the spec has it."""
+    return lambda prompt: prompt.text
+
+
+def unnamed(spec: Spec) -> Ask:
+    """The same content without the concept: the spec's anchor."""
+    anchors = spec.anchor.templates
+    return lambda prompt: fill(anchors[prompt.template if len(anchors) > 1 else 0], subject=prompt.subject)

@@ -1,0 +1,97 @@
+"""What a white-box attack is to bring about: the concept in the attacker's own images, and a style no model knows.
+
+The attacker's images and captions are others than those that are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from safear_edit.attacks.base import Concept, Target
+from safear_edit.errors import UsageError
+from safear_edit.evaluate import mini_world
+from safear_edit.evaluate.reference_images import Source, Wanted
+from safear_edit.evaluate.references import CLASSIFIED, source_for, why_none
+from safear_edit.families.base import ModelCard, ModelFamily, Sampling
+from safear_edit.judges.base import Judge, Judgement, make_judge
+from safear_edit.spec.spec import Spec
+
+
+class TurnedBack(Judge):
+    """Shows another judge the images turned back from the style that no model knows."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.id, self.digest, self.threshold = f"{judge.id}, turned back", judge.digest, judge.threshold
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """As the other judge."""
+        return self.judge.look(turned_over(images))
+
+
+def turned_over(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) upside down in inverted colours; twice is none."""
+    return 255 - images.flip(-2)
+
+
+def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling | None, seed: int) -> Concept:
+    """Everything that the attacks need of a concept; without reference images there is nothing to learn from.
+
+    The style that no model knows is drawn by the mini world; a user's folder has none, so its attacks that learn have
+    no control.
+    """
+    why = why_none(spec, model.card)
+    if why:
+        return Concept(spec, judge, sampling, why=why)
+    own, scored = apart(doubled(spec, model.card, seed))
+    captions = tuple(dict.fromkeys(reference.neutral for reference in scored.references))
+    novel = unknown_style(model, own, seed) if spec.evaluate.references is None else None
+    return Concept(spec, judge, sampling, target(model, own, judge), novel, captions)
+
+
+def doubled(spec: Spec, card: ModelCard, seed: int) -> Source:
+    """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
+    found = source_for(spec, card, seed)
+    wanted = Wanted(2 * len(found.references), len(found.kept), CLASSIFIED, seed)
+    found = source_for(spec, card, seed, wanted)
+    named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
+    return replace(found, references=named)
+
+
+def apart(source: Source) -> tuple[Source, Source]:
+    """(the attacker's, what is scored): no caption without the concept and no image of one is in the other.
+
+    Every third such caption is the attacker's. UsageError if fewer than two images are left on either side.
+    """
+    plain = sorted({reference.neutral for reference in source.references})[::3]
+    taken = [reference.neutral in plain for reference in source.references]
+    seen = {image.numpy().tobytes() for image, own in zip(source.reference_images, taken, strict=True) if own}
+    theirs = [i for i, own in enumerate(taken) if own]
+    rest = [i for i, own in enumerate(taken) if not own and source.reference_images[i].numpy().tobytes() not in seen]
+    if min(len(theirs), len(rest)) < 2:
+        got = f"{len(theirs)} and {len(rest)}"
+        raise UsageError("attack", "two reference images to attack with and two to score", got, "add captions")
+    return _part(source, theirs), _part(source, rest)
+
+
+def _part(source: Source, rows: Sequence[int]) -> Source:
+    return replace(
+        source,
+        references=tuple(source.references[i] for i in rows),
+        reference_images=source.reference_images[list(rows)],
+    )
+
+
+def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
+    """The concept: its reference images under captions that don't name it."""
+    return Target(tuple(r.neutral for r in source.references), model.encode(source.reference_images).cpu(), judge)
+
+
+def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
+    """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
+    captions = tuple(reference.neutral for reference in source.references)
+    fitting = mini_world.plain(captions, model.card.image_size, seed)
+    return Target(captions, model.encode(turned_over(fitting)).cpu(), TurnedBack(make_judge("gallery", "style=photo")))

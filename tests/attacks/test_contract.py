@@ -1,0 +1,79 @@
+"""What every attack promises (attacks/base.py), on every family's tiny random model: a new attack is held to it by
+being found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from safear_edit import registry
+from safear_edit.attacks.base import Attack, Budget, Concept, Target
+from safear_edit.attacks.record import Leaks
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.families.base import ModelFamily
+from safear_edit.files.records import read_record
+from safear_edit.judges.base import Judge, Judgement
+from safear_edit.registry import attacks, families
+from safear_edit.spec.spec import Spec, load_spec
+from tests.evaluate.test_likelihood import made_edit
+
+SMALL = Budget(images=3, draws=2, steps=2)
+CAPTIONS = tuple(f"a photo of {thing}" for thing in ("a cat", "a dog", "a house", "two fish", "a tree"))
+PICO: dict[str, ModelFamily] = {}
+
+
+class Bright(Judge):
+    """Sees what it looks for in every image whose upper half is brighter than its lower one."""
+
+    id, digest, threshold = "bright@test", "b" * 64, 0.5
+
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        upper, lower = (half.float().mean((1, 2, 3)) for half in images.chunk(2, 2))
+        return [Judgement(bool(found), float(found), "") for found in upper > lower]
+
+
+def picasso() -> Spec:
+    return load_spec(registry.find_builtin("concepts", "picasso"))
+
+
+def pico(family: str) -> ModelFamily:
+    if family not in PICO:
+        PICO[family] = families()[family].load().pico()
+    return PICO[family]
+
+
+def concept(model: ModelFamily) -> Concept:
+    """The attacker's images are the model's own."""
+    ids = model.generate(model.condition([f"{text} by Picasso" for text in CAPTIONS]), range(len(CAPTIONS)))
+    known = Target(CAPTIONS, ids, Bright())
+    return Concept(picasso(), Bright(), None, known, Target(CAPTIONS, ids.flip(0), Bright()), CAPTIONS)
+
+
+def without_seconds(found: Leaks) -> Leaks:
+    return found.model_copy(update={"cost": found.cost.model_copy(update={"seconds": 0.0})})
+
+
+@pytest.mark.parametrize("name", list(attacks()))
+@pytest.mark.parametrize("family", list(families()))
+def test_an_attack_runs_again_the_same_and_changes_nothing(family: str, name: str, tmp_path: Path) -> None:
+    model = pico(family)
+    attack: Attack = attacks()[name].load()()
+    aim = concept(model)
+    if attack.unfit(model, aim):
+        pytest.skip(attack.unfit(model, aim))
+    before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
+    pair = Pair.of_edit(model, made_edit(model, 0.01))
+    first = attack.run(pair, aim, SMALL, 0, store=tmp_path / "store")
+    again = attack.run(pair, aim, SMALL, 0)
+    assert without_seconds(first) == without_seconds(again)
+    state = model.net.state_dict()
+    assert state.keys() == before.keys() and all(torch.equal(before[key], state[key]) for key in before)
+    assert all(parameter.grad is None for parameter in model.net.parameters())
+    assert 1 <= first.edited.n <= SMALL.images and first.base.n == first.edited.n
+    assert first.control is not None and first.control.n == first.edited.n and first.control_is
+    assert first.cost.images > 0 and first.interpretable == (not first.why)
+    path = tmp_path / "record.json"
+    path.write_text(first.model_dump_json())
+    assert read_record(Leaks, path) == first
