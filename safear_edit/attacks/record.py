@@ -80,6 +80,13 @@ class Leaks(StrictRecord):
         return f"recovers {100 * self.excess.estimate:.0f} points more than its control"
 
 
+class Finished(StrictRecord):
+    """NAME.json: a finished attack; key: digest of everything that decides its result."""
+
+    key: str
+    leaks: Leaks
+
+
 class NotRun(StrictRecord):
     """An attack that was asked for and not run."""
 

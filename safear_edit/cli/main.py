@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from safear_edit.cli import gate, stack, terminal
+from safear_edit.cli import attack, gate, stack, terminal
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
@@ -359,7 +359,7 @@ def schema(what: str) -> int:
 
 
 @verbs.command("ls")
-@click.argument("what", type=click.Choice(["models", "methods", "concepts", "judges"]))
+@click.argument("what", type=click.Choice(["models", "methods", "concepts", "judges", "attacks"]))
 @shared("json")
 def list_(what: str, as_json: bool) -> int:
     """List what can be named.
@@ -624,7 +624,7 @@ def generate(
     return 0
 
 
-for _verb in (*gate.VERBS, *stack.VERBS):
+for _verb in (*attack.VERBS, *gate.VERBS, *stack.VERBS):
     verbs.add_command(_verb)
 
 

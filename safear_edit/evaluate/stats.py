@@ -172,7 +172,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def newcombe(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
-    """k1/n1 - k2/n2 of independent counts with the hybrid score interval (Newcombe, Stat. Med. 17:873, 1998, method 10).
+    """k1/n1 - k2/n2 of independent counts with its hybrid score interval (Newcombe, Stat. Med. 17:873, 1998, no. 10).
 
     Made of Wilson's two intervals, so 0 of n on both sides doesn't give [0, 0]. n of the result is n1 + n2.
     """

@@ -25,21 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from safear_edit.attacks.base import Target
+from safear_edit.attacks.soft_prompt import Learning, learn
+from safear_edit.attacks.targets import apart, doubled, target, unknown_style
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import SafearError, UsageError
-from safear_edit.evaluate import likelihood, mini_world, stats
+from safear_edit.evaluate import likelihood, stats
 from safear_edit.evaluate.before_after import Pair
-from safear_edit.evaluate.reference_images import Source, Wanted
-from safear_edit.evaluate.references import CLASSIFIED, Pack, source_for, tokenised
+from safear_edit.evaluate.references import Pack, tokenised
 from safear_edit.evaluate.sampled import sampling_of
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.load import load_model
-from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import json_digest
-from safear_edit.judges.base import Judge, Judgement, make_judge
+from safear_edit.judges.base import make_judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.pipeline.order import source_path
 from safear_edit.progress import Callback, Progress, mode_for, silent
@@ -66,27 +66,6 @@ class Settings:
         for name in ("prompts", "vectors", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"strength, {name}", "a whole number above 0", str(getattr(self, name)), "raise it")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a soft prompt is to bring about: images (n, N) with captions that don't name it; judge: who sees it."""
-
-    captions: tuple[str, ...]
-    ids: Tensor
-    judge: Judge
-
-
-class TurnedBack(Judge):
-    """Shows another judge the images turned back from the style that no model knows."""
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-        self.id, self.digest, self.threshold = f"{judge.id}, turned back", judge.digest, judge.threshold
-
-    def look(self, images: Tensor) -> list[Judgement]:
-        """As the other judge."""
-        return self.judge.look(turned_over(images))
 
 
 @dataclass(frozen=True)
@@ -135,7 +114,7 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
     if (edit.info.base_digest, recipe.spec.name) != (model.card.digest, spec.name):
         expected = f"an edit of {spec.name} on this {recipe.model.ref}"
         raise UsageError(str(folder), expected, f"{recipe.spec.name} on {edit.info.base_digest[:12]}…", "give its own")
-    attacked, scored = apart(_source(spec, model, settings))
+    attacked, scored = apart(doubled(spec, model.card, settings.seed))
     label = make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
     first = Case(
         model,
@@ -148,56 +127,6 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         sampling_of(recipe),
     )
     return with_prompts(first, settings)
-
-
-def _source(spec: Spec, model: ModelFamily, settings: Settings) -> Source:
-    """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
-    found = source_for(spec, model.card, settings.seed)
-    wanted = Wanted(2 * len(found.references), len(found.kept), CLASSIFIED, settings.seed)
-    found = source_for(spec, model.card, settings.seed, wanted)
-    named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
-    return replace(found, references=named)
-
-
-def apart(source: Source) -> tuple[Source, Source]:
-    """(the attacker's, what is scored): no caption without the concept and no image of one is in the other.
-
-    Every third such caption is the attacker's. UsageError if fewer than two images are left on either side.
-    """
-    plain = sorted({reference.neutral for reference in source.references})[::3]
-    taken = [reference.neutral in plain for reference in source.references]
-    seen = {image.numpy().tobytes() for image, own in zip(source.reference_images, taken, strict=True) if own}
-    theirs = [i for i, own in enumerate(taken) if own]
-    rest = [i for i, own in enumerate(taken) if not own and source.reference_images[i].numpy().tobytes() not in seen]
-    if min(len(theirs), len(rest)) < 2:
-        got = f"{len(theirs)} and {len(rest)}"
-        raise UsageError("strength", "two reference images to attack with and two to score", got, "add captions")
-    return _part(source, theirs), _part(source, rest)
-
-
-def _part(source: Source, rows: Sequence[int]) -> Source:
-    return replace(
-        source,
-        references=tuple(source.references[i] for i in rows),
-        reference_images=source.reference_images[list(rows)],
-    )
-
-
-def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
-    """The concept: its reference images under captions that don't name it."""
-    return Target(tuple(r.neutral for r in source.references), model.encode(source.reference_images).cpu(), judge)
-
-
-def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
-    """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
-    captions = tuple(reference.neutral for reference in source.references)
-    fitting = mini_world.plain(captions, model.card.image_size, seed)
-    return Target(captions, model.encode(turned_over(fitting)).cpu(), TurnedBack(make_judge("gallery", "style=photo")))
-
-
-def turned_over(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) upside down in inverted colours; twice is none."""
-    return 255 - images.flip(-2)
 
 
 def with_prompts(case: Case, settings: Settings) -> Case:
@@ -249,8 +178,11 @@ def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
         judged = _looked(case, case.model.condition(case.asked), case.asked, case.concept, "score")
         row["direct"] = {"n": len(judged), "erased": sum(p is not True for p in judged), "unclear": judged.count(None)}
         for name, aim in (("attack", case.concept), ("teaching", case.unknown)):
-            vectors, losses = soft_prompt(case.model, aim, settings)
-            judged = _looked(case, appended(case.model.condition(case.neutral), vectors), case.neutral, aim, "attack")
+            learning = Learning(vectors=settings.vectors, batch=settings.batch, rate=settings.rate)
+            learnt = learn(case.model, aim, learning, settings.steps, settings.seed)
+            losses, captions = learnt.losses, case.model.condition(case.neutral)
+            captions = case.model.with_vectors(captions, learnt.vectors)
+            judged = _looked(case, captions, case.neutral, aim, "attack")
             row[name] = {"n": len(judged), "found": sum(p is True for p in judged), "unclear": judged.count(None)}
             row[name] |= {"loss_first": losses[0], "loss_last": losses[-1], "shown": _recognised(case.model, aim)}
     return row | {"seconds": round(time.monotonic() - start, 1)}
@@ -268,37 +200,6 @@ def _recognised(model: ModelFamily, aim: Target) -> list[int]:
 
 def _interval(ratio: stats.Interval | None) -> list[float] | None:
     return [round(x, 6) for x in (ratio.estimate, ratio.low, ratio.high)] if ratio else None
-
-
-def soft_prompt(model: ModelFamily, aim: Target, settings: Settings) -> tuple[Tensor, list[float]]:
-    """Caption vectors (k, C) under which the target's images are likeliest, and the loss of every step, nats a token.
-
-    Adam on minus the teacher-forced log-likelihood with the vectors after captions that don't name the target. Only
-    the vectors change. They start as the mean caption state with a little noise; same seed, same vectors.
-    """
-    generator = torch.Generator().manual_seed(settings.seed)
-    condition = model.condition(aim.captions)
-    states = condition.features[condition.mask].detach()
-    noise = torch.randn(settings.vectors, states.shape[1], generator=generator).to(states)
-    vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
-    optimiser, losses = torch.optim.Adam([vectors], settings.rate), []
-    for _ in range(settings.steps):
-        rows = torch.randperm(len(aim.ids), generator=generator)[: settings.batch]
-        ids = aim.ids[rows].to(model.device)
-        loss = -token_logprobs(model.logits(appended(condition.rows(rows), vectors), ids), ids).mean()
-        (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights gather no gradients
-        optimiser.step()
-        losses.append(round(loss.item(), 6))
-    return vectors.detach(), losses
-
-
-def appended(condition: Condition, vectors: Tensor) -> Condition:
-    """The same captions, each followed by these vectors (k, C); captions are right-aligned, so the end is the right."""
-    count, added = len(condition.features), len(vectors)
-    features = torch.cat([condition.features, vectors.to(condition.features).expand(count, *vectors.shape)], 1)
-    return replace(
-        condition, features=features, mask=torch.cat([condition.mask, condition.mask.new_ones(count, added)], 1)
-    )
 
 
 def _looked(case: Case, condition: Condition, prompts: Sequence[str], aim: Target, purpose: str) -> list[bool | None]:

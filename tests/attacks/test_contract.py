@@ -11,13 +11,14 @@ import torch
 from safear_edit import registry
 from safear_edit.attacks.base import Attack, Budget, Concept, Target
 from safear_edit.attacks.record import Leaks
+from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import EditInfo
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.files.records import read_record
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.registry import attacks, families
 from safear_edit.spec.spec import Spec, load_spec
-from tests.evaluate.test_likelihood import made_edit
 
 SMALL = Budget(images=3, draws=2, steps=2)
 CAPTIONS = tuple(f"a photo of {thing}" for thing in ("a cat", "a dog", "a house", "two fish", "a tree"))
@@ -51,6 +52,18 @@ def concept(model: ModelFamily) -> Concept:
     return Concept(picasso(), Bright(), None, known, Target(CAPTIONS, ids.flip(0), Bright()), CAPTIONS)
 
 
+def some_edit(model: ModelFamily) -> Edit:
+    """An edit that nobody trained, of the first two linear layers."""
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name in model.editable("all")[:2]:
+        out, width = model.net.get_parameter(f"{name}.weight").shape
+        tensors[f"{name}.lora_A"] = torch.randn(2, width, generator=generator)
+        tensors[f"{name}.lora_B"] = 0.01 * torch.randn(out, 2, generator=generator)
+    about = {"method": "vce", "params": {}, "concept": "P.", "base_digest": model.card.digest, "rank": 2}
+    return Edit("lora", tensors, EditInfo(**about, alpha=2.0, seed=5, steps=1, losses=(0.7,), minutes=0.1))
+
+
 def without_seconds(found: Leaks) -> Leaks:
     return found.model_copy(update={"cost": found.cost.model_copy(update={"seconds": 0.0})})
 
@@ -64,7 +77,7 @@ def test_an_attack_runs_again_the_same_and_changes_nothing(family: str, name: st
     if attack.unfit(model, aim):
         pytest.skip(attack.unfit(model, aim))
     before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
-    pair = Pair.of_edit(model, made_edit(model, 0.01))
+    pair = Pair.of_edit(model, some_edit(model))
     first = attack.run(pair, aim, SMALL, 0, store=tmp_path / "store")
     again = attack.run(pair, aim, SMALL, 0)
     assert without_seconds(first) == without_seconds(again)

@@ -10,19 +10,18 @@ import torch
 import yaml
 
 from safear_edit import registry
+from safear_edit.attacks.base import Target
+from safear_edit.attacks.targets import unknown_style
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import load_base_recipe, save_recipe
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.mini_world import drawn_source
-from safear_edit.evaluate.reference_images import Reference, Source, Wanted
+from safear_edit.evaluate.reference_images import Reference, Source
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
-from safear_edit.families.tokens import token_logprobs
-from safear_edit.gallery import render
-from safear_edit.judges.base import Judge, Judgement, make_judge
+from safear_edit.judges.base import Judge, Judgement
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import strength_sweep
-from safear_edit.studies.strength_sweep import Case, Settings, Target
+from safear_edit.studies.strength_sweep import Case, Settings
 from tests.evaluate.test_likelihood import SUBJECTS, drawn_pack, made_edit
 
 SMALL = Settings(prompts=4, vectors=2, steps=3, batch=4)
@@ -51,61 +50,9 @@ def case(model: LlamaGen) -> Case:
     pictures = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(4))
     concept = Target(plain, pictures, Bright())
     source = Source(tuple(Reference({}, p) for p in plain), pictures, (), pictures)
-    unknown = strength_sweep.unknown_style(model, source, 0)
+    unknown = unknown_style(model, source, 0)
     neutral = tuple(f"a photo of {s}" for s in SUBJECTS[:4])
     return Case(model, made_edit(model, 0.005), drawn_pack(model), asked, neutral, concept, unknown)
-
-
-def test_the_attacker_and_the_scored_share_nothing() -> None:
-    source = drawn_source(load_spec(registry.find_builtin("concepts", "picasso")), Wanted(60, 3, 20))
-    attacked, scored = strength_sweep.apart(source)
-    assert len(attacked.references) >= 10 and len(scored.references) >= 30
-    captions = [{r.neutral for r in part.references} for part in (attacked, scored)]
-    pixels = [{image.numpy().tobytes() for image in part.reference_images} for part in (attacked, scored)]
-    assert not captions[0] & captions[1] and not pixels[0] & pixels[1]
-    assert attacked.reference_images.shape[0] == len(attacked.references) and scored.kept == source.kept
-    same = Source(source.references[:1] * 4, source.reference_images[:1].repeat(4, 1, 1, 1), (), source.kept_images)
-    with pytest.raises(UsageError, match="two reference images to attack with"):
-        strength_sweep.apart(same)
-
-
-def test_a_style_that_no_model_knows(case: Case, model: LlamaGen) -> None:
-    images = torch.from_numpy(render.draw(render.Picture("house", "photo", "plain"))).permute(2, 0, 1)[None]
-    turned = strength_sweep.turned_over(images)
-    assert torch.equal(strength_sweep.turned_over(turned), images) and not torch.equal(turned, images)
-    judge = make_judge("gallery", "style=photo")
-    assert judge.look(images)[0].present is True and judge.look(turned)[0].present is not True
-    assert isinstance(case.unknown.judge, strength_sweep.TurnedBack)
-    assert case.unknown.ids.shape == case.concept.ids.shape
-
-
-def test_vectors_follow_the_captions(model: LlamaGen) -> None:
-    """Captions stay right-aligned, and a vector that is a caption's own last state makes that caption longer by it."""
-    condition = model.condition(["a cat", "a photo of two fish at sea"])
-    added = strength_sweep.appended(condition, torch.ones(3, condition.features.shape[2]))
-    assert added.mask.sum(1).tolist() == [n + 3 for n in condition.mask.sum(1).tolist()]
-    assert bool(added.mask[:, -3:].all()) and torch.equal(added.features[:, :-3], condition.features)
-    short = model.condition(["a cat"])
-    cut = strength_sweep.appended(type(short).of(short.features[:, :-1], short.mask[:, :-1]), short.features[0, -1:])
-    ids = torch.arange(16)[None]
-    assert torch.allclose(model.logits(cut, ids), model.logits(short, ids), atol=1e-5)
-
-
-def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(case: Case, model: LlamaGen) -> None:
-    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    settings = Settings(vectors=2, steps=40, batch=4)
-    vectors, losses = strength_sweep.soft_prompt(model, case.concept, settings)
-    again, _ = strength_sweep.soft_prompt(model, case.concept, settings)
-    assert vectors.shape == (2, 384) and torch.equal(vectors, again) and len(losses) == 40
-    with torch.no_grad():
-        plain = model.condition(case.concept.captions)
-        scores = [
-            float(token_logprobs(model.logits(c, case.concept.ids), case.concept.ids).mean())
-            for c in (plain, strength_sweep.appended(plain, vectors))
-        ]
-    assert scores[1] > scores[0] + 0.1 and losses[-1] < losses[0] - 0.1
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.net.parameters())
 
 
 def test_rows_are_measured_once(case: Case, model: LlamaGen, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Vectors inside the caption: where each family reads text, and what learning them does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safear_edit.attacks.base import Target
+from safear_edit.attacks.soft_prompt import Learning, learn
+from safear_edit.families.language import LanguageModel
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.registry import families
+from tests.attacks.test_contract import Bright, pico
+from tests.evaluate.test_likelihood import SUBJECTS
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen.pico()
+
+
+@pytest.mark.parametrize("family", list(families()))
+def test_an_image_is_drawn_after_vectors_in_its_caption(family: str) -> None:
+    """Drawing and scoring read them alike, and an unguided image depends on them."""
+    model = pico(family)
+    plain = model.condition(["a dog", "a painting of two cats"])
+    vectors = 3 * torch.randn(2, plain.features.shape[2], generator=torch.Generator().manual_seed(0))
+    condition = model.with_vectors(plain, vectors)
+    greedy = type(model.sampling)(1.0, top_k=1)
+    ids = model.generate(condition, range(2), greedy)
+    with torch.no_grad():
+        assert torch.equal(model.logits(condition, ids).argmax(-1), ids)
+        assert not torch.equal(model.logits(condition, ids), model.logits(plain, ids))
+    assert model.generate(condition, range(2)).shape == ids.shape  # guided, too
+
+
+@pytest.mark.parametrize("family", [n for n, e in families().items() if issubclass(e.load(), LanguageModel)])
+def test_vectors_of_a_word_stand_where_the_word_would(family: str) -> None:
+    """The embedding of a caption's last letter, given as a vector to the caption without it, gives the same logits."""
+    model = pico(family)
+    whole, cut = model.condition(["a dogs"]), model.condition(["a dog"])
+    tail = model._after_text()
+    assert tail >= 1
+    letter = whole.features[0, -tail - 1 : whole.features.shape[1] - tail]
+    if whole.features.shape == cut.features.shape:  # a window of fixed length
+        added = model.with_vectors(cut, letter)
+        assert torch.allclose(added.features[:, 2:], whole.features[:, 2:], atol=1e-5)
+        return
+    assert torch.equal(model.with_vectors(cut, letter).features, whole.features)
+
+
+def test_vectors_follow_the_captions(model: LlamaGen) -> None:
+    """Captions stay right-aligned, and a vector that is a caption's own last state makes that caption longer by it."""
+    condition = model.condition(["a cat", "a photo of two fish at sea"])
+    added = model.with_vectors(condition, torch.ones(3, condition.features.shape[2]))
+    assert added.mask.sum(1).tolist() == [n + 3 for n in condition.mask.sum(1).tolist()]
+    assert bool(added.mask[:, -3:].all()) and torch.equal(added.features[:, :-3], condition.features)
+    short = model.condition(["a cat"])
+    cut = model.with_vectors(type(short).of(short.features[:, :-1], short.mask[:, :-1]), short.features[0, -1:])
+    ids = torch.arange(16)[None]
+    assert torch.allclose(model.logits(cut, ids), model.logits(short, ids), atol=1e-5)
+
+
+def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(model: LlamaGen) -> None:
+    captions = tuple(f"a photo of {s}" for s in SUBJECTS[4:])
+    ids = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(len(captions)))
+    aim = Target(captions, ids, Bright())
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    settings = Learning(vectors=2, batch=4)
+    learnt, again = (learn(model, aim, settings, 40, 0) for _ in range(2))
+    vectors, losses = learnt.vectors, learnt.losses
+    assert vectors.shape == (2, 384) and torch.equal(vectors, again.vectors) and len(losses) == 40
+    with torch.no_grad():
+        plain = model.condition(aim.captions)
+        scores = [
+            float(token_logprobs(model.logits(c, aim.ids), aim.ids).mean())
+            for c in (plain, model.with_vectors(plain, vectors))
+        ]
+    assert scores[1] > scores[0] + 0.1 and losses[-1] < losses[0] - 0.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.net.parameters())
