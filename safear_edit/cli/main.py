@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from safear_edit.cli import attack, gate, stack, terminal
 from safear_edit.cli.options import (
@@ -304,11 +305,16 @@ def init(name: str, kind: str, out: Path | None, overwrite: bool) -> int:
 
 @verbs.command()
 @click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
-@click.option("--model", default="llamagen", show_default=True, help="family[:variant] that a spec is checked for.")
+@click.option(
+    "--model",
+    default="llamagen",
+    show_default=True,
+    help="family[:variant] that a spec is checked for; given, it is loaded to count the captions that it cuts.",
+)
 @click.option("--resolved", is_flag=True, help="Print the full form: what a spec extends, written out.")
 @shared("method", "json")
 def validate(sources: tuple[str, ...], model: str, resolved: bool, method: str, as_json: bool) -> int:
-    """Check specs or recipes, and whether their criteria can be decided; no model is loaded.
+    """Check specs or recipes, and whether their criteria can be decided; without --model none is loaded.
 
     \b
     safear-edit validate concepts/picasso.yaml
@@ -316,7 +322,8 @@ def validate(sources: tuple[str, ...], model: str, resolved: bool, method: str, 
     from safear_edit.pipeline.check import check
     from safear_edit.pipeline.order import source_path
 
-    checked = {source: check(source_path(source), model, method) for source in sources}
+    named = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
+    checked = {source: check(source_path(source), model, method, captions=named) for source in sources}
     if resolved:
         for found in checked.values():
             print(_full_form(found.spec, as_json), end="")

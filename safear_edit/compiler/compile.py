@@ -55,6 +55,10 @@ from safear_edit.spec.spec import Spec, Understanding
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those for which it does not draw what was asked."""
+Lengths = Callable[[Sequence[str]], Sequence[tuple[int, int]]]
+"""Of every caption its tokens, and how many of them a model reads (`ModelFamily.caption_lengths`)."""
+LONGEST_SHOWN = 100
+"""Characters of a caption in a line about it."""
 NEAR = 0.98
 """MiniLM similarity from which an evaluation prompt counts as nearly a training prompt."""
 
@@ -70,6 +74,7 @@ def compile_recipe(
     model_ref: str | None = None,
     located: Located | None = None,
     trainable: Callable[[BaseModel], int] | None = None,
+    lengths: Lengths | None = None,
 ) -> Recipe:
     """Resolve everything. Pure and deterministic.
 
@@ -77,9 +82,11 @@ def compile_recipe(
     "gates.min_obeyed=0.4", "judge.threshold=0.6", "understanding.concept=erase", "preserve.<group>.n=40". sampling: the
     family's default, to be fixed in the recipe. model_ref: the reference as the user gave it (default: the card's).
     located: a map of this concept on these very weights; the scales that the method edits then follow from it.
-    trainable: counts what the method with these numbers trains of the loaded model (default: estimated). Raises
-    UsageError for an unknown method or judge, or a method or construction that does not fit the family; SpecError when
-    prompts are too few or training would see some of the evaluation.
+    trainable: counts what the method with these numbers trains of the loaded model (default: estimated).
+    lengths: each caption's tokens, and how many of them the model reads; captions that are cut aren't evaluated, for
+    their images say nothing about their last words (default: none is cut). Raises UsageError for an unknown method or
+    judge, or a method or construction that does not fit the family; SpecError when prompts are too few or training
+    would see some of the evaluation.
     """
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
@@ -93,7 +100,7 @@ def compile_recipe(
     drawn = pools(spec)
     pairs = _pairs(spec, drawn, base.construct.pairs, seed)
     keep = _keep(drawn, base.construct.keep, seed)
-    prompts = _evaluation(spec, drawn, training=[pair.safe for pair in pairs])
+    prompts, cut = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
     sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
     screened = sum(prompt.expect == "absent" for prompt in prompts)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
@@ -116,7 +123,7 @@ def compile_recipe(
         seed=seed,
         construct=Construct(pairs=tuple(pairs), refine=base.construct.refine),
         keep=tuple(keep),
-        evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers),
+        evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers, cut=cut),
         gates=spec.gates,
         predicted=cost,
     )
@@ -221,31 +228,72 @@ def _keep(drawn: Pools, n: int, seed: int) -> list[KeepPrompt]:
     return [KeepPrompt(prompt=p.text, seed=image_seed("keep", p.text, seed)) for p in found]
 
 
-def _evaluation(spec: Spec, drawn: Pools, training: Iterable[str]) -> list[EvalPrompt]:
-    """Candidates of every slice; preserved prompts that are some pair's safe prompt are left out."""
+def _evaluation(
+    spec: Spec, drawn: Pools, training: Iterable[str], lengths: Lengths | None
+) -> tuple[list[EvalPrompt], dict[str, tuple[str, ...]]]:
+    """Candidates of every slice, and by slice the captions that are cut; preserved prompts that are some pair's safe
+    prompt are left out."""
     used = {normalise(text) for text in training}
     n, label = spec.evaluate.n, spec.judge.label
-    found: list[EvalPrompt] = []
+    found, cut = list[EvalPrompt](), dict[str, tuple[str, ...]]()
     for name, pool, size in (
         ("direct", drawn.direct, n.direct),
         ("paraphrase", drawn.paraphrase, n.paraphrase),
         ("template", drawn.template, n.template),
     ):
-        chosen = _candidates(spec, name, pool, size)
+        chosen, cut[name] = _candidates(spec, name, pool, size, lengths)
         found += [_eval_prompt(name, prompt, label, "absent") for prompt in chosen]
     for group in spec.preserve:
         pool = [prompt for prompt in drawn.preserve[group.name] if normalise(prompt.text) not in used]
-        chosen = _candidates(spec, group.name, pool, group.n)
+        chosen, cut[group.name] = _candidates(spec, group.name, pool, group.n, lengths)
         found += [_eval_prompt(group.name, prompt, group.members[prompt.name], "present") for prompt in chosen]
-    return found
+    return found, {name: texts for name, texts in cut.items() if texts}
 
 
-def _candidates(spec: Spec, name: str, pool: Sequence[Prompt], n: int) -> list[Prompt]:
+def _candidates(
+    spec: Spec, name: str, pool: Sequence[Prompt], n: int, lengths: Lengths | None
+) -> tuple[list[Prompt], tuple[str, ...]]:
+    """The slice's prompts with its reserve, and those that others stand in for because they are cut."""
+    size, cut = math.ceil(SCREENING_RESERVE * n), list[str]()
+    chosen = choose(pool, size, "evaluate")
+    while lengths and (longer := cut_captions([prompt.text for prompt in chosen], lengths)):
+        cut += longer
+        pool = [prompt for prompt in pool if prompt.text not in longer]
+        chosen = choose(pool, size, "evaluate")
     if len(pool) < n:
         key = f"evaluate.n.{name}" if name in type(spec.evaluate.n).model_fields else f"preserve.{name}.n"
         fix = f"add words to combine, or --set {key}={len(pool)}"
-        raise SpecError(f"spec {spec.name}, slice {name}", f"{n} prompts outside training", f"{len(pool)}", fix)
-    return choose(pool, math.ceil(SCREENING_RESERVE * n), "evaluate")
+        got = f"{len(pool)}" + (f", and {len(cut)} that the model doesn't read to their end" if cut else "")
+        raise SpecError(f"spec {spec.name}, slice {name}", f"{n} prompts outside training", got, fix)
+    return chosen, tuple(cut)
+
+
+def cut_captions(texts: Sequence[str], lengths: Lengths) -> list[str]:
+    """The captions that are longer than the model reads."""
+    return [text for text, (tokens, read) in zip(texts, lengths(texts), strict=True) if read < tokens]
+
+
+def cut_lines(recipe: Recipe, lengths: Lengths) -> list[str]:
+    """A line for each slice whose captions were left out because the model doesn't read them to their end, and for the
+    training and each slice that has such captions all the same.
+
+    A slice has them only in a recipe that was compiled for another model or by an older release.
+    """
+    found = [
+        f"{name}: {len(texts)} captions are longer than the model reads and aren't evaluated: {shortened(texts[0])}"
+        for name, texts in recipe.evaluate.cut.items()
+    ]
+    slices = {name: [prompt.prompt for prompt in recipe.slice(name)] for name in recipe.evaluate.n}
+    for name, texts in {"training": sorted(set(training_prompts(recipe))), **slices}.items():
+        if cut := cut_captions(texts, lengths):
+            found.append(f"{name}: {len(cut)} of {len(texts)} captions are longer than the model reads, and their "
+                         f"images say nothing about the rest: {shortened(cut[0])}")  # fmt: skip
+    return found
+
+
+def shortened(text: str) -> str:
+    """A caption, quoted, for a line about it."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…")
 
 
 def _eval_prompt(name: str, prompt: Prompt, label: str, expect: Literal["absent", "present"]) -> EvalPrompt:

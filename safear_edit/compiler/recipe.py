@@ -213,6 +213,11 @@ class Evaluation(Part):
     prompts: Annotated[tuple[EvalPrompt, ...], Field(min_length=1)]
     n: dict[Text, Count]
     sampling: Sampling | None = Field(default=None, description="None: the family's own default.")
+    cut: dict[Text, tuple[Text, ...]] = Field(
+        default={},
+        exclude_if=lambda cut: not cut,  # without, a recipe keeps its digest
+        description="By slice, captions longer than the model reads; others stand in for them.",
+    )
 
 
 class Predicted(Part):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler import checks
-from safear_edit.compiler.compile import compile_recipe, recipe_warnings
+from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings
 from safear_edit.compiler.recipe import load_base_recipe, load_recipe
 from safear_edit.evaluate import power
 from safear_edit.evaluate.stats import POWER
+from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.spec.spec import read_spec
 from safear_edit.spec.text import Problem
@@ -43,17 +44,21 @@ class NominalCard:
     scales: tuple[int, ...] = (1,)
 
 
-def check(path: Path, model: str, method: str) -> Checked:
+def check(path: Path, model: str, method: str, *, captions: bool = False) -> Checked:
     """Check a spec against a model and method by their names, or a finished recipe, which names its own.
 
-    SpecError with every problem of the file, or UsageError; nothing is loaded but the judge's list of labels.
+    SpecError with every problem of the file, or UsageError; nothing is loaded but the judge's list of labels, and for
+    `captions`, whether the model reads all of them to their end, the model.
     """
+    ref = ModelRef.parse(model)
+    lengths = load_model(model).caption_lengths if captions else None
     if path.suffix == ".json":
         recipe = load_recipe(path)
     else:
-        ref = ModelRef.parse(model)
-        recipe = compile_recipe(able_to_pass(path), NominalCard(str(ref), ref.family), load_base_recipe(method))
-    return Checked(recipe.spec, tuple(power.criteria(recipe.spec)), tuple(recipe_warnings(recipe)))
+        card = NominalCard(str(ref), ref.family)
+        recipe = compile_recipe(able_to_pass(path), card, load_base_recipe(method), lengths=lengths)
+    warnings = (*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ()))
+    return Checked(recipe.spec, tuple(power.criteria(recipe.spec)), warnings)
 
 
 def able_to_pass(path: Path) -> Spec:

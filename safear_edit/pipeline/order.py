@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
-from safear_edit.compiler.compile import compile_recipe, recipe_warnings
+from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
@@ -113,7 +113,12 @@ def plan(order: Order) -> Plan:
     if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
         able_to_pass(path)
     model, recipe = compiled(order)
-    return Plan(recipe, model.card.ref, (*recipe_warnings(recipe, similarity()), *undecidable(recipe)))
+    return Plan(recipe, model.card.ref, noted(recipe, model))
+
+
+def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
+    """What a person should know of a recipe on its model, one line each."""
+    return (*recipe_warnings(recipe, similarity()), *cut_lines(recipe, model.caption_lengths), *undecidable(recipe))
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) ->
             model_ref=ref,
             located=read_map(order.map) if order.map else None,
             trainable=partial(method.trainable, model=model) if hasattr(method, "trainable") else None,
+            lengths=model.caption_lengths,
         )
     if model.card.digest != asked.model.digest:
         fix = "give the recipe's model, or compile the spec for this one"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler.beside import as_measured
-from safear_edit.compiler.compile import recipe_warnings
+from safear_edit.compiler.compile import cut_lines
 from safear_edit.compiler.recipe import Recipe, save_recipe
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.stack import Layer, Stack
@@ -39,10 +39,9 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.files import rundir
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.check import undecidable
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.ground import Ground, _compiled, ground_of, merged
-from safear_edit.pipeline.order import Order, Plan, read_source, similarity, source_path
+from safear_edit.pipeline.order import Order, Plan, noted, read_source, source_path
 from safear_edit.pipeline.steps import (
     EDIT_FILES,
     NOT_RELEASED,
@@ -103,8 +102,7 @@ def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = 
     for recipe in _compiled(ground, orders, asked, joint=joint):
         found = foretold(ground.model, released, recipe, progress) if released.layers else []
         conflicts = tuple(interference.warning(overlap, foretold=True) for overlap in found)
-        warnings = (*recipe_warnings(recipe, similarity()), *undecidable(recipe))
-        plans.append(Plan(recipe, ground.model.card.ref, warnings, conflicts))
+        plans.append(Plan(recipe, ground.model.card.ref, noted(recipe, ground.model), conflicts))
     return plans
 
 
@@ -166,6 +164,8 @@ def _added(run: RunDir, ground: Ground, work: Sequence[tuple[Order, Recipe]], te
     below, parts = ground.stack, list[RunDir]()
     for order, recipe in work:
         terms.say(f"adding {recipe.spec.name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
+        for line in cut_lines(recipe, ground.model.caption_lengths):
+            terms.say(line)
         part = run.part(f"concepts/{recipe.spec.name}")
         progress = named(terms.progress, recipe.spec.name)
         source = source_path(order.source)

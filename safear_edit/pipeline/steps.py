@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
-from safear_edit.compiler.compile import method_params
+from safear_edit.compiler.compile import cut_lines, method_params
 from safear_edit.compiler.recipe import Recipe, save_recipe
 from safear_edit.files import rundir
 from safear_edit.files.atomic import digest_of, write_atomic
@@ -379,6 +379,8 @@ def apply(
     with rundir.opened(out, overwrite=overwrite) as run:
         model, recipe = compiled(order)
         say(f"model {model.card.ref}, method {recipe.method.name}, recipe {recipe.digest[:12]}")
+        for line in cut_lines(recipe, model.caption_lengths):
+            say(line)
         save_recipe(recipe, run / "recipe.json")
         construct(run, recipe, model, progress)
         edit = find_edit(run, recipe, model, progress)

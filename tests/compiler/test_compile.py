@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from safear_edit.compiler.compile import SCREENING_RESERVE, compile_recipe, recipe_warnings
+from safear_edit.compiler.compile import SCREENING_RESERVE, compile_recipe, cut_lines, recipe_warnings
 from safear_edit.compiler.cost import Work, declared, predict
 from safear_edit.compiler.recipe import (
     BaseRecipe,
@@ -496,3 +498,37 @@ def test_what_a_model_takes_instead_is_checked_and_set_wins_over_it(draft: Spec)
     assert recipe.method.params["steps"] == 3
     published = replace(Card(), ref="llamagen:xl-256")
     assert compile_recipe(draft, published, load_base_recipe("vce"), overrides=SMALL).method.params["steps"] == 1000
+
+
+# -- captions that a model cuts ---------------------------------------------------------------------------------------
+
+
+def window(size: int) -> Callable[[Sequence[str]], list[tuple[int, int]]]:
+    """A model that reads the first `size` words."""
+    return lambda texts: [(len(text.split()), min(size, len(text.split()))) for text in texts]
+
+
+def test_captions_that_the_model_cuts_are_not_evaluated(picasso: Recipe) -> None:
+    spec, base = concept("picasso"), load_base_recipe("vce")
+    longest = max(len(prompt.prompt.split()) for prompt in picasso.evaluate.prompts)
+    whole = compile_recipe(spec, Card(), base, sampling=Numbers(), lengths=window(longest))
+    assert whole.digest == picasso.digest and cut_lines(whole, window(longest)) == []
+    found = compile_recipe(spec, Card(), base, sampling=Numbers(), lengths=window(longest - 1))
+    texts = [prompt.prompt for prompt in found.evaluate.prompts]
+    assert found.digest != picasso.digest and max(len(text.split()) for text in texts) < longest
+    slices = {prompt.slice for prompt in picasso.evaluate.prompts if len(prompt.prompt.split()) == longest}
+    assert found.evaluate.cut.keys() == slices and not {*chain(*found.evaluate.cut.values())} & {*texts}
+    lines = [line for line in cut_lines(found, window(longest - 1)) if "aren't evaluated" in line]
+    assert {line.partition(":")[0] for line in lines} == slices
+    assert Recipe.model_validate_json(found.model_dump_json()).digest == found.digest
+
+
+def test_captions_that_an_older_recipe_evaluates_all_the_same_are_named(picasso: Recipe) -> None:
+    lines = cut_lines(picasso, window(5))
+    assert lines[0].startswith("training: ") and all("images say nothing about the rest" in line for line in lines)
+    assert {line.partition(":")[0] for line in lines[1:]} <= set(picasso.evaluate.n)
+
+
+def test_too_few_captions_that_are_read_whole(picasso: Recipe) -> None:
+    with pytest.raises(SpecError, match=r"slice direct: expected 250 prompts .*, got \d+, and \d+ that the"):
+        compile_recipe(concept("picasso"), Card(), load_base_recipe("vce"), lengths=window(3))

@@ -82,3 +82,13 @@ def test_what_a_model_or_method_lacks_is_told_by_name(capsys: pytest.CaptureFixt
 def test_init_makes_the_folder_that_it_is_told_to_write_in(tmp_path: Path) -> None:
     assert main.run(["init", "hokusai", "--out", str(tmp_path / "new" / "x.yaml")]) == 0
     assert (tmp_path / "new" / "x.yaml").is_file()
+
+
+def test_captions_that_a_named_model_cuts_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The mini reads 32 tokens; without --model no model is loaded and nothing is known of it."""
+    long = "Georges Seurat, and then a great many more words about light and colour and dots and points and patience"
+    path = written(tmp_path, paraphrases={"held_out": ["a pointillist artist", "G. Seurat", long]})
+    assert main.run(["validate", str(path)]) == 0
+    assert "longer than the model reads" not in capsys.readouterr().out
+    assert main.run(["validate", str(path), "--model", "llamagen"]) == 0
+    assert "paraphrase: " in (out := capsys.readouterr().out) and "longer than the model reads and aren't" in out
