@@ -12,6 +12,7 @@ import pytest
 from safear_edit.cli import main
 from safear_edit.files import weights
 from safear_edit.release import keys
+from safear_edit.release.verify import verify_folder
 from tests import ROOT
 
 PASSWORD, TOKEN, PIN, USER = "correct-horse-9", "hf_PlantedTokenPlanted42", "pin-83517-pin", "planted:s3cret-in-uri"
@@ -96,6 +97,23 @@ def test_no_entry_point_lets_a_secret_out(world: Path, entry: str, escaped: bool
     said = done.stdout + done.stderr + everything_written(world)
     found = [secret for secret in secrets(world) if secret in said]
     assert not found and "internal error" not in done.stderr, said[:2000]
+
+
+SMALL = ("construct.pairs=8", "construct.keep=6", "params.steps=2", "params.save_every=1", "params.batch=4",
+         "params.keep_batch=2", "evaluate.n.direct=2", "evaluate.n.paraphrase=2", "evaluate.n.template=2",
+         "preserve.other-styles.n=2", "preserve.objects.n=2", "preserve.plain.n=2")  # fmt: skip
+
+
+def test_a_whole_signed_walk_writes_none(world: Path) -> None:
+    """The one command that uses the key and its password: weights, evidence, report, claims and what is printed."""
+    sets = [word for value in SMALL for word in ("--set", value)]
+    command = [sys.executable, "-m", "safear_edit", "apply", PICASSO, "--model", "llamagen", "--out", "out", *sets]
+    env = environment(world, escaped=True)
+    done = subprocess.run(command, cwd=world, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # two steps erase nothing
+    assert verify_folder(world / "out", world / "keys").key == "safear"
+    said = done.stdout + done.stderr + everything_written(world)
+    assert "FAIL" in said and not [secret for secret in secrets(world) if secret in said]
 
 
 def test_a_fault_of_ours_writes_none_into_its_log(
