@@ -42,6 +42,7 @@ LARGEST_SUMMARY = 1000 << 10
 @click.option("--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all).")
 @shared("trust")
 @click.option("--require-signature", is_flag=True, help="Refuse to look at a folder without a verified signature.")
+@click.option("--ignore-foreign", is_flag=True, help="For --trust: as for verify.")
 @click.option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
 @click.option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -68,6 +69,7 @@ def check(
     suite: str | None,
     trust: Path | None,
     require_signature: bool,
+    ignore_foreign: bool,
     fresh: bool,
     device: str,
     inconclusive: str,
@@ -89,7 +91,9 @@ def check(
     chosen = SUITES[suite] if suite else None
     if self_test:
         return _self_test(baselines, chosen or SUITES["audit"], runs, seed, as_json)
-    ask = _Question(folder, baselines, chosen, trust, require_signature, fresh, device, inconclusive == "warn")
+    ask = _Question(
+        folder, baselines, chosen, trust, require_signature, ignore_foreign, fresh, device, inconclusive == "warn"
+    )
     with shown_progress(as_json=as_json, quiet=quiet) as progress:
         found, error = ask.answer(progress)
     if junit is not None:
@@ -119,12 +123,13 @@ class _Question:
         suite: Suite | None,
         trust: Path | None,
         require_signature: bool,
+        ignore_foreign: bool,
         fresh: bool,
         device: str,
         tolerate_inconclusive: bool,
     ) -> None:
         self.folder, self.baselines, self.suite, self.trust = folder, baselines, suite, trust
-        self.require_signature = require_signature
+        self.require_signature, self.ignore_foreign = require_signature, ignore_foreign
         self.fresh, self.device, self.tolerate = fresh, device, tolerate_inconclusive
 
     def answer(self, progress: Callback) -> tuple[Conclusion, SafearError | None]:
@@ -149,7 +154,7 @@ class _Question:
         if self.require_signature and self.trust is None:
             fix = "name the folder of the *.pub files that you trust"
             raise UsageError("--require-signature", "--trust KEYDIR beside it", "none", fix)
-        return signature_of(self.folder, self.trust)
+        return signature_of(self.folder, self.trust, ignore_foreign=self.ignore_foreign)
 
     def _record(self, accepted: dict[str, Baseline], progress: Callback) -> Record:
         from safear_edit.gate.record import read_folder

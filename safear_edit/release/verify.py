@@ -105,13 +105,17 @@ def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) ->
     return Verification(key.name, key.hint, files, root, claims, result, warnings, (*strangers, *links))
 
 
-def signature_of(folder: Path, trust: Path | None) -> str:
-    """What is known of a folder's signature, in words for a person; TrustError if it doesn't verify against `trust`."""
+def signature_of(folder: Path, trust: Path | None, *, ignore_foreign: bool = False) -> str:
+    """What is known of a folder's signature, in words for a person; TrustError if it doesn't verify against `trust`.
+
+    ignore_foreign: as `verify_folder`'s; what was left out is named.
+    """
     if trust is None:
         signed = (folder / SIGNATURE).is_file()
         return "not verified (no --trust was given)" if signed else "none: the folder is unsigned"
-    found = verify_folder(folder, trust)
-    return f"verified, by key {found.key} ({found.hint[:16]})"
+    found = verify_folder(folder, trust, ignore_foreign=ignore_foreign)
+    without = f", leaving out {', '.join(found.ignored)}" if found.ignored else ""
+    return f"verified, by key {found.key} ({found.hint[:16]}){without}"
 
 
 def _check_contents(

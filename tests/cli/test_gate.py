@@ -160,6 +160,12 @@ def test_every_output_says_whether_a_signature_was_verified(
     assert told() == {"not verified (no --trust was given)"}
     words += ["--trust", str(tmp_path / "keys"), "--require-signature"]
     assert told() == {f"verified, by key safear ({keys.hint[:16]})"}
+    (folder / ".DS_Store").write_bytes(b"a system's own")
+    assert main.run(words) == 4 and ".DS_Store" in capsys.readouterr().err
+    words.append("--ignore-foreign")
+    assert told() == {f"verified, by key safear ({keys.hint[:16]}), leaving out .DS_Store"}
+    words.pop()
+    (folder / ".DS_Store").unlink()
     assert main.run(["report", str(folder)]) == 0
     assert "(signature not verified" in capsys.readouterr().out
     assert main.run(["report", str(folder), "--trust", str(tmp_path / "keys"), "--json"]) == 0
