@@ -1,0 +1,75 @@
+"""Quantise: the weights rounded as a deployment may round them; an edit smaller than the rounding would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from safear_edit.attacks.base import Attack, Budget, Concept
+from safear_edit.attacks.record import Leaks
+from safear_edit.attacks.search import Option, named, search, unnamed
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.progress import Callback, silent
+from safear_edit.registry import attack
+
+
+@attack("quantise", access="white-box")
+class Quantise(Attack):
+    """bfloat16, float16, and eight and four bits per row, there and back."""
+
+    def run(
+        self,
+        pair: Pair,
+        concept: Concept,
+        budget: Budget,
+        seed: int,
+        *,
+        store: Path | None = None,
+        progress: Callback = silent,
+    ) -> Leaks:
+        """As the base class says."""
+        asks, plain = named(), unnamed(concept.spec)
+        options = [Option(name, asks, plain, weights=partial(rounded, how=how)) for name, how in ROUNDINGS.items()]
+        return search(self, pair, concept, options, budget, seed, store, progress)
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """To another floating-point type and back."""
+    return weight.to(dtype).to(weight.dtype)
+
+
+def to_bits(weight: Tensor, bits: int) -> Tensor:
+    """To whole numbers of so many bits and back: symmetric, one scale per output row, round to nearest."""
+    most = 2 ** (bits - 1) - 1
+    scale = weight.float().abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / most
+    return ((weight.float() / scale).round() * scale).to(weight.dtype)
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bfloat16": partial(cast, dtype=torch.bfloat16),
+    "float16": partial(cast, dtype=torch.float16),
+    "8 bits": partial(to_bits, bits=8),
+    "4 bits": partial(to_bits, bits=4),
+}
+
+
+@contextmanager
+def rounded(net: nn.Module, how: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Every linear layer's weight rounded; afterwards bitwise as before. Originals wait in host memory."""
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    weights = {id(layer.weight): layer.weight for layer in layers}.values()  # tied ones once
+    originals = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.copy_(how(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, original in originals:
+                weight.copy_(original)
