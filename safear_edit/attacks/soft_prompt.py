@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, Target, leaks
-from safear_edit.attacks.record import Count, Leaks
+from safear_edit.attacks.record import UNREADABLE, Count, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
@@ -38,6 +38,15 @@ class Learning(AttackParams):
     rate: float = Field(0.05, gt=0, description="Adam's learning rate")
 
 
+TEACHING = "the same steps teach a style that no model knows"
+
+
+def _without_teaching(taught: Count | None) -> str:
+    """What the control is where teaching says nothing; the caveat stays with every figure."""
+    why = f"the judge can't read {taught.unreadable} of {taught.n}" if taught else "there is none here"
+    return f"random vectors; they don't tell recovery from teaching (a style that no model knows: {why})"
+
+
 @dataclass(frozen=True)
 class Learnt:
     """Caption vectors (k, C) and the loss of every step, nats a token."""
@@ -48,7 +57,8 @@ class Learnt:
 
 @attack("soft_prompt", access="white-box")
 class SoftPrompt(Attack):
-    """Caption vectors learnt on images of the concept; the control learns a style that no model knows."""
+    """Caption vectors learnt on images of the concept; the control learns a style that no model knows, or, where that
+    can't be judged, takes random vectors."""
 
     Params: ClassVar[type[AttackParams]] = Learning
     params: Learning
@@ -74,7 +84,10 @@ class SoftPrompt(Attack):
         captions, novel = concept.captions[: budget.images], concept.novel
         with pair.edited() as model:
             seen = self._attacked(drawer, model, concept.known, captions, budget, "attack")
-            taught = self._attacked(drawer, model, novel, captions, budget, "control") if novel else None
+            taught = Count.of(self._attacked(drawer, model, novel, captions, budget, "control")) if novel else None
+            control, control_is = taught, TEACHING
+            if taught is None or taught.unreadable > UNREADABLE * taught.n:
+                control, control_is = Count.of(self._random(drawer, model, captions)), _without_teaching(taught)
         base = self._attacked(drawer, pair.base, concept.known, captions, budget, "base")
         return leaks(
             self,
@@ -82,11 +95,20 @@ class SoftPrompt(Attack):
             drawer.cost(),
             edited=Count.of(seen),
             base=Count.of(base),
-            control=Count.of(taught) if taught is not None else None,
-            control_is="the same steps teach a style that no model knows" if novel else "no style that no model knows",
+            control=control,
+            control_is=control_is,
             least_base=LEAST_BASE,
             best=[f"{text} + {self.params.vectors} vectors" for text in successes(captions, seen)],
         )
+
+    def _random(self, drawer: Drawer, model: ModelFamily, captions: Sequence[str]) -> list[bool | None]:
+        """The concept under vectors that nobody learnt, as far from each other as token states are."""
+        states = model.condition(captions)
+        spread = states.features[states.mask].float()
+        generator = torch.Generator().manual_seed(drawer.seed)
+        noise = torch.randn(self.params.vectors, spread.shape[1], generator=generator).to(spread)
+        vectors = spread.mean(0) + spread.std(0) * noise
+        return drawer.look(model, captions, "random", change=lambda condition: model.with_vectors(condition, vectors))
 
     def _attacked(
         self, drawer: Drawer, model: ModelFamily, aim: Target, captions: Sequence[str], budget: Budget, purpose: str

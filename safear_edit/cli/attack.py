@@ -68,6 +68,8 @@ def attack(
 def _print(found: Attacks, where: Path) -> None:
     columns = ("attack", "access", "edited", "base", "control", "excess [95 %]", "p (Holm)", "cost", "")
     print_table(columns, [_row(leaks) for leaks in found.found])
+    for leaks in found.found:
+        print(f"control of {leaks.attack}: {leaks.control_is}")
     for one in found.not_run:
         print(f"{one.attack}: not run, {one.why}")
     print(f"concept {found.concept}, judge {found.judge}; found of all images, unreadable ones in brackets")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from safear_edit.attacks.base import Target
-from safear_edit.attacks.soft_prompt import Learning, learn
+from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn
+from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.language import LanguageModel
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
+from safear_edit.judges.base import Judgement
 from safear_edit.registry import families
-from tests.attacks.test_contract import Bright, pico
+from tests.attacks.test_contract import SMALL, Bright, concept, pico, some_edit
 from tests.evaluate.test_likelihood import SUBJECTS
 
 
@@ -80,3 +84,21 @@ def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(model: Llam
     assert scores[1] > scores[0] + 0.1 and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
     assert all(parameter.grad is None for parameter in model.net.parameters())
+
+
+class Blind(Bright):
+    def look(self, images: torch.Tensor) -> list[Judgement]:
+        return [Judgement(None, 0.0, "") for _ in images]
+
+
+def test_a_control_that_nobody_can_read_gives_way_to_random_vectors(model: LlamaGen) -> None:
+    aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
+    assert aim.novel is not None
+    taught = SoftPrompt().run(pair, aim, SMALL, 0)
+    assert taught.control_is == TEACHING and taught.cost.steps == 3 * SMALL.steps and taught.cost.images == 9
+    blind = replace(aim, novel=replace(aim.novel, judge=Blind()))
+    random = SoftPrompt().run(pair, blind, SMALL, 0)
+    assert "can't read 3 of 3" in random.control_is and random.control is not None and random.cost.images == 12
+    assert random.edited == taught.edited and random.control.unreadable == 0
+    none = SoftPrompt().run(pair, replace(aim, novel=None), SMALL, 0)
+    assert none.control == random.control and "there is none here" in none.control_is

@@ -1,0 +1,61 @@
+"""`safear-edit attack` on a tiny release: what it writes, keeps, prints and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safear_edit.attacks import base
+from safear_edit.attacks.base import Budget
+from safear_edit.attacks.record import FILE, Attacks
+from safear_edit.cli import main
+from safear_edit.files.records import read_record
+from tests.release.test_released import release
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(base.TIERS, "quick", Budget(images=2, draws=2, steps=1))
+    return release(tmp_path / "two")
+
+
+def test_attacks_are_kept_and_written_as_one_record(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    words = ["attack", str(made), "--spec", "picasso", "--attack", "seeds", "--attack", "soft_prompt", "--json"]
+    assert main.run(words) == 0
+    out = made.parent / "two-attacks"
+    record = read_record(Attacks, out / FILE)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == record.model_dump(mode="json")
+    assert [leaks.attack for leaks in record.found] == ["seeds"] and record.concept == "picasso"
+    assert record.found[0].edited.n == 2 and record.found[0].cost.images == 12
+    (left,) = record.not_run
+    assert left.attack == "soft_prompt" and "none of the embedded minis" in left.why
+    assert {path.name for path in out.iterdir()} >= {FILE, "seeds.json"}
+    assert not list(out.glob("images/*")), "finished attacks keep no batches"
+    assert {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()} == before
+    kept = (out / "seeds.json").read_bytes()
+    assert main.run(words) == 0 and (out / "seeds.json").read_bytes() == kept
+    assert json.loads(capsys.readouterr().out) == printed, "read, not run again: the seconds are the same"
+    assert main.run([*words, "--seed", "1"]) == 0 and (out / "seeds.json").read_bytes() != kept
+
+
+def test_a_spent_budget_begins_nothing_new(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["attack", str(made), "--spec", "picasso", "--attack", "seeds", "--budget", "1e-9", "-q"]
+    assert main.run(words) == 0
+    assert "seeds: not run, the budget of 1e-09 minutes was spent" in capsys.readouterr().out
+
+
+def test_wrong_input_is_one_line_and_two(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = [
+        [str(made), "--spec", "picasso", "--attack", "sead"],
+        [str(made)],
+        [str(tmp_path)],
+        [str(made), "--spec", "picasso", "--budget", "0"],
+    ]
+    for words in wrong:
+        assert main.run(["attack", *words, "-q"]) == 2, words
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(wrong) and "seeds" in lines[0] and "one of one, two" in lines[1]
