@@ -201,22 +201,41 @@ def rogan_gladen(
 ) -> Rate:
     """The rate that a fallible judge's k of n stands for: (p + sp - 1) / (se + sp - 1), clipped to [0, 1].
 
-    The interval propagates all three uncertainties by drawing p, sensitivity and specificity from their Beta posteriors
-    (Jeffreys prior, 20 000 draws from `seed`). Gates use the raw counts; this is printed beside them. ValueError when
+    The interval is of the joint posterior: a flat prior on the true rate r, sensitivity and specificity from the card's
+    counts (Jeffreys), and k binomial with p = r se + (1 - r)(1 - sp). Given se and sp that makes p a truncated Beta, so
+    20 000 pairs of them are drawn from `seed` and weighted by the chance of k. Drawing p independently and clipping
+    would call 0 of 250 "0.0 % to 0.0 %" wherever the judge's false alarms alone predict more. Gates use the raw counts;
+    this is printed beside them. If no judge of that card could have said k, nothing is known: 0 to 1. ValueError when
     the judge is too weak (LEAST_YOUDEN).
     """
     se, sp = true_pos / n_pos, true_neg / n_neg
     if se + sp - 1 < LEAST_YOUDEN:
         raise ValueError(f"sensitivity {se:.3f} + specificity {sp:.3f} - 1 is below {LEAST_YOUDEN}")
     rng = np.random.default_rng(seed)
-    p_draw, se_draw, sp_draw = (
+    high_p, low_p = (
         rng.beta(hits + 0.5, total - hits + 0.5, 20_000)
-        for hits, total in ((k, n), (true_pos, n_pos), (true_neg, n_neg))
+        for hits, total in ((true_pos, n_pos), (n_neg - true_neg, n_neg))
     )
-    draws = np.clip((p_draw + sp_draw - 1) / np.maximum(se_draw + sp_draw - 1, 1e-9), 0, 1)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    apart = np.maximum(high_p - low_p, 1e-9)
+    said = stats.beta(k + 1, n - k + 1)
+    above = low_p > k / n  # there the upper tail holds the digits, and elsewhere the lower one
+    start = np.where(above, said.sf(high_p), said.cdf(low_p))
+    mass = np.maximum(np.where(above, said.sf(low_p), said.cdf(high_p)) - start, 0.0)
+    part = start + rng.uniform(size=mass.size) * mass
+    drawn = (np.where(above, said.isf(part), said.ppf(part)) - low_p) / apart
+    low, high = _weighted_quantiles(np.clip(drawn, 0, 1), mass / apart, ((1 - confidence) / 2, (1 + confidence) / 2))
     estimate = min(1.0, max(0.0, (k / n + sp - 1) / (se + sp - 1)))
-    return Rate(k, n, estimate, min(float(low), estimate), max(float(high), estimate), confidence, "rogan-gladen")
+    return Rate(k, n, estimate, min(low, estimate), max(high, estimate), confidence, "rogan-gladen, joint posterior")
+
+
+def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: tuple[float, float]) -> tuple[float, float]:
+    """The values below which these shares of the weight lie; (0, 1) if there is no weight at all."""
+    if weights.sum() <= 0:
+        return 0.0, 1.0
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) / weights.sum()
+    found = values[order][np.minimum(np.searchsorted(below, shares), values.size - 1)]
+    return float(found[0]), float(found[1])
 
 
 @lru_cache(maxsize=256)

@@ -5,10 +5,11 @@ check` after that; nothing else ever writes it. It holds the promise (floors and
 loosen them without a line in a diff), digests of all that must be equal for a comparison to mean anything (prompts,
 judges, sampler), and one line per image:
 
-    concept <tab> slice <tab> expect <tab> seed <tab> found|absent|unclear <tab> score <tab> id <tab> prompt
+    concept, slice, member, expect, seed, found|absent|unclear, score, id, prompt (with tabs between them)
 
 Same folder, same bytes: no times, no paths, the recipe's order. The last line is the sha256 of all lines above it: who
 changes a line by hand is told so. A file of the first format has no such line; it is read, and said to be unprotected.
+Files of the first two formats don't say which member of its group a prompt asks for; the model's own recipe does.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.atomic import write_atomic
 from safear_edit.gate.record import WORDS, Policy, Record, Row, Suite, _pairs
 
-MAGIC, FIRST = "safear-edit baseline 2", "safear-edit baseline 1"
+MAGIC, SECOND, FIRST = "safear-edit baseline 3", "safear-edit baseline 2", "safear-edit baseline 1"
 SEAL = "sha256"
 REMARK = (
     "# Written by `safear-edit baseline accept`, read by `safear-edit check`. Whoever changes it changes a promise."
 )
-COLUMNS = ("concept", "slice", "expect", "seed", "outcome", "score", "id", "prompt")
+COLUMNS = ("concept", "slice", "member", "expect", "seed", "outcome", "score", "id", "prompt")
+OLDER = tuple(name for name in COLUMNS if name != "member")
+"""Columns of the first two formats."""
 LARGEST = 16 << 20
 """Bytes of a baseline that are read at most; 5000 images make one megabyte."""
 AGAIN = "accept a new baseline (`safear-edit baseline accept`) and have it reviewed"
@@ -50,8 +53,12 @@ class Baseline:
     sealed: bool = True
 
     def to_text(self) -> str:
-        """The file. UsageError for a prompt or reason that would break its lines."""
+        """The file, of the second format if no row names a member: what was read from one is written as it was.
+
+        UsageError for a prompt or reason that would break its lines.
+        """
         record = self.record
+        magic, columns = (MAGIC, COLUMNS) if any(row.member for row in record.rows) else (SECOND, OLDER)
         head = [
             ("reason", self.reason),
             *([("despite", self.despite)] if self.despite else []),
@@ -66,9 +73,9 @@ class Baseline:
             *(("likelihood", name, f"{value:.6f}") for name, value in sorted(record.figures.items())),
             ("prompts", record.prompts),
         ]  # fmt: skip
-        rows = [tuple(getattr(row, name) for name in COLUMNS) for row in record.rows]
-        lines = ["\t".join(map(_one_line, line)) for line in (*head, COLUMNS, *rows)]
-        text = "\n".join([MAGIC, REMARK, *lines, ""])
+        rows = [tuple(getattr(row, name) for name in columns) for row in record.rows]
+        lines = ["\t".join(map(_one_line, line)) for line in (*head, columns, *rows)]
+        text = "\n".join([magic, REMARK, *lines, ""])
         return f"{text}{SEAL}\t{hashlib.sha256(text.encode()).hexdigest()}\n"
 
     def save(self, path: Path) -> None:
@@ -117,15 +124,16 @@ def read_baseline(path: Path) -> Baseline:
         raise SpecError(str(path), "a baseline", error.strerror or "an error", "check the path") from None
     except UnicodeDecodeError:
         raise SpecError(str(path), "text in UTF-8", "other bytes", AGAIN) from None
-    if lines[0] not in (MAGIC, FIRST):
+    if lines[0] not in (MAGIC, SECOND, FIRST):
         raise SpecError(f"{path}:1", repr(MAGIC), repr(lines[0][:40]), AGAIN)
-    sealed = lines[0] == MAGIC
+    sealed = lines[0] != FIRST
     cells = [(n, line.split("\t")) for n, line in enumerate(lines, 1) if line and not line.startswith("#")][1:]
     seal = cells.pop()[1] if sealed and cells and cells[-1][1][0] == SEAL else None
-    start = next((i for i, (_, line) in enumerate(cells) if tuple(line) == COLUMNS), None)
+    start = next((i for i, (_, line) in enumerate(cells) if tuple(line) in (COLUMNS, OLDER)), None)
     if start is None:
         raise SpecError(str(path), f"the line {' '.join(COLUMNS)}", "none", AGAIN)
-    rows = tuple(_row(line, f"{path}:{number}") for number, line in cells[start + 1 :])
+    columns = cells[start][1]
+    rows = tuple(_row(line, columns, f"{path}:{number}") for number, line in cells[start + 1 :])
     made = replace(_assembled(_Head(str(path), cells[:start]), rows), sealed=sealed)
     if sealed:
         _require_seal(path, lines, seal)
@@ -140,11 +148,11 @@ def _require_seal(path: Path, lines: Sequence[str], seal: Sequence[str] | None) 
         raise SpecError(str(path), "the sha256 of its lines at its end (it was changed by hand)", got, AGAIN)
 
 
-def _row(line: Sequence[str], where: str) -> Row:
-    cells = dict(zip(COLUMNS, line, strict=False))
-    fits = len(line) == len(COLUMNS) and cells["expect"] in ("absent", "present") and cells["seed"].isdecimal()
+def _row(line: Sequence[str], columns: Sequence[str], where: str) -> Row:
+    cells = dict(zip(columns, line, strict=False))
+    fits = len(line) == len(columns) and cells["expect"] in ("absent", "present") and cells["seed"].isdecimal()
     if not fits or cells["outcome"] not in WORDS.values():
-        raise SpecError(where, f"{len(COLUMNS)} columns: {' '.join(COLUMNS)}", " ".join(line)[:60], AGAIN)
+        raise SpecError(where, f"{len(columns)} columns: {' '.join(columns)}", " ".join(line)[:60], AGAIN)
     if cells["score"] != "-" and not _within(cells["score"], 0, 1):
         raise SpecError(f"{where} score", "a number from 0 to 1, or -", cells["score"][:40], AGAIN)
     return Row(**cells)  # type: ignore[arg-type]

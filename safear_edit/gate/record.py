@@ -74,7 +74,10 @@ two kinds of flips (`python -m safear_edit.studies gate_sizes` prints it).
 
 @dataclass(frozen=True)
 class Row:
-    """One image of one prompt with one seed (as text: 64 bits don't survive every reader)."""
+    """One image of one prompt with one seed (as text: 64 bits don't survive every reader).
+
+    member: of a preserved group, what the judge looks for; "" for a concept, and in baselines from before it was kept.
+    """
 
     concept: str
     slice: str
@@ -84,6 +87,7 @@ class Row:
     score: str
     id: str
     prompt: str
+    member: str = ""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -188,7 +192,7 @@ class _Concept:
         scored = {r.id: r for r in read_outcomes(files.outcomes) if r.phase == "score" and r.model == "edited"}
         name, numbers = recipe.spec.name, recipe.evaluate.sampling
         sampler = _pairs(numbers.model_dump() if numbers else {"family": "default"})
-        rows = tuple(to_row(name, scored[p.id]) for p in recipe.evaluate.prompts if p.id in scored)
+        rows = tuple(to_row(name, scored[p.id], p.judge_label) for p in recipe.evaluate.prompts if p.id in scored)
         judges = frozenset(row.judge for row in scored.values())
         audit = read_audit(files.likelihood) if files.likelihood else None
         if not isinstance(audit, Audit):
@@ -204,10 +208,14 @@ def in_doubt(audit: Audit) -> dict[str, str]:
     return {name: "; ".join(doubts) for name, doubts in named if doubts}
 
 
-def to_row(concept: str, row: Outcome) -> Row:
-    """An outcome as a line of a baseline; two decimals of the score, so that rounding makes no diff."""
+def to_row(concept: str, row: Outcome, label: str) -> Row:
+    """An outcome as a line of a baseline; two decimals of the score, so that rounding makes no diff.
+
+    label: what the judge looked for; it names the member of a preserved group.
+    """
+    member = label if row.expect == "present" else ""
     score = "-" if row.score is None else f"{row.score:.2f}"
-    return Row(concept, row.slice, row.expect, row.seed, WORDS[row.present], score, row.id, row.prompt)
+    return Row(concept, row.slice, row.expect, row.seed, WORDS[row.present], score, row.id, row.prompt, member)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

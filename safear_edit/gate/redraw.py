@@ -112,7 +112,12 @@ class _Part:
             stage=f"draw {self.recipe.spec.name}",
         )
         return [
-            replace(row, outcome=WORDS[image.judgement.present], score=f"{image.judgement.score:.2f}")
+            replace(
+                row,
+                outcome=WORDS[image.judgement.present],
+                score=f"{image.judgement.score:.2f}",
+                member=labels[row.id] if row.expect == "present" else "",
+            )
             for row, image in zip(self.rows, drawn, strict=True)
         ]
 

@@ -10,6 +10,8 @@ comparison of the check, so that one lucky number out of many names no culprit:
                 exact McNemar decides between REGRESSED and INCONCLUSIVE
     readable    images that the judge can't read hide a concept without erasing it: REGRESSED when their share rose by
                 more than REJECT_RISE and McNemar says that this was no chance
+    member      of a preserved group every member by itself (what the judge looks for): REGRESSED when one lost more
+                than the margin (8 points at least) and exact McNemar, Holm over the group's members, says no chance
 
 The unit is a prompt with one seed. Nothing here loads a model;
 `python -m safear_edit.studies gate_sizes` prints how the suites'
@@ -23,20 +25,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from safear_edit.errors import GateError, InconclusiveError, SafearError, UsageError
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.members import MARGIN, Flips, Margin, Member, members
 from safear_edit.evaluate.stats import Decision
 from safear_edit.gate.baseline import AGAIN, Baseline
 from safear_edit.gate.record import (
     Policy,
     Record,
+    Row,
     Suite,
 )
-from safear_edit.report.sentences import REJECT_RISE, percent
+from safear_edit.report.sentences import REJECT_RISE, member_text, percent
 
-Rule = Literal["likelihood", "floor", "drop", "readable"]
+Rule = Literal["likelihood", "floor", "drop", "readable", "member"]
 NAMED = 5
 """Prompts of a failed comparison that are named (by id: the baseline holds their text)."""
 
@@ -246,7 +250,8 @@ def _most(figure: str, policy: Policy) -> float:
 class Counts:
     """One slice of n pairs: `good` of the model's images are as they must be, lost and gained against the baseline.
 
-    floor None: a preserved group. blurred and cleared: images that became unreadable, and readable.
+    floor None: a preserved group. blurred and cleared: images that became unreadable, and readable. members: of a
+    preserved group, the ids of what each lost and gained, and how many prompts it has.
     """
 
     name: str
@@ -259,6 +264,14 @@ class Counts:
     margin: float
     floor: float | None
     prompts: tuple[str, ...] = ()
+    members: Mapping[str, Lost] = field(default_factory=dict)
+
+
+class Lost(NamedTuple):
+    """One member's counts, with the ids of its lost prompts."""
+
+    flips: Flips
+    prompts: tuple[str, ...]
 
 
 def count(record: Record, baseline: Baseline, prefix: str = "") -> list[Counts]:
@@ -281,8 +294,23 @@ def count(record: Record, baseline: Baseline, prefix: str = "") -> list[Counts]:
                 margin=baseline.policy.margin,
                 floor=baseline.record.floors[concept] if rows[0].expect == "absent" else None,
                 prompts=tuple(lost),
+                members=_by_member(pairs),
             )
         )
+    return counted
+
+
+def _by_member(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Lost]:
+    """(Baseline's row, model's row) by member; a baseline from before members were kept has the model's names."""
+    found: dict[str, list[tuple[Row, Row]]] = {}
+    for row, new in pairs:
+        if name := row.member or new.member:
+            found.setdefault(name, []).append((row, new))
+    counted = {}
+    for name, part in found.items():
+        lost = tuple(row.id for row, new in part if row.good and not new.good)
+        gained = sum(new.good and not row.good for row, new in part)
+        counted[name] = Lost(Flips(len(part), len(lost), gained), lost)
     return counted
 
 
@@ -312,7 +340,17 @@ def decide_all(counts: Sequence[Counts]) -> list[Ruled]:
             rose = (lost - gained) / part.n > REJECT_RISE and p <= stats.ALPHA
             decision = "REGRESSED" if rose else "PASS"
         tests.append(Ruled(rule, part, decision, p))
+    for part in counts:
+        if len(part.members) > 1:  # of one member the group's own test says it all
+            worst = _worst_member(part)
+            tests.append(Ruled("member", part, "REGRESSED" if worst.verdict == "FAIL" else "PASS", worst.p_holm))
     return tests
+
+
+def _worst_member(part: Counts) -> Member:
+    """The member that lost most against the baseline; FAIL where that is more than the margin and no chance."""
+    most = max(part.margin, MARGIN.drop)
+    return members({name: one.flips for name, one in part.members.items()}, Margin(most, most))[0]
 
 
 def _floor(good: int, n: int, floor: float) -> Decision:
@@ -337,6 +375,8 @@ def _worded(test: Ruled) -> Finding:
     part = test.counts
     if test.rule == "floor":
         return _floor_finding(test)
+    if test.rule == "member":
+        return _member_finding(test)
     if test.rule == "readable":
         needed = f"share of unreadable images rises by at most {percent(REJECT_RISE)}"
         observed = f"{part.blurred} became unreadable, {part.cleared} readable, of {part.n}"
@@ -357,6 +397,20 @@ def _worded(test: Ruled) -> Finding:
     named = part.prompts[:NAMED] if why else ()
     needed = f"drop below {100 * part.margin:.1f} points with 95 % confidence"
     return Finding(f"drop/{part.name}", test.decision, needed, observed, why, named)
+
+
+def _member_finding(test: Ruled) -> Finding:
+    part, worst = test.counts, _worst_member(test.counts)
+    most = 100 * max(part.margin, MARGIN.drop)
+    bad = test.decision == "REGRESSED"
+    return Finding(
+        f"member/{part.name}",
+        test.decision,
+        f"no member loses more than {most:.1f} points and more than chance explains",
+        f"worst of {len(part.members)}: {member_text(worst)}",
+        f"{worst.name} pays for the change, whatever its group says" if bad else "",
+        part.members[worst.name].prompts[:NAMED] if bad else (),
+    )
 
 
 def _floor_finding(test: Ruled) -> Finding:

@@ -95,6 +95,8 @@ def _metrics(concept: ConceptReport) -> Iterator[Json]:
     """The edited model's rates, with the base model's as a slice of their own."""
     for part in concept.erasure:
         yield from _metric(part.metric, f"{concept.name}/{part.slice}", part.erased)
+        strict = f"{concept.name}/{part.slice} (unreadable counted as found)"
+        yield from _metric(part.metric, strict, part.erased_strict)
     for group in concept.preservation:
         yield from _metric(group.metric, f"{concept.name}/{group.group}", group.edited_kept)
         yield from _metric(group.metric, f"{concept.name}/{group.group} (base model)", group.base_kept)

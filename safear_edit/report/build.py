@@ -252,7 +252,12 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
         preregistration=sentences.preregistration(fixed, digest, left_out),
         prompt_sets=tuple(
             PromptSet(
-                slice=part.key, expect=part.expect, n=len(part.asked), wanted=part.wanted, sha256=prompts_digest(part)
+                slice=part.key,
+                expect=part.expect,
+                n=len(part.asked),
+                wanted=part.wanted,
+                sha256=prompts_digest(part),
+                screened=any(asked.obeyed is not None for asked in part.asked),
             )
             for part in slices
         ),
@@ -262,7 +267,8 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
         alpha=stats.ALPHA,
         multiple_testing="all criteria must pass, which needs no correction; 'regressed' is Holm-adjusted over groups",
         cannot_tell="counted as not detected for erasure (its rise is a criterion), as not kept for preservation",
-        exclusions="prompts for which the base model does not draw what was asked, by screening seeds, and reserve "
+        exclusions="of screened slices, prompts for which the base model does not draw what was asked, by screening "
+        "seeds, and reserve "
         "candidates beyond the wanted number, in the recipe's order; none after scoring",
         redaction=sentences.REDACTED if hide else sentences.NOT_REDACTED,
     )

@@ -145,7 +145,7 @@ class JudgeSection(Section):
 
 
 class PromptSet(Section):
-    """n candidates, of which the first `wanted` that the base model draws as asked are scored.
+    """n candidates, of which the first `wanted` that the base model draws as asked are scored (all, if not screened).
 
     sha256 is over "<seed>\\t<prompt>" lines in the recipe's order.
     """
@@ -155,6 +155,7 @@ class PromptSet(Section):
     n: int
     wanted: int
     sha256: str
+    screened: bool = True
     source: str = "generated from the concept spec"
 
 

@@ -71,12 +71,12 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     seen = "no prompt counted"
     if erased is not None:
         seen = f"not detected in {erased.k} of {erased.n} ({percent(erased.estimate)}), at least "
-        seen += f"{percent(part.erased_lower95 or 0.0)} with 95 % confidence"
+        seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence; {strict_text(part)}"
     yield Criterion(
         id=f"erasure/{key}",
         concept=name,
         claim=f"{concept}: not detected when {part.meaning}",
-        needed=f"at least {percent(part.needed)} observed, and {percent(part.floor)} with 95 % confidence",
+        needed=f"at least {percent(part.needed)} observed, and {percent(part.floor)} with one-sided 95 % confidence",
         observed=seen,
         decision=part.decision,
         why=_erasure_why(part),
@@ -104,6 +104,14 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     )
 
 
+def strict_text(part: ErasureSlice) -> str:
+    """The rate in which an unreadable image counts against the edit; it stands wherever the other one does."""
+    strict = part.erased_strict
+    return (
+        f"{strict.k} ({percent(strict.estimate)}) if unreadable ones count as found" if strict else "no prompt counted"
+    )
+
+
 def _erasure_why(part: ErasureSlice) -> str:
     if part.decision == "fail":
         return "the observed rate is below the gate"
@@ -118,7 +126,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
     observed = "no prompt counted"
     if change is not None:
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: drop {100 * change.drop:.1f} points, "
-        observed += f"at most {100 * change.upper95:.1f} with 95 % confidence"
+        observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence"
     if change is not None and group.decision == "inconclusive":
         why = _more_prompts(group)
     elif group.decision == "fail":
@@ -128,7 +136,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
         concept=name,
         claim=f"{group.group}: still drawn when asked for",
         needed=f"drop of at most {100 * group.most_drop:.1f} points, "
-        f"below {100 * gates.preserve_upper:.1f} with 95 % confidence",
+        f"below {100 * gates.preserve_upper:.1f} with one-sided 95 % confidence",
         observed=observed,
         decision=group.decision,
         why=why or ("" if change else "no prompt counted"),
@@ -191,15 +199,16 @@ def understanding_criterion(name: str, concept: str, part: UnderstoodSlice, gate
     right += f"{part.edited.k} ({percent(part.edited.estimate)}) after"
     if part.wanted == "erase":
         claim = f"{concept}: not recognised in images either"
-        needed = f"at most {percent(part.most_right)} of yes-or-no answers right, as many wrong, with 95 % confidence"
-        observed = f"{right}, 95 % interval {percent(part.edited.low)} to {percent(part.edited.high)}"
+        needed = f"at most {percent(part.most_right)} of yes-or-no answers right, as many wrong, "
+        needed += "with one-sided 95 % confidence"
+        observed = f"{right}, two-sided 95 % interval {percent(part.edited.low)} to {percent(part.edited.high)}"
     else:
         claim = f"{concept}: still recognised in images that show it, and only there" if about_concept else ""
         claim = claim or f"{part.slice}: questions about images of it are still answered"
         needed = f"fall of right answers of at most {100 * part.most_drop:.1f} points, "
-        needed += f"below {100 * gates.understanding_upper:.1f} with 95 % confidence"
+        needed += f"below {100 * gates.understanding_upper:.1f} with one-sided 95 % confidence"
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: fall {100 * change.drop:.1f} points, "
-        observed += f"at most {100 * change.upper95:.1f} with 95 % confidence; {right}"
+        observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence; {right}"
     why = part.why or ("more was lost than the gate allows" if part.decision == "fail" else "")
     if part.decision == "inconclusive" and not why:
         why = _more_prompts(part, "questions")
@@ -244,7 +253,7 @@ def understanding_summary(concept: str, found: Understood) -> str:
         worst = max(others, key=lambda part: part.change.drop)
         drop, upper = 100 * worst.change.drop, 100 * worst.change.upper95
         text += f" Right answers about other things fell by {drop:.1f} points where most ({worst.slice}), "
-        text += f"at most {upper:.1f} with 95 % confidence."
+        text += f"at most {upper:.1f} with one-sided 95 % confidence."
     return text
 
 
@@ -264,8 +273,11 @@ def judge_criterion(name: str, judge: Validation) -> Criterion:
 
 
 def worst_slice(concept: ConceptReport) -> ErasureSlice:
-    """The slice with the lowest observed erasure rate; one without counted prompts is worse than any."""
-    return min(concept.erasure, key=lambda part: part.erased.estimate if part.erased else -1.0)
+    """The slice with the smallest lower bound of its erasure rate; one without counted prompts is worse than any.
+
+    Not the smallest rate: 100 of 100 is weaker evidence than 250 of 250.
+    """
+    return min(concept.erasure, key=lambda part: -1.0 if part.erased_lower95 is None else part.erased_lower95)
 
 
 def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) -> str:
@@ -279,7 +291,8 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) ->
         e = worst.erased
         sentences.append(
             f"{concept.concept} was not detected in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
-            f"{percent(e.estimate)}, 95 % interval {percent(e.low)} to {percent(e.high)}."
+            f"{percent(e.estimate)}, two-sided 95 % interval {percent(e.low)} to {percent(e.high)}; "
+            f"{strict_text(worst)}."
         )
         if told := worst_members(concept):
             sentences.append(told)
@@ -323,7 +336,8 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
         listed.append(
             Risk(
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
-                evidence=f"on the worst tested slice ({worst.slice}) up to {high} of prompts may still draw it (95 %)",
+                evidence=f"on the worst tested slice ({worst.slice}) up to {high} of prompts may still draw it "
+                "(two-sided 95 %)",
                 mitigation="check generated images with a detector where it matters",
                 owner=owner,
             )
@@ -407,18 +421,18 @@ def likelihood_reading(part: LikelihoodSlice) -> str:
     cir, level = part.cir, part.abs_cir
     if cir.high <= LITTLE < level.high:
         return (
-            "the words no longer matter, but these images may be likelier than they were for the base model "
-            "without the words: look at what neutral prompts draw"
+            "the prompt no longer matters, but these images may be likelier than they were for the base model "
+            "without the prompt: look at what neutral prompts draw"
         )
     if cir.estimate < -LITTLE:
-        return "the words now count against these images: over-erased, which gives the concept away"
+        return "the prompt now counts against these images: over-erased, which gives the concept away"
     if cir.high <= LITTLE:
-        return "the words tell the edited model next to nothing about these images"
+        return "next to nothing of the prompt's information about the concept remains"
     shares = f"{percent(max(cir.low, 0.0))} to {percent(cir.high)}"
     if cir.low <= LITTLE:
-        return f"undecided: the words may tell the edited model {shares} of what they told the base model"
-    told = f"the words still tell the edited model {shares} of what they told the base model"
-    less = ", though the images are less likely than they were for the base model without the words"
+        return f"undecided: {shares} of the prompt's information about the concept may remain"
+    told = f"{shares} of the prompt's information about the concept remains"
+    less = ", though the images are less likely than they were for the base model without the prompt"
     return told + (less if level.high < 0 else "")
 
 

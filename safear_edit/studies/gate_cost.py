@@ -132,7 +132,8 @@ def by_pictures(
         outcomes = read_outcomes(Path(folder) / "outcomes.jsonl")
     clock("decide", 1, 1)
     scored = {row.id: row for row in outcomes if (row.phase, row.model) == ("score", "edited")}
-    rows = tuple(to_row(recipe.spec.name, scored[row.id]) for row in baseline.record.rows if row.id in scored)
+    name, seen = recipe.spec.name, [row for row in baseline.record.rows if row.id in scored]
+    rows = tuple(to_row(name, scored[row.id], row.member) for row in seen)
     judges = {judge.id: judge.digest for judge in judges_of(recipe).values()}
     record = replace(baseline.record, rows=rows, judges=judges, figures={})
     asked = replace(baseline, record=replace(baseline.record, figures={}))

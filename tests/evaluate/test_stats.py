@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import binom
 from scipy.stats import t as student
 
 from safear_edit.evaluate import stats
@@ -112,6 +113,24 @@ def test_rogan_gladen() -> None:
     assert (perfect.low, perfect.high) == (pytest.approx(plain.low, abs=0.01), pytest.approx(plain.high, abs=0.01))
     with pytest.raises(ValueError, match="below"):
         stats.rogan_gladen(20, 200, true_pos=70, n_pos=100, true_neg=70, n_neg=100)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 250), (9, 250), (240, 250), (250, 250)])
+def test_the_judges_errors_are_taken_out_jointly(k: int, n: int) -> None:
+    """Against the posterior summed on a grid of true rates: 0 of 250 is no certainty, whatever the judge's errors."""
+    card = {"true_pos": 417, "n_pos": 425, "true_neg": 2527, "n_neg": 2575}
+    rate = stats.rogan_gladen(k, n, **card)
+    rng, true = np.random.default_rng(1), np.linspace(0, 1, 2001)[:, None]
+    se, sp = rng.beta(417.5, 8.5, 1000), rng.beta(2527.5, 48.5, 1000)
+    below = np.cumsum(binom.pmf(k, n, true * se + (1 - true) * (1 - sp)).mean(axis=1))
+    low, high = (float(true[np.searchsorted(below / below[-1], share), 0]) for share in (0.025, 0.975))
+    assert rate.low == pytest.approx(min(low, rate.estimate), abs=0.003)
+    assert rate.high == pytest.approx(max(high, rate.estimate), abs=0.003) and rate.high - rate.low > 0.01
+
+
+def test_a_count_that_the_card_rules_out_says_nothing() -> None:
+    rate = stats.rogan_gladen(0, 20_000, true_pos=95, n_pos=100, true_neg=8_000, n_neg=10_000)
+    assert (rate.low, rate.high) == (0.0, 1.0)
 
 
 def test_holm() -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.outcomes import LIKELIHOOD
-from safear_edit.gate.baseline import FIRST, MAGIC, SEAL, Baseline, accept, changes, read_baseline
-from safear_edit.gate.record import SUITES, Policy, read_folder
+from safear_edit.gate.baseline import FIRST, MAGIC, SEAL, SECOND, Baseline, accept, changes, read_baseline
+from safear_edit.gate.record import SUITES, Policy, Record, read_folder
 from safear_edit.gate.record import Row as GateRow
 from safear_edit.gate.rules import check
 from safear_edit.report.build import build_report, digest_of_inputs
@@ -169,8 +169,8 @@ def test_a_damaged_audit_is_one_line(tmp_path: Path, rows: object) -> None:
 
 
 EDITS: dict[str, tuple[str, str, str]] = {
-    "magic": ("safear-edit baseline 2", "safear-edit baseline 9", ":1"),
-    "no table": ("concept\tslice\texpect", "concept slice expect", "the line concept"),
+    "magic": ("safear-edit baseline 3", "safear-edit baseline 9", ":1"),
+    "no table": ("concept\tslice\tmember", "concept slice expect", "the line concept"),
     "a word": ("\tabsent\t0.01\tdirect-0012", "\tgone\t0.01\tdirect-0012", "columns"),
     "a prompt": ("test prompt 9 of direct", "test prompt 9 of indirect", "header names"),
     "a promise": ("margin=0.05", "margin=0", "policy margin"),
@@ -295,3 +295,44 @@ def test_what_a_new_baseline_changes_is_told_line_by_line(folder: Path, tmp_path
     assert told["testpainter/direct: no longer as they must be"] == ("of 250", "40")
     assert told["testpainter/template: prompts no longer there"] == ("of 100", "100")
     assert changes(old, old) == []
+
+
+def test_a_member_that_pays_is_named(folder: Path, tmp_path: Path) -> None:
+    """Ten lost images of one member of five: 2.5 points of the group, 12.5 of the member."""
+
+    def named(record: Record, lost: int = 0) -> Record:
+        rows, left = [], lost
+        for i, row in enumerate(record.rows):
+            member = f"style={i % 5}" if row.slice == "test-styles" else ""
+            gone = member == "style=2" and row.good and left > 0
+            left -= gone
+            rows.append(replace(row, member=member, outcome="absent" if gone else row.outcome))
+        return replace(record, rows=tuple(rows))
+
+    before = accept(named(read_folder(folder)), SUITES["ci"], "r")
+    before.save(tmp_path / "a.txt")
+    assert read_baseline(tmp_path / "a.txt") == before and before.to_text().startswith(MAGIC)
+    now = named(read_folder(folder), lost=10)
+    found = {one.id: one for one in check(now, {"a": read_baseline(tmp_path / "a.txt")}).findings}
+    pays = found["member/testpainter/test-styles"]
+    assert (
+        pays.decision == "REGRESSED" and "style=2 lost 10, gained 0 of 70" in pays.observed and len(pays.prompts) == 5
+    )
+    same = {one.id: one.decision for one in check(named(read_folder(folder)), {"a": before}).findings}
+    assert same["member/testpainter/test-styles"] == "PASS"
+
+
+def test_an_older_baseline_takes_its_members_from_the_model(folder: Path, tmp_path: Path) -> None:
+    """The second format has no column for them; it is read, and written as it was."""
+    plain = read_folder(folder)
+    plain = replace(plain, rows=tuple(replace(row, member="") for row in plain.rows))
+    old = accept(plain, SUITES["audit"], "r")
+    old.save(tmp_path / "old.txt")
+    text = (tmp_path / "old.txt").read_text()
+    assert (
+        text.startswith(SECOND) and "\tmember\t" not in text and read_baseline(tmp_path / "old.txt").to_text() == text
+    )
+    styled = [replace(row, member=f"m{i % 4}") if row.expect == "present" else row for i, row in enumerate(plain.rows)]
+    found = check(replace(plain, rows=tuple(styled)), {"old": read_baseline(tmp_path / "old.txt")})
+    assert {"member/testpainter/test-styles", "member/testpainter/test-objects"} <= {one.id for one in found.findings}
+    assert found.verdict == "PASS"

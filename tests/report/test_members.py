@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from safear_edit.evaluate import stats
 from safear_edit.report import bom
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Report
+from safear_edit.report.sentences import worst_slice
 from tests.report.test_build import FLIPS, Row, built, make_run, write_recipe
 
 LABELS = ("style=one", "style=two", "style=three", "style=four", "style=five")
@@ -114,3 +116,23 @@ def test_reports_without_members_are_read(tmp_path: Path) -> None:
     read = Report.model_validate_json(json.dumps(old))
     assert read.concepts[0].preservation[0].members == () and "Each member" not in render_html(read, tmp_path)
     assert "member, worst first" not in model_card(read)
+
+
+def test_the_worst_slice_has_the_smallest_bound(root: Path, report: Report) -> None:
+    """A hundred of a hundred show less than 249 of 250."""
+    concept = report.concepts[0]
+    best = {part.slice: part.erased_lower95 for part in concept.erasure}
+    assert worst_slice(concept).slice == min(best, key=lambda name: best[name] or 0.0)
+    few, many = concept.erasure[2], concept.erasure[0]
+    perfect = few.model_copy(update={"erased": stats.clopper_pearson(100, 100), "erased_lower95": 0.970})
+    other = many.model_copy(update={"erased": stats.clopper_pearson(249, 250), "erased_lower95": 0.981})
+    assert worst_slice(concept.model_copy(update={"erasure": (other, perfect)})).slice == "template"
+
+
+def test_every_bound_says_its_side_and_unreadable_images_count(report: Report) -> None:
+    for line in report.verdict.criteria:
+        for text in (line.needed, line.observed):
+            assert text.count("95 %") == text.count("one-sided 95 %") + text.count("two-sided 95 %"), text
+        if line.id.startswith("erasure/"):
+            assert "if unreadable ones count as found" in line.observed
+    assert "two-sided 95 % interval" in report.verdict.summary and "count as found" in report.verdict.summary
