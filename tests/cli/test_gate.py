@@ -112,7 +112,7 @@ def test_refusals_are_results_too(
         (["check", "nowhere", "--baseline", "last.txt"], "report.json"),
         (["check", "good", "--baseline", "last.txt", "--baseline", "./last.txt"], "two of one name"),
         (["check", "good", "--baseline", "last.txt", "--trust", "nowhere"], "nowhere"),
-        (["check", "good", "--baseline", "good/report.json"], "safear-edit baseline 2"),
+        (["check", "good", "--baseline", "good/report.json"], "safear-edit baseline 3"),
         (["check", "good", "--baseline", "last.txt", "--require-signature"], "--trust"),
         (["baseline", "accept", "bad", "--out", "no.txt", "--reason", "x"], "--despite"),
         (["baseline", "diff", "last.txt", "nowhere.txt"], "nowhere.txt"),
