@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 from click.core import ParameterSource
 
-from safear_edit.cli import attack, gate, stack, terminal
+from safear_edit.cli import approve, attack, gate, stack, terminal
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
@@ -466,16 +466,24 @@ def verify(folder: Path, trust: Path, ignore_foreign: bool, as_json: bool) -> in
     \b
     safear-edit verify safe-llamagen --trust keys
     """
+    from dataclasses import asdict
+
+    from safear_edit.release.approve import approvals
     from safear_edit.release.verify import verify_folder
 
     found = verify_folder(folder, trust, ignore_foreign=ignore_foreign)
+    given = approvals(found)
     if as_json:
         facts = {"key": found.key, "key_sha256": found.hint, "root": found.root, "result": found.result}
         print_json({**facts, "files": dict(found.files), "warnings": list(found.warnings),
-                    "ignored": list(found.ignored)})  # fmt: skip
+                    "ignored": list(found.ignored), "approvals": [asdict(one) for one in given]})  # fmt: skip
         return 0
     print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
     print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
+    for one in given:
+        print(f"approved by {one.name}, {one.role}, {one.when}, key {one.key}" + (f": {one.note}" if one.note else ""))
+    if not given:
+        print("not approved: nobody has signed for its use (`safear-edit approve`)")
     for name in found.ignored:
         print(f"ignored: {name}")
     for warning in found.warnings:
@@ -631,7 +639,7 @@ def generate(
     return 0
 
 
-for _verb in (*attack.VERBS, *gate.VERBS, *stack.VERBS):
+for _verb in (*approve.VERBS, *attack.VERBS, *gate.VERBS, *stack.VERBS):
     verbs.add_command(_verb)
 
 

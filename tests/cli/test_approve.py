@@ -1,0 +1,77 @@
+"""approve: the release is verified first, and verify tells who approved what and when."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safear_edit.cli import main
+from safear_edit.release import keys
+from safear_edit.release.claims import write_claims
+from safear_edit.release.signing import CLAIMS, SIGNATURE, sign_folder
+from tests.release.test_claims import inputs
+from tests.release.test_verify import Release
+
+ADA = ("--name", "Ada Example", "--role", "safety board")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    """Signed with a key that is kept, unlike the other tests'."""
+    made = Release(tmp_path)
+    pair = keys.generate(tmp_path / "kept", "safear", None)
+    signer = keys.find_signer(pair.private, {})
+    assert signer is not None
+    for name in (SIGNATURE, CLAIMS):
+        (made.folder / name).unlink()
+    write_claims(made.folder, sign_folder(made.folder, signer), inputs(), signer)
+    shutil.copy(pair.public, made.trust)
+    return made
+
+
+def private(release: Release) -> Path:
+    return release.trust.parent / "kept" / "safear.key"
+
+
+def test_approved_by_whom_and_when(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    verify = ["verify", str(release.folder), "--trust", str(release.trust)]
+    assert main.run(verify) == 0 and "not approved: nobody" in capsys.readouterr().out
+    words = ["approve", str(release.folder), *ADA, "--note", "minis only", "--key", str(private(release))]
+    assert main.run(words) == 0
+    said = capsys.readouterr().out
+    assert "approved by Ada Example, safety board, 2" in said and "trust folder" in said
+    assert main.run(verify) == 0
+    shown = capsys.readouterr().out
+    assert "approved by Ada Example, safety board, 2" in shown and ": minis only" in shown
+    assert "not approved" not in shown
+    assert main.run([*verify, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["approvals"]
+    assert (found["name"], found["role"], found["note"]) == ("Ada Example", "safety board", "minis only")
+
+
+def test_a_changed_release_is_not_approved(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    (release.folder / "added.txt").write_text("new")
+    before = release.lines()
+    assert main.run(["approve", str(release.folder), *ADA, "--key", str(private(release))]) == 4
+    assert release.lines() == before and "added.txt" in capsys.readouterr().err
+
+
+def test_a_key_that_did_not_sign_needs_trust(
+    release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = keys.generate(tmp_path / "board", "board", None)
+    words = ["approve", str(release.folder), *ADA, "--key", str(pair.private)]
+    assert main.run(words) == 4 and len(release.lines()) == 2
+    assert main.run([*words, "--trust", str(release.trust), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == pair.hint and len(release.lines()) == 3
+
+
+def test_no_key_is_one_line(
+    release: Release, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(keys.KEY_VARIABLE, raising=False)
+    assert main.run(["approve", str(release.folder), *ADA]) == 2
+    assert "--key" in capsys.readouterr().err
