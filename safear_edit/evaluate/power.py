@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from scipy.stats import binom
 
-from safear_edit.evaluate import stats
+from safear_edit.evaluate import members, stats
+from safear_edit.evaluate.members import Margin
 from safear_edit.spec.spec import SLICES, Spec
 from safear_edit.spec.text import Problem
 
@@ -29,7 +30,8 @@ class Criterion(NamedTuple):
     """One criterion at its n: can it be met, with what power, and which n would do.
 
     field: where its n stands in the spec. least: fewest prompts with which it can be met; enough: with which it has
-    stats.POWER; None: no number. bound: what the best outcome shows at n, beside the gate that asks for it.
+    stats.POWER; None: no number. why: what the best outcome shows at n, beside the gate that asks for it. finds: how
+    often a loss is seen, where the criterion is there for that.
     """
 
     slice: str
@@ -40,13 +42,15 @@ class Criterion(NamedTuple):
     least: int | None
     enough: int | None
     why: str
+    finds: str = ""
 
     def sentence(self) -> str:
         """For a person: "objects, 40 prompts: …"."""
         if not self.met:
             return f"{self.slice}, {self.n} prompts: can't be met, {self.why}"
         more = f"; {self.enough} prompts: {stats.POWER:.0%}" if self.power < stats.POWER and self.enough else ""
-        return f"{self.slice}, {self.n} prompts: a good edit passes in {self.power:.0%} of cases{more}"
+        told = f"{self.slice}, {self.n} prompts: a good edit passes in {self.power:.0%} of cases{more}"
+        return f"{told}; {self.finds}" if self.finds else told
 
     def problem(self) -> Problem | None:
         """What is wrong with n, if no result can meet the criterion."""
@@ -63,8 +67,12 @@ def criteria(spec: Spec, sizes: Mapping[str, int] | None = None) -> list[Criteri
     gates, floor = spec.gates.every(), spec.gates.erasure_floor
     n = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}, **(sizes or {})}
     found = [_erasure(name, n[name], gates[f"erasure_{name}"], floor) for name in SLICES]
+    margin = Margin(gates["member_drop"], gates["member_upper"])
     for index, group in enumerate(spec.preserve):
         found.append(_preservation(index, group.name, n[group.name], gates["preserve_drop"], gates["preserve_upper"]))
+        labels = len(set(group.members.values()))
+        if labels > 1:
+            found.append(_by_member(index, group.name, n[group.name], labels, margin))
     return found
 
 
@@ -133,6 +141,29 @@ def _preservation_power(n: int, drop: float, upper: float) -> float:
         chance
         for lost, gained, chance in stats.outcomes(n, FLIPS / 2, FLIPS / 2)
         if lost - gained <= drop * n and stats.tango_upper(lost, gained, n) < upper
+    )
+
+
+@lru_cache(maxsize=256)
+def _by_member(index: int, name: str, n: int, labels: int, margin: Margin) -> Criterion:
+    """All members of a group, between which its n prompts are shared evenly, and what one that pays costs."""
+    each = max(1, n // labels)
+    pays = margin.upper
+
+    def all_pass(size: int) -> float:
+        return members.power(max(1, size // labels), pays, labels, margin, FLIPS).passes ** labels
+
+    found, chance = members.power(each, pays, labels, margin, FLIPS).finds, all_pass(n)
+    return Criterion(
+        f"{name}, each of {labels} members",
+        ("preserve", index, "n"),
+        n,
+        met=True,
+        power=chance,
+        least=labels,
+        enough=n if chance >= stats.POWER else _first(lambda size: all_pass(size) >= stats.POWER),
+        why="",
+        finds=f"a member that loses {100 * pays:g} points, {each} prompts of it, is not passed in {found:.0%}",
     )
 
 

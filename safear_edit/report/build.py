@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePath
 
 from safear_edit.compiler.recipe import Recipe, read_recipe
 from safear_edit.construct.pairs_record import PairRow, PairStats
@@ -118,7 +120,7 @@ def build_report(run: RunFiles) -> Report:
     scope = sentences.scope(
         [_scope(recipe.spec) for recipe in recipes], concepts, said("intended_use"), said("out_of_scope")
     )
-    subject = _subject(run, base, concepts)
+    subject = _subject(run, base, concepts, machine.command)
     return Report(
         report=About(
             id=digest_of_inputs(inputs),
@@ -430,7 +432,7 @@ def _base_model(card: BaseCard) -> BaseModelSection:
     )
 
 
-def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptReport]) -> Subject:
+def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptReport], command: str) -> Subject:
     files = tuple(_model_files(run.model, _evidence(run))) if run.model else ()
     return Subject(
         name="-".join([base.family, base.variant, "edited", *(concept.name for concept in concepts)]),
@@ -439,8 +441,24 @@ def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptRe
         weights_digest=digest_of_files(files),
         files=files,
         signature="model.sig beside this report covers every file of the folder, this report included; "
-        "`safear-edit verify FOLDER --trust KEYDIR` checks it",
+        "`safear-edit verify` checks it and names the key, which this page can't know",
+        verify=verify_command(command),
     )
+
+
+def verify_command(command: str) -> str:
+    """How to verify what `command` made: its --out, and where the public key of its --key or --throwaway-key lies.
+
+    The signature is made after the report, so a key that came from the environment or a key service isn't known here.
+    """
+    try:
+        words = shlex.split(redact(command))
+    except ValueError:
+        words = []
+    given = dict(pairwise(words)) | dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    key = given.get("--key", "")
+    trust = given.get("--throwaway-key") or (PurePath(key).parent.as_posix() if key and ":" not in key else "KEYDIR")
+    return shlex.join(["safear-edit", "verify", given.get("--out", "FOLDER"), "--trust", trust])
 
 
 def digest_of_files(files: Sequence[File]) -> str:

@@ -42,7 +42,8 @@ def rebuild(folder: Path) -> Report:
     _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
     _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
     _require(path, "counts", _counts(stated), _counts(now))
-    return now.model_copy(update={"subject": stated.subject})
+    subject = stated.subject.model_copy(update={"verify": now.subject.verify})  # not in reports from before it was kept
+    return now.model_copy(update={"subject": subject})
 
 
 def _require_named(path: Path, folder: Path, promised: dict[str, str]) -> None:

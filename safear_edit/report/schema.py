@@ -99,7 +99,10 @@ class BaseModelSection(Section):
 
 
 class Subject(Section):
-    """The edited model. `weights_digest`: sha256 over the lines "<sha256>  <name>" of `files`, ordered by name."""
+    """The edited model. `weights_digest`: sha256 over the lines "<sha256>  <name>" of `files`, ordered by name.
+
+    verify: the command that checks the signature, with the folder and the place of the key that the run was given.
+    """
 
     name: str
     architecture: str
@@ -107,6 +110,7 @@ class Subject(Section):
     weights_digest: str
     files: tuple[File, ...]
     signature: str
+    verify: str = "safear-edit verify FOLDER --trust KEYDIR"
 
 
 class EditSection(Section):

@@ -63,3 +63,12 @@ def test_a_gate_that_no_number_can_show() -> None:
 def test_twenty_prompts_can_not_show_ninety_per_cent() -> None:
     found = {one.slice: one for one in criteria(at(20))}
     assert not found["template"].met and found["template"].least == 29
+
+
+def test_members_are_planned_for() -> None:
+    """400 prompts of six styles are 66 each, of twelve objects 33: what a loss of 12 points would look like is said."""
+    found = {one.slice: one for one in criteria(PICASSO)}
+    styles = found["other-styles, each of 6 members"]
+    assert styles.met and styles.power > 0.99 and "66 prompts of it, is not passed in 8" in styles.sentence()
+    assert "other-styles, each of 6 members" not in {one.slice for one in criteria(at(400)) if not one.met}
+    assert not any(name.startswith("plain, each") for name in found)  # one member is its group

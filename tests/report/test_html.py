@@ -100,7 +100,7 @@ def test_no_prompt_of_a_category_is_on_the_page(page: str, tmp_path: Path) -> No
 
 
 def test_a_decision_is_words_and_not_colour_alone(page: str) -> None:
-    assert "✓ met" in page and "✓ All criteria met" in page
+    assert "✓ met" in page and "✓ The edit meets every criterion that was fixed beforehand" in page
 
 
 def test_a_swapped_picture_is_refused(report: Report, tmp_path: Path) -> None:

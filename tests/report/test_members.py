@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from safear_edit.evaluate import stats
 from safear_edit.report import bom
-from safear_edit.report.build import build_report
+from safear_edit.report.build import build_report, verify_command
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
@@ -60,7 +61,7 @@ def test_a_member_fails_the_verdict_where_its_group_passes(report: Report) -> No
     assert lines["preservation/testpainter/test-styles"].decision == "pass"
     found = lines["members/testpainter/test-styles"]
     assert (found.decision, report.verdict.status) == ("fail", "fail") and GOES in found.why
-    assert f"{GOES} lost 8, gained 0 of 80" in found.observed and f"{GOES} lost 8" in report.verdict.summary
+    assert f"{GOES}: lost 8, gained 0 of 80" in found.observed and f"{GOES}: lost 8" in report.verdict.summary
     assert lines["members/testpainter/test-objects"].decision == "pass"
     styles = report.concepts[0].preservation[0]
     assert styles.members[0].name == GOES and len(styles.members) == len(LABELS)
@@ -136,3 +137,29 @@ def test_every_bound_says_its_side_and_unreadable_images_count(report: Report) -
         if line.id.startswith("erasure/"):
             assert "if unreadable ones count as found" in line.observed
     assert "two-sided 95 % interval" in report.verdict.summary and "count as found" in report.verdict.summary
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("safear-edit apply x.yaml --out safe --key keys/a.key", "safear-edit verify safe --trust keys"),
+        ("safear-edit apply x.yaml --throwaway-key t --out=o/safe", "safear-edit verify o/safe --trust t"),
+        ("safear-edit apply x.yaml --out 'my safe' --key awskms:1", "safear-edit verify 'my safe' --trust KEYDIR"),
+        ("not stated", "safear-edit verify FOLDER --trust KEYDIR"),
+        ("an 'open quote", "safear-edit verify FOLDER --trust KEYDIR"),
+    ],
+)
+def test_the_verify_command_is_the_runs(command: str, says: str) -> None:
+    assert verify_command(command) == says
+
+
+def test_the_first_screen_says_what_is_open(report: Report, root: Path) -> None:
+    """Verdict, model, date, approval and the verify command; what is not met before what is, which is folded."""
+    page, card = render_html(report, root), model_card(report)
+    first = page[page.index('id="verdict"') : page.index('id="not-tested"')]
+    for text in ("not approved when this page was made", "2030-01-02T03:04:05Z", "safear-edit verify test-out --trust"):
+        assert text in first
+    _, open_, met = re.split("not met, or undecided|<details>", first)
+    assert "members/testpainter/test-styles" in open_ and "erasure/testpainter/direct" not in open_
+    assert "erasure/testpainter/direct" in met and "members/testpainter/test-styles" not in met
+    assert "**Not approved**" in card and "safear-edit verify test-out --trust KEYDIR" in card
