@@ -112,7 +112,7 @@ def member_chart(concept: ConceptReport) -> str:
             if gate in gates:
                 margin = 100 * gates[gate]
                 axes.axvline(margin, color=INK, lw=1, ls=dashes, label=f"most {words}: {margin:g} points")
-        names = [f"{group}   {one.name}" if group else one.name for group, one in reversed(rows)]
+        names = [f"{group}: {one.name}" if group else one.name for group, one in reversed(rows)]
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(-0.7, len(rows) - 0.3)
         _plain(axes, "Drop in points: dot observed, bar to the one-sided 95 % upper bound")
