@@ -427,11 +427,11 @@ def likelihood_reading(part: LikelihoodSlice) -> str:
     if cir.estimate < -LITTLE:
         return "the prompt now counts against these images: over-erased, which gives the concept away"
     if cir.high <= LITTLE:
-        return "next to nothing of the prompt's information about the concept remains"
+        return "next to nothing of the information that the prompt gives about the concept remains"
     shares = f"{percent(max(cir.low, 0.0))} to {percent(cir.high)}"
     if cir.low <= LITTLE:
-        return f"undecided: {shares} of the prompt's information about the concept may remain"
-    told = f"{shares} of the prompt's information about the concept remains"
+        return f"undecided: from {shares} of the information that the prompt gives about the concept may remain"
+    told = f"{shares} of the information that the prompt gives about the concept remains"
     less = ", though the images are less likely than they were for the base model without the prompt"
     return told + (less if level.high < 0 else "")
 

@@ -825,7 +825,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
         ((0.02, -0.01, 0.05), (-0.5, -0.6, -0.4), "next to nothing"),
         ((0.05, 0.03, 0.06), (0.64, 0.48, 0.82), "likelier than they were.*neutral prompts"),  # relearned
         ((-0.2, -0.25, -0.15), (-0.8, -0.9, -0.7), "over-erased"),
-        ((0.3, 0.25, 0.35), (0.1, 0.0, 0.2), r"25\.0 % to 35\.0 % of the prompt's information"),
+        ((0.3, 0.25, 0.35), (0.1, 0.0, 0.2), r"25\.0 % to 35\.0 % of the information"),
         ((0.3, 0.25, 0.35), (-0.5, -0.6, -0.4), "less likely than they were"),
         ((0.1, -0.05, 0.25), (0.0, -0.1, 0.1), r"undecided: .* 0\.0 % to 25\.0 %"),
         ((0.314159, 0.0, 0.6), (0.0, -0.1, 0.1), r"not meaningful here, because an interval of 0\.60 is wider"),
