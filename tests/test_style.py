@@ -20,7 +20,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 75
 """Lines of a function, docstring included: one screen of a large window."""
 
-LIGHT = ("cli.main", "cli.gate", "cli.stack", "cli.doctor", "cli.options", "cli.listing", "progress", "errors",
+LIGHT = ("cli.main", "cli.options", "cli.listing", "files.layout", "progress", "errors",
          "registry", "files.strict", "files.rundir", "files.atomic", "spec.spec", "spec.prompts", "compiler.compile",
          "compiler.recipe", "evaluate.stats", "report.build", "release.keys", "release.signing", "release.claims",
          "release.verify", "gate.rules", "gate.baseline")  # fmt: skip

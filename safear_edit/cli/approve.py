@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from safear_edit.cli.options import FOLDER, print_json, shared
+from safear_edit.cli.options import FOLDER, ForProgram, option, print_json, taking
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from safear_edit.release.verify import Verification
 
 
+@dataclass(frozen=True)
+class ApproveOptions(ForProgram):
+    name: str = option("--name", required=True, help="Who approves.")
+    role: str = option("--role", required=True, help="As what: the office or board that answers for the decision.")
+    note: str = option("--note", default="", help="Conditions, or why; stands in the claim.")
+    trust: Path | None = option(
+        "--trust", type=FOLDER, help="Folder of the *.pub files to verify against (default: the key that approves)."
+    )
+    key: str | None = option("--key", help="Private key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY).")
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--name", required=True, help="Who approves.")
-@click.option("--role", required=True, help="As what: the office or board that answers for the decision.")
-@click.option("--note", default="", help="Conditions, or why; stands in the claim.")
-@click.option(
-    "--trust", type=FOLDER, help="Folder of the *.pub files to verify against (default: the key that approves)."
-)
-@shared("key", "json")
-def approve(folder: Path, name: str, role: str, note: str, trust: Path | None, key: str | None, as_json: bool) -> int:
+@taking(ApproveOptions)
+def approve(folder: Path, given: ApproveOptions) -> int:
     """Sign that a person approves exactly these files; the release is verified first, and none of its files changes.
 
     \b
@@ -36,17 +41,17 @@ def approve(folder: Path, name: str, role: str, note: str, trust: Path | None, k
     from safear_edit.release.approve import approve as sign_approval
     from safear_edit.release.keys import find_signer
 
-    signer = find_signer(key, os.environ)
+    signer = find_signer(given.key, os.environ)
     if signer is None:
         raise UsageError("--key", "the approver's private key", "none", "make one with `safear-edit keygen FOLDER`")
-    verified = _verified(folder, trust, signer)
-    given = sign_approval(folder, verified, signer, name=name, role=role, note=note)
-    if as_json:
-        print_json({**asdict(given), "result": verified.result, "warnings": list(verified.warnings)})
+    verified = _verified(folder, given.trust, signer)
+    made = sign_approval(folder, verified, signer, name=given.name, role=given.role, note=given.note)
+    if given.as_json:
+        print_json({**asdict(made), "result": verified.result, "warnings": list(verified.warnings)})
         return 0
     for warning in verified.warnings:
         print(f"warning: {warning}")
-    print(f"{folder}: approved by {given.name}, {given.role}, {given.when}, key {given.key[:16]}")
+    print(f"{folder}: approved by {made.name}, {made.role}, {made.when}, key {made.key[:16]}")
     print(f"the public half of that key belongs in the trust folder of everyone who runs `safear-edit verify {folder}`")
     return 0
 

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from safear_edit.cli.options import FOLDER, NEW, print_json, print_table, shared, shown_progress
+from safear_edit.cli.options import (
+    FOLDER,
+    NEW,
+    OnDevice,
+    Seeded,
+    Shown,
+    option,
+    print_json,
+    print_table,
+    shown_progress,
+    taking,
+)
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
     from safear_edit.attacks.record import Attacks, Count, Leaks
 
 
+@dataclass(frozen=True)
+class AttackOptions(Seeded, OnDevice, Shown):
+    spec: str | None = option("--spec", help="The concept to bring back (default: the release's own, if it has one).")
+    names: tuple[str, ...] = option(
+        "--attack", multiple=True, metavar="NAME", help="See: safear-edit ls attacks (default: all)."
+    )
+    tier: str = option("--tier", type=click.Choice(["quick", "standard", "full"]), default="quick", show_default=True)
+    budget: float | None = option(
+        "--budget", type=float, metavar="MINUTES", help="No attack begins after so many minutes."
+    )
+    out: Path | None = option("--out", type=NEW, help="Where results are kept (default: DIR-attacks beside it).")
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--spec", help="The concept to bring back (default: the release's own, if it has one).")
-@click.option("--attack", "names", multiple=True, metavar="NAME", help="See: safear-edit ls attacks (default: all).")
-@click.option("--tier", type=click.Choice(["quick", "standard", "full"]), default="quick", show_default=True)
-@click.option("--budget", type=float, metavar="MINUTES", help="No attack begins after so many minutes.")
-@click.option("--out", type=NEW, help="Where results are kept (default: DIR-attacks beside it).")
-@shared("seed", "device", "json", "quiet")
-def attack(
-    folder: Path,
-    spec: str | None,
-    names: tuple[str, ...],
-    tier: str,
-    budget: float | None,
-    out: Path | None,
-    seed: int,
-    device: str,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@taking(AttackOptions)
+def attack(folder: Path, given: AttackOptions) -> int:
     """Try to bring a concept back from a release, each attack beside its control of the same budget.
 
     Found or not, the exit code is 0: this informs and decides nothing. The same call goes on where it was killed.
@@ -43,22 +52,22 @@ def attack(
     """
     from safear_edit.pipeline.attack import attack as run
 
-    if budget is not None and not budget > 0:
-        raise UsageError("--budget", "minutes above 0", str(budget), "leave it out for no limit")
-    where = out or folder.absolute().parent / f"{folder.absolute().name}-attacks"
-    with shown_progress(as_json=as_json, quiet=quiet) as progress:
+    if given.budget is not None and not given.budget > 0:
+        raise UsageError("--budget", "minutes above 0", str(given.budget), "leave it out for no limit")
+    where = given.out or folder.absolute().parent / f"{folder.absolute().name}-attacks"
+    with shown_progress(given) as progress:
         found = run(
             folder,
-            spec=spec,
-            names=names,
-            tier=tier,
-            minutes=budget,
-            seed=seed,
-            device=device,
+            spec=given.spec,
+            names=given.names,
+            tier=given.tier,
+            minutes=given.budget,
+            seed=given.seed,
+            device=given.device,
             out=where,
             progress=progress,
         )
-    if as_json:
+    if given.as_json:
         print_json(found.model_dump(mode="json"))
     else:
         _print(found, where)

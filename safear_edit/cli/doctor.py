@@ -1,4 +1,4 @@
-"""Is this machine fit to run safear-edit: `safear-edit doctor`. Looks, reports, changes nothing.
+"""Is this machine fit to run safear-edit: the verb `doctor` and its checks; nothing is changed.
 
 A check is a function without arguments that returns a `Finding`; a "fault" makes the command end with 2, a "note" is
 worth knowing (an extra that is not installed, a licence), "ok" is ok.
@@ -10,11 +10,15 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import click
+
+from safear_edit.cli.options import ForProgram, print_json, print_table, taking
+from safear_edit.cli.terminal import UNUSABLE
 from safear_edit.errors import SafearError
 from safear_edit.pipeline.environment import version_of
 
@@ -137,3 +141,22 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     memory,
     key,
 )
+
+
+@click.command()
+@taking(ForProgram)
+def doctor(given: ForProgram) -> int:
+    """Look at the installation: versions, weights, extras, disk, memory, keys.
+
+    \b
+    safear-edit doctor
+    """
+    findings = examine()
+    if given.as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(("", "what", "found"), [(f.status, f.name, f.detail) for f in findings])
+    return UNUSABLE if any(f.status == "fault" for f in findings) else 0
+
+
+VERBS: tuple[click.Command, ...] = (doctor,)

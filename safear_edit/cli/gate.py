@@ -8,14 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import click
 
-from safear_edit.cli.options import FOLDER, NEW, SEED, print_json, print_table, shared, shown_progress
+from safear_edit.cli.options import (
+    FOLDER,
+    NEW,
+    SEED,
+    Shown,
+    Trusting,
+    option,
+    print_json,
+    print_table,
+    shown_progress,
+    taking,
+)
 from safear_edit.cli.terminal import markdown_text, say_to_runner
 from safear_edit.errors import SafearError, TrustError, UsageError
 
@@ -36,138 +47,117 @@ LARGEST_SUMMARY = 1000 << 10
 # -- check ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class CheckOptions(Trusting, Shown):
+    baselines: tuple[Path, ...] = option(
+        "--baseline", type=FOLDER, multiple=True, help="Accepted baseline; several must all hold."
+    )
+    suite: str | None = option(
+        "--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all)."
+    )
+    require_signature: bool = option(
+        "--require-signature", is_flag=True, help="Refuse to look at a folder without a verified signature."
+    )
+    ignore_foreign: bool = option("--ignore-foreign", is_flag=True, help="For --trust: as for verify.")
+    fresh: bool = option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
+    device: str = option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
+    inconclusive: str = option(
+        "--inconclusive",
+        type=click.Choice(["fail", "warn"]),
+        default="fail",
+        show_default=True,
+        help="warn: exit 0 when nothing is shown either way (pull requests; never a release).",
+    )
+    junit: Path | None = option("--junit", type=NEW, help="Write JUnit XML here.")
+    summary: Path | None = option(
+        "--summary", type=NEW, help=f"Append Markdown here (default: the file that {SUMMARY} names)."
+    )
+    self_test: bool = option(
+        "--self-test",
+        is_flag=True,
+        help="Don't check: say how often this gate errs, by simulation (by real images: python -m safear_edit.studies "
+        "false_alarms).",
+    )
+    runs: int = option(
+        "--runs", type=click.IntRange(1, 10_000), default=200, show_default=True, help="For --self-test."
+    )
+    seed: int = option("--seed", type=SEED, default=0, show_default=True, help="For --self-test.")
+
+    @property
+    def chosen(self) -> Suite | None:
+        """The suite by its name."""
+        from safear_edit.gate.record import SUITES
+
+        return SUITES[self.suite] if self.suite else None
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--baseline", "baselines", type=FOLDER, multiple=True, help="Accepted baseline; several must all hold.")
-@click.option("--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all).")
-@shared("trust")
-@click.option("--require-signature", is_flag=True, help="Refuse to look at a folder without a verified signature.")
-@click.option("--ignore-foreign", is_flag=True, help="For --trust: as for verify.")
-@click.option("--fresh", is_flag=True, help="Draw and judge again instead of reading the folder's outcomes.")
-@click.option("--device", default="auto", help="For --fresh: auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--inconclusive",
-    type=click.Choice(["fail", "warn"]),
-    default="fail",
-    show_default=True,
-    help="warn: exit 0 when nothing is shown either way (pull requests; never a release).",
-)
-@click.option("--junit", type=NEW, help="Write JUnit XML here.")
-@click.option("--summary", type=NEW, help=f"Append Markdown here (default: the file that {SUMMARY} names).")
-@click.option(
-    "--self-test",
-    is_flag=True,
-    help="Don't check: say how often this gate errs, by simulation (by real images: python -m safear_edit.studies "
-    "false_alarms).",
-)
-@click.option("--runs", type=click.IntRange(1, 10_000), default=200, show_default=True, help="For --self-test.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="For --self-test.")
-@shared("json", "quiet")
-def check(
-    folder: Path,
-    baselines: tuple[Path, ...],
-    suite: str | None,
-    trust: Path | None,
-    require_signature: bool,
-    ignore_foreign: bool,
-    fresh: bool,
-    device: str,
-    inconclusive: str,
-    junit: Path | None,
-    summary: Path | None,
-    self_test: bool,
-    runs: int,
-    seed: int,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@taking(CheckOptions)
+def check(folder: Path, given: CheckOptions) -> int:
     """Compare a released folder with accepted baselines: PASS 0, REGRESSED 1, INCONCLUSIVE 3; unusable 2, untrusted 4.
 
     \b
     safear-edit check safe-llamagen --baseline baselines/picasso.txt --junit gate.xml
     """
-    from safear_edit.gate.record import SUITES
-
-    chosen = SUITES[suite] if suite else None
-    if self_test:
-        return _self_test(baselines, chosen or SUITES["audit"], runs, seed, as_json)
-    ask = _Question(
-        folder, baselines, chosen, trust, require_signature, ignore_foreign, fresh, device, inconclusive == "warn"
-    )
-    with shown_progress(as_json=as_json, quiet=quiet) as progress:
-        found, error = ask.answer(progress)
-    if junit is not None:
-        _write_junit(junit, found)
-    page = summary or (Path(os.environ[SUMMARY]) if os.environ.get(SUMMARY) else None)
+    if given.self_test:
+        return _self_test(given)
+    with shown_progress(given) as progress:
+        found, error = _answer(folder, given, progress)
+    if given.junit is not None:
+        _write_junit(given.junit, found)
+    page = given.summary or (Path(os.environ[SUMMARY]) if os.environ.get(SUMMARY) else None)
     if page is not None:
         _append_summary(page, found, str(folder))
     if os.environ.get(WORKFLOW) == "true":
         for line in workflow_commands(found):
             say_to_runner(line)
-    if as_json:
+    if given.as_json:
         print_json(found.as_json())
     if error is not None:
         raise error
-    if not as_json:
+    if not given.as_json:
         _print(found)
     return found.exit_code
 
 
-class _Question:
-    """One check as it was asked for."""
+def _answer(folder: Path, given: CheckOptions, progress: Callback) -> tuple[Conclusion, SafearError | None]:
+    """The conclusion; an expected failure is one as well, and is returned beside it to be raised in the end."""
+    from safear_edit.gate import rules
 
-    def __init__(
-        self,
-        folder: Path,
-        baselines: Sequence[Path],
-        suite: Suite | None,
-        trust: Path | None,
-        require_signature: bool,
-        ignore_foreign: bool,
-        fresh: bool,
-        device: str,
-        tolerate_inconclusive: bool,
-    ) -> None:
-        self.folder, self.baselines, self.suite, self.trust = folder, baselines, suite, trust
-        self.require_signature, self.ignore_foreign = require_signature, ignore_foreign
-        self.fresh, self.device, self.tolerate = fresh, device, tolerate_inconclusive
+    signature, tolerate, error = "not verified", given.inconclusive == "warn", None
+    try:
+        accepted = read_baselines(given.baselines)
+        signature = _signature(folder, given)
+        record = _record(folder, given, accepted, progress)
+        found = rules.check(record, accepted, only=given.chosen, tolerate_inconclusive=tolerate)
+    except (UsageError, TrustError) as refusal:
+        found, error = rules.conclude([], refused=refusal), refusal
+    return replace(found, subject={**found.subject, "signature": signature}), error
 
-    def answer(self, progress: Callback) -> tuple[Conclusion, SafearError | None]:
-        """The conclusion; an expected failure is one as well, and is returned beside it to be raised in the end."""
-        from safear_edit.gate.rules import check as decide
-        from safear_edit.gate.rules import conclude
 
-        signature = "not verified"
-        try:
-            accepted = read_baselines(self.baselines)
-            signature = self._signature()
-            record = self._record(accepted, progress)
-            found, error = decide(record, accepted, only=self.suite, tolerate_inconclusive=self.tolerate), None
-        except (UsageError, TrustError) as refusal:
-            found, error = conclude([], refused=refusal), refusal
-        return replace(found, subject={**found.subject, "signature": signature}), error
+def _signature(folder: Path, given: CheckOptions) -> str:
+    """What is known of the folder's signature, in words; TrustError for a bad one."""
+    from safear_edit.release.verify import signature_of
 
-    def _signature(self) -> str:
-        """What is known of the folder's signature, in words; TrustError for a bad one."""
-        from safear_edit.release.verify import signature_of
+    if given.require_signature and given.trust is None:
+        fix = "name the folder of the *.pub files that you trust"
+        raise UsageError("--require-signature", "--trust KEYDIR beside it", "none", fix)
+    return signature_of(folder, given.trust, ignore_foreign=given.ignore_foreign)
 
-        if self.require_signature and self.trust is None:
-            fix = "name the folder of the *.pub files that you trust"
-            raise UsageError("--require-signature", "--trust KEYDIR beside it", "none", fix)
-        return signature_of(self.folder, self.trust, ignore_foreign=self.ignore_foreign)
 
-    def _record(self, accepted: dict[str, Baseline], progress: Callback) -> Record:
-        from safear_edit.gate.record import read_folder
-        from safear_edit.gate.redraw import measure_again
-        from safear_edit.gate.rules import cut
+def _record(folder: Path, given: CheckOptions, accepted: dict[str, Baseline], progress: Callback) -> Record:
+    """What the folder's model did: as the folder tells it, or drawn again."""
+    from safear_edit.gate.record import read_folder
+    from safear_edit.gate.redraw import measure_again
+    from safear_edit.gate.rules import cut
 
-        if not self.fresh:
-            return read_folder(self.folder)
-        from safear_edit.pipeline.order import resolve_device
+    if not given.fresh:
+        return read_folder(folder)
+    from safear_edit.pipeline.order import resolve_device
 
-        wanted = {row.key: row for one in accepted.values() for row in cut(one, self.suite).record.rows}
-        asked = list(wanted.values())
-        return measure_again(self.folder, asked, device=resolve_device(self.device), progress=progress)
+    wanted = {row.key: row for one in accepted.values() for row in cut(one, given.chosen).record.rows}
+    return measure_again(folder, list(wanted.values()), device=resolve_device(given.device), progress=progress)
 
 
 def read_baselines(paths: Sequence[Path]) -> dict[str, Baseline]:
@@ -182,20 +172,19 @@ def read_baselines(paths: Sequence[Path]) -> dict[str, Baseline]:
     return found
 
 
-def _self_test(paths: Sequence[Path], suite: Suite, runs: int, seed: int, as_json: bool) -> int:
+def _self_test(given: CheckOptions) -> int:
     """Print how often this gate errs; exit 1 where the planned sizes don't do what they are for."""
-    from dataclasses import asdict
-
     from safear_edit.gate import simulate
+    from safear_edit.gate.record import SUITES
     from safear_edit.gate.simulate import holds, planned_shapes, shapes_of
 
-    accepted = list(read_baselines(paths).values()) if paths else []
-    shapes = shapes_of(accepted[0]) if accepted else planned_shapes(suite)
-    found = simulate.self_test(shapes, runs, seed)
-    if as_json:
-        print_json({"seed": str(seed), "simulations": [asdict(one) for one in found]})
+    accepted = list(read_baselines(given.baselines).values()) if given.baselines else []
+    shapes = shapes_of(accepted[0]) if accepted else planned_shapes(given.chosen or SUITES["audit"])
+    found = simulate.self_test(shapes, given.runs, given.seed)
+    if given.as_json:
+        print_json({"seed": str(given.seed), "simulations": [asdict(one) for one in found]})
     else:
-        _print_simulations(found, seed, {shape.name: shape.n for shape in shapes})
+        _print_simulations(found, given.seed, {shape.name: shape.n for shape in shapes})
     return 0 if accepted or holds(found) else 1
 
 
@@ -228,26 +217,23 @@ def baseline() -> None:
     """
 
 
+@dataclass(frozen=True)
+class AcceptOptions(Trusting, Shown):
+    out: Path = option("--out", type=NEW, required=True, help="The file to write; an existing one is replaced.")
+    reason: str = option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
+    suite: str = option(
+        "--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin."
+    )
+    margin: float | None = option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
+    despite: str = option(
+        "--despite", default="", help="Why a model is accepted that failed its own report; stands in the file."
+    )
+
+
 @baseline.command("accept")
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--out", type=NEW, required=True, help="The file to write; an existing one is replaced.")
-@click.option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
-@click.option("--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin.")
-@click.option("--margin", type=float, help="Drop to be excluded, a share (default: the suite's).")
-@click.option("--despite", default="", help="Why a model is accepted that failed its own report; stands in the file.")
-@shared("trust")
-@shared("json", "quiet")
-def accept_verb(
-    folder: Path,
-    out: Path,
-    reason: str,
-    suite: str,
-    margin: float | None,
-    despite: str,
-    trust: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@taking(AcceptOptions)
+def accept_verb(folder: Path, given: AcceptOptions) -> int:
     """Write the baseline of a released folder; nothing else ever changes one.
 
     \b
@@ -258,19 +244,19 @@ def accept_verb(
     from safear_edit.gate.rules import accepted_above
     from safear_edit.release.verify import signature_of
 
-    signature = signature_of(folder, trust)
-    size = SUITES[suite]
-    policy = replace(size.policy, margin=margin) if margin is not None else size.policy
-    made = accept(read_folder(folder), size, reason, policy, despite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made.save(out)
+    signature = signature_of(folder, given.trust)
+    size = SUITES[given.suite]
+    policy = replace(size.policy, margin=given.margin) if given.margin is not None else size.policy
+    made = accept(read_folder(folder), size, given.reason, policy, given.despite)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    made.save(given.out)
     rows, notes = list(_power_of(made, size)), accepted_above(made)
-    if as_json:
+    if given.as_json:
         keys = ("slice", "n", "planned", "found")
         slices = [dict(zip(keys, row, strict=True)) for row in rows]
-        print_json({"out": str(out), "signature": signature, "slices": slices, "notes": notes})
+        print_json({"out": str(given.out), "signature": signature, "slices": slices, "notes": notes})
         return 0
-    print(f"{out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
+    print(f"{given.out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
     print(f"signature: {signature}")
     points = f"{100 * policy.margin:g}-point"
     print_table(
@@ -284,8 +270,8 @@ def accept_verb(
 @baseline.command("diff")
 @click.argument("old", type=FOLDER)
 @click.argument("new", type=FOLDER)
-@shared("json", "quiet")
-def diff_verb(old: Path, new: Path, as_json: bool, quiet: bool) -> int:
+@taking(Shown)
+def diff_verb(old: Path, new: Path, given: Shown) -> int:
     """What a new baseline promises otherwise than the old one: the lines that a person must review.
 
     \b
@@ -294,7 +280,7 @@ def diff_verb(old: Path, new: Path, as_json: bool, quiet: bool) -> int:
     from safear_edit.gate.baseline import changes, read_baseline
 
     found = changes(read_baseline(old), read_baseline(new))
-    if as_json:
+    if given.as_json:
         print_json([{"what": what, "before": then, "after": now} for what, then, now in found])
     elif found:
         print_table(("what", "before", "after"), found)
@@ -323,39 +309,42 @@ def _power_of(made: Baseline, suite: Suite) -> list[tuple[str, int, int, str]]:
 # -- power ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class PowerOptions(Shown):
+    drop: float = option(
+        "--drop", type=float, default=0.05, show_default=True, help="Share lost that must not be overlooked."
+    )
+    margin: float | None = option("--margin", type=float, help="Drop to be excluded (default: the same).")
+    flips: float = option(
+        "--flips", type=float, default=0.10, show_default=True, help="Share of pairs that flip anyway."
+    )
+    wanted: float = option("--power", type=float, default=0.9, show_default=True, help="Chance to be right.")
+    tests: int = option(
+        "--tests", type=click.IntRange(1, 1000), default=1, show_default=True, help="Comparisons in one check."
+    )
+    floor: float = option(
+        "--floor", type=float, default=0.9, show_default=True, help="Erased share to be shown with 95 %."
+    )
+    n: int | None = option("--n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
+
+
 @click.command()
-@click.option("--drop", type=float, default=0.05, show_default=True, help="Share lost that must not be overlooked.")
-@click.option("--margin", type=float, help="Drop to be excluded (default: the same).")
-@click.option("--flips", type=float, default=0.10, show_default=True, help="Share of pairs that flip anyway.")
-@click.option("--power", "wanted", type=float, default=0.9, show_default=True, help="Chance to be right.")
-@click.option("--tests", type=click.IntRange(1, 1000), default=1, show_default=True, help="Comparisons in one check.")
-@click.option("--floor", type=float, default=0.9, show_default=True, help="Erased share to be shown with 95 %.")
-@click.option("--n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
-@shared("json", "quiet")
-def power(
-    drop: float,
-    margin: float | None,
-    flips: float,
-    wanted: float,
-    tests: int,
-    floor: float,
-    n: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@taking(PowerOptions)
+def power(given: PowerOptions) -> int:
     """How many prompts a claim needs, computed exactly.
 
     \b
     safear-edit power --drop 0.05 --flips 0.1 --tests 9 --n 250
     """
-    shares = {"--drop": drop, "--margin": margin or drop, "--power": wanted, "--floor": floor}
+    drop, margin = given.drop, given.margin or given.drop
+    shares = {"--drop": drop, "--margin": margin, "--power": given.wanted, "--floor": given.floor}
     for name, value in shares.items():
         if not 0 < value < 1:
             raise UsageError(name, "a share between 0 and 1", str(value), "0.05 is five points")
-    if not 0 <= flips <= 1 - drop:
-        raise UsageError("--flips", f"a share from 0 to {1 - drop:g}", str(flips), "0.1 is one pair in ten")
-    rows = power_rows(drop, margin or drop, flips, wanted, tests, floor, n)
-    if as_json:
+    if not 0 <= given.flips <= 1 - drop:
+        raise UsageError("--flips", f"a share from 0 to {1 - drop:g}", str(given.flips), "0.1 is one pair in ten")
+    rows = power_rows(drop, margin, given.flips, given.wanted, given.tests, given.floor, given.n)
+    if given.as_json:
         print_json([{"claim": claim, "answer": answer} for claim, answer in rows])
     else:
         print_table(("claim", "answer"), rows)
@@ -492,4 +481,3 @@ def _print(found: Conclusion) -> None:
 
 
 VERBS: tuple[click.Command, ...] = (check, baseline, power)
-"""What main.py adds to its group."""

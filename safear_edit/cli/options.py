@@ -1,17 +1,21 @@
-"""What the command line's files share: options by name, and how results, tables and progress are shown.
+"""What the command line's files share: options as dataclasses, and how results, tables and progress are shown.
 
-Nothing heavy is imported here, and no verb: the files of verbs all build on it.
+An option is declared once, as a field. A verb names a class that has the fields it wants, most of them inherited from
+the classes here, and gets one filled instance. Nothing heavy is imported here, and no verb.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,12 +24,12 @@ from safear_edit.errors import UsageError
 from safear_edit.redact import redact
 
 if TYPE_CHECKING:
-    from safear_edit.pipeline.steps import Result
+    from safear_edit.pipeline.publish import Result
+    from safear_edit.pipeline.state import RunOptions
     from safear_edit.progress import Progress
     from safear_edit.release.keys import SigningKey
 
 
-F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
 
 
@@ -45,42 +49,159 @@ class NewPath(click.Path):
 
 NEW = NewPath()
 SEED = click.IntRange(0, 2**63 - 1)
-OPTIONS: dict[str, Callable[[F], F]] = {
-    "out": click.option("--out", type=NEW, required=True, help="The folder to write; it must not exist."),
-    "seed": click.option("--seed", type=SEED, default=0, help="Root of every random number."),
-    "device": click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
-    "json": click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, no progress."),
-    "quiet": click.option("--quiet", "-q", is_flag=True, help="No progress."),
-    "overwrite": click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-    "model": click.option("--model", required=True, help="family[:variant] or a directory."),
-    "method": click.option("--method", default="vce", show_default=True, help="See: safear-edit ls methods."),
-    "set": click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
-    "map": click.option("--map", "found", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found."),
-    "key": click.option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY)."),
-    "unsigned": click.option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose."),
-    "trust": click.option(
-        "--trust", type=FOLDER, help="Verify the folder's signature first, against the *.pub files there."
-    ),
-    "joint": click.option("--joint", is_flag=True, help="One edit for all concepts instead of one after another."),
-}
+
+# -- options as fields ------------------------------------------------------------------------------------------------
 
 
-def shared(*names: str) -> Callable[[F], F]:
-    """Decorate a verb with options of OPTIONS, in that order of help."""
+def option(*flags: str, **settings: Any) -> Any:
+    """A field that click fills from the command line; `flags` and `settings` are those of click.option."""
+    return field(metadata={"flags": flags, "settings": settings})
 
-    def decorate(function: F) -> F:
+
+def taking(kind: type[Any]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorate a verb with the options that the dataclass `kind` declares; it gets them as one instance, `given`.
+
+    In the help a class's own options stand before those that it inherits.
+    """
+    declared = {part.name: part for part in fields(kind)}
+    names = dict.fromkeys(name for base in kind.__mro__ for name in getattr(base, "__annotations__", {}))
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def verb(**values: Any) -> int:
+            given = kind(**{name: values.pop(name) for name in names})
+            return function(**values, given=given)
+
         for name in reversed(names):
-            function = OPTIONS[name](function)
-        return function
+            about = declared[name].metadata
+            verb = click.option(*about["flags"], name, **about["settings"])(verb)
+        return verb
 
     return decorate
 
 
-def shown_progress(*, as_json: bool, quiet: bool) -> Progress:
+@dataclass(frozen=True)
+class ForProgram:
+    as_json: bool = option("--json", is_flag=True, help="One JSON document on stdout, no progress.")
+
+
+@dataclass(frozen=True)
+class Shown(ForProgram):
+    quiet: bool = option("--quiet", "-q", is_flag=True, help="No progress.")
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    device: str = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class Seeded:
+    seed: int = option("--seed", type=SEED, default=0, help="Root of every random number.")
+
+
+@dataclass(frozen=True)
+class Replacing:
+    overwrite: bool = option("--overwrite", is_flag=True, help="Replace an existing output.")
+
+
+@dataclass(frozen=True)
+class Writing(Replacing):
+    out: Path = option("--out", type=NEW, required=True, help="The folder to write; it must not exist.")
+
+
+@dataclass(frozen=True)
+class Trusting:
+    trust: Path | None = option(
+        "--trust", type=FOLDER, help="Verify the folder's signature first, against the *.pub files there."
+    )
+
+
+@dataclass(frozen=True)
+class OfModel:
+    model: str | None = option("--model", help="family[:variant] or a directory; a recipe names its own.")
+
+
+@dataclass(frozen=True)
+class ByMethod:
+    method: str = option("--method", default="vce", show_default=True, help="See: safear-edit ls methods.")
+
+
+@dataclass(frozen=True)
+class Compiling(OfModel, ByMethod, Seeded, OnDevice):
+    """What a spec is compiled with."""
+
+    sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+    found: Path | None = option("--map", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found.")
+
+
+@dataclass(frozen=True)
+class Publishing(Writing, OnDevice, Shown):
+    """How a walk ends."""
+
+    key: str | None = option("--key", help="Private signing key: PEM file or KMS URI (default: SAFEAR_SIGNING_KEY).")
+    unsigned: bool = option("--unsigned", is_flag=True, help="Leave the result unsigned on purpose.")
+
+
+# -- a walk -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def run_options(given: Publishing, throwaway: Path | None = None) -> Iterator[RunOptions]:
+    """What a walk is told; UsageError for an output that exists or a key that isn't there, before any work is done."""
+    from safear_edit.files.rundir import refuse_existing
+    from safear_edit.pipeline.state import RunOptions
+
+    refuse_existing(given.out, overwrite=given.overwrite)
+    signer = signing_key(given.key, throwaway, given.unsigned, given.out)
+    with shown_progress(given) as progress:
+        yield RunOptions(signer, given.unsigned, given.overwrite, typed_command(), progress, progress.say)
+
+
+def signing_key(key: str | None, throwaway: Path | None, unsigned: bool, out: Path) -> SigningKey | None:
+    """The key to sign with, found before any work is done; None if there is none or none is wanted."""
+    from safear_edit.release.keys import find_signer
+    from safear_edit.release.keys import throwaway as throwaway_key
+
+    if sum((key is not None, throwaway is not None, unsigned)) > 1:
+        raise UsageError("signing", "one of --key, --throwaway-key and --unsigned", "several", "leave the others out")
+    if unsigned:
+        return None
+    if throwaway is None:
+        return find_signer(key, os.environ)
+    print(f"signing with a throw-away key: it shows that {out} is unchanged, not who made it", file=sys.stderr)
+    return throwaway_key(throwaway)
+
+
+def typed_command() -> str:
+    """The command as it was typed, for the report; a secret in it is hidden."""
+    return redact(shlex.join(["safear-edit", *sys.argv[1:]]))
+
+
+def refuse_beside_recipe(sources: Sequence[str], *names: str) -> None:
+    """UsageError if an option of `names` was typed beside a finished recipe, which would go on without it."""
+    recipes = [source for source in sources if source.endswith(".json")]
+    typed = click.get_current_context().get_parameter_source
+    for name in names:
+        if recipes and typed(name) is click.core.ParameterSource.COMMANDLINE:
+            fix = f"leave it out, or compile the spec again with --{name}"
+            raise UsageError(f"--{name}", "a spec to compile", f"the finished recipe {recipes[0]}", fix)
+
+
+def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
+    """UsageError for a file that is there and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(str(path), "a new file", "one that exists", "choose another --out or pass --overwrite")
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def shown_progress(given: Shown) -> Progress:
     """Progress on stderr; none if the result is for a program."""
     from safear_edit.progress import Progress, mode_for
 
-    return Progress(mode_for(sys.stderr, quiet=quiet or as_json))
+    return Progress(mode_for(sys.stderr, quiet=given.quiet or given.as_json))
 
 
 def print_json(document: Any) -> None:
@@ -111,33 +232,3 @@ def print_result(result: Result, as_json: bool) -> int:
     if result.advice:
         print(f"safear-edit: {result.advice}", file=sys.stderr)
     return result.exit_code
-
-
-def signing_key(key: str | None, throwaway: Path | None, unsigned: bool, out: Path) -> SigningKey | None:
-    """The key to sign with, found before any work is done; None if there is none or none is wanted."""
-    from safear_edit.release.keys import find_signer
-    from safear_edit.release.keys import throwaway as throwaway_key
-
-    if sum((key is not None, throwaway is not None, unsigned)) > 1:
-        raise UsageError("signing", "one of --key, --throwaway-key and --unsigned", "several", "leave the others out")
-    if unsigned:
-        return None
-    if throwaway is None:
-        return find_signer(key, os.environ)
-    print(f"signing with a throw-away key: it shows that {out} is unchanged, not who made it", file=sys.stderr)
-    return throwaway_key(throwaway)
-
-
-def refuse_beside_recipe(sources: Sequence[str], *names: str) -> None:
-    """UsageError if an option of `names` was typed beside a finished recipe, which would go on without it."""
-    recipes = [source for source in sources if source.endswith(".json")]
-    typed = click.get_current_context().get_parameter_source
-    for name in names:
-        if recipes and typed(name) is click.core.ParameterSource.COMMANDLINE:
-            fix = f"leave it out, or compile the spec again with --{name}"
-            raise UsageError(f"--{name}", "a spec to compile", f"the finished recipe {recipes[0]}", fix)
-
-
-def typed_command() -> str:
-    """The command as it was typed, for the report; a secret in it is hidden."""
-    return redact(shlex.join(["safear-edit", *sys.argv[1:]]))

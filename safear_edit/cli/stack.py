@@ -1,8 +1,8 @@
-"""The verbs about what was released: `stack ls`, `remove` and `reweight`, and `export`; main.py attaches VERBS."""
+"""The verbs about the edits of a release: `stack ls`, `remove`, `reweight`, and `export`; main.py attaches VERBS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,25 +10,23 @@ import click
 
 from safear_edit.cli.options import (
     FOLDER,
+    ForProgram,
+    Publishing,
+    Writing,
+    option,
     print_json,
     print_result,
     print_table,
-    shared,
-    shown_progress,
-    signing_key,
-    typed_command,
+    run_options,
+    taking,
 )
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safear_edit.pipeline.run import Terms
-    from safear_edit.pipeline.steps import Result
     from safear_edit.release.released import Member, Released
 
 
 TOGETHER = "in one edit with"
-_ending = shared("out", "device", "key", "unsigned", "overwrite", "json", "quiet")
-"""Options of a verb that publishes a folder."""
 
 
 @click.group()
@@ -42,8 +40,8 @@ def stack() -> None:
 
 @stack.command("ls")
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@shared("json")
-def list_(folder: Path, as_json: bool) -> int:
+@taking(ForProgram)
+def list_(folder: Path, given: ForProgram) -> int:
     """List the edits of a released folder, first one first, and what they do to each other's concepts.
 
     \b
@@ -53,7 +51,7 @@ def list_(folder: Path, as_json: bool) -> int:
 
     released = Released.read(folder)
     rows = [_row(member) for member in released.members]
-    if as_json:
+    if given.as_json:
         print_json({"base": released.ref, "edits": rows})
         return 0
     joint = [layer for layer in released.stack.layers if len(layer.concepts) > 1]
@@ -91,62 +89,38 @@ def _print_matrix(released: Released) -> None:
 @stack.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("name")
-@_ending
-def remove(
-    folder: Path,
-    name: str,
-    out: Path,
-    device: str,
-    key: str | None,
-    unsigned: bool,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Take one edit off by its concept's name, measure the others again and say what changed; DIR stays as it is.
+@taking(Publishing)
+def remove(folder: Path, name: str, given: Publishing) -> int:
+    """Remove one edit by its concept's name, measure the others again and say what changed; DIR stays as it is.
 
     \b
     safear-edit stack remove safer-llamagen dog --out safe-llamagen
     """
+    from safear_edit.pipeline import amend
 
-    def walk(terms: Terms) -> Result:
-        from safear_edit.pipeline import amend
-
-        return amend.remove(folder, name, out, terms, device)
-
-    return _run(walk, out, key, unsigned, overwrite, as_json, quiet)
+    with run_options(given) as options:
+        result = amend.remove(folder, name, given.out, options, given.device)
+    return print_result(result, given.as_json)
 
 
 @stack.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("weights", metavar="NAME=STRENGTH...", nargs=-1, required=True)
-@_ending
-def reweight(
-    folder: Path,
-    weights: tuple[str, ...],
-    out: Path,
-    device: str,
-    key: str | None,
-    unsigned: bool,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+@taking(Publishing)
+def reweight(folder: Path, weights: tuple[str, ...], given: Publishing) -> int:
     """Merge some edits more or less strongly (1 as found, 0 not at all), measure everything again; DIR stays as it is.
 
     \b
     safear-edit stack reweight safer-llamagen dog=0.5 --out softer-llamagen
     """
+    from safear_edit.pipeline import amend
+
     strengths = dict(_strength(text) for text in weights)
     if len(strengths) < len(weights):
         raise UsageError("stack reweight", "each concept once", "one of them twice", "leave one out")
-
-    def walk(terms: Terms) -> Result:
-        from safear_edit.pipeline import amend
-
-        return amend.reweight(folder, strengths, out, terms, device)
-
-    return _run(walk, out, key, unsigned, overwrite, as_json, quiet)
+    with run_options(given) as options:
+        result = amend.reweight(folder, strengths, given.out, options, given.device)
+    return print_result(result, given.as_json)
 
 
 def _strength(text: str) -> tuple[str, float]:
@@ -159,32 +133,17 @@ def _strength(text: str) -> tuple[str, float]:
         raise UsageError("stack reweight", "NAME=NUMBER", repr(text), "for instance dog=0.5") from None
 
 
-def _run(
-    walk: Callable[[Terms], Result],
-    out: Path,
-    key: str | None,
-    unsigned: bool,
-    overwrite: bool,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    from safear_edit.files.rundir import refuse_existing
-
-    refuse_existing(out, overwrite=overwrite)
-    signer = signing_key(key, None, unsigned, out)
-    from safear_edit.pipeline.run import Terms
-
-    with shown_progress(as_json=as_json, quiet=quiet) as progress:
-        terms = Terms(signer, unsigned, overwrite, typed_command(), progress, progress.say)
-        result = walk(terms)
-    return print_result(result, as_json)
+@dataclass(frozen=True)
+class ExportOptions(Writing, ForProgram):
+    layout: str = option(
+        "--layout", required=True, help="upstream, transformers or peft; what there is depends on the family."
+    )
 
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
-@click.option("--layout", required=True, help="upstream, transformers or peft; what there is depends on the family.")
-@shared("out", "overwrite", "json")
-def export(folder: Path, layout: str, out: Path, overwrite: bool, as_json: bool) -> int:
+@taking(ExportOptions)
+def export(folder: Path, given: ExportOptions) -> int:
     """Write a released model in the layout of the code it came from, or its edits as peft adapters.
 
     \b
@@ -192,8 +151,8 @@ def export(folder: Path, layout: str, out: Path, overwrite: bool, as_json: bool)
     """
     from safear_edit.release.export import export as write
 
-    made = write(folder, layout, out, overwrite=overwrite)
-    if as_json:
+    made = write(folder, given.layout, given.out, overwrite=given.overwrite)
+    if given.as_json:
         print_json(made.as_json())
     else:
         print("\n".join(f"{digest[:12]}  {name}" for name, digest in made.files.items()))
@@ -202,4 +161,3 @@ def export(folder: Path, layout: str, out: Path, overwrite: bool, as_json: bool)
 
 
 VERBS: tuple[click.Command, ...] = (stack, export)
-"""What main.py adds to its group."""

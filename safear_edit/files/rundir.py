@@ -124,11 +124,6 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def looks_released(folder: Path) -> bool:
-    """Whether `folder` is a release of some version: an edited model, which must not be taken for a base."""
-    return (folder / "stack.json").is_file() or (folder / "edit" / "edit.json").is_file()
-
-
 def refuse_inside_release(path: Path) -> None:
     """UsageError if `path` would lie in a signed release: one file more, and its signature no longer holds."""
     for folder in path.absolute().resolve().parents:

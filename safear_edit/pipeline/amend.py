@@ -1,31 +1,23 @@
-"""A released stack without one of its edits, or with edits at other strengths."""
+"""Walks that add nothing: a released stack without one of its edits, or with edits at other strengths."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safear_edit.editor.stack import STRONGEST
 from safear_edit.errors import UsageError
-from safear_edit.files import rundir
-from safear_edit.pipeline.ground import Ground
+from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.order import resolve_device
-from safear_edit.pipeline.run import Terms, _finish, measure
-from safear_edit.pipeline.steps import Result
+from safear_edit.pipeline.publish import Result
+from safear_edit.pipeline.run import Change, walk
+from safear_edit.pipeline.state import RunOptions, StackState, released_state
 from safear_edit.release.released import Member, Released
 
-if TYPE_CHECKING:
-    pass
 
-
-# -- remove and reweight ----------------------------------------------------------------------------------------------
-
-
-def remove(folder: Path, name: str, out: Path, terms: Terms, device: str = "auto") -> Result:
+def remove(folder: Path, name: str, out: Path, options: RunOptions, device: str = "auto") -> Result:
     """Publish `out`: the release without one edit, the rest measured again; says what changed.
 
     Without the last edit the weights are those from before it, bit for bit (checked against the fingerprint that was
@@ -37,10 +29,12 @@ def remove(folder: Path, name: str, out: Path, terms: Terms, device: str = "auto
     if not left:
         fix = f"the model without it is the base, {released.ref}"
         raise UsageError(f"stack remove {name}", "a stack of at least two edits", "one", fix)
-    return _rebuilt(released, left, f"removed {name}", out, terms, device)
+    return _amended(released, left, f"removed {name}", out, options, device)
 
 
-def reweight(folder: Path, strengths: Mapping[str, float], out: Path, terms: Terms, device: str = "auto") -> Result:
+def reweight(
+    folder: Path, strengths: Mapping[str, float], out: Path, options: RunOptions, device: str = "auto"
+) -> Result:
     """Publish `out`: the release with some edits at other strengths (1 as found, 0 not at all), all measured again.
 
     UsageError for an edit that isn't there, one concept of a joint edit, and a strength outside 0 … STRONGEST: below 0
@@ -57,27 +51,30 @@ def reweight(folder: Path, strengths: Mapping[str, float], out: Path, terms: Ter
         for member in released.members
     )
     event = "reweighted " + ", ".join(f"{name} to {strength:g}" for name, strength in strengths.items())
-    return _rebuilt(released, members, event, out, terms, device)
+    return _amended(released, members, event, out, options, device)
 
 
-def _rebuilt(
-    released: Released, members: tuple[Member, ...], event: str, out: Path, terms: Terms, device: str
+def _amended(
+    released: Released, members: tuple[Member, ...], event: str, out: Path, options: RunOptions, device: str
 ) -> Result:
     """Another stack of a release's edits on its base, measured and published."""
-    started = datetime.now(UTC)
-    with rundir.opened(out, overwrite=terms.overwrite) as run:
-        model = released.base(resolve_device(device))
-        ground = Ground(model, released.ref, members, released.history, released.forecast)
-        notes = _same_as_before(released, ground)
-        return _finish(run, measure(run, ground, event, terms), started, terms, notes)
+
+    def make(run: RunDir, state: StackState, options: RunOptions) -> StackState:
+        amended = replace(state, members=members)
+        return replace(amended, notes=_same_as_before(released, amended))
+
+    def start() -> tuple[StackState, list[Change]]:
+        return released_state(released, resolve_device(device)), [Change(event, make)]
+
+    return walk(start, out, options)
 
 
-def _same_as_before(released: Released, ground: Ground) -> list[str]:
+def _same_as_before(released: Released, state: StackState) -> tuple[str, ...]:
     """Whether the weights are those that the release recorded when its stack was as short as this one."""
-    count = len(ground.members)
-    if count >= len(released.members) or ground.members != released.members[:count]:
-        return []
-    now = ground.stack.fingerprints(ground.model.net)
+    count = len(state.members)
+    if count >= len(released.members) or state.members != released.members[:count]:
+        return ()
+    now = state.stack.fingerprints(state.model.net)
     if now[-1] == released.fingerprints[len(now) - 1]:
-        return ["the weights are those from before it was added, bit for bit"]
-    return ["the weights differ in rounding from those before it was added: another kind of machine made them"]
+        return ("the weights are those from before it was added, bit for bit",)
+    return ("the weights differ in rounding from those before it was added: another kind of machine made them",)

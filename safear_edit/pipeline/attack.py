@@ -47,7 +47,7 @@ def attack(
     from safear_edit.attacks.targets import concept_of
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.evaluate.sampled import sampling_of
-    from safear_edit.pipeline.steps import _edited, concept_judge
+    from safear_edit.pipeline.steps import concept_judge, edited
     from safear_edit.release.released import Released
 
     known, start = registry.attacks(), time.monotonic()
@@ -59,7 +59,7 @@ def attack(
     model = released.base(resolve_device(device))
     recipe = next((one.recipe for one in released.members if one.name == wanted.name), released.members[0].recipe)
     concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
-    pair, change = Pair(model, partial(_edited, model, released.stack)), released.stack.digest
+    pair, change = Pair(model, partial(edited, model, released.stack)), released.stack.digest
     about = [model.card.digest, change, json_digest(wanted.model_dump(mode="json")), concept.judge.digest, tier]
     found: list[Leaks] = []
     not_run: list[NotRun] = []

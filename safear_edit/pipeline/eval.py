@@ -18,9 +18,9 @@ from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of, json_digest
-from safear_edit.files.rundir import looks_released
+from safear_edit.files.layout import is_release, looks_released
 from safear_edit.pipeline.order import resolve_device, source_path
-from safear_edit.pipeline.steps import _edited, concept_judge
+from safear_edit.pipeline.steps import concept_judge, edited
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import load_spec
 
@@ -52,13 +52,13 @@ class ModelPair:
 
         A model without edits is the reference of one with some, in whatever order they are given.
         """
-        from safear_edit.release.released import Released, is_release
+        from safear_edit.release.released import Released
 
         if len(models) == 1 and is_release(Path(models[0])):
             released = Released.read(Path(models[0]))
             model = released.base(device)
             names, sampling = (released.ref, models[0]), _sampling(models)
-            return cls(names, model, partial(_edited, model, released.stack), sampling, released.stack.digest)
+            return cls(names, model, partial(edited, model, released.stack), sampling, released.stack.digest)
         named = models if len(models) == 2 else (load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0])
         for name in named:
             ModelRef.parse(name)

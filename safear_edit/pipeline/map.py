@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 def map_concept(order: Order, out: Path, *, count: int, overwrite: bool, progress: Callback) -> ConceptMap:
     """Compile the order, draw the first `count` of its training pairs, measure, and publish the folder `out`.
 
-    Training prompts only: what the evaluation asks is not used.
+    The model is taken as it is: of a released one, the edited weights. Training prompts only: what the evaluation asks
+    is not used.
     """
     from safear_edit.compiler.recipe import save_recipe
     from safear_edit.construct.pairs import build_pairs
-    from safear_edit.pipeline.order import compiled
+    from safear_edit.families.load import load_model
+    from safear_edit.families.reference import ModelRef
+    from safear_edit.pipeline.order import compile_for, model_of, read_source, resolve_device
     from safear_edit.pipeline.steps import concept_judge
 
     with opened(out, overwrite=overwrite) as run:
-        model, recipe = compiled(order)
+        source = read_source(order)
+        ref = ModelRef.parse(model_of(order, source))
+        model = load_model(model_of(order, source), resolve_device(order.device))
+        recipe = compile_for(model, str(ref), order, source)
         wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[:count]]
         judge = concept_judge(recipe.spec)
         pairs = build_pairs(model, wanted, judge, progress=progress, fewest=2)

@@ -1,19 +1,20 @@
-"""What a person asks for, and what it compiles to: `plan` ends here."""
+"""1 compile: what a person asks for, and the recipes that it compiles to; `plan` ends here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
+from safear_edit.compiler.beside import beside, for_one_edit, guarded, refuse_own_captions, sharing_steps
 from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
-from safear_edit.families.load import load_model
-from safear_edit.families.reference import ModelRef
-from safear_edit.pipeline.check import able_to_pass, powers, undecidable
+from safear_edit.pipeline.check import powers, undecidable
 from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Spec, Understanding, load_spec
 
@@ -107,44 +108,32 @@ def resolve_device(name: str) -> str:
 # -- 1 compile --------------------------------------------------------------------------------------------------------
 
 
-def plan(order: Order) -> Plan:
-    """Compile and look: nothing is trained, nothing written. The model is loaded for its card and digest."""
-    path = source_path(order.source)
-    if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
-        able_to_pass(path)
-    model, recipe = compiled(order)
-    return Plan(recipe, model.card.ref, noted(recipe, model))
-
-
-def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
-    """What a person should know of a recipe on its model, one line each."""
-    return (*recipe_warnings(recipe, similarity()), *cut_lines(recipe, model.caption_lengths), *undecidable(recipe))
-
-
 @dataclass(frozen=True)
-class Draft:
+class SpecWithDefaults:
     """A spec and a method's defaults, read and checked, not yet compiled."""
 
     spec: Spec
     base: BaseRecipe
 
 
-def compiled(order: Order) -> tuple[ModelFamily, Recipe]:
-    """The loaded model and the frozen recipe for it."""
-    asked = read_source(order)
-    text = order.model or (asked.model.ref if isinstance(asked, Recipe) else None)
-    if text is None:
-        raise UsageError("--model", "a model reference", "none", "for instance --model llamagen")
-    ref = ModelRef.parse(text)
-    model = load_model(text, resolve_device(order.device))
-    return model, frozen(order, asked, model, str(ref))
+Source = SpecWithDefaults | Recipe
+"""What an order can name."""
 
 
-def read_source(order: Order) -> Draft | Recipe:
+def read_sources(orders: Sequence[Order]) -> list[Source]:
+    """What the orders name, checked, before anything is loaded; UsageError for a concept that is named twice."""
+    found = [read_source(order) for order in orders]
+    names = Counter(source.spec.name for source in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError("apply", "each concept once", f"{twice[0]} twice", "leave one of them out")
+    return found
+
+
+def read_source(order: Order) -> Source:
     """What the order names, checked, before anything is loaded."""
     path = source_path(order.source)
     if path.suffix != ".json":
-        return Draft(load_spec(path), load_base_recipe(order.method))
+        return SpecWithDefaults(load_spec(path), load_base_recipe(order.method))
     for option, given in (("--set", order.overrides), ("--map", order.map)):
         if given:
             fix = f"compile the spec again with {option}"
@@ -152,14 +141,90 @@ def read_source(order: Order) -> Draft | Recipe:
     return load_recipe(path)
 
 
-def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) -> Recipe:
+def model_of(order: Order, source: Source) -> str:
+    """The model reference that the order or its recipe names; UsageError for none."""
+    text = order.model or (source.model.ref if isinstance(source, Recipe) else None)
+    if text is None:
+        raise UsageError("--model", "a model reference", "none", "for instance --model llamagen")
+    return text
+
+
+def compile_recipes(
+    model: ModelFamily, ref: str, earlier: Sequence[Recipe], orders: Sequence[Order], sources: Sequence[Source],
+    *, joint: bool = False,
+) -> list[Recipe]:  # fmt: skip
+    """The recipes of all orders, before any work begins, for `model`, called `ref`, that has the edits of `earlier`.
+
+    One after another, a recipe depends on those before it only, so two concepts in one call give the weights of two
+    calls. joint: they get one edit, and each depends on all others. UsageError for a concept that the stack has
+    already, and for what one edit can't serve.
+    """
+    recipes: list[Recipe] = []
+    for order, source in zip(orders, sources, strict=True):
+        below = [*earlier] if joint else [*earlier, *recipes]
+        together = [other.spec for other in sources if other is not source] if joint else []
+        recipe = _compiled(model, ref, order, source, below, together)
+        shared = joint and isinstance(source, SpecWithDefaults)
+        recipes.append(sharing_steps(recipe, len(sources)) if shared else recipe)
+    if joint:
+        recipes = _for_joint_edit(sources, recipes)
+    refuse_own_captions([*earlier, *recipes])
+    return recipes
+
+
+def _compiled(
+    model: ModelFamily, ref: str, order: Order, source: Source, earlier: Sequence[Recipe], together: Sequence[Spec]
+) -> Recipe:
+    """The recipe of one concept on top of `earlier` ones, `together` with others in one edit."""
+    names = [recipe.spec.name for recipe in earlier]
+    if source.spec.name in names:
+        fix = "give it another name in its spec, or remove the first one"
+        raise UsageError(f"concept {source.spec.name}", "one that the stack lacks", f"one of {', '.join(names)}", fix)
+    if isinstance(source, Recipe):
+        return compile_for(model, ref, order, source)
+    spec = beside(source.spec, [*(recipe.spec for recipe in earlier), *together])
+    return guarded(compile_for(model, ref, order, replace(source, spec=spec)), earlier)
+
+
+def _for_joint_edit(sources: Sequence[Source], recipes: Sequence[Recipe]) -> list[Recipe]:
+    """UsageError if one search can't serve all, or for a finished recipe that keeps what another concept erases."""
+    refuse_unlike(recipes)
+    found = for_one_edit(recipes)
+    for source, recipe in zip(sources, found, strict=True):
+        if isinstance(source, Recipe) and recipe is not source:
+            got = "one that keeps or draws what another of them erases"
+            raise UsageError(f"recipe {source.spec.name}", "a recipe for a joint edit", got, "give its spec instead")
+    return found
+
+
+def refuse_unlike(recipes: Sequence[Recipe]) -> None:
+    """UsageError unless one search can serve all: one method that trains on pairs, the same numbers and seed."""
+    from safear_edit.methods.workbench import PairTuning
+
+    first = recipes[0]
+    if not issubclass(registry.lookup("methods", first.method.name).load().Params, PairTuning):
+        fits = [name for name, entry in registry.methods().items() if issubclass(entry.load().Params, PairTuning)]
+        fix = f"take {', '.join(fits)}, or leave --joint out"
+        raise UsageError("--joint", "a method that trains on pairs", first.method.name, fix)
+    for recipe in recipes[1:]:
+        for what in ("method", "seed"):
+            if getattr(recipe, what) != getattr(first, what):
+                got = f"another one for {recipe.spec.name} than for {first.spec.name}"
+                raise UsageError("--joint", f"one {what} for all concepts", got, "leave --joint out")
+        if recipe.spec.understanding.concept != first.spec.understanding.concept:
+            got = f"{recipe.spec.understanding.concept} for {recipe.spec.name}"
+            fix = "leave --joint out"
+            raise UsageError("--joint", f"understanding.concept {first.spec.understanding.concept} for all", got, fix)
+
+
+def compile_for(model: ModelFamily, ref: str, order: Order, source: Source) -> Recipe:
     """The recipe for `model`, which is called `ref` in it; a finished one only for the very weights it names."""
-    if isinstance(asked, Draft):
-        method = registry.lookup("methods", asked.base.method).load()()
+    if isinstance(source, SpecWithDefaults):
+        method = registry.lookup("methods", source.base.method).load()()
         return compile_recipe(
-            asked.spec,
+            source.spec,
             model.card,
-            asked.base,
+            source.base,
             seed=order.seed,
             overrides=order.overrides,
             sampling=model.sampling,
@@ -168,11 +233,16 @@ def frozen(order: Order, asked: Draft | Recipe, model: ModelFamily, ref: str) ->
             trainable=partial(method.trainable, model=model) if hasattr(method, "trainable") else None,
             lengths=model.caption_lengths,
         )
-    if model.card.digest != asked.model.digest:
+    if model.card.digest != source.model.digest:
         fix = "give the recipe's model, or compile the spec for this one"
-        got, wanted = f"{model.card.digest[:12]}…", f"weights {asked.model.digest[:12]}… ({asked.model.ref})"
+        got, wanted = f"{model.card.digest[:12]}…", f"weights {source.model.digest[:12]}… ({source.model.ref})"
         raise UsageError(str(source_path(order.source)), wanted, got, fix)
-    return asked
+    return source
+
+
+def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
+    """What a person should know of a recipe on its model, one line each."""
+    return (*recipe_warnings(recipe, similarity()), *cut_lines(recipe, model.caption_lengths), *undecidable(recipe))
 
 
 def source_path(source: str) -> Path:

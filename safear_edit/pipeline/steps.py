@@ -1,47 +1,32 @@
-"""READ FIRST: the walk from a concept spec to a signed model, one short function per step.
+"""The steps that make and measure an edit: construct, edit, evaluate. run.py says in which order they are called.
 
-    compile → construct → edit → evaluate → report → release
-
-Data flows forward through files in one run folder (files/rundir.py): each step reads what the steps before it wrote,
-and is skipped when the journal says that it is done with the same inputs. One model is loaded and serves every step:
-the edit is applied to it, judged, and taken off again. The output appears by one rename, complete or not at all.
+Each step reads what the steps before it left in the run's folder, and is skipped when the journal says that it is done
+with the same inputs. The model is the base model; edits are merged into it only as long as a step needs them.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safear_edit import registry
-from safear_edit.compiler.compile import cut_lines, method_params
-from safear_edit.compiler.recipe import Recipe, save_recipe
-from safear_edit.files import rundir
-from safear_edit.files.atomic import digest_of, write_atomic
+from safear_edit.compiler.compile import method_params
+from safear_edit.compiler.recipe import Recipe
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.environment import environment
-from safear_edit.pipeline.order import Order, compiled, source_path
-from safear_edit.progress import Callback, silent
+from safear_edit.progress import Callback
 from safear_edit.spec.spec import Spec, Understanding
 
 if TYPE_CHECKING:
     from safear_edit.construct.pairs import Material
-    from safear_edit.editor.edit import Change, Edit
+    from safear_edit.editor.edit import Change
+    from safear_edit.editor.stack import Layer
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge
-    from safear_edit.release.keys import SigningKey
-    from safear_edit.report.schema import Report
-
-
-UNSIGNED = 2
-"""Exit code of a run that wrote everything and then found no key."""
 
 
 # -- 2 construct ------------------------------------------------------------------------------------------------------
@@ -86,18 +71,42 @@ EDIT_FILES = ("edit/*.safetensors", "edit/edit.json", "edit/*")
 """The last stands for what an edit's kind has beside those two (edit.FILES), and the method's log of its search."""
 
 
-def find_edit(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> Edit:
-    """The method looks for the edit; the model is left as it was. A killed search goes on from its checkpoint.
+def find_edit(
+    run: RunDir,
+    name: str,
+    parts: Sequence[RunDir],
+    recipes: Sequence[Recipe],
+    model: ModelFamily,
+    progress: Callback,
+    below: str,
+) -> Layer:
+    """The edit called `name` of the concepts that were constructed in `parts`; the model is left as it was.
 
-    `below` is the digest of the edits that the model holds already.
+    The first recipe says how it is searched: those of a joint edit agree in all that matters to that. Each concept
+    gets a copy. `below` is the digest of the edits that the model holds already. A killed search goes on from its
+    checkpoint.
     """
+    from safear_edit.construct.joint import merged
     from safear_edit.editor.edit import Edit
+    from safear_edit.editor.stack import Layer
+
+    whole = run.part(f"edits/{name}")
 
     def make() -> None:
-        search(run, material_of(run, recipe, model), recipe, model, progress)
+        several = [material_of(part, recipe, model) for part, recipe in zip(parts, recipes, strict=True)]
+        search(whole, merged(name, several), recipes[0], model, progress)
 
-    run.step("edit", digest_of(recipe.digest, below, run.digest("construct")), EDIT_FILES, make)
-    return Edit.load(run / "edit")
+    constructed = [part.digest("construct") for part in parts]
+    inputs = digest_of(*(recipe.digest for recipe in recipes), below, *constructed)
+    whole.step("edit", inputs, EDIT_FILES, make)
+    for part in parts:
+        part.step("edit", inputs, EDIT_FILES, partial(_copied, whole / "edit", part / "edit"))
+    return Layer(name, Edit.load(whole / "edit"))
+
+
+def _copied(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
 
 
 def material_of(run: RunDir, recipe: Recipe, model: ModelFamily) -> Material:
@@ -123,52 +132,34 @@ def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, 
 
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------
 
-EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "base.json", "images/before_after.*", "images/slice-*.png",
+EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "images/before_after.*", "images/slice-*.png",
                     "images/slice-*.json")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Reuse:
-    """How one evaluation of a stack differs from a single edit's; see `evaluate.evaluate`."""
-
-    leave_out: frozenset[str] = frozenset()
-    base_pictures: Path | None = None
-
-
 def evaluate(
-    run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback, reuse: Reuse | None = None
+    run: RunDir,
+    recipe: Recipe,
+    model: ModelFamily,
+    change: Change,
+    progress: Callback,
+    *,
+    leave_out: Collection[str] = (),
+    base_images: Path | None = None,
 ) -> None:
     """Base and edited model draw the same prompts with the same seeds, and judges look: outcomes.jsonl.
 
     sampled.py screens with the base model first, keeps what it has judged in the run folder (a killed evaluation goes
-    on from there), and leaves `judges.json` and the before/after sheets in `images/`.
+    on from there), and leaves `judges.json` and the before/after sheets in `images/`. leave_out: ids of prompts that
+    are drawn and not reported. base_images: where the base model's batches stay for the next change of the stack.
     """
-    from safear_edit.evaluate import sampled as evaluation
-
-    terms = reuse or Reuse()
+    from safear_edit.evaluate import sampled
 
     def make() -> None:
-        write_json(run / "base.json", base_card(model))
-        evaluation.evaluate(
-            model,
-            change,
-            recipe,
-            run.root,
-            progress=progress,
-            leave_out=terms.leave_out,
-            base_pictures=terms.base_pictures,
+        sampled.evaluate(
+            model, change, recipe, run.root, progress=progress, leave_out=leave_out, base_pictures=base_images
         )
 
-    inputs = digest_of(recipe.digest, change.digest, *sorted(terms.leave_out))
-    run.step("evaluate", inputs, EVALUATION_FILES, make)
-
-
-def base_card(model: ModelFamily) -> dict[str, Any]:
-    """What base.json says of the base model."""
-    from safear_edit.report.evidence import BaseCard
-
-    card = BaseCard(**asdict(model.card), ref=model.card.ref, digest=model.card.digest)
-    return card.model_dump(mode="json")
+    run.step("evaluate", digest_of(recipe.digest, change.digest, *sorted(leave_out)), EVALUATION_FILES, make)
 
 
 def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
@@ -190,7 +181,7 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
             save_skipped(run.root, why)
             return
         pack = tokenised(model, source, run / "references")
-        pair = Pair(model, partial(_edited, model, change))
+        pair = Pair(model, partial(edited, model, change))
         likelihood.audit(pair, pack, progress=progress).save(run.root)
 
     inputs = digest_of(recipe.digest, change.digest, source.digest if source else why)
@@ -219,7 +210,7 @@ def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Chang
         if asked is None:
             asking.save_skipped(run.root, why, applies=provided)
             return
-        pair = Pair(model, partial(_edited, model, change))
+        pair = Pair(model, partial(edited, model, change))
         asking.save(run.root, model.card.digest, asked, asking.measure(pair, asked, progress))
 
     run.step(STEP, digest_of(recipe.digest, change.digest, asked.digest if asked else why), asking.FILES, make)
@@ -236,184 +227,7 @@ def measuring(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
 
 
 @contextmanager
-def _edited(model: ModelFamily, change: Change) -> Iterator[ModelFamily]:
+def edited(model: ModelFamily, change: Change) -> Iterator[ModelFamily]:
+    """The model with the change merged, for as long as the block lasts."""
     with change.apply(model.net):
         yield model
-
-
-# -- 5 report ---------------------------------------------------------------------------------------------------------
-
-
-def write_report(folder: Path) -> Report:
-    """Build report.json, report.html, the model card and the bill of materials from the files in `folder` alone."""
-    from safear_edit.report import bom
-    from safear_edit.report.build import build_report
-    from safear_edit.report.evidence import RunFiles
-    from safear_edit.report.html import render_html
-    from safear_edit.report.model_card import model_card
-
-    report = build_report(RunFiles.find(folder, model=folder))
-    write_atomic(folder / "report.json", report.to_json())
-    write_atomic(folder / "report.html", render_html(report, folder))
-    write_atomic(folder / "README.md", model_card(report))
-    write_atomic(folder / "bom.cdx.json", bom.to_json(report))
-    return report
-
-
-def rebuild_report(folder: Path) -> tuple[Report, str]:
-    """The report of a released folder and its page, from the files alone; nothing is written.
-
-    TrustError if its files are not those of the report that lies there.
-    """
-    from safear_edit.report.html import render_html
-    from safear_edit.report.rebuild import rebuild
-
-    report = rebuild(folder)
-    return report, render_html(report, folder)
-
-
-# -- 6 release --------------------------------------------------------------------------------------------------------
-
-
-def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKey) -> None:
-    """model.sig over every file, then the two signed claims about how it was made and what its tests said.
-
-    Of several recipes the last is the one that this run added: its seed is named; all are resolved dependencies.
-    """
-    from safear_edit.release.claims import ClaimInputs, write_claims
-    from safear_edit.release.claims import Result as Outcome
-    from safear_edit.release.signing import sign_folder
-
-    results: dict[str, Outcome] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
-    made, last = report.environment, recipes[-1]
-    several = {f"recipe:{recipe.spec.name}": recipe.digest for recipe in recipes} if len(recipes) > 1 else {}
-    inputs = ClaimInputs(
-        run=report.report.id,
-        specs={recipe.spec.name: digest_of(recipe.spec.model_dump_json()) for recipe in recipes},
-        recipe=digest_of(*several.values()) if several else last.digest,
-        model=last.model.ref,
-        base=last.model.digest,
-        method=", ".join(dict.fromkeys(recipe.method.name for recipe in recipes)),
-        seed=str(last.seed),
-        versions=made.packages,
-        started=datetime.fromisoformat(made.started),
-        finished=datetime.fromisoformat(made.finished),
-        verdict=results[report.verdict.status],
-        tests={criterion.id: results[criterion.decision] for criterion in report.verdict.criteria},
-        materials={**{judge.id: judge.digest for judge in report.judges}, **several},
-        builder="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "local",
-    )
-    write_claims(folder, sign_folder(folder, key), inputs, key)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished walk leaves: the folder, its report, and what the command line should end with.
-
-    notes: of a stack, what its change did to the other concepts. signature: what is known of it, in words; of a walk
-    that just made the folder, "signed" or "unsigned".
-    """
-
-    out: Path
-    report: Report
-    signed: bool
-    unsigned_on_purpose: bool
-    notes: tuple[str, ...] = ()
-    signature: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """The verdict's (0 pass, 1 fail, 3 inconclusive); 2 for a pass that nobody signed or declined to sign."""
-        from safear_edit.report.schema import verdict
-
-        code = verdict(self.report)[1]
-        return code or (0 if self.signed or self.unsigned_on_purpose else UNSIGNED)
-
-    @property
-    def advice(self) -> str:
-        """The line that says how to get it signed, where that is missing."""
-        if self.signed or self.unsigned_on_purpose:
-            return ""
-        return (
-            f"{self.out} is complete but unsigned: make a key with `safear-edit keygen keys` and give the same command "
-            "with --overwrite --key keys/safear.key, or --unsigned if that is what you want"
-        )
-
-    @property
-    def lines(self) -> list[str]:
-        """The verdict for a person: each criterion, then the sentence, then where things are."""
-        found = self.report.verdict
-        rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
-        signature = self.signature or ("signed" if self.signed else "unsigned")
-        where = f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"
-        return [*rows, *self.notes, found.summary, where]
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as data."""
-        found = self.report.verdict.model_dump(mode="json")
-        signature = self.signature or ("signed" if self.signed else "unsigned")
-        end = {"out": str(self.out), "signed": self.signed, "signature": signature, "exit_code": self.exit_code}
-        return {**found, **end, "notes": list(self.notes)}
-
-
-# -- the walk ---------------------------------------------------------------------------------------------------------
-
-
-def apply(
-    order: Order,
-    out: Path,
-    *,
-    key: SigningKey | None = None,
-    unsigned: bool = False,
-    overwrite: bool = False,
-    command: str = "",
-    progress: Callback = silent,
-    say: Callable[[str], None] = lambda line: None,
-) -> Result:
-    """Walk it all and publish `out`. After an interruption the same call continues where it was.
-
-    Without `key` everything is written unsigned. UsageError if `out` exists (without `overwrite`) or another process
-    works on it; every other SafearError of the steps. Whatever the verdict, the folder is published with it.
-    """
-    started = datetime.now(UTC)
-    with rundir.opened(out, overwrite=overwrite) as run:
-        model, recipe = compiled(order)
-        say(f"model {model.card.ref}, method {recipe.method.name}, recipe {recipe.digest[:12]}")
-        for line in cut_lines(recipe, model.caption_lengths):
-            say(line)
-        save_recipe(recipe, run / "recipe.json")
-        construct(run, recipe, model, progress)
-        edit = find_edit(run, recipe, model, progress)
-        evaluate(run, recipe, model, edit, progress)
-        if why := likelihoods(run, recipe, model, edit, progress):
-            say(f"likelihoods are not looked at: {why}")
-        if why := understanding(run, recipe, model, edit, progress):
-            say(f"understanding is not evaluated: {why}")
-        write_json(run / "environment.json", environment(model, command, started))
-        staged = _stage(run, recipe, model, edit, order)
-        report = write_report(staged)
-        if key is not None:
-            sign(staged, report, [recipe], key)
-        run.publish(staged, overwrite=overwrite)
-    return Result(out, report, key is not None, unsigned)
-
-
-def _stage(run: RunDir, recipe: Recipe, model: ModelFamily, edit: Edit, order: Order) -> Path:
-    """The folder to release: merged weights in the family's layout, the edit beside them, the evidence, the spec."""
-    from safear_edit.release.released import save_base
-
-    made = [name for step in ("construct", "edit", *measuring(recipe, model)) for name in run.files(step)]
-    evidence = [name for name in made if name not in NOT_RELEASED]
-    staged = rundir.stage(run, ["recipe.json", "environment.json", *evidence])
-    save_base(staged, model.net, edit.weights)
-    with edit.apply(model.net):
-        model.export(staged)
-    source = source_path(order.source)
-    if source.suffix != ".json":
-        write_atomic(staged / f"{recipe.spec.name}.yaml", source.read_bytes())
-    return staged
-
-
-def write_json(path: Path, document: Any) -> None:
-    """A JSON file that appears whole or not at all."""
-    write_atomic(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

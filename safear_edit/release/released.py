@@ -27,7 +27,7 @@ from torch import nn
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe, load_recipe
 from safear_edit.editor.edit import Edit
-from safear_edit.editor.edit_record import StackedEdit, StackRecord
+from safear_edit.editor.edit_record import EditRecord, StackedEdit, StackRecord
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.interference import measured
@@ -36,13 +36,12 @@ from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.layout import BASE, CARD, INTERFERENCE, STACK, Layout, is_release, looks_released
 from safear_edit.files.records import read_record
-from safear_edit.files.rundir import looks_released
 from safear_edit.files.weights import read_weights, write_weights
-from safear_edit.report.evidence import FOUND_BY, INTERFERENCE, STACK, BaseCard
+from safear_edit.report.evidence import BaseCard
 from safear_edit.spec.spec import concepts_of
 
-BASE, CARD = "base.safetensors", "base.json"
 AGAIN = "get a whole copy of the folder"
 
 
@@ -98,21 +97,15 @@ class Released:
             got = "a release without it" if looks_released(folder) else "something else"
             fix = "apply its specs again" if looks_released(folder) else "give the folder that `apply` wrote"
             raise UsageError(str(folder), f"a released folder with {BASE}", got, fix)
-        ref = str(read_record(BaseCard, folder / CARD, AGAIN).ref)
-        if (folder / STACK).is_file():
-            told = read_record(StackRecord, folder / STACK, AGAIN)
-            if told.edits is None:
-                raise SpecError(f"{folder / STACK}, edits", "the edits in their order", "nothing", AGAIN)
-            members = tuple(member for one in told.edits for member in _members(folder, one))
-            if told.concepts != tuple(member.name for member in members) or not members:
-                raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
-            seen = read_record(Interference, folder / INTERFERENCE, AGAIN)
-            fingerprints = tuple(one.weights for one in told.edits)
-            return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
-        recipe, edit = load_recipe(folder / "recipe.json"), Edit.load(folder / "edit")
-        member = Member(Layer(recipe.spec.name, edit), recipe, folder)
-        counts = {member.name: measured(read_outcomes(folder / "outcomes.jsonl"))}
-        return cls(folder, ref, (member,), (), (After(event=f"added {member.name}", concepts=counts),))
+        layout, ref = Layout.of(folder), str(read_record(BaseCard, folder / CARD, AGAIN).ref)
+        told, seen = _records(layout) if layout.stacked else _records_of_one(layout)
+        if told.edits is None:
+            raise SpecError(f"{folder / STACK}, edits", "the edits in their order", "nothing", AGAIN)
+        members = tuple(member for one in told.edits for member in _members(layout, one))
+        if told.concepts != tuple(member.name for member in members) or not members:
+            raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
+        fingerprints = tuple(one.weights for one in told.edits if one.weights)
+        return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
 
     @property
     def stack(self) -> Stack:
@@ -162,11 +155,6 @@ class Released:
         return model
 
 
-def is_release(folder: Path) -> bool:
-    """Whether `folder` holds a model with its edits and what they changed."""
-    return (folder / BASE).is_file() and looks_released(folder)
-
-
 def save_base(folder: Path, net: nn.Module, weights: Sequence[str]) -> None:
     """Keep the values of `weights` in BASE; `net` holds the base's."""
     state = net.state_dict()
@@ -181,12 +169,28 @@ def save_stack(folder: Path, stack: Stack, net: nn.Module) -> None:
     write_atomic(folder / STACK, told.model_dump_json(indent=1) + "\n")
 
 
-def _members(folder: Path, told: StackedEdit) -> list[Member]:
+def _records(layout: Layout) -> tuple[StackRecord, Interference]:
+    """What a stack says of itself."""
+    told = read_record(StackRecord, layout.root / STACK, AGAIN)
+    return told, read_record(Interference, layout.root / INTERFERENCE, AGAIN)
+
+
+def _records_of_one(layout: Layout) -> tuple[StackRecord, Interference]:
+    """The same of a single concept: one edit at strength 1, measured once, of whose weights nobody took a mark."""
+    name = load_recipe(layout.root / "recipe.json").spec.name
+    digest = read_record(EditRecord, layout.root / "edit" / "edit.json", AGAIN).digest
+    counts = {name: measured(read_outcomes(layout.root / "outcomes.jsonl"))}
+    edits = (StackedEdit(name=name, edit=digest, strength=1.0, weights=""),)
+    history = (After(event=f"added {name}", concepts=counts),)
+    return StackRecord(concepts=(name,), edits=edits), Interference(history=history, alone=(), overlaps=())
+
+
+def _members(layout: Layout, told: StackedEdit) -> list[Member]:
     """The concepts of one edit, which each have a copy of it."""
     found: list[Member] = []
     for name in concepts_of(told.name):
-        where = folder / "concepts" / name
-        edit, recipe = Edit.load(where / "edit"), load_recipe(where / FOUND_BY)
+        where = layout.concept(name)
+        edit, recipe = Edit.load(where / "edit"), load_recipe(layout.found_by(name))
         if edit.digest != told.edit or recipe.spec.name != name:
             raise TrustError(str(where), f"{name}'s edit {told.edit[:12]}…", f"{edit.digest[:12]}…", AGAIN)
         layer = found[0].layer if found else Layer(told.name, edit, told.strength)

@@ -30,6 +30,7 @@ from safear_edit.evaluate.interference_record import Cell, Interference
 from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipped, SliceAudit, read_audit
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
+from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, read_lines, read_record, read_records
 from safear_edit.redact import redact
 from safear_edit.report import sentences
@@ -47,9 +48,6 @@ from safear_edit.report.criteria import (
 )
 from safear_edit.report.evidence import (
     ENERGY,
-    FOUND_BY,
-    INTERFERENCE,
-    STACK,
     BaseCard,
     ConceptFiles,
     Machine,

@@ -31,15 +31,14 @@ from safear_edit.editor.method_log import LOG
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.understanding import ABOUT
 from safear_edit.files.atomic import sha256_file
+from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, StrictRecord, read_record
 from safear_edit.report.schema import NOT_STATED
 
-STACK, LIKELIHOOD, INTERFERENCE = "stack.json", "likelihood.json", "interference.json"
+LIKELIHOOD = "likelihood.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
 """Of Safe-CB before there was a `MethodLog`, which has the same in EDIT_LOG and the figure beside it."""
 EDIT_LOG = f"edit/{LOG}"
-FOUND_BY = "edit/recipe.json"
-"""In a stack, beside a concept's edit: the recipe that found it. Its recipe.json is what the stack is measured by."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 
 from safear_edit.cli import main
-from safear_edit.cli.options import OPTIONS, print_json, print_table, signing_key
+from safear_edit.cli.options import Shown, Writing, option, print_json, print_table, signing_key, taking
 from safear_edit.errors import UsageError
 
 
@@ -46,4 +47,25 @@ def test_one_way_to_sign() -> None:
     assert signing_key(None, None, True, Path("out")) is None
     with pytest.raises(UsageError, match="one of --key"):
         signing_key("key", None, True, Path("out"))
-    assert set(OPTIONS) >= {"key", "unsigned", "joint"}
+    options = {flag for parameter in main.verbs.commands["apply"].params for flag in parameter.opts}
+    assert options >= {"--key", "--unsigned", "--joint"}
+
+
+def test_a_verb_gets_its_own_options_and_the_inherited_ones_as_one_value() -> None:
+    @dataclass(frozen=True)
+    class Mine(Writing, Shown):
+        often: int = option("--often", type=int, default=3)
+
+    seen: list[Mine] = []
+
+    @click.command()
+    @click.argument("name")
+    @taking(Mine)
+    def verb(name: str, given: Mine) -> int:
+        """A verb."""
+        seen.append(given)
+        return len(name)
+
+    assert verb.main(["me", "--out", "there", "-q"], standalone_mode=False) == 2
+    assert seen == [Mine(out=Path("there"), overwrite=False, as_json=False, quiet=True, often=3)]
+    assert [parameter.name for parameter in verb.params] == ["name", "often", "out", "overwrite", "quiet", "as_json"]

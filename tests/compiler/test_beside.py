@@ -12,7 +12,7 @@ from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
 from safear_edit.errors import UsageError
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.pipeline.ground import refuse_unlike
+from safear_edit.pipeline.order import refuse_unlike
 from safear_edit.spec.prompts import mention_of
 from safear_edit.spec.spec import load_spec
 

@@ -24,19 +24,20 @@ from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.compiler import beside
 from safear_edit.compiler.recipe import load_recipe, training_prompts
+from safear_edit.construct.joint import merged
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.errors import TrustError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
+from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.pipeline import run
-from safear_edit.pipeline.ground import merged
 from safear_edit.pipeline.order import Order
-from safear_edit.pipeline.run import Terms, grow
-from safear_edit.release.released import BASE, Released
-from safear_edit.report.evidence import FOUND_BY
+from safear_edit.pipeline.state import RunOptions
+from safear_edit.release import released
+from safear_edit.release.released import Released
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
 from tests import ROOT
@@ -320,11 +321,11 @@ class Interrupter:
             raise KeyboardInterrupt
 
 
-def walk(out: Path, terms: Terms, *, joint: bool) -> None:
+def walk(out: Path, options: RunOptions, *, joint: bool) -> None:
     overrides = tuple(f"{key}={value}" for key, value in SETS.items())
     names = ("picasso.yaml", "van_gogh.yaml")
     orders = [Order(name, "./base", overrides=overrides, device="cpu") for name in names]
-    grow(orders, out, terms, joint=joint)
+    run.apply(orders, out, options, joint=joint)
 
 
 def same_files(folder: Path) -> dict[str, bytes]:
@@ -363,14 +364,14 @@ def test_a_joint_search_that_is_interrupted_ends_the_same(folder: Path, monkeypa
 def assert_ends_the_same(folder: Path, wanted: str, user: Interrupter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Continue after every cut, until the release is that of the walk which nobody interrupted."""
     out, left, joint = folder / f"cut-{wanted}", folder / f".cut-{wanted}.run", wanted == "joint"
-    terms = Terms(unsigned=True, progress=user.progress, say=user.say)
+    options = RunOptions(unsigned=True, progress=user.progress, say=user.say)
     for _ in range(100):
         try:
-            walk(out, terms, joint=joint)
+            walk(out, options, joint=joint)
             break
         except KeyboardInterrupt:
             if user.cuts[-1][1] == "interference":
-                _cut_the_release(monkeypatch, user, lambda: walk(out, terms, joint=joint))
+                _cut_the_release(monkeypatch, user, lambda: walk(out, options, joint=joint))
             assert not out.exists()
             assert_whole(left)
     assert same_files(out) == same_files(folder / wanted)
@@ -379,7 +380,7 @@ def assert_ends_the_same(folder: Path, wanted: str, user: Interrupter, monkeypat
 
 def _cut_the_release(monkeypatch: pytest.MonkeyPatch, user: Interrupter, again: Callable[[], None]) -> None:
     """The process ends before the stack is written, before the report, and before the one rename."""
-    for owner, name in ((run, "save_stack"), (run, "write_report"), (RunDir, "publish")):
+    for owner, name in ((released, "save_stack"), (run, "write_report"), (RunDir, "publish")):
         user.cuts.append(("release", name))
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, _ctrl_c)
@@ -401,7 +402,7 @@ registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
 def progress(stage, *more):
     if stage == "van_gogh: score base":
         os.kill(os.getpid(), signal.SIGKILL)
-tests.walk(Path("killed"), tests.Terms(unsigned=True, progress=progress), joint=False)
+tests.walk(Path("killed"), tests.RunOptions(unsigned=True, progress=progress), joint=False)
 """
 
 
@@ -413,7 +414,7 @@ def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) 
     assert not (folder / "killed").exists()
     left = [path.relative_to(path.parents[1]) for path in (folder / ".killed.run/base").rglob("*.safetensors")]
     assert Path("score-base/00000.safetensors") in left
-    walk(folder / "killed", Terms(unsigned=True), joint=False)
+    walk(folder / "killed", RunOptions(unsigned=True), joint=False)
     assert same_files(folder / "killed") == same_files(folder / "both")
 
 

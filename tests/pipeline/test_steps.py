@@ -19,13 +19,14 @@ from safear_edit.pipeline import steps
 from safear_edit.pipeline.environment import PACKAGES
 from safear_edit.pipeline.generate import _slug, generate
 from safear_edit.pipeline.order import resolve_device, source_path
+from safear_edit.pipeline.publish import Result
 
 
-def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> steps.Result:
+def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> Result:
     criterion: Any = SimpleNamespace(decision=status, id="erasure/x/direct", observed="9 of 10", needed="9 of 10")
     verdict = SimpleNamespace(status=status, criteria=(criterion,), summary="Not detected in 9 of 10.")
     report: Any = SimpleNamespace(verdict=verdict)
-    return steps.Result(Path("safe"), report, signed, on_purpose)
+    return Result(Path("safe"), report, signed, on_purpose)
 
 
 @pytest.mark.parametrize(

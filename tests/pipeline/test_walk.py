@@ -27,6 +27,8 @@ from tests import ROOT
 
 SPEC = ROOT / "concepts" / "picasso.yaml"
 VERDICTS = (0, 1, 3)
+PART = ".safe.run/concepts/picasso"
+"""Where an unfinished run keeps what it made for the concept."""
 RELEASED = {
     "README.md", "report.json", "report.html", "bom.cdx.json", "model.sig", "claims.jsonl", "recipe.json",
     "picasso.yaml", "outcomes.jsonl", "likelihood.json", "environment.json", "base.json", "judges.json", "safear.json",
@@ -51,9 +53,9 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("walk")
     assert main.run(["keygen", str(folder / "keys")]) == 0
     words = _apply(folder / "safe", "--key", str(folder / "keys/safear.key"), "-q")
-    _kill_when((folder / ".safe.run" / "pairs" / "keep.jsonl"), words)
+    _kill_when(folder / PART / "pairs" / "keep.jsonl", words)
     assert not (folder / "safe").exists()
-    pairs = (folder / ".safe.run" / "pairs" / "pairs.safetensors").stat()
+    pairs = (folder / PART / "pairs" / "pairs.safetensors").stat()
     kept = folder / "pairs-inode"
     kept.write_text(f"{pairs.st_ino} {pairs.st_mtime_ns}")
     assert main.run(words) in VERDICTS

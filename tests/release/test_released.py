@@ -18,10 +18,10 @@ from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.interference_record import Interference
 from safear_edit.families.llamagen import LlamaGen
-from safear_edit.pipeline import steps
+from safear_edit.files.layout import FOUND_BY, INTERFERENCE
+from safear_edit.pipeline import publish
 from safear_edit.registry import find_builtin
 from safear_edit.release.released import Released, save_base, save_stack
-from safear_edit.report.evidence import FOUND_BY, INTERFERENCE
 from safear_edit.spec.spec import load_spec
 
 STRENGTHS = {"one": 1.0, "two": 0.5}
@@ -54,7 +54,7 @@ def release(folder: Path) -> Path:
         named = type(recipe).model_validate({**recipe.model_dump(mode="json"), "spec": {
             **recipe.spec.model_dump(mode="json"), "name": layer.name}})  # fmt: skip
         save_recipe(named, target / FOUND_BY)
-    steps.write_json(folder / "base.json", steps.base_card(model))
+    publish.write_json(folder / "base.json", publish.base_card(model))
     empty = Interference(history=(), alone=(), overlaps=())
     (folder / INTERFERENCE).write_text(empty.model_dump_json())
     save_base(folder, model.net, stack.weights)

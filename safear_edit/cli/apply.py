@@ -1,0 +1,127 @@
+"""The verbs of the walk: `apply` and `plan`; main.py attaches VERBS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safear_edit.cli.options import (
+    NEW,
+    Compiling,
+    Publishing,
+    Replacing,
+    Shown,
+    option,
+    print_json,
+    print_result,
+    refuse_beside_recipe,
+    refuse_existing_file,
+    run_options,
+    shown_progress,
+    taking,
+)
+from safear_edit.errors import UsageError
+
+if TYPE_CHECKING:
+    from safear_edit.pipeline.order import Order, Plan
+
+
+@dataclass(frozen=True)
+class ApplyOptions(Compiling, Publishing):
+    joint: bool = option("--joint", is_flag=True, help="One edit for all concepts instead of one after another.")
+    dry_run: bool = option("--dry-run", is_flag=True, help="Print the plan and stop.")
+    throwaway_key: Path | None = option(
+        "--throwaway-key",
+        type=NEW,
+        metavar="TRUST",
+        help="Sign with a key that is then forgotten; its public half goes there.",
+    )
+
+
+@click.command()
+@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
+@taking(ApplyOptions)
+def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
+    """Walk it all: compile, construct, edit, evaluate, report, release.
+
+    Several concepts are edited one after another, each on the model with those before it; a model that was released
+    keeps its own below. Every concept is measured again after each, against the base model. With --joint the
+    concepts get one edit together, which can only be removed as a whole.
+
+    \b
+    safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
+    safear-edit apply concepts/dog.yaml --model safe-llamagen --out safer-llamagen --key keys/safear.key
+    """
+    from safear_edit.pipeline import run
+
+    orders = _orders(sources, given)
+    if given.joint and len(orders) == 1:
+        raise UsageError("--joint", "several concepts", "one", "leave --joint out")
+    if given.dry_run:
+        with shown_progress(given) as progress:
+            plans = run.plan(orders, progress, joint=given.joint)
+        return _show(plans, given.as_json)
+    with run_options(given, given.throwaway_key) as options:
+        result = run.apply(orders, given.out, options, joint=given.joint)
+    return print_result(result, given.as_json)
+
+
+@dataclass(frozen=True)
+class PlanOptions(Compiling, Replacing, Shown):
+    out: Path | None = option("--out", type=NEW, help="Write the recipe here (default: print the plan only).")
+
+
+@click.command()
+@click.argument("source", metavar="SPEC|RECIPE")
+@taking(PlanOptions)
+def plan(source: str, given: PlanOptions) -> int:
+    """Print what `apply` would do, and write the frozen recipe with --out.
+
+    For a model that was released: also which of its edits the new one may conflict with, from a few images.
+
+    \b
+    safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
+    """
+    from safear_edit.compiler.recipe import save_recipe
+    from safear_edit.pipeline import run
+
+    orders = _orders([source], given)
+    if given.out is not None:
+        refuse_existing_file(given.out, overwrite=given.overwrite)
+    with shown_progress(given) as progress:
+        plans = run.plan(orders, progress)
+    if given.out is not None:
+        save_recipe(plans[0].recipe, given.out)
+    _show(plans, given.as_json)
+    if given.out is not None and not given.quiet:
+        print(f"recipe written to {given.out}", file=sys.stderr)
+    return 0
+
+
+def _orders(sources: Sequence[str], given: Compiling) -> list[Order]:
+    from safear_edit.pipeline.order import Order
+
+    refuse_beside_recipe(sources, "method", "seed")
+    about = (given.model, given.method, given.seed, given.sets, given.device, given.found)
+    return [Order(source, *about) for source in sources]
+
+
+def _show(plans: Sequence[Plan], as_json: bool) -> int:
+    """Print plans, one line per fact; a program that asked for one gets it without a list around."""
+    if as_json:
+        print_json(plans[0].as_json() if len(plans) == 1 else [plan.as_json() for plan in plans])
+        return 0
+    for plan in plans:
+        for name, value in plan.facts():
+            print(f"{name:<22}{value}")
+        for warning in plan.warnings:
+            print(f"note: {warning}", file=sys.stderr)
+    return 0
+
+
+VERBS: tuple[click.Command, ...] = (apply, plan)

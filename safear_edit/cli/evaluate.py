@@ -1,0 +1,226 @@
+"""The verbs that look at a model without editing it: `eval`, `generate` and `map`; main.py attaches VERBS."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safear_edit.cli.options import (
+    FOLDER,
+    NEW,
+    OfModel,
+    OnDevice,
+    Replacing,
+    Seeded,
+    Shown,
+    Writing,
+    option,
+    print_json,
+    print_table,
+    shown_progress,
+    taking,
+)
+from safear_edit.errors import UsageError
+
+if TYPE_CHECKING:
+    from safear_edit.evaluate.compare import Comparison
+    from safear_edit.evaluate.likelihood_record import Audit
+    from safear_edit.report.schema import Understood
+
+
+# -- eval -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvalOptions(Seeded, OnDevice, Shown):
+    spec: str = option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
+    prompts: Path | None = option(
+        "--prompts", type=FOLDER, help="txt, or csv, tsv, json, jsonl, parquet with `prompt`; - is stdin."
+    )
+    skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
+    include_cut: bool = option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
+    suite: str | None = option(
+        "--suite", type=click.Choice(["likelihood", "understanding"]), help="Instead of prompts: nothing drawn."
+    )
+
+
+@click.command("eval")
+@click.argument("folders", metavar="DIR [OTHER]", nargs=-1, required=True)
+@taking(EvalOptions)
+def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
+    """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
+
+    With --suite likelihood: how likely both find reference images of the concept and of what must stay; with
+    --suite understanding: what both answer when asked about them (models that answer questions).
+
+    \b
+    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
+    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --suite likelihood
+    """
+    from safear_edit.pipeline import eval as pipeline
+
+    if len(folders) > 2:
+        raise UsageError("eval", "one or two models", str(len(folders)), "compare two at a time")
+    if (given.prompts is None) == (given.suite is None):
+        got = "neither" if given.prompts is None else "both"
+        raise UsageError("eval", "--prompts FILE or --suite", got, "give one of them")
+    spec, seed, device = given.spec, given.seed, given.device
+    with shown_progress(given) as progress:
+        if given.prompts is not None:
+            found = pipeline.compare(
+                folders,
+                spec=spec,
+                prompts=given.prompts,
+                seed=seed,
+                device=device,
+                include_cut=given.include_cut,
+                skip_bad=given.skip_bad,
+                progress=progress,
+            )
+        elif given.suite == "likelihood":
+            names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
+        else:
+            names, answers = pipeline.compare_understanding(folders, spec=spec, device=device, progress=progress)
+    if given.prompts is not None:
+        return _show_judged(found, given.as_json)
+    if given.suite == "likelihood":
+        return _show_audit(names, audit, given.as_json)
+    return _show_understood(names, answers, given.as_json)
+
+
+def _show_judged(found: Comparison, as_json: bool) -> int:
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_table(("prompt", "seed", *found.models), found.rows())
+        print("\n".join(found.summary()))
+    for line in (*(f"note: {note}" for note in found.notes), *(f"warning: {text}" for text in found.warnings())):
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _show_audit(models: tuple[str, str], audit: Audit, as_json: bool) -> int:
+    """Print a likelihood audit; it informs and decides nothing, so the exit code is 0."""
+    if as_json:
+        print_json({"models": list(models), **json.loads(audit.to_json())})
+        return 0
+    print(f"{models[0]} → {models[1]}")
+    print_table(("figure", "value", "95 % interval or bound", "not meaningful here, because"), audit.rows())
+    for warning in (*audit.doubts, *audit.warnings):
+        print(f"warning: {warning}")
+    return 0
+
+
+def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) -> int:
+    """Print what both answered about images; exit code 0, the verdict is a run's."""
+    if as_json:
+        print_json({"models": list(models), **found.model_dump(mode="json")})
+        return 0
+    rows = [
+        (
+            part.slice,
+            f"{part.base.k}/{part.n}",
+            f"{part.edited.k}/{part.n}",
+            f"{100 * part.change.drop:+.1f}",
+            f"{100 * part.change.lower95:+.1f} to {100 * part.change.upper95:+.1f}",
+            part.decision,
+        )
+        for part in found.slices
+    ]
+    print(f"{models[0]} → {models[1]}")
+    print_table(("questions about", "right before", "right after", "fall, points", "95 % bounds", "result"), rows)
+    return 0
+
+
+# -- generate ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GenerateOptions(Seeded, OnDevice, Replacing, Shown):
+    model: str = option("--model", required=True, help="family[:variant] or a directory.")
+    count: int = option("--n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
+    out: Path = option("--out", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, required=True)
+@taking(GenerateOptions)
+def generate(prompts: tuple[str, ...], given: GenerateOptions) -> int:
+    """Draw images: PROMPT after PROMPT, with seeds SEED, SEED+1, …
+
+    \b
+    safear-edit generate --model safe-llamagen "a house on a beach, in the style of Pablo Picasso" --n 4
+    """
+    from safear_edit.pipeline.generate import generate as draw
+
+    with shown_progress(given) as progress:
+        ref, paths = draw(
+            given.model,
+            prompts,
+            count=given.count,
+            seed=given.seed,
+            device=given.device,
+            out=given.out,
+            overwrite=given.overwrite,
+            progress=progress,
+            say=progress.say,
+        )
+    if given.as_json:
+        print_json({"model": ref, "files": [str(path) for path in paths]})
+    else:
+        print(f"model {ref}")
+        print("\n".join(map(str, paths)))
+    return 0
+
+
+# -- map --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapOptions(OfModel, Seeded, OnDevice, Writing, Shown):
+    pairs: int = option(
+        "--pairs", type=click.IntRange(min=2), default=48, show_default=True, help="Contrastive pairs to draw."
+    )
+
+
+@click.command("map")
+@click.argument("source", metavar="SPEC|RECIPE")
+@taking(MapOptions)
+def map_(source: str, given: MapOptions) -> int:
+    """Measure where the model keeps a concept: at which scale or row it is locked in, and in which layers.
+
+    \b
+    safear-edit map concepts/picasso.yaml --model llamagen --out picasso-map
+    """
+    from safear_edit.files.rundir import refuse_existing
+    from safear_edit.pipeline.map import map_concept
+    from safear_edit.pipeline.order import Order
+
+    refuse_existing(given.out, overwrite=given.overwrite)
+    order = Order(source, given.model, seed=given.seed, device=given.device)
+    with shown_progress(given) as progress:
+        found = map_concept(order, given.out, count=given.pairs, overwrite=given.overwrite, progress=progress)
+    if given.as_json:
+        print(found.to_json(), end="")
+        return 0
+    rows = [
+        [
+            group.name,
+            str(group.tokens),
+            f"{group.evidence:.2f} ± {group.standard_error:.2f}",
+            f"{group.switched} of {group.of}",
+        ]
+        for group in found.groups
+    ]
+    print_table(["drawn with the concept up to", "tokens", "evidence (nats)", "concept found"], rows)
+    print_table(["layer", "share of sensitivity"], [[name, f"{share:.3f}"] for name, share in found.depth])
+    print(f"{found.advice()}\n{given.out / 'map.png'}")
+    return 0
+
+
+VERBS: tuple[click.Command, ...] = (evaluate, generate, map_)

@@ -1,0 +1,167 @@
+"""The verbs about what can be named: `init`, `validate`, `schema`, `ls` and `pull`; main.py attaches VERBS."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from safear_edit.cli.options import (
+    NEW,
+    ByMethod,
+    ForProgram,
+    Replacing,
+    Shown,
+    option,
+    print_json,
+    print_table,
+    refuse_existing_file,
+    shown_progress,
+    taking,
+)
+
+if TYPE_CHECKING:
+    from safear_edit.spec.spec import Spec
+
+
+@dataclass(frozen=True)
+class InitOptions(Replacing):
+    kind: str = option("--kind", type=click.Choice(["style", "object", "category"]), default="style", show_default=True)
+    out: Path | None = option("--out", type=NEW, help="The file to write (default: NAME.yaml).")
+
+
+@click.command()
+@click.argument("name")
+@taking(InitOptions)
+def init(name: str, given: InitOptions) -> int:
+    """Write a spec with a comment on every field, to be filled in.
+
+    \b
+    safear-edit init hokusai
+    """
+    from safear_edit.files.atomic import write_atomic
+    from safear_edit.spec.draft import spec_template
+
+    target = given.out or Path(f"{name}.yaml")
+    text = spec_template(name, given.kind)
+    refuse_existing_file(target, overwrite=given.overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, text)
+    print(f"{target}: edit it, then: safear-edit validate {target}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ValidateOptions(ByMethod, ForProgram):
+    model: str = option(
+        "--model",
+        default="llamagen",
+        show_default=True,
+        help="family[:variant] that a spec is checked for; given, it is loaded to count the captions that it cuts.",
+    )
+    resolved: bool = option("--resolved", is_flag=True, help="Print the full form: what a spec extends, written out.")
+
+
+@click.command()
+@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
+@taking(ValidateOptions)
+def validate(sources: tuple[str, ...], given: ValidateOptions) -> int:
+    """Check specs or recipes, and whether their criteria can be decided; without --model none is loaded.
+
+    \b
+    safear-edit validate concepts/picasso.yaml
+    """
+    from safear_edit.pipeline.check import check
+    from safear_edit.pipeline.order import source_path
+
+    named = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
+    checked = {source: check(source_path(source), given.model, given.method, captions=named) for source in sources}
+    if given.resolved:
+        for found in checked.values():
+            print(_full_form(found.spec, given.as_json), end="")
+    elif given.as_json:
+        print_json({source: found.spec.name for source, found in checked.items()})
+    else:
+        for source, found in checked.items():
+            print(f"{source}: {found.spec.name} is valid")
+            for line in (*(one.sentence() for one in found.criteria), *found.warnings):
+                print(f"  {line}")
+    return 0
+
+
+def _full_form(spec: Spec, as_json: bool) -> str:
+    """A spec as recipes hold it, in strict YAML (no anchors) or JSON."""
+    import yaml
+
+    data = spec.model_dump(mode="json")
+    if as_json:
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["spec", "recipe", "report"]))
+def schema(what: str) -> int:
+    """Print a JSON Schema, for editors and other programs.
+
+    \b
+    safear-edit schema spec > spec.schema.json
+    """
+    if what == "spec":
+        from safear_edit.spec.spec import spec_schema as made
+    elif what == "recipe":
+        from safear_edit.compiler.recipe import recipe_schema as made
+    else:
+        from safear_edit.report.schema import report_schema as made
+    print_json(made())
+    return 0
+
+
+@click.command("ls")
+@click.argument("what", type=click.Choice(["models", "methods", "concepts", "judges", "attacks"]))
+@taking(ForProgram)
+def list_(what: str, given: ForProgram) -> int:
+    """List what can be named.
+
+    \b
+    safear-edit ls methods
+    """
+    from safear_edit.cli.listing import listing
+
+    rows = listing(what)
+    if given.as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
+    return 0
+
+
+@click.command()
+@click.argument("model")
+@taking(Shown)
+def pull(model: str, given: Shown) -> int:
+    """Fetch a published model's files from its hub, or check those that were fetched.
+
+    Only what the variant lists, resumed where it broke off, with HF_ENDPOINT, HF_HOME and HF_TOKEN as the hub's own
+    tools read them. Then --model takes its name.
+
+    \b
+    safear-edit pull llamagen:xl-256
+    """
+    from safear_edit.families import fetch
+    from safear_edit.families.reference import ModelRef
+
+    with shown_progress(given) as progress:
+        folder = fetch.pull(ModelRef.parse(model), progress=progress)
+    if given.as_json:
+        print_json({"model": model, "folder": str(folder)})
+    else:
+        print(folder)
+    return 0
+
+
+VERBS: tuple[click.Command, ...] = (init, validate, schema, list_, pull)

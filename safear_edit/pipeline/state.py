@@ -1,0 +1,110 @@
+"""What a walk works on (the base model, the edits on it so far, what was measured of them), and how it is to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from safear_edit.compiler.beside import as_measured
+from safear_edit.compiler.recipe import Recipe
+from safear_edit.editor.stack import Stack
+from safear_edit.evaluate.interference_record import After, Overlap
+from safear_edit.families.base import ModelFamily
+from safear_edit.families.load import load_model
+from safear_edit.families.reference import ModelRef
+from safear_edit.files.layout import looks_released
+from safear_edit.files.rundir import RunDir
+from safear_edit.pipeline.order import resolve_device
+from safear_edit.progress import Callback, silent
+from safear_edit.release.released import Member, Released, stack_of
+
+if TYPE_CHECKING:
+    from safear_edit.release.keys import SigningKey
+
+
+@dataclass(frozen=True)
+class StackState:
+    """A stack of one edit or several, or of none yet.
+
+    model: the base model, in which edits are only as long as a step needs them. ref: what it is called. members: the
+    erased concepts in order. history: what was measured after each change. forecast: what was expected of each edit
+    before its search. notes: lines for whoever started the walk, to be printed at its end.
+    """
+
+    model: ModelFamily
+    ref: str
+    members: tuple[Member, ...] = ()
+    history: tuple[After, ...] = ()
+    forecast: tuple[Overlap, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stack(self) -> Stack:
+        """The edits so far."""
+        return stack_of(self.members)
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """What each concept's edit was found with."""
+        return [member.recipe for member in self.members]
+
+    @property
+    def single(self) -> bool:
+        """Whether one concept was added to a base model and nothing else was done: no edit meets another."""
+        return len(self.members) == 1 and len(self.history) == 1
+
+    def plus(self, *members: Member) -> StackState:
+        """With more concepts on top."""
+        return replace(self, members=(*self.members, *members))
+
+    def measured_by(self, member: Member) -> tuple[Recipe, frozenset[str]]:
+        """The recipe by which a concept is measured beside the others, and ids of the prompts that it leaves out."""
+        return as_measured(member.recipe, [other.recipe for other in self.members if other is not member])
+
+
+def load_state(text: str, device: str) -> StackState:
+    """A model by its reference with no edit, or the base and the stack of a released folder.
+
+    UsageError for a release of an older version: it is an edited model, and its base is not in it.
+    """
+    ref, device = ModelRef.parse(text), resolve_device(device)
+    if ref.path is not None and looks_released(ref.path):
+        return released_state(Released.read(ref.path), device)
+    return StackState(load_model(text, device), str(ref))
+
+
+def released_state(released: Released, device: str) -> StackState:
+    """The base model of a release with its edits; TrustError if they don't give the released weights."""
+    model = released.base(device)
+    return StackState(model, released.ref, released.members, released.history, released.forecast)
+
+
+def measured_part(run: RunDir, state: StackState, name: str) -> RunDir:
+    """Where a concept's evidence about this very stack lies while a walk is under way."""
+    return run.part(f"measured/{state.stack.digest[:16]}/{name}")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a walk ends, and whom it tells.
+
+    key: signs the release; None leaves it unsigned, `unsigned` says that this is meant so. overwrite: replace an output
+    that is there. command: as it was typed, for the report. say: gets a line now and then, progress every stage.
+    """
+
+    key: SigningKey | None = None
+    unsigned: bool = False
+    overwrite: bool = False
+    command: str = ""
+    progress: Callback = silent
+    say: Callable[[str], None] = lambda line: None
+
+    def progress_of(self, name: str) -> Callback:
+        """The callback with the concept before every stage's name."""
+        return partial(_named, self.progress, name)
+
+
+def _named(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
+    progress(f"{name}: {stage}", done, total, info)
