@@ -21,7 +21,7 @@ from safear_edit.compiler.recipe import load_recipe
 from safear_edit.gate.record import WORDS, read_folder
 from safear_edit.gate.redraw import measure_again
 from safear_edit.gate.rules import Conclusion, Finding
-from safear_edit.pipeline.steps import sign
+from safear_edit.pipeline.publish import sign
 from safear_edit.release.keys import find_signer, generate
 from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import RunFiles

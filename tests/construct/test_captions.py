@@ -333,14 +333,17 @@ def test_variants_of_the_ablation_learn_from_pairs_of_their_own(
     monkeypatch.setattr(ablation, "_pairs", pairs)
     keep = Keep(["a car", "a tree"], built.pairs.safe_ids[:2])
     monkeypatch.setattr(ablation, "build_keep", lambda *given, **named: keep)
-    monkeypatch.setattr(ablation, "_looked", lambda *given: {"direct": ablation.Looked((True,))})
+    monkeypatch.setattr(ablation, "draw", lambda *given: (True,))
     names = ["vce:steps=1,understanding_weight=0", "vce:refine=self,steps=1,understanding_weight=0"]
     variants = {name: ablation.variant(name) for name in names}
-    rows = list(ablation._seed(model, builtin_folder("concepts") / "picasso.yaml", 0, variants, 1, tmp_path, False))
+    spec = builtin_folder("concepts") / "picasso.yaml"
+    bench = ablation.Bench.of(model, spec, 0, variants, 1, likelihood=False)
+    rows = [bench.row(name, *wanted, tmp_path / f"{name}, seed 0") for name, wanted in variants.items()]
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}, seed 0" for name in names}
     assert made == ["template", "self"] and [row["variant"] for row in rows] == names
     assert "refined" not in rows[0] and rows[1]["refined"] == 6
-    assert ablation.table(rows, names).splitlines()[0] == "| variant | seeds | direct | unreadable | minutes |"
+    slices = "direct | paraphrase | other-styles | objects"
+    assert ablation.table(rows, names).splitlines()[0] == f"| variant | seeds | {slices} | unreadable | minutes |"
 
 
 def test_the_report_says_who_wrote_the_captions(tmp_path: Path) -> None:

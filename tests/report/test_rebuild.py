@@ -145,7 +145,7 @@ def test_what_a_run_says_of_its_machine_is_what_the_report_reads(tmp_path: Path)
 
     from safear_edit.families.llamagen import LlamaGen
     from safear_edit.pipeline.environment import environment
-    from safear_edit.pipeline.steps import base_card, write_json
+    from safear_edit.pipeline.publish import base_card, write_json
     from tests import ROOT
 
     model = LlamaGen.pico()
