@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from safear_edit.redact import clean_environment, redact
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from safear_edit.compiler.recipe import Recipe
     from safear_edit.families.base import ModelFamily
     from safear_edit.report.evidence import SourceCommit
 
@@ -25,10 +28,11 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def environment(model: ModelFamily, command: str, started: datetime) -> dict[str, Any]:
-    """Machine, versions and command, for the report: what a second person needs to repeat the run."""
+def environment(model: ModelFamily, recipes: Sequence[Recipe], command: str, started: datetime) -> dict[str, Any]:
+    """Machine, versions, plug-ins and command, for the report: what a second person needs to repeat the run."""
     import torch
 
+    from safear_edit.compiler.plugins import plugins_of
     from safear_edit.report.evidence import Machine
 
     machine = Machine(
@@ -42,6 +46,7 @@ def environment(model: ModelFamily, command: str, started: datetime) -> dict[str
         deterministic="same recipe, same machine and versions: same weights; other machines differ in rounding",
         git=_git(),
         packages={name: version_of(name) or "not installed" for name in PACKAGES},
+        plugins=plugins_of(model.card.family, recipes),
     )
     return machine.model_dump(mode="json")
 

@@ -112,7 +112,7 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
             state = _evaluated(run, state, change.event, options)
         _audit(run, state, options)
         notes = (*state.notes, *measure_interference(run, state, options))
-        staged = stage(run, state, environment(state.model, options.command, started))
+        staged = stage(run, state, environment(state.model, state.recipes, options.command, started))
         report = write_report(staged)
         if options.key is not None:
             sign(staged, report, state.recipes, options.key)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from safear_edit.compiler.plugins import Plugin
 from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Rate
 from safear_edit.report.schema import ConceptReport, Report
@@ -34,7 +35,7 @@ def bom(report: Report) -> Json:
             "tools": {"components": [{"type": "application", "name": generator, "version": version}]},
             "component": {"type": "machine-learning-model", "name": report.subject.name, "bom-ref": reference},
         },
-        "components": [_model(report, f"{reference}/model")],
+        "components": [_model(report, f"{reference}/model"), *map(_plugin, report.environment.plugins)],
         "dependencies": [{"ref": reference, "dependsOn": [f"{reference}/model"]}],
     }
 
@@ -66,6 +67,18 @@ def _model(report: Report, reference: str) -> Json:
             ),
         },
         "modelCard": _card(report),
+    }
+
+
+def _plugin(one: Plugin) -> Json:
+    """Code of another distribution that took part: a family, method or judge."""
+    return {
+        "type": "library",
+        "bom-ref": f"plugin:{one.kind}:{one.name}",
+        "name": one.distribution,
+        "version": one.version,
+        "description": f"brings {one.name} ({one.kind}), module {one.module}",
+        **_hashes(one.sha256),
     }
 
 

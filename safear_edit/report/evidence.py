@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
+from safear_edit.compiler.plugins import Plugin
 from safear_edit.editor.edit_record import StackRecord
 from safear_edit.editor.method_log import LOG
 from safear_edit.errors import SpecError
@@ -189,3 +190,4 @@ class Machine(StrictRecord):
     deterministic: str | bool = NOT_STATED
     git: SourceCommit | None = None
     packages: dict[str, str] = Field(default_factory=dict)
+    plugins: tuple[Plugin, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from safear_edit.compiler.plugins import Plugin
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit_record import Round, StackedEdit
 from safear_edit.editor.method_log import MethodLog
@@ -456,6 +457,7 @@ class Environment(Section):
     deterministic: str
     git: str
     packages: dict[str, str]
+    plugins: tuple[Plugin, ...] = ()
     other: dict[str, str]
 
 
@@ -466,6 +468,8 @@ class Reproduce(Section):
 
 
 class Report(Section):
+    """report.json: everything that page, model card and bill of materials show, and nothing else."""
+
     schema_version: Literal[1] = 1
     report: About
     verdict: VerdictSection

@@ -1,0 +1,60 @@
+"""examples/plugin: a method in a package of its own, installed, listed, used, and named by the release that it made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+SMALL = ("params.steps=2", "construct.pairs=8", "construct.keep=6", "evaluate.n.direct=2", "evaluate.n.paraphrase=2",
+         "evaluate.n.template=2", "preserve.other-styles.n=2", "preserve.objects.n=2",
+         "preserve.plain.n=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which the example is installed beside the program; nothing is fetched for it."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--target", str(target), str(ROOT / "examples" / "plugin")], check=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(target)]), "OMP_NUM_THREADS": "1"}
+
+
+def ran(installed: dict[str, str], folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "safear_edit", *words]
+    done = subprocess.run(command, cwd=folder, env=installed, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1, 3), done.stderr
+    return done.stdout
+
+
+def test_its_docstring_is_listed(installed: dict[str, str], tmp_path: Path) -> None:
+    listed = ran(installed, tmp_path, "ls", "methods")
+    assert "unlikelihood" in listed and "Each token of the unsafe image becomes less likely" in listed
+    assert len((ROOT / "examples/plugin/safear_unlikelihood.py").read_text().splitlines()) <= 32
+
+
+def test_the_release_names_who_brought_it(installed: dict[str, str], tmp_path: Path) -> None:
+    sets = [word for value in SMALL for word in ("--set", value)]
+    about = ("--model", "llamagen", "--method", "unlikelihood", "--unsigned", "-q")
+    ran(installed, tmp_path, "apply", "picasso", *about, "--out", "out", *sets)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    (found,) = report["environment"]["plugins"]
+    source = (ROOT / "examples/plugin/safear_unlikelihood.py").read_bytes()
+    assert found == {
+        "kind": "methods",
+        "name": "unlikelihood",
+        "distribution": "safear-unlikelihood",
+        "version": "0.1.0",
+        "module": "safear_unlikelihood",
+        "sha256": hashlib.sha256(source).hexdigest(),
+    }
+    bom = json.loads((tmp_path / "out/bom.cdx.json").read_text())
+    assert [one["name"] for one in bom["components"]][1:] == ["safear-unlikelihood"]
+    assert found["sha256"] in (tmp_path / "out/report.html").read_text()
