@@ -28,12 +28,12 @@ docs: $(VENV)/.installed-test
 # Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`).
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[nudity,imagenet]'
+	$(BIN)/python -m pip install -q -e .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[test,nudity,imagenet]'
+	$(BIN)/python -m pip install -q -e '.[test,nudity,imagenet]'
 	touch $(VENV)/.installed $@
 
 clean:

@@ -85,7 +85,7 @@ def test_the_verb_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main.run(words) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "map.json").read_text()) and 2 <= printed["pairs"] <= 4
-    assert {path.name for path in out.iterdir()} == {"map.json", "map.png", "recipe.json"}
+    assert {path.name for path in out.iterdir()} == {".gitattributes", "map.json", "map.png", "recipe.json"}
     assert main.run(words) == 2 and "must not exist" not in capsys.readouterr().out
 
 
