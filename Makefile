@@ -7,9 +7,11 @@ TRUST  ?= demo-trust
 
 .PHONY: demo test check docs clean
 
-# A second `make demo` makes everything again from the start (--overwrite); an interrupted one continues.
+# A second `make demo` makes everything again from the start (--overwrite); an interrupted one continues. Exit codes 1
+# and 3 are verdicts (FAIL, INCONCLUSIVE): the release is there and is verified with any of them.
 demo: $(VENV)/.installed
-	$(BIN)/safear-edit apply concepts/picasso.yaml --model llamagen --out $(DEMO) --throwaway-key $(TRUST) --overwrite
+	$(BIN)/safear-edit apply concepts/picasso.yaml --model llamagen --out $(DEMO) --throwaway-key $(TRUST) --overwrite \
+		|| case $$? in 1|3) ;; *) exit 2;; esac
 	$(BIN)/safear-edit verify $(DEMO) --trust $(TRUST)
 
 test: $(VENV)/.installed-test check
