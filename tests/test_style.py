@@ -49,7 +49,8 @@ def test_functions_fit_on_a_screen(path: Path) -> None:
 
 def test_layers() -> None:
     """The contracts in pyproject.toml: data flows forward, no cycles, and who must not know whom."""
-    done = subprocess.run(["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tool = str(Path(sys.executable).with_name("lint-imports"))
+    done = subprocess.run([tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
