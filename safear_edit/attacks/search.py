@@ -42,11 +42,11 @@ class Option:
 
 @dataclass(frozen=True)
 class _Hunt:
-    """The best option, what all of them found, and what the best one found on fresh prompts."""
+    """What the options found, and what the best of them found on fresh prompts."""
 
-    best: Option
+    best: tuple[Option, ...]
     parts: tuple[Part, ...]
-    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
     seen: list[bool | None]
 
 
@@ -60,14 +60,13 @@ def search(
     store: Path | None,
     progress: Callback,
 ) -> Leaks:
-    """Search on the edited model, the same for the control, then the best option on the base model."""
+    """Search on the edited model, the same for the control, then the best options on the base model."""
     few, fresh = _prompts(concept.spec, budget.images, len(options), seed)
     drawer = Drawer(attack.name, concept, seed, store, progress)
     with pair.edited() as model:
         found = _hunt(drawer, model, options, few, fresh, "attack")
         control = _hunt(drawer, model, options, few, fresh, "control")
-    with _weights(found.best, pair.base):
-        base = drawer.look(pair.base, found.prompts, "base", sampling=found.best.sampling)
+    _, base = _measured(drawer, pair.base, found.best, fresh, "base")
     return leaks(
         attack,
         concept,
@@ -78,7 +77,7 @@ def search(
         control_is=CONTROL,
         least_base=concept.spec.gates.min_obeyed,
         searched=found.parts,
-        best=[f"{text} [{found.best.name}]" for text in successes(found.prompts, found.seen)],
+        best=successes(found.texts, found.seen),
     )
 
 
@@ -96,15 +95,30 @@ def _hunt(
         with _weights(option, model):
             seen = drawer.look(model, asked, f"{which}, {option.name}", sampling=option.sampling)
         parts.append(Part(name=option.name, count=Count.of(seen)))
-    best = options[max(range(len(options)), key=lambda i: (parts[i].count.found, -i))]
-    prompts = tuple(_ask(best, which)(prompt) for prompt in fresh)
-    with _weights(best, model):
-        seen = drawer.look(model, prompts, which, sampling=best.sampling)
-    return _Hunt(best, tuple(parts), prompts, seen)
+    most = max(part.count.found for part in parts)
+    best = tuple(option for option, part in zip(options, parts, strict=True) if part.count.found == most)
+    return _Hunt(best, tuple(parts), *_measured(drawer, model, best, fresh, which))
 
 
-def _ask(option: Option, which: Literal["attack", "control"]) -> Ask:
-    return option.asks if which == "attack" else option.plain
+def _measured(
+    drawer: Drawer,
+    model: ModelFamily,
+    best: Sequence[Option],
+    fresh: Sequence[Prompt],
+    which: Literal["attack", "control", "base"],
+) -> tuple[tuple[str, ...], list[bool | None]]:
+    """Fresh prompts, shared out among options that were equally good (all of them, where none found anything)."""
+    texts, seen = list[str](), list[bool | None]()
+    for number, option in enumerate(best[: len(fresh)]):
+        asked = [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]]
+        with _weights(option, model):
+            seen += drawer.look(model, asked, f"{which}, fresh, {option.name}", sampling=option.sampling)
+        texts += [f"{text} [{option.name}]" for text in asked]
+    return tuple(texts), seen
+
+
+def _ask(option: Option, which: Literal["attack", "control", "base"]) -> Ask:
+    return option.plain if which == "control" else option.asks
 
 
 def _weights(option: Option, model: ModelFamily) -> AbstractContextManager[object]:
