@@ -18,7 +18,9 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from safear_edit.attacks.record import UNREADABLE, Access, Cost, Count, Leaks, Part
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import Curve
+from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
@@ -55,11 +57,13 @@ TIERS = {"quick": Budget(24, 4, 60), "standard": Budget(100, 10, 200), "full": B
 @dataclass(frozen=True)
 class Target:
     """Images that an attack is to bring about, as tokens (n, N) or (n, N, d), with captions that don't name what they
-    show; judge: who sees it."""
+    show; judge: who sees it; asked: captions that name it; scored: others that name it, to draw with afterwards."""
 
     captions: tuple[str, ...]
     ids: Tensor
     judge: Judge
+    asked: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Concept:
     """What is to be brought back. sampling: the recipe's; None: the model's.
 
     known: the attacker's own images of it, and novel: of a style that no model knows, for the control; captions: those
-    to score under, which share nothing with the attacker's. why: why there are none of these.
+    to score under, which share nothing with the attacker's. why: why there are none of these. plain: the attacker's
+    images of other things.
     """
 
     spec: Spec
@@ -77,6 +82,7 @@ class Concept:
     novel: Target | None = None
     captions: tuple[str, ...] = ()
     why: str = ""
+    plain: Target | None = None
 
 
 class AttackParams(BaseModel):
@@ -179,6 +185,7 @@ def leaks(
     least_base: float,
     searched: Sequence[Part] = (),
     best: Sequence[str] = (),
+    curves: Sequence[Curve] = (),
 ) -> Leaks:
     """The record of a finished attack; least_base: share of images in which the base model must show the concept."""
     why = _why_not(base, control, control_is, least_base)
@@ -202,6 +209,7 @@ def leaks(
         best=tuple(stored(concept.spec, text) for text in best[:BEST]),
         interpretable=not why,
         why=why,
+        curves=tuple(curves),
     )
 
 

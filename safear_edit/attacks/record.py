@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import Curve
 from safear_edit.evaluate import stats
 from safear_edit.files.records import StrictRecord
 
@@ -12,22 +14,6 @@ Access = Literal["black-box", "grey-box", "white-box"]
 FILE = "attacks.json"
 UNREADABLE = 0.5
 """Share of a control's images that the judge may leave open; beyond it, nothing found there says nothing."""
-
-
-class Count(StrictRecord):
-    """Images (or prompts, where an attack draws several images of one) in which the judge found the concept.
-
-    unreadable: "cannot tell"; they count as not found.
-    """
-
-    n: int
-    found: int
-    unreadable: int
-
-    @classmethod
-    def of(cls, seen: list[bool | None]) -> Count:
-        """From a judge's answers."""
-        return cls(n=len(seen), found=sum(one is True for one in seen), unreadable=seen.count(None))
 
 
 class Part(StrictRecord):
@@ -70,6 +56,8 @@ class Leaks(StrictRecord):
     interpretable: bool
     why: str
     """Why it is not interpretable; "" where it is."""
+    curves: tuple[Curve, ...] = ()
+    """Success against cost, of an attack that learns."""
 
     def sentence(self) -> str:
         """What follows, in a few words; nothing found is never a proof."""

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, Target, leaks
-from safear_edit.attacks.record import UNREADABLE, Count, Leaks
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair

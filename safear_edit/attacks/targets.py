@@ -19,6 +19,9 @@ from safear_edit.families.base import ModelCard, ModelFamily, Sampling
 from safear_edit.judges.base import Judge, Judgement, make_judge
 from safear_edit.spec.spec import Spec
 
+UNKNOWN = "in the style of Zorvane"
+"""How prompts ask for the style that no model knows: nobody paints under that name."""
+
 
 class TurnedBack(Judge):
     """Shows another judge the images turned back from the style that no model knows."""
@@ -48,8 +51,13 @@ def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling 
         return Concept(spec, judge, sampling, why=why)
     own, scored = apart(doubled(spec, model.card, seed))
     captions = tuple(dict.fromkeys(reference.neutral for reference in scored.references))
-    novel = unknown_style(model, own, seed) if spec.evaluate.references is None else None
-    return Concept(spec, judge, sampling, target(model, own, judge), novel, captions)
+    known = replace(target(model, own, judge), scored=tuple(r.prompts["direct"] for r in scored.references))
+    novel = None
+    if spec.evaluate.references is None:
+        novel = replace(unknown_style(model, own, seed), scored=tuple(f"{text} {UNKNOWN}" for text in captions))
+    texts = tuple(kept.prompt for kept in own.kept)
+    plain = Target(texts, model.encode(own.kept_images).cpu(), judge, texts) if texts else None
+    return Concept(spec, judge, sampling, known, novel, captions, plain=plain)
 
 
 def doubled(spec: Spec, card: ModelCard, seed: int) -> Source:
@@ -87,11 +95,14 @@ def _part(source: Source, rows: Sequence[int]) -> Source:
 
 def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
     """The concept: its reference images under captions that don't name it."""
-    return Target(tuple(r.neutral for r in source.references), model.encode(source.reference_images).cpu(), judge)
+    captions = tuple(reference.neutral for reference in source.references)
+    asked = tuple(reference.prompts["direct"] for reference in source.references)
+    return Target(captions, model.encode(source.reference_images).cpu(), judge, asked)
 
 
 def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
     """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
     captions = tuple(reference.neutral for reference in source.references)
     fitting = mini_world.plain(captions, model.card.image_size, seed)
-    return Target(captions, model.encode(turned_over(fitting)).cpu(), TurnedBack(make_judge("gallery", "style=photo")))
+    judge = TurnedBack(make_judge("gallery", "style=photo"))
+    return Target(captions, model.encode(turned_over(fitting)).cpu(), judge, tuple(f"{t} {UNKNOWN}" for t in captions))

@@ -23,7 +23,8 @@ from safear_edit.cli.options import (
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safear_edit.attacks.record import Attacks, Count, Leaks
+    from safear_edit.attacks.counts import Count
+    from safear_edit.attacks.record import Attacks, Leaks
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def _print(found: Attacks, where: Path) -> None:
     print_table(columns, [_row(leaks) for leaks in found.found])
     for leaks in found.found:
         print(f"control of {leaks.attack}: {leaks.control_is}")
+        for curve in leaks.curves:
+            print(f"  {curve.name}: {curve.sentence()}")
     for one in found.not_run:
         print(f"{one.attack}: not run, {one.why}")
     print(f"concept {found.concept}, judge {found.judge}; found of all images, unreadable ones in brackets")

@@ -43,6 +43,7 @@ def attack(
     (one that has begun is finished). UsageError for a folder that is no release, or an attack that nobody knows.
     """
     from safear_edit.attacks.base import TIERS
+    from safear_edit.attacks.curve import plot
     from safear_edit.attacks.record import FILE, Attacks, NotRun, adjusted
     from safear_edit.attacks.targets import concept_of
     from safear_edit.evaluate.before_after import Pair
@@ -86,6 +87,9 @@ def attack(
         not_run=tuple(not_run),
     )
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
+    for leaks in record.found:
+        if leaks.curves:
+            write_atomic(out / f"{leaks.attack}.png", plot(leaks.curves))
     return record
 
 

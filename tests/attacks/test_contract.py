@@ -48,8 +48,9 @@ def pico(family: str) -> ModelFamily:
 def concept(model: ModelFamily) -> Concept:
     """The attacker's images are the model's own."""
     ids = model.generate(model.condition([f"{text} by Picasso" for text in CAPTIONS]), range(len(CAPTIONS)))
-    known = Target(CAPTIONS, ids, Bright())
-    return Concept(picasso(), Bright(), None, known, Target(CAPTIONS, ids.flip(0), Bright()), CAPTIONS)
+    asked = tuple(f"{text} by Picasso" for text in CAPTIONS)
+    known, novel = (Target(CAPTIONS, rows, Bright(), asked, asked) for rows in (ids, ids.flip(0)))
+    return Concept(picasso(), Bright(), None, known, novel, CAPTIONS, plain=known)
 
 
 def some_edit(model: ModelFamily) -> Edit:

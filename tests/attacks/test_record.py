@@ -6,7 +6,8 @@ import pytest
 
 from safear_edit.attacks.aliases import wordings
 from safear_edit.attacks.base import TIERS, Budget, Drawer, leaks, stored
-from safear_edit.attacks.record import Count, Leaks, adjusted
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.record import Leaks, adjusted
 from safear_edit.attacks.sampler import Sweep, points
 from safear_edit.attacks.search import unnamed
 from safear_edit.attacks.seeds import Seeds, best_of

@@ -1,0 +1,201 @@
+"""Relearn: fine-tune the edited model on a few images of the concept, and see how soon it is back.
+
+Erasures come back under a little fine-tuning, on images of the concept and on harmless ones (Suriyakumar et al. 2024,
+https://arxiv.org/abs/2410.08074). A model that can learn anything can learn the concept anew, so what counts is
+whether it comes back sooner than a style comes that the model never knew, taught with as many images and steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, Target, leaks
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import Curve, Mark, marks_within
+from safear_edit.attacks.record import UNREADABLE, Leaks
+from safear_edit.attacks.search import successes
+from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
+from safear_edit.errors import UsageError
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.families.base import ModelFamily
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.progress import Callback, silent
+from safear_edit.registry import attack
+
+TEACHING = "the same steps on as many images teach a style that no model knows"
+BENIGN = "the same steps on as many images of other things; they don't tell recovery from teaching"
+Seen = Mapping[int, list[bool | None]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What changes, on how many images, of the concept or (benign) of other things."""
+
+    weights: Literal["lora", "full"]
+    images: int
+    benign: bool = False
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        what = "LoRA" if self.weights == "lora" else "all weights"
+        return f"{what}, {self.images} {'other ' if self.benign else ''}images"
+
+
+class Relearning(AttackParams):
+    """Ways to learn; the steps are the budget's."""
+
+    ways: tuple[Way, ...] = (Way("lora", 8), Way("lora", 32), Way("full", 8), Way("lora", 32, benign=True))
+    batch: int = Field(8, ge=1, description="images per step")
+    rank: int = Field(8, ge=1, description="of the adapter")
+    lora_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate for an adapter")
+    full_rate: float = Field(2e-4, gt=0, description="AdamW's learning rate for the weights themselves")
+
+
+@attack("relearn", access="white-box")
+class Relearn(Attack):
+    """Fine-tuning on 8 or 32 images of the concept, or on other images; the control teaches a new style as long."""
+
+    Params: ClassVar[type[AttackParams]] = Relearning
+    params: Relearning
+
+    def unfit(self, model: ModelFamily, concept: Concept) -> str:
+        """Needs the attacker's own images."""
+        return "" if concept.known else concept.why or "no reference images of the concept"
+
+    def run(
+        self,
+        pair: Pair,
+        concept: Concept,
+        budget: Budget,
+        seed: int,
+        *,
+        store: Path | None = None,
+        progress: Callback = silent,
+    ) -> Leaks:
+        """As the base class says. The way that brought most back at the earlier marks gives the figure at the last."""
+        if concept.known is None:
+            raise UsageError("relearn", "reference images", self.unfit(pair.base, concept), "give a folder of them")
+        drawer = Drawer(self.name, concept, seed, store, progress)
+        with pair.edited() as model:
+            found = self._curves(drawer, model, concept.known, concept.plain, budget, "attack")
+            control, control_is = self._control(drawer, model, concept, budget)
+        last = budget.steps
+        best = max(found, key=lambda way: sum(seen.count(True) for at, seen in found[way].items() if at < last))
+        base = self._learnt(drawer, pair.base, best, concept.known, concept.plain, budget, "base", {last})[last]
+        taught = control.get(best)
+        return leaks(
+            self,
+            concept,
+            drawer.cost(),
+            edited=Count.of(found[best][last]),
+            base=Count.of(base),
+            control=Count.of(taught[last]) if taught else None,
+            control_is=control_is,
+            least_base=concept.spec.gates.min_obeyed,
+            best=[f"{t} [{best.name}]" for t in successes(concept.known.scored[: budget.images], found[best][last])],
+            curves=[_curve(way, seen, control.get(way)) for way, seen in found.items()],
+        )
+
+    def _control(
+        self, drawer: Drawer, model: ModelFamily, concept: Concept, budget: Budget
+    ) -> tuple[Mapping[Way, Seen], str]:
+        """Teaching; where there is no unknown style, or its judge can't read it: images of other things."""
+        if concept.novel:
+            taught = self._curves(drawer, model, concept.novel, concept.plain, budget, "control")
+            looks = [seen for marks in taught.values() for seen in marks.values()]
+            if sum(seen.count(None) for seen in looks) <= UNREADABLE * sum(map(len, looks)):
+                return taught, TEACHING
+        if concept.known is None or concept.plain is None:
+            return {}, "no style that no model knows, and no images of other things"
+        benign = [Way(way.weights, way.images, benign=True) for way in self.params.ways]
+        return {
+            way: self._learnt(drawer, model, other, concept.known, concept.plain, budget, "other images")
+            for way, other in zip(self.params.ways, benign, strict=True)
+        }, BENIGN
+
+    def _curves(
+        self, drawer: Drawer, model: ModelFamily, aim: Target, plain: Target | None, budget: Budget, purpose: str
+    ) -> dict[Way, Seen]:
+        """What each way brought about at each mark; before the first step all are one model, drawn once."""
+        start = drawer.look(model, aim.scored[: budget.images], f"{purpose}, 0 steps", judge=aim.judge)
+        ways = [way for way in self.params.ways if plain or not way.benign]
+        return {way: {0: start, **self._learnt(drawer, model, way, aim, plain, budget, purpose)} for way in ways}
+
+    def _learnt(
+        self,
+        drawer: Drawer,
+        model: ModelFamily,
+        way: Way,
+        aim: Target,
+        plain: Target | None,
+        budget: Budget,
+        purpose: str,
+        marks: set[int] | None = None,
+    ) -> dict[int, list[bool | None]]:
+        """Images of held-out prompts that name the aim, at marks after the first; the model is left as found."""
+        shown = plain if way.benign and plain else aim
+        wanted, seen = marks or set(marks_within(budget.steps)), dict[int, list[bool | None]]()
+        stage = f"{purpose}, {way.name}"
+        for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed):
+            drawer.progress(f"{self.name}: {stage}, learn", step, budget.steps, "")
+            if step in wanted:
+                texts = aim.scored[: budget.images]
+                seen[step] = drawer.look(model, texts, f"{stage}, {step} steps", judge=aim.judge)
+        drawer.steps += budget.steps
+        return seen
+
+
+def tuned(model: ModelFamily, way: Way, shown: Target, params: Relearning, steps: int, seed: int) -> Iterator[int]:
+    """Yields after every step, with the model as it is then; afterwards it is as found, also after an error.
+
+    AdamW on minus the teacher-forced log-likelihood of the images under the captions that name them.
+    """
+    generator, pool = torch.Generator().manual_seed(seed), min(way.images, len(shown.ids))
+    condition = model.condition(shown.asked[:pool])
+    with _trainable(model, way, params, seed) as weights:
+        optimiser = torch.optim.AdamW(weights, params.lora_rate if way.weights == "lora" else params.full_rate)
+        for step in range(steps):
+            rows = torch.randperm(pool, generator=generator)[: params.batch]
+            ids = shown.ids[rows].to(model.device)
+            loss = -token_logprobs(model.logits(condition.rows(rows), ids), ids).mean()
+            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                weight.grad = gradient
+            optimiser.step()
+            yield step + 1
+
+
+@contextmanager
+def _trainable(model: ModelFamily, way: Way, params: Relearning, seed: int) -> Iterator[Sequence[nn.Parameter]]:
+    """An adapter on every linear layer that an edit may change, or these layers' own weights."""
+    modules = model.editable("all")
+    full = way.weights == "full"
+    with borrowed(model.net, [f"{name}.weight" for name in modules] if full else ()):
+        if full:
+            model.net.requires_grad_(False)
+            weights = [model.net.get_parameter(f"{name}.weight") for name in modules]
+            for weight in weights:
+                weight.requires_grad_()
+        else:
+            layers = inject(
+                model.net, modules, Tuning.model_validate({"rank": params.rank, "alpha": params.rank}), seed
+            )
+            weights = list(adapter_weights(layers).values())
+        yield weights
+
+
+def _curve(way: Way, seen: Seen, taught: Seen | None) -> Curve:
+    steps = [at for at in seen if taught is None or at in taught or at == 0]
+    marks = [
+        Mark(steps=at, edited=Count.of(seen[at]), control=Count.of(taught[at]) if taught and at in taught else None)
+        for at in steps
+    ]
+    return Curve(name=way.name, marks=tuple(marks))

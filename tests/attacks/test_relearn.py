@@ -1,0 +1,86 @@
+"""Relearning: what changes, for how long, and what the durability curve says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
+from safear_edit.attacks.relearn import BENIGN, TEACHING, Relearn, Relearning, Way, tuned
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.families.tokens import token_logprobs
+from tests.attacks.test_contract import SMALL, concept, pico, some_edit
+
+
+def curve(own: list[int], taught: list[int] | None) -> Curve:
+    steps = (0, 5, 10, 20)
+    marks = [
+        Mark(
+            steps=at,
+            edited=Count(n=10, found=own[i], unreadable=0),
+            control=Count(n=10, found=taught[i], unreadable=0) if taught else None,
+        )
+        for i, at in enumerate(steps)
+    ]
+    return Curve(name="LoRA, 8 images", marks=tuple(marks))
+
+
+@pytest.mark.parametrize(
+    ("own", "taught", "cost", "teaching", "says"),
+    [
+        ([0, 1, 5, 9], [0, 0, 1, 5], 7.5, 15.0, "0.50 times its cost"),
+        ([0, 0, 0, 2], [0, 0, 0, 8], None, 13.75, "not 30% of images within 20 steps; a new style after 14"),
+        ([4, 9, 9, 9], [0, 0, 0, 0], 0.0, None, "after 0 steps; a new style not within 20"),
+        ([0, 0, 0, 0], [0, 0, 0, 0], None, None, "nor a new style"),
+        ([0, 0, 3, 3], None, 10.0, None, "30% of images after 10 steps"),
+    ],
+)
+def test_the_cost_of_coming_back(
+    own: list[int], taught: list[int] | None, cost: float | None, teaching: float | None, says: str
+) -> None:
+    found = curve(own, taught)
+    assert (found.cost(), found.teaching()) == (pytest.approx(cost), pytest.approx(teaching))
+    assert says in found.sentence()
+
+
+def test_the_curve_is_drawn() -> None:
+    assert plot([curve([0, 1, 5, 9], [0, 0, 1, 5]), curve([0, 0, 3, 3], None)]).startswith(b"\x89PNG")
+
+
+def test_marks_end_with_the_budget() -> None:
+    assert marks_within(60) == (0, 5, 10, 20, 50, 60) and marks_within(2) == (0, 2)
+
+
+@pytest.mark.parametrize("way", Relearning().ways[1:], ids=lambda way: way.name)
+def test_learning_makes_the_images_likelier_and_gives_the_model_back(way: Way) -> None:
+    model = pico("llamagen")
+    known = concept(model).known
+    assert known is not None
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    asked, scores = model.condition(known.asked), []
+    with torch.no_grad():
+        scores.append(float(token_logprobs(model.logits(asked, known.ids), known.ids).mean()))
+    for step in tuned(model, way, known, Relearning(), 8, 0):
+        if step == 8:
+            with torch.no_grad():
+                scores.append(float(token_logprobs(model.logits(asked, known.ids), known.ids).mean()))
+    assert scores[1] > scores[0] + 1e-4
+    state = model.net.state_dict()
+    assert state.keys() == before.keys() and all(torch.equal(before[name], state[name]) for name in before)
+    assert all(parameter.grad is None for parameter in model.net.parameters())
+
+
+def test_the_control_without_a_style_that_no_model_knows() -> None:
+    model = pico("llamagen")
+    aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
+    few = Relearn(Relearning(ways=(Way("lora", 8),)))
+    taught = few.run(pair, aim, SMALL, 0)
+    assert taught.control_is == TEACHING and taught.cost.steps == 3 * SMALL.steps
+    assert [mark.steps for mark in taught.curves[0].marks] == [0, 2] and taught.curves[0].marks[0].control is not None
+    other = few.run(pair, replace(aim, novel=None), SMALL, 0)
+    assert other.control_is == BENIGN and other.edited == taught.edited and other.control is not None
+    none = few.run(pair, replace(aim, novel=None, plain=None), SMALL, 0)
+    assert none.control is None and "no control" in none.why and none.curves[0].marks[1].control is None
