@@ -144,22 +144,31 @@ class Drawer:
         judge: Judge | None = None,
         sampling: Sampling | None = None,
         change: Callable[[Condition], Condition] | None = None,
+        prefix: Tensor | None = None,
         replicate: int = 0,
     ) -> list[bool | None]:
         """One image per prompt with the model as it is now: found, not found, or None for "cannot tell".
 
         purpose: names the seeds and the stored part; two looks of one purpose draw from the same numbers.
-        change: what is done to the encoded prompts.
+        change: what is done to the encoded prompts. prefix: the first tokens of every image, given. Neither is stored.
         """
         key = f"attack {self.attack} {purpose} {self.seed}"
         requests = [ImageRequest(text, image_seed(key, text, replicate + i), "it") for i, text in enumerate(prompts)]
         judges = {"it": judge or self.concept.judge}
         captions = (lambda texts: change(model.condition(texts))) if change else None
-        kept = None if self.store is None or change else self.store / _slug(purpose)
+        kept = None if self.store is None or change or prefix is not None else self.store / _slug(purpose)
         stage = f"{self.attack}: {purpose}"
         settings = sampling or self.concept.sampling
         drawn = draw_and_judge(
-            model, requests, judges, settings, kept, captions=captions, progress=self.progress, stage=stage
+            model,
+            requests,
+            judges,
+            settings,
+            kept,
+            captions=captions,
+            prefix=prefix,
+            progress=self.progress,
+            stage=stage,
         )
         self.images += len(requests)
         return [image.judgement.present for image in drawn]

@@ -59,6 +59,7 @@ def draw_and_judge(
     store: Path | None = None,
     *,
     captions: Callable[[tuple[str, ...]], Condition] | None = None,
+    prefix: Tensor | None = None,
     batch: int = BATCH,
     progress: Callback = silent,
     stage: str = "",
@@ -66,8 +67,8 @@ def draw_and_judge(
     """Draw and judge every request in order, `batch` at a time; only one batch is in memory.
 
     sampling: the recipe's; None takes what the model states. captions: encodes the prompts of a batch, if not the
-    model (encoded before, or changed). The model draws as it is when the next batch is asked for: whoever applies an
-    edit reads the images before it is taken off.
+    model (encoded before, or changed). prefix: the first tokens of every image, given (see `generate`). The model draws
+    as it is when the next batch is asked for: whoever applies an edit reads the images before it is taken off.
 
     store: a folder in which every finished batch is kept as one part file, so that the same call continues after it
     was killed. A part of other requests, judges or sampling, or a damaged one, is drawn again; which model draws is
@@ -82,7 +83,8 @@ def draw_and_judge(
         about = _identity(part, judges, sampling or model.sampling) if path else ""
         images = _read(path, about, part) if path else None
         if images is None:
-            images = _drawn(model, encode(tuple(one.prompt for one in part)), part, judges, sampling)
+            given = None if prefix is None else prefix[start : start + batch]
+            images = _drawn(model, encode(tuple(one.prompt for one in part)), part, judges, sampling, given)
             if path:
                 _write(path, about, images)
         progress(stage, start + len(part), len(requests), "")
@@ -96,8 +98,10 @@ def _drawn(
     requests: Sequence[ImageRequest],
     judges: Mapping[str, Judge],
     sampling: Sampling | None,
+    prefix: Tensor | None,
 ) -> list[JudgedImage]:
-    ids = model.generate(condition, [one.seed for one in requests], sampling)
+    given = {} if prefix is None else {"prefix": prefix}
+    ids = model.generate(condition, [one.seed for one in requests], sampling, **given)
     judgements = judged(judges, model.decode(ids), [one.label for one in requests])
     for one, judgement in zip(requests, judgements, strict=True):
         if not math.isfinite(judgement.score):
