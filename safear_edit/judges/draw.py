@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,8 +101,8 @@ def _drawn(
     sampling: Sampling | None,
     prefix: Tensor | None,
 ) -> list[JudgedImage]:
-    given = {} if prefix is None else {"prefix": prefix}
-    ids = model.generate(condition, [one.seed for one in requests], sampling, **given)
+    generate = model.generate if prefix is None else partial(model.generate, prefix=prefix)
+    ids = generate(condition, [one.seed for one in requests], sampling)
     judgements = judged(judges, model.decode(ids), [one.label for one in requests])
     for one, judgement in zip(requests, judgements, strict=True):
         if not math.isfinite(judgement.score):
