@@ -8,43 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+import torch
 
 from safear_edit.attacks.base import Concept, Target
+from safear_edit.attacks.unknown import named, unknown_style
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import mini_world
 from safear_edit.evaluate.reference_images import Source, Wanted
 from safear_edit.evaluate.references import CLASSIFIED, source_for, why_none
 from safear_edit.families.base import ModelCard, ModelFamily, Sampling
-from safear_edit.judges.base import Judge, Judgement, make_judge
+from safear_edit.judges.base import Judge
 from safear_edit.spec.spec import Spec
-
-UNKNOWN = "in the style of Zorvane"
-"""How prompts ask for the style that no model knows: nobody paints under that name."""
-
-
-class TurnedBack(Judge):
-    """Shows another judge the images turned back from the style that no model knows."""
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-        self.id, self.digest, self.threshold = f"{judge.id}, turned back", judge.digest, judge.threshold
-
-    def look(self, images: Tensor) -> list[Judgement]:
-        """As the other judge."""
-        return self.judge.look(turned_over(images))
-
-
-def turned_over(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) upside down in inverted colours; twice is none."""
-    return 255 - images.flip(-2)
 
 
 def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling | None, seed: int) -> Concept:
     """Everything that the attacks need of a concept; without reference images there is nothing to learn from.
 
-    The style that no model knows is drawn by the mini world; a user's folder has none, so its attacks that learn have
-    no control.
+    The control learns images that are turned over: the mini world's, or a user's preserved ones.
     """
     why = why_none(spec, model.card)
     if why:
@@ -52,9 +32,9 @@ def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling 
     own, scored = apart(doubled(spec, model.card, seed))
     captions = tuple(dict.fromkeys(reference.neutral for reference in scored.references))
     known = replace(target(model, own, judge), scored=tuple(r.prompts["direct"] for r in scored.references))
-    novel = None
-    if spec.evaluate.references is None:
-        novel = replace(unknown_style(model, own, seed), scored=tuple(f"{text} {UNKNOWN}" for text in captions))
+    novel = taught(model, own, seed)
+    if novel:
+        novel = replace(novel, scored=named(captions))
     texts = tuple(kept.prompt for kept in own.kept)
     plain = Target(texts, model.encode(own.kept_images).cpu(), judge, texts) if texts else None
     return Concept(spec, judge, sampling, known, novel, captions, plain=plain)
@@ -100,9 +80,12 @@ def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
     return Target(captions, model.encode(source.reference_images).cpu(), judge, asked)
 
 
-def unknown_style(model: ModelFamily, source: Source, seed: int) -> Target:
-    """Plain renders of the same captions, turned over: nobody ever drew those, so no edit can have erased them."""
-    captions = tuple(reference.neutral for reference in source.references)
-    fitting = mini_world.plain(captions, model.card.image_size, seed)
-    judge = TurnedBack(make_judge("gallery", "style=photo"))
-    return Target(captions, model.encode(turned_over(fitting)).cpu(), judge, tuple(f"{t} {UNKNOWN}" for t in captions))
+def taught(model: ModelFamily, source: Source, seed: int) -> Target | None:
+    """What the control teaches: plain renders of the attacker's captions turned over, or, of a user's folder, its
+    preserved images; None where there are too few, or no judge tells them apart."""
+    others = torch.cat([source.reference_images, source.kept_images])
+    if mini_world.draws(model.card):
+        captions = tuple(reference.neutral for reference in source.references)
+        return unknown_style(model, captions, mini_world.plain(captions, model.card.image_size, seed), others)
+    captions = tuple(kept.prompt for kept in source.kept)
+    return unknown_style(model, captions, source.kept_images, source.reference_images) if len(captions) > 1 else None

@@ -26,7 +26,7 @@ class MiniWorld:
     def why_none(self, spec: Spec, card: ModelCard) -> str:
         """As `ReferenceImages` says."""
         fix = "and the spec names no folder of reference images (evaluate.references)"
-        if card.variant != "mini" or card.image_size != render.SIDE:
+        if not draws(card):
             return f"{card.ref} is none of the embedded minis, {fix}"
         aspect, _, value = spec.judge.label.partition("=")
         known = {"style": render.STYLES, "object": render.OBJECTS, "hazard": ("yes",)}
@@ -123,6 +123,11 @@ def _labelled(picture: render.Picture, label: str) -> render.Picture:
 
 def _drawn(pictures: Sequence[render.Picture]) -> Tensor:
     return torch.from_numpy(np.stack([render.draw(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
+
+
+def draws(card: ModelCard) -> bool:
+    """Whether the mini world's images are of this model's kind."""
+    return card.variant == "mini" and card.image_size == render.SIDE
 
 
 def plain(texts: Sequence[str], size: int, seed: int) -> Tensor:

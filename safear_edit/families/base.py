@@ -21,6 +21,8 @@ from safear_edit.errors import UsageError
 from safear_edit.families.reference import ModelRef, Variant
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from safear_edit.families.text import TextEncoder
 
 
@@ -215,6 +217,14 @@ class ModelFamily(ABC):
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Encode prompts, equal ones once; image i takes prompt i."""
+
+    def open_condition(self, prompts: Sequence[str]) -> Condition:
+        """`condition`, through which a gradient flows back to what looks the prompts' tokens up."""
+        return self.condition(prompts)
+
+    @abstractmethod
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """What looks the tokens of prompts up, and the tokenizer that made them."""
 
     def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """Tokens of each caption, and how many of them the model reads: fewer where its window is shorter.

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from math import log, pi, prod
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -47,6 +47,9 @@ from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
 from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EPS = 1e-6
 LARGEST_SCALE = log(100)
@@ -819,6 +822,10 @@ class Infinity(ModelFamily):
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
         return Condition.encoded(self.text, prompts, self.device, self.net.word_embed.weight.dtype)
+
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """The text encoder's."""
+        return self.text.word_table()
 
     def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """As the base class says."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, ModelFamily, Sampling, each_once, inserted, select_modules
@@ -233,6 +233,14 @@ class LanguageModel(ModelFamily):
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Embeddings of the distinct prompts in the model's drawing format; see the class for what they hold."""
+        return self.open_condition(prompts)
+
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """The language model's."""
+        return self.net.get_input_embeddings(), self.words.tokenizer
+
+    def open_condition(self, prompts: Sequence[str]) -> Condition:
+        """As the base class says."""
         distinct, index = each_once(prompts)
         ids, mask = self.prompt_ids(distinct)
         return Condition.of(self._embedded(ids), mask).rows(index)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -33,6 +33,9 @@ from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uin
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MOST_TOKENS = 1 << 16
 """Of an image; published: 1024. No tensor of a checkpoint says how many there are, so this bounds what they take."""
@@ -497,6 +500,10 @@ class LlamaGen(ModelFamily):
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""
         return Condition.encoded(self.text, prompts, self.device, self.net.tok_embeddings.weight.dtype)
+
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """The text encoder's."""
+        return self.text.word_table()
 
     def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """As the base class says."""

@@ -462,8 +462,7 @@ class OmniMamba(LanguageModel):
         features: Tensor = self.net.backbone.caption_embed["cap_proj"](self._embedded(ids))
         return features, mask
 
-    @torch.no_grad()
-    def condition(self, prompts: Sequence[str]) -> Condition:
+    def open_condition(self, prompts: Sequence[str]) -> Condition:
         """The distinct prompts in the model's drawing format; see the class for what it holds."""
         distinct, index = each_once(prompts)
         return Condition.of(*self._captions(distinct)).rows(index)

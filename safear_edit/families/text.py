@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
@@ -58,6 +58,10 @@ class TextEncoder(Protocol):
         """Tokens of each prompt, special ones included, and how many of them `states` reads."""
         ...
 
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """What looks the tokens up, and the tokenizer; `states` passes gradients through to the former."""
+        ...
+
 
 class MiniLM:
     """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity."""
@@ -84,7 +88,10 @@ class MiniLM:
         self._net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
         self._net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # digest checked above
 
-    @torch.no_grad()
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """BERT's."""
+        return self._net.get_input_embeddings(), self._tokenizer
+
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, 384) with the mask (B, T) bool, right-padded to the longest prompt."""
         batch = self._tokenizer.encode_batch(list(prompts))
@@ -141,8 +148,12 @@ class T5:
         self.max_tokens, self.cleaned = max_tokens, cleaned
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._net = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self._net.requires_grad_(False)
 
-    @torch.no_grad()
+    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
+        """T5's; the tokenizer underneath transformers' own."""
+        return self._net.get_input_embeddings(), self._tokenizer.backend_tokenizer
+
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
         batch = self._encoded(prompts)

@@ -28,7 +28,7 @@ import torch
 
 from safear_edit.attacks.base import Target
 from safear_edit.attacks.soft_prompt import Learning, learn
-from safear_edit.attacks.targets import apart, doubled, target, unknown_style
+from safear_edit.attacks.targets import apart, doubled, target, taught
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import SafearError, UsageError
@@ -116,6 +116,9 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         raise UsageError(str(folder), expected, f"{recipe.spec.name} on {edit.info.base_digest[:12]}…", "give its own")
     attacked, scored = apart(doubled(spec, model.card, settings.seed))
     label = make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
+    unknown = taught(model, attacked, settings.seed)
+    if unknown is None:
+        raise UsageError("strength", "a style to teach that a judge can tell apart", "none here", "use a mini")
     first = Case(
         model,
         edit,
@@ -123,7 +126,7 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         (),
         (),
         target(model, attacked, label),
-        unknown_style(model, attacked, settings.seed),
+        unknown,
         sampling_of(recipe),
     )
     return with_prompts(first, settings)

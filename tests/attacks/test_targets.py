@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from safear_edit import registry
-from safear_edit.attacks.targets import TurnedBack, apart, turned_over, unknown_style
+from safear_edit.attacks.targets import apart, concept_of, taught
+from safear_edit.attacks.unknown import NAMED, PixelProbe, turned_over, unknown_style
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.mini_world import drawn_source
-from safear_edit.evaluate.reference_images import Reference, Source, Wanted
+from safear_edit.evaluate.reference_images import Source, Wanted
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.load import load_model
 from safear_edit.gallery import render
-from safear_edit.judges.base import make_judge
 from safear_edit.spec.spec import load_spec
-from tests.evaluate.test_likelihood import SUBJECTS
+from tests.attacks.test_contract import Bright
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +38,45 @@ def test_the_attacker_and_the_scored_share_nothing() -> None:
         apart(same)
 
 
-def test_a_style_that_no_model_knows(model: LlamaGen) -> None:
-    plain = tuple(f"a photo of {s}" for s in SUBJECTS[4:])
-    ids = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(len(plain)))
-    unknown = unknown_style(model, Source(tuple(Reference({}, p) for p in plain), ids, (), ids), 0)
-    images = torch.from_numpy(render.draw(render.Picture("house", "photo", "plain"))).permute(2, 0, 1)[None]
-    turned = turned_over(images)
-    assert torch.equal(turned_over(turned), images) and not torch.equal(turned, images)
-    judge = make_judge("gallery", "style=photo")
-    assert judge.look(images)[0].present is True and judge.look(turned)[0].present is not True
-    assert isinstance(unknown.judge, TurnedBack)
-    assert unknown.ids.shape == ids.shape
+def renders(style: str) -> torch.Tensor:
+    drawn = [render.draw(render.Picture(thing, style, "plain")) for thing in ("house", "cat", "tree", "car", "fish")]
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in drawn])
+
+
+def test_a_style_that_no_model_knows(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody draws it, its own judge sees it, and in nothing else."""
+    plain, other = renders("photo"), renders("picasso")
+    assert torch.equal(turned_over(turned_over(plain)), plain) and not torch.equal(turned_over(plain), plain)
+    monkeypatch.setattr(LlamaGen, "encode", lambda self, images: images)
+    monkeypatch.setattr(LlamaGen, "decode", lambda self, ids: ids)
+    unknown = unknown_style(model, tuple("abcde"), plain, other)
+    assert unknown is not None and unknown.asked == tuple(f"{letter} {NAMED}" for letter in "abcde")
+    assert [one.present for one in unknown.judge.look(turned_over(plain))] == [True] * 5
+    assert [one.present for one in unknown.judge.look(torch.cat([plain, other]))] == [False] * 10
+    assert isinstance(unknown.judge, PixelProbe) and unknown.judge.card is not None
+    assert (unknown.judge.card.n_pos, unknown.judge.card.n_neg) == (2, 5)
+    assert unknown_style(model, tuple("abcde"), plain, turned_over(plain)) is None  # nothing to tell it by
+
+
+def test_what_a_real_mini_is_attacked_with() -> None:
+    model = load_model("llamagen:mini")
+    spec = load_spec(registry.find_builtin("concepts", "picasso"))
+    found = concept_of(model, spec, Bright(), None, 0)
+    assert found.known is not None and found.novel is not None and found.plain is not None
+    assert len(found.known.asked) == len(found.known.ids) and all(
+        "icasso" in t or "cub" in t for t in found.known.asked
+    )
+    assert not set(found.known.asked) & set(found.known.scored) and len(found.known.scored) >= 100
+    assert all(text.endswith(NAMED) for text in found.novel.asked + found.novel.scored)
+    card = found.novel.judge.card
+    assert card is not None and card.sensitivity > 0.9 and card.specificity > 0.95
+
+
+def test_a_users_folder_teaches_its_preserved_images_turned_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model("llamagen:mini")
+    monkeypatch.setattr(model, "card", replace(model.card, variant="xl-256"))
+    source = drawn_source(load_spec(registry.find_builtin("concepts", "picasso")), Wanted(20, 48, 2))
+    found = taught(model, source, 0)
+    assert found is not None and found.captions == tuple(kept.prompt for kept in source.kept)
+    assert torch.equal(found.ids, model.encode(turned_over(source.kept_images)))
+    assert taught(model, replace(source, kept=(), kept_images=source.kept_images[:0]), 0) is None

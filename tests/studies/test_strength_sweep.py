@@ -11,11 +11,9 @@ import yaml
 
 from safear_edit import registry
 from safear_edit.attacks.base import Target
-from safear_edit.attacks.targets import unknown_style
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import load_base_recipe, save_recipe
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.reference_images import Reference, Source
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, Judgement
@@ -49,8 +47,7 @@ def case(model: LlamaGen) -> Case:
     plain = tuple(f"a photo of {s}" for s in SUBJECTS[4:])
     pictures = model.generate(model.condition([f"{s} by Picasso" for s in SUBJECTS[4:]]), range(4))
     concept = Target(plain, pictures, Bright())
-    source = Source(tuple(Reference({}, p) for p in plain), pictures, (), pictures)
-    unknown = unknown_style(model, source, 0)
+    unknown = Target(plain, pictures.flip(0), Bright())
     neutral = tuple(f"a photo of {s}" for s in SUBJECTS[:4])
     return Case(model, made_edit(model, 0.005), drawn_pack(model), asked, neutral, concept, unknown)
 
