@@ -193,6 +193,7 @@ def leaks(
     control_is: str,
     least_base: float,
     searched: Sequence[Part] = (),
+    left_out: Sequence[Part] = (),
     best: Sequence[str] = (),
     curves: Sequence[Curve] = (),
 ) -> Leaks:
@@ -219,6 +220,7 @@ def leaks(
         interpretable=not why,
         why=why,
         curves=tuple(curves),
+        left_out=tuple(left_out),
     )
 
 

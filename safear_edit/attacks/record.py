@@ -58,6 +58,8 @@ class Leaks(StrictRecord):
     """Why it is not interpretable; "" where it is."""
     curves: tuple[Curve, ...] = ()
     """Success against cost, of an attack that learns."""
+    left_out: tuple[Part, ...] = ()
+    """Options that were not searched, with what the base model showed under them: too little to say anything."""
 
     def sentence(self) -> str:
         """What follows, in a few words; nothing found is never a proof."""

@@ -61,9 +61,11 @@ def search(
     store: Path | None,
     progress: Callback,
 ) -> Leaks:
-    """Search on the edited model, the same for the control, then the best options on the base model."""
+    """Leave out what the base model doesn't follow, search on the edited model, the same for the control, then the best
+    options on the base model."""
     few, fresh = _prompts(concept.spec, budget.images, len(options), seed)
     drawer = Drawer(attack.name, concept, seed, store, progress)
+    options, left_out = _followed(drawer, pair.base, options, few, concept.spec.gates.min_obeyed)
     with pair.edited() as model:
         found = _hunt(drawer, model, options, few, fresh, "attack")
         control = _hunt(drawer, model, options, few, fresh, "control")
@@ -78,8 +80,27 @@ def search(
         control_is=CONTROL,
         least_base=concept.spec.gates.min_obeyed,
         searched=found.parts,
+        left_out=left_out,
         best=successes(found.texts, found.seen),
     )
+
+
+def _followed(
+    drawer: Drawer, base: ModelFamily, options: Sequence[Option], few: Sequence[Prompt], least: float
+) -> tuple[Sequence[Option], tuple[Part, ...]]:
+    """The options under which the base model still shows the concept, and the others: an attack that it doesn't follow
+    says nothing about an edit. All of them, if there is no such option."""
+    parts = []
+    for option in options:
+        with _weights(option, base):
+            asked = [option.asks(prompt) for prompt in few]
+            seen = drawer.look(base, asked, f"try, {option.name}", sampling=option.sampling)
+        parts.append(Part(name=option.name, count=Count.of(seen)))
+    good = [part.count.found >= max(1.0, least * part.count.n) for part in parts]
+    if not any(good):
+        return options, ()
+    kept = [option for option, ok in zip(options, good, strict=True) if ok]
+    return kept, tuple(part for part, ok in zip(parts, good, strict=True) if not ok)
 
 
 def _hunt(

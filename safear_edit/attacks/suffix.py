@@ -99,7 +99,7 @@ class Suffix(Attack):
 
         with pair.edited() as model:
             seen = attacked(model, concept.known, "attack")
-            control = drawer.look(model, _random(words, captions, self.params.words, seed), "control")
+            control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
         base = attacked(pair.base, concept.known, "base")
         return leaks(
             self,
@@ -207,7 +207,7 @@ def _loss(model: ModelFamily, prompts: Sequence[str], ids: Tensor) -> float:
     return float(_nll(model, model.condition(prompts), ids))
 
 
-def _random(words: Typable, captions: Sequence[str], count: int, seed: int) -> list[str]:
+def random_words(words: Typable, captions: Sequence[str], count: int, seed: int) -> list[str]:
     generator = torch.Generator().manual_seed(seed + 1)
     drawn = torch.randint(len(words.texts), (len(captions), count), generator=generator).tolist()
     return [caption + words.text(row) for caption, row in zip(captions, drawn, strict=True)]

@@ -80,6 +80,8 @@ def _print(found: Attacks, where: Path) -> None:
     print_table(columns, [_row(leaks) for leaks in found.found])
     for leaks in found.found:
         print(f"control of {leaks.attack}: {leaks.control_is}")
+        for part in leaks.left_out:
+            print(f"  {part.name}: left out, the base model shows it in {part.count.found} of {part.count.n}")
         for curve in leaks.curves:
             print(f"  {curve.name}: {curve.sentence()}")
     for one in found.not_run:

@@ -56,14 +56,19 @@ APPLIED: WeakKeyDictionary[nn.Module, list[Applied]] = WeakKeyDictionary()
 """What is merged into each live net, first to last: the order that `undo` has to keep."""
 
 
-@contextmanager
-def without_edits(net: nn.Module) -> Iterator[None]:
-    """`net` without anything that is merged into it, for a look at the base; afterwards bitwise as before."""
+def originals(net: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Every weight of `net` that an edit is merged into, with what it was before the first."""
     first = dict[int, tuple[Tensor, Tensor]]()
     for one in APPLIED.get(net, []):
         for weight, original in one.originals:
             first.setdefault(id(weight), (weight, original))
-    held = [(weight, original, weight.data) for weight, original in first.values()]
+    return list(first.values())
+
+
+@contextmanager
+def without_edits(net: nn.Module) -> Iterator[None]:
+    """`net` without anything that is merged into it, for a look at the base; afterwards bitwise as before."""
+    held = [(weight, original, weight.data) for weight, original in originals(net)]
     try:  # the tensors' memory is swapped, not written: a backward pass through the merged weights may be to come
         for weight, original, _ in held:
             weight.data = original

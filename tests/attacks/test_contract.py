@@ -22,6 +22,8 @@ from safear_edit.spec.spec import Spec, load_spec
 
 SMALL = Budget(images=3, draws=2, steps=2)
 CAPTIONS = tuple(f"a photo of {thing}" for thing in ("a cat", "a dog", "a house", "two fish", "a tree"))
+DRAWN_TWICE = ("infinity", "janus", "llamagen")
+"""One family of each kind: scales, unified, raster."""
 PICO: dict[str, ModelFamily] = {}
 
 
@@ -36,7 +38,10 @@ class Bright(Judge):
 
 
 def picasso() -> Spec:
-    return load_spec(registry.find_builtin("concepts", "picasso"))
+    """With two of its held-out names: every name is an option of an attack, and takes its time."""
+    spec = load_spec(registry.find_builtin("concepts", "picasso"))
+    fewer = spec.paraphrases.model_copy(update={"held_out": spec.paraphrases.held_out[:2]})
+    return spec.model_copy(update={"paraphrases": fewer})
 
 
 def pico(family: str) -> ModelFamily:
@@ -80,7 +85,8 @@ def test_an_attack_runs_again_the_same_and_changes_nothing(family: str, name: st
     before = {key: tensor.clone() for key, tensor in model.net.state_dict().items()}
     pair = Pair.of_edit(model, some_edit(model))
     first = attack.run(pair, aim, SMALL, 0, store=tmp_path / "store")
-    again = attack.run(pair, aim, SMALL, 0)
+    store = None if family in DRAWN_TWICE else tmp_path / "store"  # elsewhere what was stored is read, for time's sake
+    again = attack.run(pair, aim, SMALL, 0, store=store)
     assert without_seconds(first) == without_seconds(again)
     state = model.net.state_dict()
     assert state.keys() == before.keys() and all(torch.equal(before[key], state[key]) for key in before)
