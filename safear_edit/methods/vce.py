@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from safear_edit.compiler.recipe import Card
 from safear_edit.editor.fine_tune import Draw, Readings
+from safear_edit.methods import deepen
 from safear_edit.methods.base import PairMethod
 from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
@@ -39,6 +40,17 @@ class VCE(PairMethod["VCE.Params"]):
         anchor_weight: float = Field(0.3, ge=0, description="weight of the NLL of the safe image")
         anchor: Literal["unsafe", "safe"] = Field("unsafe", description="the caption that the NLL is taken under")
         keep_weight: float = Field(1.0, ge=0, description="weight of the KL to the base model on preserved prompts")
+        depth: float = Field(
+            0.0,
+            ge=0,
+            exclude_if=lambda weight: weight == 0,  # recipes from before there was one keep their digests
+            description="weight of the KL to the base model's safe caption, on images of the concept",
+        )
+        adversarial: bool = Field(
+            False,
+            exclude_if=lambda on: not on,
+            description="the same under a soft prompt that is searched in every step (five passes more); weight 1",
+        )
 
     def loss(self, bench: Workbench, draw: Draw, params: VCE.Params) -> tuple[Tensor, Readings]:
         """VSafe-DPO on this step's pairs, plus the anchor.
@@ -59,11 +71,19 @@ class VCE(PairMethod["VCE.Params"]):
             else:
                 anchor = -(scores.winner.mean(1) * ~scores.dropped).mean()
             loss = loss + params.anchor_weight * anchor
-        return loss, {"margin": margin}
+        readings = {"margin": margin}
+        if params.depth:
+            deeper = deepen.depth(bench, draw)
+            loss, readings["depth"] = loss + params.depth * deeper, float(deeper.detach())
+        if params.adversarial:
+            attacked = deepen.adversarial(bench, draw)
+            loss, readings["attacked"] = loss + attacked, float(attacked.detach())
+        return loss, readings
 
     def rows(self, params: VCE.Params, card: Card) -> float:
         """Winner and loser, and the winner again where the anchor stands on the safe caption."""
-        return params.batch * (3 if params.anchor_weight and params.anchor == "safe" else 2)
+        pairs = 3 if params.anchor_weight and params.anchor == "safe" else 2
+        return params.batch * (pairs + bool(params.depth) + (deepen.INNER + 1) * params.adversarial)
 
 
 def vsafe_dpo(d_w: Tensor, d_l: Tensor, kept: Tensor, beta: float, average: Average) -> Tensor:

@@ -124,6 +124,11 @@ class Workbench:
         pairs = self.material.pairs
         return (pairs.unsafe_ids if which == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
 
+    def condition(self, draw: Draw, caption: Literal["unsafe", "safe"]) -> Condition:
+        """This step's captions, encoded; none is dropped."""
+        rows, _ = self._pairs(draw)
+        return self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
+
     def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
         """Teacher-forced logits of this step's images under a caption of their pair, or under none (dropped).
 

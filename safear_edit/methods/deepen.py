@@ -1,0 +1,57 @@
+"""Two losses that make an edit deeper than what is sampled shows; a pair method adds them to its own.
+
+Depth: on images of the concept, under the caption that asks for it, the edited model is to predict what the base model
+predicts under the caption that doesn't. That is the numerator of CIR, concept information retained (evaluate/
+likelihood.py), brought to 0 token by token. A preference alone stops where the safe image wins.
+
+Adversarial: the same with a small attack inside every step: vectors in the safe caption that make the concept's images
+likelier are looked for, and then trained against (latent adversarial training, Casper et al. 2024,
+https://arxiv.org/abs/2403.05030, with a soft prompt as the perturbation). The search starts anew at every step from
+numbers of that step, so a killed run goes on to the same edit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from safear_edit.editor.fine_tune import Draw
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.methods.workbench import Workbench, token_kl
+
+VECTORS = 4
+INNER = 4
+"""Steps of the attack inside a step, each as long as token states are spread: together as far as a soft prompt gets."""
+
+
+def depth(bench: Workbench, draw: Draw) -> Tensor:
+    """KL( base(. | x_s, y_l) || policy(. | x_u, y_l) ) in nats per token, mean over this step's pairs; b rows."""
+    reference = bench.reference(draw, "safe", "unsafe")
+    return token_kl(reference, bench.logits(draw, "unsafe", "unsafe")).mean()
+
+
+def adversarial(bench: Workbench, draw: Draw) -> Tensor:
+    """KL( base(. | x_s, y_l) || policy(. | x_s + vectors, y_l) ), with vectors found against this very policy.
+
+    INNER passes of b rows with gradient, and one more.
+    """
+    reference = bench.reference(draw, "safe", "unsafe")
+    vectors = found(bench, draw)
+    model, plain = bench.model, bench.condition(draw, "safe")
+    return token_kl(reference, model.logits(model.with_vectors(plain, vectors), bench.picture(draw, "unsafe"))).mean()
+
+
+def found(bench: Workbench, draw: Draw, steps: int = INNER) -> Tensor:
+    """Vectors (VECTORS, C) under which the policy makes this step's unsafe images likelier; the policy gathers no
+    gradients. Signed gradient steps, each one spread of the captions' token states long."""
+    model, plain, ids = bench.model, bench.condition(draw, "safe"), bench.picture(draw, "unsafe")
+    states = plain.features[plain.mask].float()
+    generator = torch.Generator().manual_seed(draw.number("adversary"))
+    noise = torch.randn(VECTORS, states.shape[1], generator=generator).to(states)
+    vectors = states.mean(0) + 0.1 * states.std() * noise
+    for _ in range(steps):
+        vectors.requires_grad_()
+        loss = -token_logprobs(model.logits(model.with_vectors(plain, vectors), ids), ids).mean()
+        (slope,) = torch.autograd.grad(loss, [vectors])
+        vectors = vectors.detach() - states.std() * slope.sign()
+    return vectors

@@ -1,0 +1,66 @@
+"""Depth and adversarial training: what they add to a loss, and what an edit with them has left of the concept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safear_edit.construct.pairs import Material
+from safear_edit.editor.fine_tune import Draw
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.tokens import token_logprobs
+from safear_edit.methods import deepen
+from safear_edit.methods.vce import VCE
+from safear_edit.methods.workbench import PairTuning, Workbench, token_kl
+from safear_edit.progress import silent
+from tests.methods import test_methods
+from tests.methods.test_methods import fit
+
+model, material = test_methods.model, test_methods.material
+"""Their fixtures."""
+
+
+def test_depth_is_the_distance_to_the_base_model_under_the_safe_caption(
+    model: LlamaGen,
+    material: Material,
+) -> None:
+    bench = Workbench(model, material, PairTuning(batch=len(material.pairs)), silent, reference=False)
+    draw, pairs = Draw(0, 0), material.pairs
+    with torch.no_grad():
+        safe, unsafe = (model.logits(model.condition(texts), pairs.unsafe_ids) for texts in (pairs.safe, pairs.unsafe))
+    assert deepen.depth(bench, draw).item() == pytest.approx(float(token_kl(safe, unsafe).mean()), rel=1e-4)
+
+
+def test_the_inner_attack_makes_the_concept_likelier_and_is_the_same_again(
+    model: LlamaGen,
+    material: Material,
+) -> None:
+    bench = Workbench(model, material, PairTuning(batch=4), silent, reference=False)
+    draw = Draw(3, 5)
+    plain, ids = bench.condition(draw, "safe"), bench.picture(draw, "unsafe")
+    scores = []
+    for steps in (0, deepen.INNER):
+        vectors = deepen.found(bench, draw, steps)
+        assert torch.equal(vectors, deepen.found(bench, draw, steps)) and not vectors.requires_grad
+        with torch.no_grad():
+            logits = model.logits(model.with_vectors(plain, vectors), ids)
+            scores.append(float(token_logprobs(logits, ids).mean()))
+    assert scores[1] > scores[0] + 0.01
+    assert not torch.equal(deepen.found(bench, Draw(3, 6)), deepen.found(bench, draw))
+    assert deepen.adversarial(bench, draw) > deepen.depth(bench, draw) * 0
+
+
+def test_the_concepts_images_become_as_likely_as_without_its_name(model: LlamaGen, material: Material) -> None:
+    pairs, left = material.pairs, []
+    with torch.no_grad():
+        safe = model.logits(model.condition(pairs.safe), pairs.unsafe_ids)
+    for added in ({}, {"depth": 2.0}, {"depth": 2.0, "adversarial": True}):
+        with fit("vce", model, material, **added).apply(model.net), torch.no_grad():
+            unsafe = model.logits(model.condition(pairs.unsafe), pairs.unsafe_ids)
+            left.append(float(token_kl(safe, unsafe).mean()))
+    assert left[1] < 0.8 * left[0] and left[2] < 0.9 * left[0]
+
+
+def test_recipes_without_them_keep_their_digests() -> None:
+    assert not {"depth", "adversarial"} & VCE.Params().model_dump().keys()
+    assert VCE.Params(depth=1.0, adversarial=True).model_dump()["adversarial"] is True
