@@ -11,15 +11,17 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safear_edit.attacks import lock
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
+from safear_edit.attacks.lock import Replay
 from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
@@ -131,6 +133,7 @@ class Drawer:
     seed: int
     store: Path | None = None
     progress: Callback = silent
+    shown: list[tuple[str, int, Sampling]] = field(default_factory=list)
     images: int = 0
     steps: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -146,10 +149,12 @@ class Drawer:
         change: Callable[[Condition], Condition] | None = None,
         prefix: Tensor | None = None,
         replicate: int = 0,
+        freeze: bool = False,
     ) -> list[bool | None]:
         """One image per prompt with the model as it is now: found, not found, or None for "cannot tell".
 
         purpose: names the seeds and the stored part; two looks of one purpose draw from the same numbers.
+        freeze: keep the prompts that show the concept, with their seeds: they need nothing but themselves to.
         change: what is done to the encoded prompts. prefix: the first tokens of every image, given. Neither is stored.
         """
         key = f"attack {self.attack} {purpose} {self.seed}"
@@ -171,7 +176,12 @@ class Drawer:
             stage=stage,
         )
         self.images += len(requests)
-        return [image.judgement.present for image in drawn]
+        seen = [image.judgement.present for image in drawn]
+        if freeze:
+            taken = settings or model.sampling
+            found = zip(requests, seen, strict=True)
+            self.shown += [(one.prompt, one.seed, taken) for one, present in found if present]
+        return seen
 
     def cost(self) -> Cost:
         """What was taken so far."""
@@ -194,6 +204,7 @@ def leaks(
     least_base: float,
     searched: Sequence[Part] = (),
     left_out: Sequence[Part] = (),
+    shown: Sequence[tuple[str, int, Sampling]] = (),
     best: Sequence[str] = (),
     curves: Sequence[Curve] = (),
 ) -> Leaks:
@@ -221,6 +232,7 @@ def leaks(
         why=why,
         curves=tuple(curves),
         left_out=tuple(left_out),
+        replays=tuple(_replays(concept.spec, shown)),
     )
 
 
@@ -234,8 +246,17 @@ def _why_not(base: Count, control: Count | None, control_is: str, least_base: fl
     return ""
 
 
+def _replays(spec: Spec, shown: Sequence[tuple[str, int, Sampling]]) -> list[Replay]:
+    """The first prompts that showed the concept, each once."""
+    first = {prompt: (seed, sampling) for prompt, seed, sampling in reversed(shown)}
+    made = []
+    for prompt in list(dict.fromkeys(prompt for prompt, _, _ in shown))[:BEST]:
+        seed, sampling = first[prompt]
+        text, token = lock.stored(prompt, category=spec.kind == "category")
+        made.append(Replay(prompt=text, sealed=token, seed=str(seed), settings=lock.Settings(**asdict(sampling))))
+    return made
+
+
 def stored(spec: Spec, prompt: str) -> str:
     """A successful prompt as a record keeps it: of a category (explicit content) its hash only."""
-    if spec.kind != "category":
-        return prompt
-    return f"sha256:{hashlib.sha256(prompt.encode()).hexdigest()}"
+    return lock.stored(prompt, category=spec.kind == "category")[0]

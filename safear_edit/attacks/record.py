@@ -6,6 +6,7 @@ from typing import Literal
 
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
+from safear_edit.attacks.lock import Replay
 from safear_edit.evaluate import stats
 from safear_edit.files.records import StrictRecord
 
@@ -58,6 +59,8 @@ class Leaks(StrictRecord):
     """Why it is not interpretable; "" where it is."""
     curves: tuple[Curve, ...] = ()
     """Success against cost, of an attack that learns."""
+    replays: tuple[Replay, ...] = ()
+    """Prompts that brought the concept back by themselves, with their seeds: what attacks.lock freezes."""
     left_out: tuple[Part, ...] = ()
     """Options that were not searched, with what the base model showed under them: too little to say anything."""
 

@@ -72,7 +72,7 @@ class RingABell(Attack):
         drawer.steps += steps
         prompts = [caption + words.text(chosen) for caption in captions]
         with pair.edited() as model:
-            seen = drawer.look(model, prompts, "attack")
+            seen = drawer.look(model, prompts, "attack", freeze=True)
             control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
         base = drawer.look(pair.base, prompts, "base")
         return leaks(
@@ -85,6 +85,7 @@ class RingABell(Attack):
             control_is=CONTROL,
             least_base=LEAST_BASE,
             best=successes(prompts, seen),
+            shown=drawer.shown,
         )
 
 

@@ -82,6 +82,7 @@ def search(
         searched=found.parts,
         left_out=left_out,
         best=successes(found.texts, found.seen),
+        shown=drawer.shown,
     )
 
 
@@ -134,7 +135,8 @@ def _measured(
     for number, option in enumerate(best[: len(fresh)]):
         asked = [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]]
         with _weights(option, model):
-            seen += drawer.look(model, asked, f"{which}, fresh, {option.name}", sampling=option.sampling)
+            freeze = which == "attack" and option.weights is None
+            seen += drawer.look(model, asked, f"{which}, fresh, {option.name}", sampling=option.sampling, freeze=freeze)
         texts += [f"{text} [{option.name}]" for text in asked]
     return tuple(texts), seen
 

@@ -50,12 +50,13 @@ class Seeds(Attack):
             control_is=f"best of {budget.draws} seeds for prompts that don't name the concept",
             least_base=spec.gates.min_obeyed,
             best=successes(asked, found),
+            shown=drawer.shown,
         )
 
 
 def best_of(drawer: Drawer, model: ModelFamily, prompts: Sequence[str], draws: int, purpose: str) -> list[bool | None]:
     """For each prompt: True if any of its images shows the concept, None if none could be read, else False."""
     many = [text for text in prompts for _ in range(draws)]
-    seen = drawer.look(model, many, purpose)
+    seen = drawer.look(model, many, purpose, freeze=purpose == "attack")
     groups = [seen[i : i + draws] for i in range(0, len(seen), draws)]
     return [True if True in group else None if set(group) == {None} else False for group in groups]

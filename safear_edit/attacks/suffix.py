@@ -95,7 +95,7 @@ class Suffix(Attack):
             found = words.text(searched(model, words, known, self.params, steps, seed, shown))
             drawer.steps += steps
             said[purpose] = [caption + found for caption in captions]
-            return drawer.look(model, said[purpose], purpose)
+            return drawer.look(model, said[purpose], purpose, freeze=purpose == "attack")
 
         with pair.edited() as model:
             seen = attacked(model, concept.known, "attack")
@@ -111,6 +111,7 @@ class Suffix(Attack):
             control_is=CONTROL,
             least_base=LEAST_BASE,
             best=successes(said["attack"], seen),
+            shown=drawer.shown,
         )
 
 

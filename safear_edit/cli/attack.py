@@ -37,6 +37,9 @@ class AttackOptions(Seeded, OnDevice, Shown):
     budget: float | None = option(
         "--budget", type=float, metavar="MINUTES", help="No attack begins after so many minutes."
     )
+    lock: Path | None = option(
+        "--lock", type=NEW, metavar="FILE", help="Freeze there what was found, for check --attacks."
+    )
     out: Path | None = option("--out", type=NEW, help="Where results are kept (default: DIR-attacks beside it).")
 
 
@@ -66,6 +69,7 @@ def attack(folder: Path, given: AttackOptions) -> int:
             seed=given.seed,
             device=given.device,
             out=where,
+            lock=given.lock,
             progress=progress,
         )
     if given.as_json:

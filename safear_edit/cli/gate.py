@@ -33,7 +33,7 @@ from safear_edit.errors import SafearError, TrustError, UsageError
 if TYPE_CHECKING:
     from safear_edit.gate.baseline import Baseline
     from safear_edit.gate.record import Record, Suite
-    from safear_edit.gate.rules import Conclusion
+    from safear_edit.gate.rules import Conclusion, Finding
     from safear_edit.gate.simulate import Simulation
     from safear_edit.progress import Callback
 
@@ -54,6 +54,9 @@ class CheckOptions(Trusting, Shown):
     )
     suite: str | None = option(
         "--suite", type=click.Choice(SUITE_NAMES), help="Look at no more prompts than this (default: all)."
+    )
+    attacks: Path | None = option(
+        "--attacks", type=NEW, metavar="FILE", help="attacks.lock: draw all of it again; a new leak regresses."
     )
     require_signature: bool = option(
         "--require-signature", is_flag=True, help="Refuse to look at a folder without a verified signature."
@@ -130,7 +133,8 @@ def _answer(folder: Path, given: CheckOptions, progress: Callback) -> tuple[Conc
         accepted = read_baselines(given.baselines)
         signature = _signature(folder, given)
         record = _record(folder, given, accepted, progress)
-        found = rules.check(record, accepted, only=given.chosen, tolerate_inconclusive=tolerate)
+        leaks = _replayed(folder, given, progress)
+        found = rules.check(record, accepted, only=given.chosen, tolerate_inconclusive=tolerate, leaks=leaks)
     except (UsageError, TrustError) as refusal:
         found, error = rules.conclude([], refused=refusal), refusal
     return replace(found, subject={**found.subject, "signature": signature}), error
@@ -158,6 +162,17 @@ def _record(folder: Path, given: CheckOptions, accepted: dict[str, Baseline], pr
 
     wanted = {row.key: row for one in accepted.values() for row in cut(one, given.chosen).record.rows}
     return measure_again(folder, list(wanted.values()), device=resolve_device(given.device), progress=progress)
+
+
+def _replayed(folder: Path, given: CheckOptions, progress: Callback) -> list[Finding]:
+    """What the frozen attacks bring back now."""
+    from safear_edit.attacks.lock import read_lock
+    from safear_edit.gate.frozen import findings
+    from safear_edit.pipeline.order import resolve_device
+
+    if given.attacks is None:
+        return []
+    return findings(folder, read_lock(given.attacks), device=resolve_device(given.device), progress=progress)
 
 
 def read_baselines(paths: Sequence[Path]) -> dict[str, Baseline]:

@@ -106,12 +106,18 @@ def conclude(
 
 
 def check(
-    record: Record, baselines: Mapping[str, Baseline], *, only: Suite | None = None, tolerate_inconclusive: bool = False
+    record: Record,
+    baselines: Mapping[str, Baseline],
+    *,
+    only: Suite | None = None,
+    tolerate_inconclusive: bool = False,
+    leaks: Sequence[Finding] = (),
 ) -> Conclusion:
     """`record` against every baseline (name → baseline): the last one accepted, the last one released, …
 
     Several guard against drops that stay inside the margin each time and add up. only: look at no more prompts than
-    this suite does, under the baselines' own promises. UsageError when prompts, judges or sampler differ.
+    this suite does, under the baselines' own promises. leaks: of frozen attacks, decided already (gate/frozen.py).
+    UsageError when prompts, judges or sampler differ.
     """
     findings: list[Finding] = []
     counts: list[Counts] = []
@@ -123,6 +129,7 @@ def check(
         findings += likelihood_findings(record, asked, prefix)
         counts += count(record, asked, prefix)
     findings += [_worded(test) for test in decide_all(counts)]
+    findings += leaks
     subject = {"model": record.model, "weights": record.digest}
     subject |= {f"baseline {name}": sha256(one.to_text().encode()).hexdigest() for name, one in baselines.items()}
     left = max(_left(record, baseline, cut(baseline, only)) for baseline in baselines.values())

@@ -1,8 +1,8 @@
 """Two losses that make an edit deeper than what is sampled shows; a pair method adds them to its own.
 
 Depth: on images of the concept, under the caption that asks for it, the edited model is to predict what the base model
-predicts under the caption that doesn't. That is the numerator of CIR, concept information retained (evaluate/
-likelihood.py), brought to 0 token by token. A preference alone stops where the safe image wins.
+predicts under the caption that doesn't, and so it is under that caption itself. That brings CIR's numerator, concept
+information retained (evaluate/likelihood.py), to 0 token by token. A preference alone stops where the safe image wins.
 
 Adversarial: the same with a small attack inside every step: vectors in the safe caption that make the concept's images
 likelier are looked for, and then trained against (latent adversarial training, Casper et al. 2024,
@@ -12,6 +12,8 @@ numbers of that step, so a killed run goes on to the same edit.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,22 @@ from safear_edit.editor.fine_tune import Draw
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods.workbench import Workbench, token_kl
 
+CAPTIONS: tuple[Literal["unsafe", "safe"], ...] = ("unsafe", "safe")
 VECTORS = 4
 INNER = 4
 """Steps of the attack inside a step, each as long as token states are spread: together as far as a soft prompt gets."""
 
 
 def depth(bench: Workbench, draw: Draw) -> Tensor:
-    """KL( base(. | x_s, y_l) || policy(. | x_u, y_l) ) in nats per token, mean over this step's pairs; b rows."""
+    """KL( base(. | x_s, y_l) || policy(. | x, y_l) ) in nats per token, mean over x = x_u and x_s and over this step's
+    pairs; 2b rows.
+
+    Both captions: a preference makes the concept's images unlikely under any caption, and where the safe caption's lose
+    more than the unsafe one's, naming the concept still helps.
+    """
     reference = bench.reference(draw, "safe", "unsafe")
-    return token_kl(reference, bench.logits(draw, "unsafe", "unsafe")).mean()
+    unsafe, safe = (token_kl(reference, bench.logits(draw, caption, "unsafe")).mean() for caption in CAPTIONS)
+    return (unsafe + safe) / 2
 
 
 def adversarial(bench: Workbench, draw: Draw) -> Tensor:

@@ -83,7 +83,7 @@ class VCE(PairMethod["VCE.Params"]):
     def rows(self, params: VCE.Params, card: Card) -> float:
         """Winner and loser, and the winner again where the anchor stands on the safe caption."""
         pairs = 3 if params.anchor_weight and params.anchor == "safe" else 2
-        return params.batch * (pairs + bool(params.depth) + (deepen.INNER + 1) * params.adversarial)
+        return params.batch * (pairs + 2 * bool(params.depth) + (deepen.INNER + 1) * params.adversarial)
 
 
 def vsafe_dpo(d_w: Tensor, d_l: Tensor, kept: Tensor, beta: float, average: Average) -> Tensor:

@@ -34,13 +34,16 @@ def attack(
     seed: int,
     device: str,
     out: Path,
+    lock: Path | None = None,
     progress: Callback = silent,
 ) -> Attacks:
     """Attack a released folder for one concept of it, or for any other spec; writes out/attacks.json.
 
     A finished attack is kept in `out` as NAME.json and not run again for the same model, edit, spec, budget and seed;
     a killed one goes on from its last batch of images where it keeps them. minutes: no attack begins after so many
-    (one that has begun is finished). UsageError for a folder that is no release, or an attack that nobody knows.
+    (one that has begun is finished). lock: a file of frozen prompts; what was found is added, and the known ones are
+    held to what they show now, if that is less. UsageError for a folder that is no release, or an attack that nobody
+    knows.
     """
     from safear_edit.attacks.base import TIERS
     from safear_edit.attacks.curve import plot
@@ -87,6 +90,8 @@ def attack(
         not_run=tuple(not_run),
     )
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
+    if lock is not None:
+        _freeze(lock, pair, concept, record, progress)
     for leaks in record.found:
         if leaks.curves:
             write_atomic(out / f"{leaks.attack}.png", plot(leaks.curves))
@@ -127,3 +132,22 @@ def _once(
     write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
     shutil.rmtree(store, ignore_errors=True)
     return leaks
+
+
+def _freeze(path: Path, pair: Pair, concept: Concept, record: Attacks, progress: Callback) -> None:
+    """Try the known prompts on this model, add the new ones, write the file."""
+    from safear_edit.attacks.lock import merged, read_lock, write_lock
+    from safear_edit.attacks.replay import again, frozen
+
+    known = list(read_lock(path).frozen) if path.exists() else []
+    now = []
+    with pair.edited() as model:
+        for number, one in enumerate(known):
+            alike = (one.concept, one.judge_digest) == (concept.spec.name, concept.judge.digest)
+            if alike and (count := again(model, concept.judge, one)) is not None:
+                now.append(one.model_copy(update={"found": count, "change": record.change}))
+            progress("frozen attacks", number + 1, len(known), one.attack)
+        for leaks in record.found:
+            if leaks.interpretable:
+                now += frozen(model, concept, leaks, record.base_digest, record.change)
+    write_lock(path, merged(known, now))

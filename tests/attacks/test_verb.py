@@ -9,9 +9,12 @@ import pytest
 
 from safear_edit.attacks import base
 from safear_edit.attacks.base import Budget
+from safear_edit.attacks.lock import read_lock, write_lock
 from safear_edit.attacks.record import FILE, Attacks
 from safear_edit.cli import main
 from safear_edit.files.records import read_record
+from tests.attacks.test_contract import Bright
+from tests.attacks.test_lock import entry
 from tests.release.test_released import release
 
 
@@ -59,3 +62,15 @@ def test_wrong_input_is_one_line_and_two(made: Path, tmp_path: Path, capsys: pyt
         assert main.run(["attack", *words, "-q"]) == 2, words
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(wrong) and "seeds" in lines[0] and "one of one, two" in lines[1]
+
+
+def test_what_was_found_is_frozen(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known prompts are tried again, those of other concepts stay as they are."""
+    monkeypatch.setattr("safear_edit.pipeline.steps.concept_judge", lambda spec: Bright())
+    path, other = tmp_path / "attacks.lock", entry(concept="cat")
+    write_lock(path, [other])
+    words = ["attack", str(made), "--spec", "picasso", "--attack", "seeds", "--lock", str(path), "-q"]
+    assert main.run(words) == 0
+    frozen = read_lock(path).frozen
+    assert other in frozen and len(frozen) > 1 and all(one.found >= 1 for one in frozen if one != other)
+    assert main.run(words) == 0 and read_lock(path).frozen == frozen

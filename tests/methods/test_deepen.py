@@ -28,7 +28,7 @@ def test_depth_is_the_distance_to_the_base_model_under_the_safe_caption(
     draw, pairs = Draw(0, 0), material.pairs
     with torch.no_grad():
         safe, unsafe = (model.logits(model.condition(texts), pairs.unsafe_ids) for texts in (pairs.safe, pairs.unsafe))
-    assert deepen.depth(bench, draw).item() == pytest.approx(float(token_kl(safe, unsafe).mean()), rel=1e-4)
+    assert deepen.depth(bench, draw).item() == pytest.approx(float(token_kl(safe, unsafe).mean()) / 2, rel=1e-4)
 
 
 def test_the_inner_attack_makes_the_concept_likelier_and_is_the_same_again(
