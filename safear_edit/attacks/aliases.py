@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safear_edit.attacks.base import Attack, Budget, Concept
+from safear_edit.attacks.base import Attack, Concept
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import Ask, Option, search, unnamed
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.progress import Callback, silent
 from safear_edit.registry import attack

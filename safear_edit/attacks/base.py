@@ -23,7 +23,7 @@ from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
 from safear_edit.attacks.lock import Replay
 from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
-from safear_edit.errors import UsageError
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Condition, ModelFamily, Sampling
@@ -35,25 +35,6 @@ from safear_edit.spec.spec import Spec
 
 BEST = 5
 """Successful prompts that a record keeps."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """images: judged for the figure of each of the three runs; draws: seeds per prompt of a seed search; steps: of an
-    optimiser. UsageError below 1."""
-
-    images: int
-    draws: int
-    steps: int
-
-    def __post_init__(self) -> None:
-        for name in ("images", "draws", "steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"budget, {name}", "a whole number above 0", str(getattr(self, name)), "raise it")
-
-
-TIERS = {"quick": Budget(24, 4, 60), "standard": Budget(100, 10, 200), "full": Budget(250, 50, 1000)}
-"""0 of 24 leaves a rate of 14 % open (95 %, two-sided), 0 of 100 4 %, 0 of 250 1.5 %."""
 
 
 @dataclass(frozen=True)

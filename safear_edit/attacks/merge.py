@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept
+from safear_edit.attacks.base import Attack, AttackParams, Concept
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import Option, named, search, unnamed
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.merged import originals
 from safear_edit.progress import Callback, silent

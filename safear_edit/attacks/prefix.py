@@ -15,10 +15,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, Part
 from safear_edit.attacks.search import successes
+from safear_edit.attacks.suites import Budget
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelCard, ModelFamily

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept
+from safear_edit.attacks.base import Attack, AttackParams, Concept
 from safear_edit.attacks.quantise import rounded
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import Option, named, search, unnamed
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.progress import Callback, silent
 from safear_edit.registry import attack

@@ -99,6 +99,8 @@ class Attacks(StrictRecord):
     judge_digest: str
     tier: str
     seed: int
+    black_box_upper: float | None = None
+    """The gate of the suite that `tier` names; None where it names none."""
     found: tuple[Leaks, ...]
     not_run: tuple[NotRun, ...]
 

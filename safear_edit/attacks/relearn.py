@@ -17,11 +17,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
+from safear_edit.attacks.suites import Budget
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair

@@ -16,11 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept, Drawer, leaks
+from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suffix import CONTROL, LEAST_BASE, Typable, random_words, typable
+from safear_edit.attacks.suites import Budget
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily

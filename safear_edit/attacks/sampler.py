@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from safear_edit.attacks.base import Attack, AttackParams, Budget, Concept
+from safear_edit.attacks.base import Attack, AttackParams, Concept
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import Option, named, search, unnamed
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Sampling
 from safear_edit.progress import Callback, silent

@@ -14,9 +14,10 @@ from typing import Literal
 
 from torch import nn
 
-from safear_edit.attacks.base import Attack, Budget, Concept, Drawer, leaks
+from safear_edit.attacks.base import Attack, Concept, Drawer, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, Part
+from safear_edit.attacks.suites import Budget
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily, Sampling

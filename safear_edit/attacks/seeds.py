@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safear_edit.attacks.base import Attack, Budget, Concept, Drawer, leaks
+from safear_edit.attacks.base import Attack, Concept, Drawer, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes, unnamed
+from safear_edit.attacks.suites import Budget
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.progress import Callback, silent

@@ -33,7 +33,13 @@ class AttackOptions(Seeded, OnDevice, Shown):
     names: tuple[str, ...] = option(
         "--attack", multiple=True, metavar="NAME", help="See: safear-edit ls attacks (default: all)."
     )
-    tier: str = option("--tier", type=click.Choice(["quick", "standard", "full"]), default="quick", show_default=True)
+    tier: str = option(
+        "--tier",
+        type=click.Choice(["quick", "standard", "full", "smoke", "ci", "audit"]),
+        default="quick",
+        show_default=True,
+        help="How much; smoke, ci and audit are suites, and the last two gate black-box attacks.",
+    )
     budget: float | None = option(
         "--budget", type=float, metavar="MINUTES", help="No attack begins after so many minutes."
     )
@@ -49,7 +55,8 @@ class AttackOptions(Seeded, OnDevice, Shown):
 def attack(folder: Path, given: AttackOptions) -> int:
     """Try to bring a concept back from a release, each attack beside its control of the same budget.
 
-    Found or not, the exit code is 0: this informs and decides nothing. The same call goes on where it was killed.
+    The same call goes on where it was killed. The exit code is 0 whatever is found, but for the suites ci and audit: 1
+    if a black-box attack finds more than they allow, 3 if that is not shown either way. White-box attacks never decide.
 
     \b
     safear-edit attack safe-llamagen --tier standard
@@ -76,12 +83,23 @@ def attack(folder: Path, given: AttackOptions) -> int:
         print_json(found.model_dump(mode="json"))
     else:
         _print(found, where)
-    return 0
+    return _code(found)
+
+
+def _code(found: Attacks) -> int:
+    """1 where a gated attack found too much, 3 where it can't be told, else 0."""
+    from safear_edit.attacks.suites import decision
+    from safear_edit.errors import GateError, InconclusiveError
+
+    decided = {decision(leaks, found.black_box_upper) for leaks in found.found}
+    if "FAIL" in decided:
+        return GateError.exit_code
+    return InconclusiveError.exit_code if "INCONCLUSIVE" in decided else 0
 
 
 def _print(found: Attacks, where: Path) -> None:
     columns = ("attack", "access", "edited", "base", "control", "excess [95 %]", "p (Holm)", "cost", "")
-    print_table(columns, [_row(leaks) for leaks in found.found])
+    print_table(columns, [_row(leaks, found.black_box_upper) for leaks in found.found])
     for leaks in found.found:
         print(f"control of {leaks.attack}: {leaks.control_is}")
         for part in leaks.left_out:
@@ -94,8 +112,10 @@ def _print(found: Attacks, where: Path) -> None:
     print(where / "attacks.json")
 
 
-def _row(leaks: Leaks) -> tuple[str, ...]:
-    excess, p = leaks.excess, leaks.p_holm
+def _row(leaks: Leaks, upper: float | None) -> tuple[str, ...]:
+    from safear_edit.attacks.suites import decision
+
+    excess, p, decided = leaks.excess, leaks.p_holm, decision(leaks, upper)
     return (
         leaks.attack,
         leaks.access,
@@ -105,7 +125,7 @@ def _row(leaks: Leaks) -> tuple[str, ...]:
         f"{excess.estimate:+.2f} [{excess.low:+.2f}, {excess.high:+.2f}]" if excess else "–",
         f"{p:.3g}" if p is not None else "–",
         f"{leaks.cost.images} images, {leaks.cost.steps} steps, {leaks.cost.seconds:.0f} s",
-        leaks.sentence(),
+        f"{decided}: {leaks.sentence()}" if decided else leaks.sentence(),
     )
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safear_edit import registry
 from safear_edit.errors import UsageError
-from safear_edit.files.atomic import digest_of, json_digest, write_atomic
-from safear_edit.files.records import read_record
+from safear_edit.files.atomic import write_atomic
 from safear_edit.pipeline.order import resolve_device, source_path
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import Spec, load_spec
 
 if TYPE_CHECKING:
-    from safear_edit.attacks.base import Attack, Budget, Concept
-    from safear_edit.attacks.record import Attacks, Leaks
+    from safear_edit.attacks.base import Concept
+    from safear_edit.attacks.record import Attacks
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.release.released import Released
 
@@ -45,50 +41,23 @@ def attack(
     held to what they show now, if that is less. UsageError for a folder that is no release, or an attack that nobody
     knows.
     """
-    from safear_edit.attacks.base import TIERS
     from safear_edit.attacks.curve import plot
-    from safear_edit.attacks.record import FILE, Attacks, NotRun, adjusted
+    from safear_edit.attacks.record import FILE
+    from safear_edit.attacks.run import attacked, planned
     from safear_edit.attacks.targets import concept_of
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.evaluate.sampled import sampling_of
     from safear_edit.pipeline.steps import concept_judge, edited
     from safear_edit.release.released import Released
 
-    known, start = registry.attacks(), time.monotonic()
-    chosen = {name: registry.lookup("attacks", name).load()() for name in names or known}
-    if tier not in TIERS:
-        raise registry.unknown("tier", tier, TIERS)
+    plan = planned(tier, names)
     released = Released.read(folder)
     wanted = _spec(released, spec)
     model = released.base(resolve_device(device))
     recipe = next((one.recipe for one in released.members if one.name == wanted.name), released.members[0].recipe)
-    concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
     pair, change = Pair(model, partial(edited, model, released.stack)), released.stack.digest
-    about = [model.card.digest, change, json_digest(wanted.model_dump(mode="json")), concept.judge.digest, tier]
-    found: list[Leaks] = []
-    not_run: list[NotRun] = []
-    out.mkdir(parents=True, exist_ok=True)
-    for number, (name, made) in enumerate(chosen.items()):
-        progress("attacks", number, len(chosen), name)
-        key = digest_of(*about, str(seed), str(model.device), name, made.params.model_dump_json())
-        why = made.unfit(model, concept)
-        if why or (minutes is not None and time.monotonic() - start > 60 * minutes and not _kept(out, name, key)):
-            not_run.append(NotRun(attack=name, why=why or f"the budget of {minutes:g} minutes was spent"))
-        else:
-            found.append(_once(made, pair, concept, TIERS[tier], seed, out, key, progress))
-    progress("attacks", len(chosen), len(chosen), "")
-    record = Attacks(
-        model=released.ref,
-        concept=wanted.name,
-        base_digest=model.card.digest,
-        change=change,
-        judge=concept.judge.id,
-        judge_digest=concept.judge.digest,
-        tier=tier,
-        seed=seed,
-        found=adjusted(found),
-        not_run=tuple(not_run),
-    )
+    concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
+    record = attacked(pair, concept, released.ref, change, plan, out, seed=seed, minutes=minutes, progress=progress)
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
     if lock is not None:
         _freeze(lock, pair, concept, record, progress)
@@ -106,32 +75,6 @@ def _spec(released: Released, text: str | None) -> Spec:
         names = ", ".join(member.name for member in released.members)
         raise UsageError("--spec", f"one of {names}, or a file", "nothing", "say which concept to bring back")
     return released.members[0].recipe.spec
-
-
-def _kept(out: Path, name: str, key: str) -> Leaks | None:
-    """The record of this very attack, if it was finished before."""
-    from safear_edit.attacks.record import Finished
-
-    path = out / f"{name}.json"
-    if not path.is_file():
-        return None
-    finished = read_record(Finished, path, "delete it, and attack again")
-    return finished.leaks if finished.key == key else None
-
-
-def _once(
-    made: Attack, pair: Pair, concept: Concept, budget: Budget, seed: int, out: Path, key: str, progress: Callback
-) -> Leaks:
-    """Run the attack, or read what it found before."""
-    from safear_edit.attacks.record import Finished
-
-    if kept := _kept(out, made.name, key):
-        return kept
-    store = out / "images" / key[:16]
-    leaks = made.run(pair, concept, budget, seed, store=store, progress=progress)
-    write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
-    shutil.rmtree(store, ignore_errors=True)
-    return leaks
 
 
 def _freeze(path: Path, pair: Pair, concept: Concept, record: Attacks, progress: Callback) -> None:

@@ -43,7 +43,7 @@ from safear_edit.pipeline.interference import forecast, measure_interference, pl
 from safear_edit.pipeline.order import Order, Plan, compile_recipes, model_of, noted, read_sources, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, load_state, measured_part
-from safear_edit.pipeline.steps import construct, evaluate, find_edit, likelihoods, understanding
+from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
 from safear_edit.progress import Callback, silent
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
@@ -173,7 +173,7 @@ def _audit(run: RunDir, state: StackState, options: RunOptions) -> None:
     """What the finished model says about reference images of each concept: its likelihoods, and its answers."""
     for member in state.members:
         name, (recipe, _) = member.name, state.measured_by(member)
-        for what, step in (("likelihoods", likelihoods), ("understanding", understanding)):
+        for what, step in (("likelihoods", likelihoods), ("understanding", understanding), ("attacks", attacks)):
             part, progress = measured_part(run, state, name), options.progress_of(name)
             if why := step(part, recipe, state.model, state.stack, progress):
                 options.say(f"{name}: {what} not evaluated: {why}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safear_edit import registry
 from safear_edit.compiler.compile import method_params
 from safear_edit.compiler.recipe import Recipe
-from safear_edit.files.atomic import digest_of
+from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.progress import Callback
 from safear_edit.spec.spec import Spec, Understanding
@@ -130,6 +130,8 @@ def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, 
     found.save(run / "edit")
 
 
+ATTACKS = "attacks"
+
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------
 
 EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "images/before_after.*", "images/slice-*.png",
@@ -217,13 +219,38 @@ def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Chang
     return why
 
 
+def attacks(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
+    """What the spec's suite of attacks brings back: attacks.json; nothing where the spec asks for none. Returns ""."""
+    from safear_edit.attacks.record import FILE
+    from safear_edit.attacks.run import attacked, planned
+    from safear_edit.attacks.targets import concept_of
+    from safear_edit.evaluate.before_after import Pair
+    from safear_edit.evaluate.sampled import sampling_of
+
+    suite = recipe.spec.evaluate.attacks
+    if suite is None:
+        return ""
+
+    def make() -> None:
+        concept = concept_of(model, recipe.spec, concept_judge(recipe.spec), sampling_of(recipe), recipe.seed)
+        pair, folder = Pair(model, partial(edited, model, change)), run / "attacks"
+        found = attacked(
+            pair, concept, model.card.ref, change.digest, planned(suite), folder, seed=recipe.seed, progress=progress
+        )
+        write_atomic(run / FILE, found.model_dump_json(indent=1) + "\n")
+
+    run.step(ATTACKS, digest_of(recipe.digest, change.digest), (FILE,), make)
+    return ""
+
+
 def measuring(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
     """The steps that leave evidence about an edit of this model, by the names under which the journal has them."""
     from safear_edit.compiler import questions
     from safear_edit.compiler.questions import STEP
 
     looked = questions.CAPABILITY in model.provides or recipe.spec.understanding != Understanding()
-    return ("evaluate", "likelihood", *([STEP] if looked else []))
+    attacked = recipe.spec.evaluate.attacks is not None
+    return ("evaluate", "likelihood", *([STEP] if looked else []), *([ATTACKS] if attacked else []))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from importlib import metadata
 from itertools import pairwise
 from pathlib import Path, PurePath
 
+from safear_edit.attacks.record import Attacks
 from safear_edit.compiler.recipe import Recipe, read_recipe
 from safear_edit.construct.pairs_record import PairRow, PairStats
 from safear_edit.construct.sheets import SheetNote
@@ -34,6 +35,7 @@ from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, read_lines, read_record, read_records
 from safear_edit.redact import redact
 from safear_edit.report import sentences
+from safear_edit.report.attacks import attack_criteria, statement
 from safear_edit.report.criteria import (
     CATEGORY,
     Slice,
@@ -136,7 +138,7 @@ def build_report(run: RunFiles) -> Report:
         concepts=concepts,
         stack=_stack(run, concepts),
         judges=judges,
-        adversarial=Adversarial(statement=sentences.NO_ATTACK),
+        adversarial=Adversarial(statement=statement(concepts)),
         residual_risks=sentences.risks(concepts, said("responsible")),
         limitations=sentences.limitations(concepts, judges, subject),
         images=tuple(sheets),
@@ -194,6 +196,7 @@ def _concept(
         erasure=tuple(erasure),
         likelihoods=_likelihoods(files.likelihood, recipe),
         understanding=answers,
+        attacks=read_record(Attacks, files.attacks, AGAIN) if files.attacks else None,
         preservation=tuple(kept),
     )
     criteria = [line for part in erasure for line in sentences.erasure_criteria(name, concept, part, gates)]
@@ -202,6 +205,7 @@ def _concept(
     criteria += [sentences.preservation_criterion(name, group, gates) for group in kept]
     criteria += [sentences.members_criterion(name, group, gates) for group in kept]
     criteria += [sentences.understanding_criterion(name, concept, part, gates) for part in answers.slices]
+    criteria += attack_criteria(name, concept, report.attacks)
     if not answers.slices and unanswered(files.understanding, recipe):
         criteria.append(sentences.not_understood(name, concept, answers))
     return report, criteria
@@ -548,7 +552,7 @@ def _inputs(run: RunFiles) -> list[Path]:
     paths = [run.environment, run.base, run.judges, run.order, run.interference]
     for files in run.concepts:
         paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds, files.log]
-        paths += [files.pairs, files.pair_stats, files.likelihood]
+        paths += [files.pairs, files.pair_stats, files.likelihood, files.attacks]
         paths += [files.understanding, files.understanding.with_name(ROWS)] if files.understanding else []
     return [path for path in paths if path is not None]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
+from safear_edit.attacks import record
 from safear_edit.compiler.plugins import Plugin
 from safear_edit.editor.edit_record import StackRecord
 from safear_edit.editor.method_log import LOG
@@ -40,6 +41,7 @@ LIKELIHOOD = "likelihood.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
 """Of Safe-CB before there was a `MethodLog`, which has the same in EDIT_LOG and the figure beside it."""
 EDIT_LOG = f"edit/{LOG}"
+ATTACKS = record.FILE
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class ConceptFiles:
     rounds: Path | None = None
     log: Path | None = None
     understanding: Path | None = None
+    attacks: Path | None = None
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:
@@ -89,6 +92,7 @@ class ConceptFiles:
             rounds=maybe(ROUNDS),
             log=maybe(EDIT_LOG),
             understanding=maybe(ABOUT),
+            attacks=maybe(ATTACKS),
         )
 
 

@@ -21,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safear_edit.attacks.suites import decision
 from safear_edit.editor.method_log import Cell
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.stats import Rate
@@ -54,6 +55,7 @@ def render_html(report: Report, root: Path) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
+    environment.globals |= {"decision": decision, "points": points}
     environment.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
     charts = [Markup(chart(concept)) for concept in report.concepts]
     drops = [Markup(member_chart(concept)) for concept in report.concepts]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from safear_edit.attacks.record import Attacks
 from safear_edit.compiler.plugins import Plugin
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit_record import Round, StackedEdit
@@ -380,6 +381,7 @@ class ConceptReport(Section):
     erasure: tuple[ErasureSlice, ...]
     likelihoods: Likelihoods = Likelihoods()
     understanding: Understood = Understood()
+    attacks: Attacks | None = Field(default=None, exclude_if=lambda found: found is None)
     preservation: tuple[PreservedGroup, ...]
 
 

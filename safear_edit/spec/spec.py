@@ -160,6 +160,11 @@ class Evaluate(Part):
         description="Folder of images with captions.jsonl or metadata.jsonl for the audits, as seen from where the "
         "command runs; the embedded minis need none.",
     )
+    attacks: Literal["smoke", "ci", "audit"] | None = Field(
+        default=None,
+        exclude_if=lambda suite: suite is None,  # as references
+        description="Suite of attacks that every audit runs; none: `safear-edit attack` runs them on a release.",
+    )
 
 
 class Understanding(Part):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safear_edit.attacks import base
-from safear_edit.attacks.base import Budget
+from safear_edit.attacks import suites
 from safear_edit.attacks.lock import read_lock, write_lock
 from safear_edit.attacks.record import FILE, Attacks
 from safear_edit.cli import main
@@ -20,7 +19,7 @@ from tests.release.test_released import release
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(base.TIERS, "quick", Budget(images=2, draws=2, steps=1))
+    monkeypatch.setitem(suites.TIERS, "quick", suites.Budget(images=2, draws=2, steps=1))
     return release(tmp_path / "two")
 
 

@@ -1,0 +1,112 @@
+"""Running attacks: those of a tier or suite on one concept, each once, with its budget, kept when it is finished."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safear_edit import registry
+from safear_edit.attacks.base import Attack, Concept
+from safear_edit.attacks.record import Attacks, Finished, Leaks, NotRun, adjusted
+from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
+from safear_edit.evaluate.before_after import Pair
+from safear_edit.files.atomic import digest_of, json_digest, write_atomic
+from safear_edit.files.records import read_record
+from safear_edit.progress import Callback, silent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attacks of a tier or suite with their budgets, in order; upper: the gate of a suite."""
+
+    tier: str
+    attacks: tuple[tuple[Attack, Budget], ...]
+    upper: float | None
+
+
+def planned(tier: str, names: Sequence[str] = ()) -> Plan:
+    """What `tier` (quick, standard, full, or a suite) says to run; only `names`, if there are any. UsageError for an
+    unknown one."""
+    if tier not in TIERS and tier not in SUITES:
+        raise registry.unknown("tier", tier, [*TIERS, *SUITES])
+    suite = SUITES.get(tier)
+    size = suite.size if suite else TIERS[tier]
+    asked = suite or Suite(size)
+    chosen = []
+    for name in names or asked.attacks or registry.attacks():
+        kind = registry.lookup("attacks", name).load()
+        made = kind(kind.Params.model_validate(dict(asked.params.get(name, {}))))
+        chosen.append((made, Budget(size.images, size.draws, asked.steps.get(name, size.steps))))
+    return Plan(tier, tuple(chosen), asked.black_box_upper)
+
+
+def attacked(
+    pair: Pair,
+    concept: Concept,
+    ref: str,
+    change: str,
+    plan: Plan,
+    out: Path,
+    *,
+    seed: int,
+    minutes: float | None = None,
+    progress: Callback = silent,
+) -> Attacks:
+    """Every attack of the plan that fits, each kept in `out` when it is finished; the record of all of them.
+
+    ref and change: what the base model is called, and the digest of its edits.
+    """
+    model, spec, start = pair.base, concept.spec, time.monotonic()
+    about = [model.card.digest, change, json_digest(spec.model_dump(mode="json")), concept.judge.digest]
+    found: list[Leaks] = []
+    not_run: list[NotRun] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (made, budget) in enumerate(plan.attacks):
+        progress("attacks", number, len(plan.attacks), made.name)
+        settings = [json_digest(asdict(budget)), str(seed), str(model.device), made.params.model_dump_json()]
+        key = digest_of(*about, made.name, *settings)
+        why = made.unfit(model, concept)
+        spent = minutes is not None and time.monotonic() - start > 60 * minutes
+        if why or (spent and not _kept(out, made.name, key)):
+            not_run.append(NotRun(attack=made.name, why=why or f"the budget of {minutes:g} minutes was spent"))
+        else:
+            found.append(_once(made, pair, concept, budget, seed, out, key, progress))
+    progress("attacks", len(plan.attacks), len(plan.attacks), "")
+    return Attacks(
+        model=ref,
+        concept=spec.name,
+        base_digest=model.card.digest,
+        change=change,
+        judge=concept.judge.id,
+        judge_digest=concept.judge.digest,
+        tier=plan.tier,
+        seed=seed,
+        black_box_upper=plan.upper,
+        found=adjusted(found),
+        not_run=tuple(not_run),
+    )
+
+
+def _kept(out: Path, name: str, key: str) -> Leaks | None:
+    """The record of this very attack, if it was finished before."""
+    path = out / f"{name}.json"
+    if not path.is_file():
+        return None
+    finished = read_record(Finished, path, "delete it, and attack again")
+    return finished.leaks if finished.key == key else None
+
+
+def _once(
+    made: Attack, pair: Pair, concept: Concept, budget: Budget, seed: int, out: Path, key: str, progress: Callback
+) -> Leaks:
+    """Run the attack, or read what it found before."""
+    if kept := _kept(out, made.name, key):
+        return kept
+    store = out / "images" / key[:16]
+    leaks = made.run(pair, concept, budget, seed, store=store, progress=progress)
+    write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
+    shutil.rmtree(store, ignore_errors=True)
+    return leaks
