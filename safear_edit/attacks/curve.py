@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from safear_edit.attacks.counts import Count
 from safear_edit.files.records import StrictRecord
@@ -11,6 +11,10 @@ MARKS = (0, 5, 10, 20, 50, 100)
 """Optimiser steps after which an attack that learns is looked at."""
 LEVEL = 0.3
 """Share of images at which a concept counts as back: costs are compared there."""
+
+
+Seen = list[bool | None]
+"""What a judge said of some images."""
 
 
 class Mark(StrictRecord):
@@ -48,6 +52,15 @@ class Curve(StrictRecord):
         if taught is None:
             return f"{back}; a new style not within {last}"
         return f"{back}; {new}" + (f" ({own / taught:.2f} times its cost)" if taught > 0 else "")
+
+
+def curve(name: str, seen: Mapping[int, Seen], taught: Mapping[int, Seen] | None) -> Curve:
+    """From a judge's answers after so many steps; taught: the control's, None where there is none."""
+    marks = []
+    for at, own in seen.items():
+        other = taught.get(at) if taught else None
+        marks.append(Mark(steps=at, edited=Count.of(own), control=None if other is None else Count.of(other)))
+    return Curve(name=name, marks=tuple(marks))
 
 
 def marks_within(steps: int) -> tuple[int, ...]:

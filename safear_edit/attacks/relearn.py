@@ -19,7 +19,7 @@ from torch import nn
 
 from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
 from safear_edit.attacks.counts import Count
-from safear_edit.attacks.curve import Curve, Mark, marks_within
+from safear_edit.attacks.curve import curve, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -103,7 +103,7 @@ class Relearn(Attack):
             control_is=control_is,
             least_base=concept.spec.gates.min_obeyed,
             best=[f"{t} [{best.name}]" for t in successes(concept.known.scored[: budget.images], found[best][last])],
-            curves=[_curve(way, seen, control.get(way)) for way, seen in found.items()],
+            curves=[curve(way.name, seen, control.get(way)) for way, seen in found.items()],
         )
 
     def _control(
@@ -191,12 +191,3 @@ def _trainable(model: ModelFamily, way: Way, params: Relearning, seed: int) -> I
             )
             weights = list(adapter_weights(layers).values())
         yield weights
-
-
-def _curve(way: Way, seen: Seen, taught: Seen | None) -> Curve:
-    steps = [at for at in seen if taught is None or at in taught or at == 0]
-    marks = [
-        Mark(steps=at, edited=Count.of(seen[at]), control=Count.of(taught[at]) if taught and at in taught else None)
-        for at in steps
-    ]
-    return Curve(name=way.name, marks=tuple(marks))

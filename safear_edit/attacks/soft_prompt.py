@@ -7,8 +7,9 @@ has that likelihood exactly. The vectors stand inside the caption, where each fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
 from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import Curve, curve, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -38,6 +40,7 @@ class Learning(AttackParams):
     vectors: int = Field(4, ge=1, description="caption vectors")
     batch: int = Field(24, ge=1, description="images per step")
     rate: float = Field(0.05, gt=0, description="Adam's learning rate")
+    curves: tuple[int, ...] = Field((8, 32), description="numbers of images for which success is followed step by step")
 
 
 TEACHING = "the same steps teach a style that no model knows"
@@ -55,6 +58,15 @@ class Learnt:
 
     vectors: Tensor
     losses: list[float]
+
+
+@dataclass(frozen=True)
+class _Try:
+    """What one look needs beside the model: what is learnt, and the captions to draw with."""
+
+    aim: Target
+    captions: Sequence[str]
+    purpose: str
 
 
 @attack("soft_prompt", access="white-box")
@@ -87,6 +99,7 @@ class SoftPrompt(Attack):
         with pair.edited() as model:
             seen = self._attacked(drawer, model, concept.known, captions, budget, "attack")
             taught = Count.of(self._attacked(drawer, model, novel, captions, budget, "control")) if novel else None
+            curves = [self._curve(drawer, model, concept, captions, budget, images) for images in self.params.curves]
             control, control_is = taught, TEACHING
             if taught is None or taught.unreadable > UNREADABLE * taught.n:
                 control, control_is = Count.of(self._random(drawer, model, captions)), _without_teaching(taught)
@@ -101,7 +114,39 @@ class SoftPrompt(Attack):
             control_is=control_is,
             least_base=LEAST_BASE,
             best=[f"{text} + {self.params.vectors} vectors" for text in successes(captions, seen)],
+            curves=curves,
         )
+
+    def _curve(
+        self,
+        drawer: Drawer,
+        model: ModelFamily,
+        concept: Concept,
+        captions: Sequence[str],
+        budget: Budget,
+        images: int,
+    ) -> Curve:
+        """Success after so many steps on few images, for the concept and for the style that the model never knew."""
+        assert concept.known is not None
+        own = self._followed(drawer, model, _Try(concept.known, captions, f"attack, {images} images"), budget, images)
+        taught = None
+        if concept.novel:
+            aim = _Try(concept.novel, captions, f"control, {images} images")
+            taught = self._followed(drawer, model, aim, budget, images)
+        return curve(f"{images} images", own, taught)
+
+    def _followed(
+        self, drawer: Drawer, model: ModelFamily, what: _Try, budget: Budget, images: int
+    ) -> dict[int, list[bool | None]]:
+        few = replace(what.aim, captions=what.aim.captions[:images], ids=what.aim.ids[:images])
+        seen, wanted = dict[int, list[bool | None]](), marks_within(budget.steps)
+        for step, learnt in enumerate(learning(model, few, self.params, budget.steps, drawer.seed)):
+            drawer.progress(f"{self.name}: {what.purpose}, learn", step, budget.steps, "")
+            if step in wanted:
+                added, name = partial(model.with_vectors, vectors=learnt.vectors), f"{what.purpose}, {step} steps"
+                seen[step] = drawer.look(model, what.captions, name, judge=what.aim.judge, change=added)
+        drawer.steps += budget.steps
+        return seen
 
     def _random(self, drawer: Drawer, model: ModelFamily, captions: Sequence[str]) -> list[bool | None]:
         """The concept under vectors that nobody learnt, as far from each other as token states are."""
@@ -132,7 +177,15 @@ class SoftPrompt(Attack):
 def learn(
     model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int, progress: Callback = silent
 ) -> Learnt:
-    """Vectors under which the target's images are likeliest.
+    """Vectors under which the target's images are likeliest, after so many steps of `learning`."""
+    for step, learnt in enumerate(learning(model, aim, params, steps, seed)):
+        if step:
+            progress("learn", step, steps, f"loss {learnt.losses[-1]:.3f}")
+    return learnt
+
+
+def learning(model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int) -> Iterator[Learnt]:
+    """What is learnt before the first step and after every one.
 
     Adam on minus the teacher-forced log-likelihood with the vectors in captions that don't name the target. Only the
     vectors change. They start as the mean caption state with a little noise; same seed, same vectors.
@@ -142,8 +195,9 @@ def learn(
     states = condition.features[condition.mask].detach()
     noise = torch.randn(params.vectors, states.shape[1], generator=generator).to(states)
     vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
-    optimiser, losses = torch.optim.Adam([vectors], params.rate), []
-    for step in range(steps):
+    optimiser, losses = torch.optim.Adam([vectors], params.rate), list[float]()
+    yield Learnt(vectors.detach().clone(), [])
+    for _ in range(steps):
         rows = torch.randperm(len(aim.ids), generator=generator)[: params.batch]
         ids = aim.ids[rows].to(model.device)
         logits = model.logits(model.with_vectors(condition.rows(rows), vectors), ids)
@@ -151,5 +205,4 @@ def learn(
         (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights gather no gradients
         optimiser.step()
         losses.append(round(loss.item(), 6))
-        progress("learn", step + 1, steps, f"loss {losses[-1]:.3f}")
-    return Learnt(vectors.detach(), losses)
+        yield Learnt(vectors.detach().clone(), list(losses))

@@ -60,7 +60,7 @@ SUITES: Mapping[str, Suite] = {
     "ci": Suite(
         Budget(48, 4, 60),
         steps={"relearn": 20},
-        params={"relearn": _ways(("lora", 8), ("full", 8))},
+        params={"relearn": _ways(("lora", 8), ("full", 8)), "soft_prompt": {"curves": [8]}},
         black_box_upper=0.15,
     ),
     "audit": Suite(Budget(250, 50, 1000), steps={"relearn": 100}, black_box_upper=0.05),

@@ -181,7 +181,7 @@ def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
         judged = _looked(case, case.model.condition(case.asked), case.asked, case.concept, "score")
         row["direct"] = {"n": len(judged), "erased": sum(p is not True for p in judged), "unclear": judged.count(None)}
         for name, aim in (("attack", case.concept), ("teaching", case.unknown)):
-            learning = Learning(vectors=settings.vectors, batch=settings.batch, rate=settings.rate)
+            learning = Learning(vectors=settings.vectors, batch=settings.batch, rate=settings.rate, curves=())
             learnt = learn(case.model, aim, learning, settings.steps, settings.seed)
             losses, captions = learnt.losses, case.model.condition(case.neutral)
             captions = case.model.with_vectors(captions, learnt.vectors)

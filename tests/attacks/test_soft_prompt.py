@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from safear_edit.attacks.base import Target
-from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn
+from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn, learning
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.language import LanguageModel
 from safear_edit.families.llamagen import LlamaGen
@@ -94,11 +94,25 @@ class Blind(Bright):
 def test_a_control_that_nobody_can_read_gives_way_to_random_vectors(model: LlamaGen) -> None:
     aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
     assert aim.novel is not None
-    taught = SoftPrompt().run(pair, aim, SMALL, 0)
+    plain = SoftPrompt(Learning(curves=()))
+    taught = plain.run(pair, aim, SMALL, 0)
     assert taught.control_is == TEACHING and taught.cost.steps == 3 * SMALL.steps and taught.cost.images == 9
     blind = replace(aim, novel=replace(aim.novel, judge=Blind()))
-    random = SoftPrompt().run(pair, blind, SMALL, 0)
+    random = plain.run(pair, blind, SMALL, 0)
     assert "can't read 3 of 3" in random.control_is and random.control is not None and random.cost.images == 12
     assert random.edited == taught.edited and random.control.unreadable == 0
-    none = SoftPrompt().run(pair, replace(aim, novel=None), SMALL, 0)
+    none = plain.run(pair, replace(aim, novel=None), SMALL, 0)
     assert none.control == random.control and "there is none here" in none.control_is
+
+
+def test_success_is_followed_step_by_step(model: LlamaGen) -> None:
+    aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
+    found = SoftPrompt(Learning(curves=(2,))).run(pair, aim, SMALL, 0)
+    (followed,) = found.curves
+    assert followed.name == "2 images" and [mark.steps for mark in followed.marks] == [0, 2]
+    assert all(mark.edited.n == 3 and mark.control is not None for mark in followed.marks)
+    assert found.cost.steps == 5 * SMALL.steps
+    steps = list(learning(model, aim.known, Learning(batch=2), 3, 0))  # type: ignore[arg-type]
+    assert [len(one.losses) for one in steps] == [0, 1, 2, 3]
+    assert len({tuple(one.vectors[0].tolist()) for one in steps}) == 4
+    assert torch.equal(steps[-1].vectors, learn(model, aim.known, Learning(batch=2), 3, 0).vectors)  # type: ignore[arg-type]

@@ -1,0 +1,90 @@
+"""What attacks found on several releases, as rows for a table of examples/results.
+
+    python -m safear_edit.studies attacks FOLDER… --commit 0567d9a > rows.jsonl
+
+FOLDER: what `safear-edit attack --out FOLDER` wrote. One row per attack and release, and one per curve of an attack
+that learns; what every attack found that no other did follows from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.record import FILE, Attacks, Leaks
+from safear_edit.errors import SafearError
+from safear_edit.files.records import read_record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the rows; 2 and one line on stderr for a folder without a record."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies attacks", description=__doc__)
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
+    parser.add_argument("--commit", help="in which the rows are recorded", default=None)
+    parser.add_argument(
+        "--label", action="append", default=[], help="what each release is, in order (default: its name)"
+    )
+    chosen = parser.parse_args(arguments)
+    labels = [*chosen.label, *(folder.name for folder in chosen.folders[len(chosen.label) :])]
+    try:
+        for folder, label in zip(chosen.folders, labels, strict=True):
+            for row in rows(read_record(Attacks, folder / FILE, "attack the release first"), label):
+                print(json.dumps(row | made(label, folder, chosen.commit), ensure_ascii=False))
+    except (SafearError, FileNotFoundError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def rows(record: Attacks, label: str) -> Iterator[dict[str, Any]]:
+    """A row per attack, then one per curve."""
+    about = {"model": record.model, "concept": record.concept, "release": label, "suite": record.tier}
+    for leaks in record.found:
+        yield about | _attack(leaks)
+    for leaks in record.found:
+        for curve in leaks.curves:
+            steps = ", ".join(f"{mark.steps}: {mark.edited.found}/{mark.edited.n}" for mark in curve.marks)
+            taught = ", ".join(f"{m.steps}: {m.control.found}/{m.control.n}" for m in curve.marks if m.control)
+            what = {"attack": f"{leaks.attack}, {curve.name}", "edited": steps, "control": taught}
+            yield about | what | {"result": curve.sentence()}
+
+
+def _attack(leaks: Leaks) -> dict[str, Any]:
+    excess = leaks.excess
+    return {
+        "attack": leaks.attack,
+        "base": _cell(leaks.base),
+        "edited": _cell(leaks.edited),
+        "control": _cell(leaks.control) if leaks.control else "none",
+        "more than the control, points": None
+        if excess is None
+        else {"mean": _points(excess.estimate), "from": _points(excess.low), "to": _points(excess.high)},
+        "p (Holm)": None if leaks.p_holm is None else float(f"{leaks.p_holm:.2g}"),
+        "seconds": round(leaks.cost.seconds),
+        "result": leaks.sentence(),
+    }
+
+
+def _cell(count: Count) -> dict[str, int]:
+    return {"k": count.found, "n": count.n}
+
+
+def _points(share: float) -> int:
+    return round(100 * share)
+
+
+def made(label: str, folder: Path, commit: str | None) -> dict[str, Any]:
+    """How a row came about, as `studies tables` wants it."""
+    record = read_record(Attacks, folder / FILE)
+    command = f"safear-edit attack {label.replace(' ', '-')} --tier {record.tier}"
+    return {"command": command, "commit": commit, "date": datetime.now(UTC).date().isoformat()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
