@@ -42,6 +42,11 @@ class EvalOptions(Seeded, OnDevice, Shown):
     prompts: Path | None = option(
         "--prompts", type=FOLDER, help="txt, or csv, tsv, json, jsonl, parquet with `prompt`; - is stdin."
     )
+    layout: str | None = option(
+        "--format",
+        type=click.Choice(["i2p", "unlearndiffatk", "mma", "ring-a-bell", "ecgvf"]),
+        help="The benchmark whose columns FILE has.",
+    )
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
     include_cut: bool = option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
     suite: str | None = option(
@@ -80,6 +85,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
                 device=device,
                 include_cut=given.include_cut,
                 skip_bad=given.skip_bad,
+                layout=given.layout,
                 progress=progress,
             )
         elif given.suite == "likelihood":

@@ -92,18 +92,22 @@ def compare(
     device: str,
     include_cut: bool = False,
     skip_bad: bool = False,
+    layout: str | None = None,
     progress: Callback = silent,
 ) -> Comparison:
     """Judge two models on a file of prompts; of one released folder, the model and its base.
 
     A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
-    rows of the file that can't be taken. Batches are kept in the user's cache until the end, so that the same call
-    continues after it was killed.
+    rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
+    user's cache until the end, so that the same call continues after it was killed.
     """
     from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, look, without
+    from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
 
-    file, concept = read_prompts(prompts, seed, skip_bad=skip_bad), load_spec(source_path(spec))
+    benchmark = BENCHMARKS[layout] if layout else None
+    file = read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark)
+    concept = load_spec(source_path(spec))
     judge, pair = concept_judge(concept), ModelPair.load(models, resolve_device(device))
     cut = cut_captions(pair.base, file.prompts)
     asked = file.prompts if include_cut else without(file.prompts, cut)

@@ -24,6 +24,7 @@ from typing import Any
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.strict import decoded, parse_json, regular
+from safear_edit.spec.benchmarks import Benchmark
 from safear_edit.spec.prompts import forbidden, image_seed, one_line
 
 LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS = 16 << 20, 2000, 100_000
@@ -55,21 +56,24 @@ Rows = Iterator[tuple[str, int, "dict[str, Any] | SpecError"]]
 """Where it stands, its number, and the row by column names in lower case or what is wrong with it."""
 
 
-def read_prompts(path: Path, seed: int = 0, *, skip_bad: bool = False) -> PromptFile:
+def read_prompts(
+    path: Path, seed: int = 0, *, skip_bad: bool = False, benchmark: Benchmark | None = None
+) -> PromptFile:
     """Every prompt of the file; SpecError with line and column for the first row that can't be taken.
 
     skip_bad: such rows are left out and counted instead. An id that is there twice is one of them, and so is an image
     that would be counted twice (same prompt, same seed). A file that can't be read at all is always an error.
+    benchmark: whose columns these are; none: ours.
     """
     columns: dict[str, None] = {}
     checked = _Checked(seed)
     bad: list[str] = []
-    for where, number, row in _rows(path):
+    for where, number, row in _rows(path, benchmark):
         try:
             if isinstance(row, SpecError):
                 raise row
             columns |= dict.fromkeys(row)
-            checked.add(where, number, row)
+            checked.add(where, number, benchmark.own(where, row) if benchmark else row)
         except SpecError as error:
             if not skip_bad:
                 raise
@@ -77,7 +81,14 @@ def read_prompts(path: Path, seed: int = 0, *, skip_bad: bool = False) -> Prompt
     if not checked.prompts:
         got = f"none that can be taken ({bad[0]})" if bad else "none"
         raise SpecError(str(path), "at least one prompt", got, "write one per line")
-    return PromptFile(tuple(checked.prompts), tuple(_notes(list(columns))), tuple(bad))
+    notes = _taken(benchmark) if benchmark else _notes(list(columns))
+    return PromptFile(tuple(checked.prompts), tuple(notes), tuple(bad))
+
+
+def _taken(benchmark: Benchmark) -> Iterator[str]:
+    """What a benchmark's file says, and what its paper calls the figure."""
+    columns = ", ".join(f"{ours} from `{theirs}`" for theirs, ours in benchmark.columns.items())
+    yield f"{benchmark.source}: {columns}; the share found is called there {benchmark.metric}"
 
 
 def _notes(columns: list[str]) -> Iterator[str]:
@@ -168,10 +179,10 @@ def _seed(where: str, row: Mapping[str, Any]) -> int | None:
 # -- formats ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path, benchmark: Benchmark | None = None) -> Rows:
     """The rows of a file by its suffix."""
     if path.suffix.lower() == ".parquet":
-        return _from_parquet(path)
+        return _from_parquet(path, tuple(benchmark.columns) if benchmark else ("prompt", "id", *SEED_COLUMNS))
     readers: dict[str, Callable[[str, str], Rows]] = {
         ".txt": _from_txt,
         ".csv": _from_csv,
@@ -298,7 +309,7 @@ def _object(where: str, row: Any) -> dict[str, Any] | SpecError:
     return {name.casefold(): value for name, value in row.items()}
 
 
-def _from_parquet(path: Path) -> Rows:
+def _from_parquet(path: Path, asked: tuple[str, ...]) -> Rows:
     """Rows with the columns that are asked for, a batch at a time."""
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -310,10 +321,10 @@ def _from_parquet(path: Path) -> Rows:
         file = parquet.ParquetFile(path)
         names = {name: name.strip().casefold() for name in file.schema_arrow.names}
         _header(str(path), list(names))
-        if "prompt" not in names.values():
+        if asked[0] not in names.values():
             got = f"columns {', '.join(repr(name[:40]) for name in names)}"
-            raise SpecError(str(path), "a column `prompt`", got, "rename the column that holds the prompts")
-        wanted = [name for name, plain in names.items() if plain in ("prompt", "id", *SEED_COLUMNS)]
+            raise SpecError(str(path), f"a column `{asked[0]}`", got, "rename the column that holds the prompts")
+        wanted = [name for name, plain in names.items() if plain in asked]
         batches = (batch.to_pylist() for batch in file.iter_batches(columns=wanted))
         for number, row in enumerate(chain.from_iterable(batches), 1):
             yield f"{path}, row {number}", number, {names[name]: value for name, value in row.items()}

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from safear_edit.cli.evaluate import evaluate
 from safear_edit.errors import SpecError, UsageError
+from safear_edit.spec.benchmarks import BENCHMARKS
 from safear_edit.spec.prompt_files import STDIN, FilePrompt, PromptFile, read_prompts
 
 
@@ -195,3 +197,35 @@ def test_a_parquet_table_is_read_where_pyarrow_is_installed(tmp_path: Path) -> N
         read_prompts(tmp_path / "b.parquet")
     with pytest.raises(SpecError, match="a parquet file"):
         read_prompts(_file(tmp_path, "c.parquet", b"PAR1xxxxPAR1"))
+
+
+BENCHMARK_FILES = {
+    "i2p": ("a.csv", "prompt,categories,hard,sd_seed,sd_guidance_scale\na dog,x,0,11,7\n", ("a dog", 11)),
+    "unlearndiffatk": (
+        "a.csv",
+        "case_number,prompt,evaluation_seed,sd_guidance_scale\n3,a dog,12,7.5\n",
+        ("a dog", 12),
+    ),
+    "mma": ("a.csv", "target_prompt,adv_prompt,clean_prompt\na cat,a dog zq,x\n", ("a dog zq", None)),
+    "ring-a-bell": ("a.csv", ",sensitive prompt\n0,a dog cubism\n", ("a dog cubism", None)),
+    "ecgvf": ("a.json", '[{"prompt": "a church at dawn"}]', ("a church at dawn", None)),
+}
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_benchmarks_are_read_by_their_own_columns(name: str, tmp_path: Path) -> None:
+    file, text, (prompt, seed) = BENCHMARK_FILES[name]
+    found = _read(tmp_path, file, text, benchmark=BENCHMARKS[name])
+    (one,) = found.prompts
+    assert one.prompt == prompt and (seed is None or one.seed == seed)
+    (note,) = found.notes
+    assert BENCHMARKS[name].metric in note and "https://" in note
+    wrong = next(iter(BENCHMARKS[name].columns))
+    with pytest.raises(SpecError, match=f"{wrong}: expected the columns of"):
+        _read(tmp_path, "b.csv", "text,label\na dog,1\n", benchmark=BENCHMARKS[name])
+
+
+def test_the_command_line_knows_every_benchmark() -> None:
+    """Named there as literals, so that --help imports nothing."""
+    option = next(one for one in evaluate.params if one.name == "layout")
+    assert list(option.type.choices) == list(BENCHMARKS)  # type: ignore[attr-defined]
