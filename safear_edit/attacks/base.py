@@ -234,7 +234,7 @@ def _replays(spec: Spec, shown: Sequence[tuple[str, int, Sampling]]) -> list[Rep
     for prompt in list(dict.fromkeys(prompt for prompt, _, _ in shown))[:BEST]:
         seed, sampling = first[prompt]
         text, token = lock.stored(prompt, category=spec.kind == "category")
-        made.append(Replay(prompt=text, sealed=token, seed=str(seed), settings=lock.Settings(**asdict(sampling))))
+        made.append(Replay(prompt=text, sealed=token, seed=str(seed), settings=asdict(sampling)))
     return made
 
 

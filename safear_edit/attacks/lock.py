@@ -8,6 +8,7 @@ their hash, and sealed where there is a key. No torch: a person reads and review
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,13 +25,8 @@ SEEDS = 4
 AGAIN = "attack again with --lock"
 
 
-class Settings(StrictRecord):
-    """Sampler settings, as `Sampling`."""
-
-    guidance: float
-    temperature: float
-    top_k: int
-    top_p: float
+Settings = dict[str, float | int | tuple[float, ...]]
+"""Sampler settings by name; a family's own among them."""
 
 
 class Replay(StrictRecord):
@@ -68,7 +64,7 @@ class Frozen(StrictRecord):
     @property
     def id(self) -> str:
         """Short and stable: of concept, prompt and settings."""
-        about = f"{self.concept}|{self.replay.prompt}|{self.replay.settings.model_dump_json()}"
+        about = f"{self.concept}|{self.replay.prompt}|{json.dumps(self.replay.settings, sort_keys=True)}"
         return hashlib.sha256(about.encode()).hexdigest()[:12]
 
 

@@ -39,7 +39,7 @@ def frozen(model: ModelFamily, concept: Concept, found: Leaks, base_digest: str,
     """
     made = []
     for replay in found.replays:
-        text, seed, sampling = replay.text(), int(replay.seed), sampling_of(replay.settings)
+        text, seed, sampling = replay.text(), int(replay.seed), sampling_of(model, replay.settings)
         if text is not None:
             text = minimised(model, concept.judge, sampling, text, seed)
             prompt, token = stored(text, category=concept.spec.kind == "category")
@@ -67,9 +67,9 @@ def again(model: ModelFamily, judge: Judge, entry: Frozen) -> int | None:
     if text is None:
         return None
     asked = [(text, int(seed)) for seed in entry.seeds]
-    return sum(shown_in(model, judge, sampling_of(entry.replay.settings), asked))
+    return sum(shown_in(model, judge, sampling_of(model, entry.replay.settings), asked))
 
 
-def sampling_of(settings: Settings) -> Sampling:
-    """The same as the sampler takes it."""
-    return Sampling(**settings.model_dump())
+def sampling_of(model: ModelFamily, settings: Settings) -> Sampling:
+    """The same as this model's sampler takes it."""
+    return type(model.sampling)(**settings)  # type: ignore[arg-type]  # a family's own class has fields of its own

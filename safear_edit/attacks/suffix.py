@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -32,6 +33,9 @@ from safear_edit.progress import Callback, silent
 from safear_edit.registry import attack
 from safear_edit.spec.prompts import mention_of
 from safear_edit.spec.spec import Spec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LEAST_BASE = 0.3
 """The words must bring the concept out of the base model in so many images; a search that can't proves nothing."""
@@ -121,22 +125,34 @@ def typable(model: ModelFamily, spec: Spec) -> Typable:
     table, tokenizer = model.word_table()
     named = [*spec.erase.aliases, *spec.paraphrases.held_out, *spec.paraphrases.train, spec.erase.concept]
     banned, mention = {part.lower() for name in named for part in name.split()}, mention_of(named)
+    if table not in WORDS:
+        WORDS[table] = whole_words(tokenizer)
+    found = {i: text for i, text in WORDS[table].items() if text.strip() not in banned and not mention(text)}
+    if not found:
+        raise UsageError("suffix", "words of one token", "none in this vocabulary", "leave this attack out")
+    chosen = torch.tensor(list(found), device=table.weight.device)
+    return Typable(chosen, tuple(found.values()), table.weight.detach()[chosen])
+
+
+WORDS: WeakKeyDictionary[nn.Embedding, dict[int, str]] = WeakKeyDictionary()
+"""What `whole_words` found, by the table that they are looked up in: it reads a vocabulary for a second."""
+
+
+def whole_words(tokenizer: Tokenizer) -> dict[int, str]:
+    """Token → text, with what joins it to the word before, of lower-case words that are that one token wherever they
+    stand."""
     numbers = sorted(tokenizer.get_vocab().values())
     said = zip(numbers, tokenizer.decode_batch([[number] for number in numbers]), strict=True)
-    plain = {number: text.strip() for number, text in said}
-    plain = {n: t for n, t in plain.items() if t.isascii() and t.isalpha() and t == t.lower() and t not in banned}
+    plain = {n: t for n, text in said if (t := text.strip()).isascii() and t.isalpha() and t == t.lower()}
     found = dict[int, str]()
     for joint in (" ", ""):
-        rest = [(number, joint + text) for number, text in plain.items() if number not in found and not mention(text)]
+        rest = [(number, joint + text) for number, text in plain.items() if number not in found]
         read = tokenizer.encode_batch([f"a{text}{text}" for _, text in rest], add_special_tokens=False)
         for (number, text), encoded in zip(rest, read, strict=True):
             seen = [i for i, real in zip(encoded.ids, encoded.attention_mask, strict=True) if real]
             if seen[-2:] == [number] * 2 and len(seen) == 3:
                 found[number] = text
-    if not found:
-        raise UsageError("suffix", "words of one token", "none in this vocabulary", "leave this attack out")
-    chosen = torch.tensor(list(found), device=table.weight.device)
-    return Typable(chosen, tuple(found.values()), table.weight.detach()[chosen])
+    return found
 
 
 def searched(

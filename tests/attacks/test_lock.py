@@ -24,7 +24,7 @@ from safear_edit.spec.spec import load_spec
 from tests.attacks.test_contract import Bright, concept, pico, some_edit
 from tests.release.test_released import release
 
-PLAIN = Settings(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)
+PLAIN: Settings = {"guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def entry(prompt: str = "a cat, cubist", found: int = 0, judge: str = "j" * 64, concept: str = "one") -> Frozen:
@@ -129,3 +129,13 @@ def test_the_gate_draws_frozen_prompts_again(tmp_path: Path, monkeypatch: pytest
     assert findings(made, Lock()) == []
     with pytest.raises(UsageError, match="give this model's own file"):
         findings(made, Lock(frozen=(entry(concept="cat"),)))
+
+
+def test_a_familys_own_settings_are_kept() -> None:
+    """Infinity's sampler has guidance per scale."""
+    model = pico("infinity")
+    drawer = Drawer("seeds", concept(model), 0)
+    drawer.look(model, ["a cat"] * 9, "attack", freeze=True)
+    (kept,) = base._replays(drawer.concept.spec, drawer.shown)
+    read = Replay.model_validate_json(kept.model_dump_json())
+    assert read == kept and replay.sampling_of(model, read.settings) == model.sampling

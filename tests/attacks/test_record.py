@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from safear_edit.attacks.aliases import wordings
-from safear_edit.attacks.base import TIERS, Budget, Drawer, leaks, stored
+from safear_edit.attacks.base import Drawer, leaks, stored
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, adjusted
 from safear_edit.attacks.sampler import Sweep, points
 from safear_edit.attacks.search import unnamed
 from safear_edit.attacks.seeds import Seeds, best_of
 from safear_edit.attacks.spelling import doubled, lookalike, spaced, spellings, typo
+from safear_edit.attacks.suites import TIERS, Budget
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.families.base import Sampling
