@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ from safear_edit.errors import UsageError
 if TYPE_CHECKING:
     from safear_edit.evaluate.compare import Comparison
     from safear_edit.evaluate.likelihood_record import Audit
+    from safear_edit.evaluate.quality import Quality
+    from safear_edit.evaluate.stats import Interval
     from safear_edit.report.schema import Understood
 
 
@@ -50,7 +52,7 @@ class EvalOptions(Seeded, OnDevice, Shown):
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
     include_cut: bool = option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
     suite: str | None = option(
-        "--suite", type=click.Choice(["likelihood", "understanding"]), help="Instead of prompts: nothing drawn."
+        "--suite", type=click.Choice(["likelihood", "understanding", "quality"]), help="Instead of prompts."
     )
 
 
@@ -61,7 +63,8 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     """Judge a released model and its base (or the model OTHER) on prompts of your own, same seeds for both.
 
     With --suite likelihood: how likely both find reference images of the concept and of what must stay; with
-    --suite understanding: what both answer when asked about them (models that answer questions).
+    --suite understanding: what both answer when asked about them (models that answer questions); with --suite quality:
+    what CLIP sees of the images that both draw, of the concept's prompts and of what must stay.
 
     \b
     safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
@@ -90,13 +93,41 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
             )
         elif given.suite == "likelihood":
             names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
+        elif given.suite == "quality":
+            names, quality = pipeline.compare_quality(folders, spec=spec, device=device, progress=progress)
         else:
             names, answers = pipeline.compare_understanding(folders, spec=spec, device=device, progress=progress)
     if given.prompts is not None:
         return _show_judged(found, given.as_json)
     if given.suite == "likelihood":
         return _show_audit(names, audit, given.as_json)
+    if given.suite == "quality":
+        return _show_quality(names, quality, given.as_json)
     return _show_understood(names, answers, given.as_json)
+
+
+def _show_quality(models: tuple[str, str], found: Quality, as_json: bool) -> int:
+    """Print what CLIP sees; it informs and decides nothing, so the exit code is 0."""
+    if as_json:
+        print_json({"models": list(models), **asdict(found)})
+        return 0
+    print(f"{models[0]} → {models[1]}, CLIP {found.clip}, {found.n} prompts of each kind")
+    kept, align, varied = found.object_kept, found.text_align, found.diversity
+    instead = ", ".join(f"{name} {count}" for name, count in found.replaced_by)
+    rows = [
+        ("subject of the concept's prompts kept", f"{kept[0].k}/{kept[0].n}", f"{kept[1].k}/{kept[1].n}", instead),
+        ("image and prompt, cosine", f"{align[0]:.3f}", f"{align[1]:.3f}", _span(found.text_change)),
+        ("base and edited, 1 - cosine", _span(found.other_seed), _span(found.perceptual), "before: other seeds"),
+        ("images of one prompt, 1 - cosine", _span(varied[0]), _span(varied[1]), ""),
+        ("KID of CLIP's features, times 1000", _span(found.kid_floor), _span(found.kid), "before: other seeds"),
+        ("CMMD, times 1000", _span(found.cmmd_floor), _span(found.cmmd), "before: other seeds"),
+    ]
+    print_table(("what", "before", "after", ""), rows)
+    return 0
+
+
+def _span(found: Interval) -> str:
+    return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def _show_judged(found: Comparison, as_json: bool) -> int:

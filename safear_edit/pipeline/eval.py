@@ -27,6 +27,7 @@ from safear_edit.spec.spec import load_spec
 if TYPE_CHECKING:
     from safear_edit.evaluate.compare import Comparison
     from safear_edit.evaluate.likelihood_record import Audit
+    from safear_edit.evaluate.quality import Quality
     from safear_edit.families.base import ModelFamily, Sampling
     from safear_edit.report.schema import Understood
 
@@ -128,6 +129,8 @@ def compare(
     return Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
 
 
+QUALITY = 96
+"""Prompts of each kind that quality is measured on."""
 CACHE_DAYS = 30
 """What a killed `eval` drew is kept this long."""
 
@@ -192,3 +195,24 @@ def compare_understanding(
     roles = {group.name: str(group.role) for group in concept.preserve}
     wanted, gates = concept.understanding.concept, concept.gates.every()
     return pair.names, understood(answers, concept.name, wanted, gates, roles)
+
+
+def compare_quality(
+    models: Sequence[str], *, spec: str, device: str, n: int = QUALITY, progress: Callback = silent
+) -> tuple[tuple[str, str], Quality]:
+    """What CLIP sees of two models' images, or of a released folder's and its base's; the names, base first.
+
+    The spec's own CLIP where its judge is one, else the embedded minis'. UsageError for published weights without one.
+    """
+    from safear_edit.evaluate import quality
+    from safear_edit.evaluate.before_after import Pair
+    from safear_edit.judges.clip import load_clip
+
+    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
+    options = concept.judge.options if concept.judge.use == "clip" else {}
+    if not options and pair.base.card.variant != "mini":
+        fix = "judge the concept by clip, with its options model and weights"
+        raise UsageError("quality", "a CLIP for this model's images", f"judge {concept.judge.use}", fix)
+    clip = load_clip(str(options.get("model", "gallery")), str(options["weights"]) if "weights" in options else None)
+    both = Pair(pair.base, pair.edited)
+    return pair.names, quality.measure(both, concept, concept_judge(concept), clip, n, pair.sampling, progress)
