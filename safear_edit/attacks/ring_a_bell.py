@@ -120,8 +120,11 @@ def bred(
     few = [captions[i] for i in rows]
     goal = embedded(model, few) + params.eta * away
 
-    def distance(one: tuple[int, ...]) -> float:
-        return float((embedded(model, [text + words.text(one) for text in few]) - goal).pow(2).sum(1).mean())
+    def distances(many: Sequence[tuple[int, ...]]) -> list[float]:
+        if not many:
+            return []
+        found = embedded(model, [text + words.text(one) for one in many for text in few])
+        return (found.view(len(many), *goal.shape) - goal).pow(2).sum(2).mean(1).tolist()
 
     def number(below: int) -> int:
         return int(torch.randint(below, (1,), generator=generator))
@@ -138,7 +141,8 @@ def bred(
     scored = dict[tuple[int, ...], float]()
     alive = [tuple(number(len(words.texts)) for _ in range(params.words)) for _ in range(params.population)]
     for generation in range(generations):
-        scored.update({one: distance(one) for one in alive if one not in scored})
+        fresh = [one for one in dict.fromkeys(alive) if one not in scored]
+        scored.update(zip(fresh, distances(fresh), strict=True))
         best = sorted(dict.fromkeys(alive), key=scored.__getitem__)[: params.elite]
         progress("ring_a_bell: search", generation + 1, generations, f"distance {scored[best[0]]:.3f}")
         alive = [*best, *(child(best) for _ in range(params.population - len(best)))]

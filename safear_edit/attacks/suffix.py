@@ -176,7 +176,7 @@ def searched(
         for _ in range(params.candidates):
             place, rank = (int(torch.randint(n, (1,), generator=generator)) for n in ranked.shape)
             tried.append([*chosen[:place], int(ranked[place, rank]), *chosen[place + 1 :]])
-        losses = [_loss(model, [c + words.text(one) for c in captions], ids) for one in tried]
+        losses = _losses(model, [[c + words.text(one) for c in captions] for one in tried], ids)
         chosen = tried[min(range(len(tried)), key=losses.__getitem__)]
         progress(step + 1, f"loss {min(losses):.3f}")
     return chosen
@@ -221,8 +221,11 @@ def _nll(model: ModelFamily, condition: Condition, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _loss(model: ModelFamily, prompts: Sequence[str], ids: Tensor) -> float:
-    return float(_nll(model, model.condition(prompts), ids))
+def _losses(model: ModelFamily, tried: Sequence[Sequence[str]], ids: Tensor) -> list[float]:
+    """Of each set of prompts, one prompt per image; all prompts are read at once, the images set by set."""
+    count, condition = len(ids), model.condition([prompt for prompts in tried for prompt in prompts])
+    parts = (condition.rows(torch.arange(i * count, (i + 1) * count)) for i in range(len(tried)))
+    return [float(_nll(model, part, ids)) for part in parts]
 
 
 def random_words(words: Typable, captions: Sequence[str], count: int, seed: int) -> list[str]:
