@@ -109,7 +109,7 @@ def _print(found: Attacks, where: Path) -> None:
     for one in found.not_run:
         print(f"{one.attack}: not run, {one.why}")
     print(f"concept {found.concept}, judge {found.judge}; found of all images, unreadable ones in brackets")
-    print(where / "attacks.json")
+    print(where / "attacks.html")
 
 
 def _row(leaks: Leaks, upper: float | None) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from safear_edit.pipeline.order import resolve_device, source_path
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import Spec, load_spec
 
+PAGE = "attacks.html"
+
 if TYPE_CHECKING:
     from safear_edit.attacks.base import Concept
     from safear_edit.attacks.record import Attacks
@@ -33,7 +35,7 @@ def attack(
     lock: Path | None = None,
     progress: Callback = silent,
 ) -> Attacks:
-    """Attack a released folder for one concept of it, or for any other spec; writes out/attacks.json.
+    """Attack a released folder for one concept of it, or for any other spec; writes attacks.json and PAGE.
 
     A finished attack is kept in `out` as NAME.json and not run again for the same model, edit, spec, budget and seed;
     a killed one goes on from its last batch of images where it keeps them. minutes: no attack begins after so many
@@ -49,6 +51,7 @@ def attack(
     from safear_edit.evaluate.sampled import sampling_of
     from safear_edit.pipeline.steps import concept_judge, edited
     from safear_edit.release.released import Released
+    from safear_edit.report.html import attacks_page
 
     plan = planned(tier, names)
     released = Released.read(folder)
@@ -59,6 +62,7 @@ def attack(
     concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
     record = attacked(pair, concept, released.ref, change, plan, out, seed=seed, minutes=minutes, progress=progress)
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
+    write_atomic(out / PAGE, attacks_page(record))
     if lock is not None:
         _freeze(lock, pair, concept, record, progress)
     for leaks in record.found:

@@ -21,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safear_edit.attacks.record import Attacks
 from safear_edit.attacks.suites import decision
 from safear_edit.editor.method_log import Cell
 from safear_edit.errors import SpecError
@@ -47,7 +48,20 @@ def render_html(report: Report, root: Path) -> str:
 
     SpecError when a sheet is missing or its sha256 isn't the one in the report.
     """
-    environment = jinja2.Environment(
+    charts = [Markup(chart(concept)) for concept in report.concepts]
+    drops = [Markup(member_chart(concept)) for concept in report.concepts]
+    pictures = [(sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images]
+    return environment().get_template("report.html").render(r=report, charts=charts, drops=drops, pictures=pictures)
+
+
+def attacks_page(found: Attacks) -> str:
+    """attacks.html: what `attack` found, as the report's section has it, on a page of its own."""
+    return environment().get_template("attacks_page.html").render(a=found)
+
+
+def environment() -> jinja2.Environment:
+    """The templates with what they may call; everything is escaped, and a name that isn't there is an error."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -55,12 +69,9 @@ def render_html(report: Report, root: Path) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
-    environment.globals |= {"decision": decision, "points": points}
-    environment.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
-    charts = [Markup(chart(concept)) for concept in report.concepts]
-    drops = [Markup(member_chart(concept)) for concept in report.concepts]
-    pictures = [(sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images]
-    return environment.get_template("report.html").render(r=report, charts=charts, drops=drops, pictures=pictures)
+    made.globals |= {"decision": decision, "points": points}
+    made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
+    return made
 
 
 def _cell(value: Cell) -> str:

@@ -35,7 +35,7 @@ def test_attacks_are_kept_and_written_as_one_record(made: Path, capsys: pytest.C
     assert record.found[0].edited.n == 2 and record.found[0].cost.images == 12
     (left,) = record.not_run
     assert left.attack == "soft_prompt" and "none of the embedded minis" in left.why
-    assert {path.name for path in out.iterdir()} >= {FILE, "seeds.json"}
+    assert {path.name for path in out.iterdir()} >= {FILE, "seeds.json", "attacks.html"}
     assert not list(out.glob("images/*")), "finished attacks keep no batches"
     assert {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()} == before
     kept = (out / "seeds.json").read_bytes()

@@ -14,7 +14,7 @@ from safear_edit.evaluate import stats
 from safear_edit.report.attacks import attack_criteria, statement
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
-from safear_edit.report.html import render_html
+from safear_edit.report.html import attacks_page, render_html
 from safear_edit.report.sentences import NO_ATTACK
 from tests.report.test_build import make_run
 
@@ -97,6 +97,8 @@ def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path)
     assert "&lt;b&gt;zq" in section and "<b>zq" not in section and "suffix (no images)" in section
     assert "5 steps" in section and "80 / 100" in section and re.search(r"30.?% of images after", section)
     assert report == build_report(RunFiles.find(root))
+    alone = attacks_page(record(*rows))
+    assert "80 / 100" in alone and "<b>zq" not in alone and "default-src 'none'" in alone and "src=" not in alone
     assert not any(line.startswith("attacks") for line in report.scope.not_tested)
     assert any(line.startswith("images as input") for line in report.scope.not_tested)  # prefix was not among them
     assert "White-box access" not in " ".join(report.limitations)
