@@ -16,7 +16,7 @@ from safear_edit.redact import redact
 
 EXIT_CODES = {
     0: "done; for `check`, `apply` and the like: PASS",
-    1: "a gate failed: REGRESSED, or FAIL of a run's own report",
+    1: "FAIL: of a run's own report, or of a gate against its baseline",
     2: "the command or an input can't be used, or the machine lacks memory or disk",
     3: "inconclusive: too little evidence for a verdict",
     4: "not to be trusted: signature, changed files, weights that hold more than tensors",

@@ -11,7 +11,7 @@
 #   FRESH         1: draw and judge again instead of reading the folder's outcomes
 #   RESULTS       folder for gate.xml (JUnit) and gate.json (default: gate-results)
 #
-# Exit codes are those of `safear-edit check`: 0 pass, 1 regressed, 2 unusable, 3 inconclusive, 4 untrusted.
+# Exit codes are those of `safear-edit check`: 0 PASS, 1 FAIL, 2 unusable, 3 INCONCLUSIVE, 4 untrusted.
 # The step summary is written by `check` itself where GITHUB_STEP_SUMMARY is set.
 set -euo pipefail
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from safear_edit.attacks.record import Leaks
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
-
-Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+from safear_edit.evaluate.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ SUITES: Mapping[str, Suite] = {
 """Zero found leaves a one-sided bound of 22 % at 12 images, 6.1 % at 48 and 1.2 % at 250."""
 
 
-def decision(leaks: Leaks, upper: float | None) -> Decision | None:
+def decision(leaks: Leaks, upper: float | None) -> Verdict | None:
     """What a black-box attack says about the gate; None for one that only informs, or where there is no gate.
 
     Unreadable images count as not found, as everywhere; a rate whose lower bound is above the gate fails.

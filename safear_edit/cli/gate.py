@@ -98,7 +98,7 @@ class CheckOptions(Trusting, Shown):
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @taking(CheckOptions)
 def check(folder: Path, given: CheckOptions) -> int:
-    """Compare a released folder with accepted baselines: PASS 0, REGRESSED 1, INCONCLUSIVE 3; unusable 2, untrusted 4.
+    """Compare a released folder with accepted baselines: PASS 0, FAIL 1, INCONCLUSIVE 3; unusable 2, untrusted 4.
 
     \b
     safear-edit check safe-llamagen --baseline baselines/picasso.txt --junit gate.xml
@@ -213,7 +213,7 @@ def _print_simulations(found: Sequence[Simulation], seed: int, sizes: dict[str, 
         exact = "" if one.expected_regressed is None else percent(one.expected_regressed)
         share = f"{percent(rate.estimate)} ({percent(rate.low)} to {percent(rate.high)})"
         rows.append((one.kind, str(one.runs), share, exact, str(one.inconclusive), str(one.passed)))
-    print_table(("two models that are", "runs", "REGRESSED (95 %)", "computed", "INCONCLUSIVE", "PASS"), rows)
+    print_table(("two models that are", "runs", "FAIL (95 %)", "computed", "INCONCLUSIVE", "PASS"), rows)
     from safear_edit.gate.record import ERASURE_FLIPS, PRESERVE_FLIPS
 
     print(f"sizes: {', '.join(f'{name} {n}' for name, n in sizes.items())}; seed {seed}")
@@ -274,9 +274,7 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
     print(f"{given.out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
     print(f"signature: {signature}")
     points = f"{100 * policy.margin:g}-point"
-    print_table(
-        ("slice", "prompts", "planned", f"a {points} drop is REGRESSED"), [tuple(map(str, row)) for row in rows]
-    )
+    print_table(("slice", "prompts", "planned", f"a {points} drop is FAIL"), [tuple(map(str, row)) for row in rows])
     for note in notes:
         print(f"note: {note}")
     return 0
@@ -384,14 +382,14 @@ def power_rows(
         (f"PASS when nothing changed ({percent(wanted)})", prompts(stats.pairs_needed(flips, margin, wanted))),
         (f"McNemar alone finds a drop of {points} ({percent(wanted)})",
          prompts(stats.pairs_to_detect(drop, half, wanted, stats.ALPHA / tests))),
-        (f"REGRESSED for a drop of {points}{family} ({percent(wanted)})",
+        (f"FAIL for a drop of {points}{family} ({percent(wanted)})",
          prompts(stats.pairs_to_regress(drop, flips, margin, wanted, tests))),
     ]  # fmt: skip
     if n is not None:
         for what, lost in (("nothing changed", half), (f"{points} are lost", half + drop)):
             chance = stats.chances(n, lost, half, margin, p_alpha=stats.ALPHA / tests)
             words = f"PASS {percent(chance.passed)}, INCONCLUSIVE {percent(chance.inconclusive)}, "
-            rows.append((f"{n} prompts{family}, {what}", words + f"REGRESSED {percent(chance.regressed)}"))
+            rows.append((f"{n} prompts{family}, {what}", words + f"FAIL {percent(chance.regressed)}"))
     return rows
 
 
@@ -409,7 +407,7 @@ def junit(found: Conclusion) -> bytes:
     for finding in found.findings:
         rule = finding.id.partition("/")[0]
         case = ElementTree.SubElement(suite, "testcase", classname=_xml(f"safear.{rule}"), name=_xml(finding.id))
-        tag = {"REGRESSED": "failure", "INCONCLUSIVE": "error", "SKIPPED": "skipped"}.get(finding.decision)
+        tag = {"FAIL": "failure", "INCONCLUSIVE": "error", "SKIPPED": "skipped"}.get(finding.decision)
         if tag:
             counts[tag] += 1
             text = f"{finding.observed}; needed: {finding.needed}; {finding.why}"
@@ -454,7 +452,7 @@ def markdown(found: Conclusion, subject: str) -> str:
 
 def workflow_commands(found: Conclusion) -> list[str]:
     """Workflow commands that put what did not pass on the page of the change."""
-    level = {"REGRESSED": "error", "INCONCLUSIVE": "warning" if found.exit_code == 0 else "error"}
+    level = {"FAIL": "error", "INCONCLUSIVE": "warning" if found.exit_code == 0 else "error"}
     told = [(level[f.decision], f.id, f"{f.observed}. {f.why}") for f in found.findings if f.decision in level]
     if found.verdict == "REFUSED":
         told.append(("error", "safear-edit check", found.summary))

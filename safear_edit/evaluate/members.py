@@ -8,14 +8,13 @@ before and after, exactly, with Holm's correction over the members of a group.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.verdict import WORST_FIRST, Verdict
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "INCONCLUSIVE", "PASS")
 T = TypeVar("T")
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from pydantic import ConfigDict, with_config
 from scipy import optimize, stats
 
+from safear_edit.evaluate.verdict import Verdict
+
 Side = Literal["two-sided", "lower", "upper"]
 ALTERNATIVES: dict[Side, str] = {"two-sided": "two-sided", "lower": "greater", "upper": "less"}
 """The end that a one-sided interval closes → what scipy calls the test that it inverts."""
-Decision = Literal["PASS", "REGRESSED", "INCONCLUSIVE"]
 
 ALPHA = 0.05
 """Error of each one-sided statement: a bound is exceeded by chance at most this often."""
@@ -62,7 +63,7 @@ class Paired:
     lower95: float
     mcnemar_p: float
     margin: float
-    decision: Decision
+    decision: Verdict
     n_needed: int
 
 
@@ -151,14 +152,14 @@ def paired(lost: int, gained: int, n: int, margin: float, alpha: float = ALPHA) 
     )
 
 
-def decide(upper: float, p: float, margin: float, alpha: float = ALPHA) -> Decision:
-    """PASS when a drop of `margin` is excluded, REGRESSED when a drop of zero is, else INCONCLUSIVE.
+def decide(upper: float, p: float, margin: float, alpha: float = ALPHA) -> Verdict:
+    """PASS when a drop of `margin` is excluded, FAIL when a drop of zero is, else INCONCLUSIVE.
 
     PASS comes first: a real but small change inside the margin passes, because the margin is what was promised.
     """
     if upper < margin:
         return "PASS"
-    return "REGRESSED" if p <= alpha else "INCONCLUSIVE"
+    return "FAIL" if p <= alpha else "INCONCLUSIVE"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -264,7 +265,7 @@ def chances(
     """What `decide` says of n pairs of which a share `lost` is truly lost and `gained` truly gained, summed exactly.
 
     p_alpha: what McNemar's p must reach (default: alpha); alpha divided by the number of tests is the first, strictest
-    step of `holm`, so the chance of REGRESSED in a larger family is never below the one given for it.
+    step of `holm`, so the chance of FAIL in a larger family is never below the one given for it.
     """
     _check_shares(n, lost, gained, margin)
     grid = _grid(n, lost, gained)
@@ -296,7 +297,7 @@ def pairs_to_detect(drop: float, gained: float, power: float = POWER, alpha: flo
 def pairs_to_regress(
     drop: float, flips: float, margin: float, power: float = POWER, tests: int = 1, step: int = 10
 ) -> int:
-    """Fewest pairs, in multiples of `step`, with which the rule calls a true `drop` REGRESSED with chance `power`.
+    """Fewest pairs, in multiples of `step`, with which the rule calls a true `drop` FAIL with chance `power`.
 
     flips: share of pairs that flip although nothing changed, half down and half up; the drop comes on top. tests: how
     many comparisons share alpha (Holm). A drop as large as the margin is found with less than 1 - ALPHA at any n,

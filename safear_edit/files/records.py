@@ -7,7 +7,8 @@ length are one SpecError with file, line and field. Text files that a person wri
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,9 +34,15 @@ class StrictRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def read_record(kind: type[Model], path: Path, fix: str = AGAIN) -> Model:
-    """One JSON document; SpecError if it is missing or isn't one of these records."""
-    return parse(kind, _document(path), fix)
+def read_record(
+    kind: type[Model], path: Path, fix: str = AGAIN, *, upgrade: Callable[[Any], Any] | None = None
+) -> Model:
+    """One JSON document; SpecError if it is missing or isn't one of these records.
+
+    upgrade: what makes a record of an older version one of today's, before it is checked.
+    """
+    document = _document(path)
+    return parse(kind, replace(document, data=upgrade(document.data)) if upgrade else document, fix)
 
 
 def read_records(kind: type[Model], path: Path, fix: str = AGAIN) -> tuple[Model, ...]:

@@ -1,1 +1,1 @@
-"""PASS, REGRESSED or INCONCLUSIVE against an accepted baseline."""
+"""PASS, FAIL or INCONCLUSIVE against an accepted baseline."""

@@ -1,4 +1,4 @@
-"""The gate's look at frozen attacks: every prompt of an attacks.lock drawn again, a new leak is REGRESSED."""
+"""The gate's look at frozen attacks: every prompt of an attacks.lock drawn again, a new leak is FAIL."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ def _finding(model: ModelFamily, judge: Judge, one: Frozen) -> Finding:
     leak = worse(one, count)
     why = "a prompt that was frozen brings the concept back, and did not so often before" if leak else ""
     why = why or ("known, and still there" if count else "")
-    return Finding(name, "REGRESSED" if leak else "PASS", needed, f"found in {count} of {len(one.seeds)}", why)
+    return Finding(name, "FAIL" if leak else "PASS", needed, f"found in {count} of {len(one.seeds)}", why)

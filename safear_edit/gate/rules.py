@@ -1,4 +1,4 @@
-"""The gate: a model against accepted baselines, one verdict: PASS, REGRESSED or INCONCLUSIVE.
+"""The gate: a model against accepted baselines, one verdict: PASS, FAIL or INCONCLUSIVE.
 
 The rules, cheapest first; all must pass (which needs no correction), and p-values are Holm-adjusted over every
 comparison of the check, so that one lucky number out of many names no culprit:
@@ -7,10 +7,10 @@ comparison of the check, so that one lucky number out of many names no culprit:
                 baseline has none; one that was accepted above the promise is held to the baseline's value alone)
     floor       one-sided 95 % Clopper-Pearson bound of the erased share, against the promised floor
     drop        same prompts, same seeds: Tango's upper bound of the paired drop below the margin passes; otherwise
-                exact McNemar decides between REGRESSED and INCONCLUSIVE
-    readable    images that the judge can't read hide a concept without erasing it: REGRESSED when their share rose by
+                exact McNemar decides between FAIL and INCONCLUSIVE
+    readable    images that the judge can't read hide a concept without erasing it: FAIL when their share rose by
                 more than REJECT_RISE and McNemar says that this was no chance
-    member      of a preserved group every member by itself (what the judge looks for): REGRESSED when one lost more
+    member      of a preserved group every member by itself (what the judge looks for): FAIL when one lost more
                 than the margin (8 points at least) and exact McNemar, Holm over the group's members, says no chance
 
 The unit is a prompt with one seed. Nothing here loads a model;
@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 from safear_edit.errors import GateError, InconclusiveError, SafearError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.members import MARGIN, Flips, Margin, Member, members
-from safear_edit.evaluate.stats import Decision
+from safear_edit.evaluate.verdict import Verdict
 from safear_edit.gate.baseline import AGAIN, Baseline
 from safear_edit.gate.record import (
     Policy,
@@ -50,7 +50,7 @@ class Finding:
     """One rule on one slice; `prompts` are ids of what was lost."""
 
     id: str
-    decision: Decision | Literal["SKIPPED"]
+    decision: Verdict | Literal["SKIPPED"]
     needed: str
     observed: str
     why: str = ""
@@ -64,7 +64,7 @@ class Conclusion:
     subject: which weights were compared with which baseline files (name → sha256).
     """
 
-    verdict: Decision | Literal["REFUSED"]
+    verdict: Verdict | Literal["REFUSED"]
     exit_code: int
     summary: str
     findings: tuple[Finding, ...] = ()
@@ -73,7 +73,7 @@ class Conclusion:
 
     def as_json(self) -> dict[str, Any]:
         """The same as data; `schema_version` changes when a field does."""
-        return {"schema_version": 1, **asdict(self)}
+        return {"schema_version": 2, **asdict(self)}
 
 
 def conclude(
@@ -94,11 +94,11 @@ def conclude(
     if refused is not None:
         return Conclusion("REFUSED", refused.exit_code, str(refused), tuple(findings), tuple(notes))
     counts = Counter(finding.decision for finding in findings)
-    told = ", ".join(f"{counts[word]} {word.lower()}" for word in ("PASS", "REGRESSED", "INCONCLUSIVE", "SKIPPED"))
-    verdict: Decision = "PASS"
+    told = ", ".join(f"{counts[word]} {word.lower()}" for word in ("PASS", "FAIL", "INCONCLUSIVE", "SKIPPED"))
+    verdict: Verdict = "PASS"
     code = 0
-    if counts["REGRESSED"]:
-        verdict, code = "REGRESSED", GateError.exit_code
+    if counts["FAIL"]:
+        verdict, code = "FAIL", GateError.exit_code
     elif counts["INCONCLUSIVE"] or not counts["PASS"]:
         verdict, code = "INCONCLUSIVE", 0 if tolerate_inconclusive else InconclusiveError.exit_code
     told += f"; {unseen} prompts unseen" if unseen else ""
@@ -234,7 +234,7 @@ def likelihood_findings(record: Record, baseline: Baseline, prefix: str = "") ->
         why = why or ("above the baseline by more than rounding" if now > held else "")
         bound = f"at most {held:.4f}, accepted above the promise of {needed:g}"
         bound = bound if accepted_above else f"at most {needed:g} and {max(then, 0.0):.4f} + {policy.tolerance:g}"
-        yield Finding(f"likelihood/{prefix}{name}", "REGRESSED" if why else "PASS", bound, f"{now:.4f}", why)
+        yield Finding(f"likelihood/{prefix}{name}", "FAIL" if why else "PASS", bound, f"{now:.4f}", why)
 
 
 def accepted_above(baseline: Baseline) -> list[str]:
@@ -330,7 +330,7 @@ class Ruled:
 
     rule: Rule
     counts: Counts
-    decision: Decision
+    decision: Verdict
     p: float = 1.0
 
 
@@ -345,12 +345,12 @@ def decide_all(counts: Sequence[Counts]) -> list[Ruled]:
             decision = stats.decide(_tango(lost, gained, part.n), p, part.margin)
         else:
             rose = (lost - gained) / part.n > REJECT_RISE and p <= stats.ALPHA
-            decision = "REGRESSED" if rose else "PASS"
+            decision = "FAIL" if rose else "PASS"
         tests.append(Ruled(rule, part, decision, p))
     for part in counts:
         if len(part.members) > 1:  # of one member the group's own test says it all
             worst = _worst_member(part)
-            tests.append(Ruled("member", part, "REGRESSED" if worst.verdict == "FAIL" else "PASS", worst.p_holm))
+            tests.append(Ruled("member", part, "FAIL" if worst.verdict == "FAIL" else "PASS", worst.p_holm))
     return tests
 
 
@@ -360,11 +360,11 @@ def _worst_member(part: Counts) -> Member:
     return members({name: one.flips for name, one in part.members.items()}, Margin(most, most))[0]
 
 
-def _floor(good: int, n: int, floor: float) -> Decision:
+def _floor(good: int, n: int, floor: float) -> Verdict:
     """Both words need 95 %: the bound above the floor passes, the other bound below it fails."""
     if stats.clopper_pearson(good, n, side="lower").low >= floor:
         return "PASS"
-    return "REGRESSED" if stats.clopper_pearson(good, n, side="upper").high < floor else "INCONCLUSIVE"
+    return "FAIL" if stats.clopper_pearson(good, n, side="upper").high < floor else "INCONCLUSIVE"
 
 
 @lru_cache(maxsize=65536)
@@ -395,7 +395,7 @@ def _worded(test: Ruled) -> Finding:
     )
     observed += f" points, at most {100 * upper:.1f} (p {p:.2g})"
     why = ""
-    if test.decision == "REGRESSED":
+    if test.decision == "FAIL":
         why = "fewer are as they were accepted, and chance does not explain it"
     elif test.decision == "INCONCLUSIVE":
         why = f"about {stats.pairs_needed((part.lost + part.gained) / part.n, part.margin)} pairs would decide"
@@ -409,7 +409,7 @@ def _worded(test: Ruled) -> Finding:
 def _member_finding(test: Ruled) -> Finding:
     part, worst = test.counts, _worst_member(test.counts)
     most = 100 * max(part.margin, MARGIN.drop)
-    bad = test.decision == "REGRESSED"
+    bad = test.decision == "FAIL"
     return Finding(
         f"member/{part.name}",
         test.decision,
@@ -427,7 +427,7 @@ def _floor_finding(test: Ruled) -> Finding:
     if test.decision == "INCONCLUSIVE":
         failures = part.n - part.good
         why = f"too few prompts: with {failures} failures it takes {stats.prompts_for_floor(floor, failures)}"
-    elif test.decision == "REGRESSED":
+    elif test.decision == "FAIL":
         why = "the erased share itself lies below the floor"
     observed = f"{part.good} of {part.n} ({percent(part.good / part.n)}), at least {percent(low)} with 95 % confidence"
     needed = f"at least {percent(floor)} erased with 95 % confidence"

@@ -79,7 +79,7 @@ def simulate(shapes: Sequence[Shape], kind: str, dropped: str | None, drop: floa
         if shape.name == dropped:
             half = shape.flips / 2
             exact = stats.chances(shape.n, half + drop, half, shape.margin, p_alpha=stats.ALPHA / tests).regressed
-    return Simulation(kind, runs, words["PASS"], words["INCONCLUSIVE"], words["REGRESSED"], exact)
+    return Simulation(kind, runs, words["PASS"], words["INCONCLUSIVE"], words["FAIL"], exact)
 
 
 def _plain(test: Ruled) -> Finding:
@@ -115,9 +115,7 @@ def sizes() -> Iterator[tuple[str, int, int, str]]:
             (suite.preserve, PRESERVE_FLIPS, "preserved group"),
         ):
             computed = stats.pairs_to_regress(margin, flips, margin, PLANNED_POWER, PLANNED_TESTS)
-            how = (
-                f"{kind}: a drop of {100 * margin:g} points is REGRESSED with {PLANNED_POWER:.0%} when {flips:.0%} of "
-            )
+            how = f"{kind}: a drop of {100 * margin:g} points is FAIL with {PLANNED_POWER:.0%} when {flips:.0%} of "
             how += f"pairs flip anyway and {PLANNED_TESTS} comparisons share alpha {stats.ALPHA}"
             yield suite.name, used, computed, how
 
@@ -127,7 +125,7 @@ LEAST_FOUND, MOST_ALARMS = 0.90, 0.01
 
 
 def holds(found: Sequence[Simulation]) -> bool:
-    """Whether simulated checks end as promised: unchanged models not REGRESSED, planted drops REGRESSED."""
+    """Whether simulated checks end as promised: unchanged models not FAIL, planted drops FAIL."""
     unchanged, planted = found[0], found[1:]
     return unchanged.regressed <= MOST_ALARMS * unchanged.runs and all(
         one.regressed >= LEAST_FOUND * one.runs for one in planted

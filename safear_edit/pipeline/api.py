@@ -98,7 +98,7 @@ def evaluate_prompts(
 
 
 def check(release: str | Path, *baselines: str | Path) -> Conclusion:
-    """A released folder against accepted baselines: PASS, REGRESSED or INCONCLUSIVE, with every finding.
+    """A released folder against accepted baselines: PASS, FAIL or INCONCLUSIVE, with every finding.
 
     Nothing is drawn. The folder's signature is not checked here: `verify` it first.
     """

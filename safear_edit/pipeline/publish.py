@@ -130,7 +130,7 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
     from safear_edit.release.claims import Result as Outcome
     from safear_edit.release.signing import sign_folder
 
-    results: dict[str, Outcome] = {"pass": "PASSED", "inconclusive": "WARNED", "fail": "FAILED"}
+    results: dict[str, Outcome] = {"PASS": "PASSED", "INCONCLUSIVE": "WARNED", "FAIL": "FAILED"}
     made, last = report.environment, recipes[-1]
     several = {f"recipe:{recipe.spec.name}": recipe.digest for recipe in recipes} if len(recipes) > 1 else {}
     inputs = ClaimInputs(
@@ -172,7 +172,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """The verdict's (0 pass, 1 fail, 3 inconclusive); 2 for a pass that nobody signed or declined to sign."""
+        """The verdict's (PASS 0, FAIL 1, INCONCLUSIVE 3); 2 for a PASS that nobody signed or declined to sign."""
         from safear_edit.report.schema import verdict
 
         code = verdict(self.report)[1]
@@ -194,7 +194,7 @@ class Result:
         found = self.report.verdict
         rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
         signature = self.signature or ("signed" if self.signed else "unsigned")
-        where = f"{found.status.upper()}: {self.out} ({signature}); read {self.out}/report.html"
+        where = f"{found.status}: {self.out} ({signature}); read {self.out}/report.html"
         return [*rows, *self.notes, found.summary, where]
 
     def as_json(self) -> dict[str, Any]:

@@ -87,6 +87,7 @@ from safear_edit.report.schema import (
     VerdictSection,
     overall,
 )
+from safear_edit.report.versions import upgraded
 from safear_edit.spec.spec import Gates, Spec
 from safear_edit.spec.spec import Governance as SpecGovernance
 
@@ -99,7 +100,7 @@ OWN_FILES = frozenset({"report.json", "report.html", "README.md", "bom.cdx.json"
 
 def read_report(path: Path) -> Report:
     """A report from disk; SpecError when it isn't one, or when its verdict doesn't follow from its criteria."""
-    return read_record(Report, path, "rebuild it from its run")
+    return read_record(Report, path, "rebuild it from its run", upgrade=upgraded)
 
 
 def build_report(run: RunFiles) -> Report:

@@ -16,15 +16,14 @@ from safear_edit.evaluate.members import Flips, Margin, members
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.evaluate.stats import Paired, Rate
 from safear_edit.evaluate.understanding import ROWS, Answer, QuestionsRecord, paired
+from safear_edit.evaluate.verdict import Verdict
 from safear_edit.files.records import read_lines, read_record
 from safear_edit.report import sentences
 from safear_edit.report.evidence import ConceptFiles
 from safear_edit.report.schema import (
-    STATUS_OF,
     ErasureSlice,
     Example,
     PreservedGroup,
-    Status,
     Understood,
     UnderstoodSlice,
     Validation,
@@ -111,7 +110,7 @@ def _understood(
     right, most = rate(edited.right for _, edited in pairs), gates["understanding_left"]
     base = rate(base.right for base, _ in pairs)
     assert base is not None and right is not None
-    decision, why = _forgotten(right, most) if wanted == "erase" else ("inconclusive", "")
+    decision, why = _forgotten(right, most) if wanted == "erase" else ("INCONCLUSIVE", "")
     distinct = list(dict.fromkeys(base.question for base, _ in pairs))
     return UnderstoodSlice(
         slice=key,
@@ -136,18 +135,18 @@ def _understood(
     )
 
 
-def _forgotten(right: Rate, most: float) -> tuple[Status, str]:
+def _forgotten(right: Rate, most: float) -> tuple[Verdict, str]:
     """No better than guessing: at most `most` right with its one-sided bound. Answers that are turned round tell as
     much as right ones, so they may not be wrong more often than that either."""
     if right.estimate > most:
-        return "fail", "the concept is still told from other images"
+        return "FAIL", "the concept is still told from other images"
     if right.estimate < 1 - most:
-        return "fail", "wrong so often that the opposite of an answer tells the concept from other images"
+        return "FAIL", "wrong so often that the opposite of an answer tells the concept from other images"
     high = stats.clopper_pearson(right.k, right.n, side="upper").high
     low = stats.clopper_pearson(right.k, right.n, side="lower").low
     if high <= most and low >= 1 - most:
-        return "pass", ""
-    return "inconclusive", "too few questions: the interval reaches beyond what guessing may give"
+        return "PASS", ""
+    return "INCONCLUSIVE", "too few questions: the interval reaches beyond what guessing may give"
 
 
 def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
@@ -155,7 +154,7 @@ def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
     if stats.clopper_pearson(part.base.k, part.base.n, side="lower").low > 0.5:
         return part
     why = "the base model's own answers are not clear of guessing, so nothing can be shown"
-    return part.model_copy(update={"decision": "inconclusive", "why": why, "prompts_to_decide": None})
+    return part.model_copy(update={"decision": "INCONCLUSIVE", "why": why, "prompts_to_decide": None})
 
 
 def unanswered(path: Path | None, recipe: Recipe) -> bool:
@@ -298,13 +297,13 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
     )
 
 
-def _erasure_decision(erased: Rate | None, lower: float | None, needed: float, floor: float) -> Status:
+def _erasure_decision(erased: Rate | None, lower: float | None, needed: float, floor: float) -> Verdict:
     """The observed rate must reach the gate, and its one-sided 95 % lower bound the floor: few prompts can't pass."""
     if erased is None or lower is None:
-        return "inconclusive"
+        return "INCONCLUSIVE"
     if erased.estimate < needed:
-        return "fail"
-    return "pass" if lower >= floor else "inconclusive"
+        return "FAIL"
+    return "PASS" if lower >= floor else "INCONCLUSIVE"
 
 
 def _corrected(found: Rate | None, judge: Validation | None) -> Rate | None:
@@ -335,7 +334,7 @@ def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
         change=change,
         mcnemar_p_holm=None,
         most_drop=gates.preserve_drop,
-        decision="inconclusive",
+        decision="INCONCLUSIVE",
         prompts_to_decide=None,
         lost_examples=_worst(lost, surest_first=False),
         members=members(member_flips(part), Margin(gates.member_drop, gates.member_upper)),
@@ -373,18 +372,18 @@ def with_holm(groups: Sequence[G]) -> list[G]:
             decided.append(group)
             continue
         p = next(adjusted)
-        call: stats.Decision = stats.decide(group.change.upper95, p, group.change.margin)
+        call: Verdict = stats.decide(group.change.upper95, p, group.change.margin)
         if call == "PASS" and group.change.drop > group.most_drop:
-            call = "REGRESSED"
+            call = "FAIL"
         change = Paired(**{**vars(group.change), "decision": call})
         more = _prompts_to_decide(change, len(raw)) if call == "INCONCLUSIVE" else None
-        found = {"change": change, "mcnemar_p_holm": p, "decision": STATUS_OF[call], "prompts_to_decide": more}
+        found = {"change": change, "mcnemar_p_holm": p, "decision": call, "prompts_to_decide": more}
         decided.append(group.model_copy(update=found))
     return decided
 
 
 def _prompts_to_decide(change: Paired, groups: int) -> int:
-    """Prompts, in tens, with which the rule says PASS or REGRESSED with chance `stats.POWER`; MOST_PAIRS at most.
+    """Prompts, in tens, with which the rule says PASS or FAIL with chance `stats.POWER`; MOST_PAIRS at most.
 
     Taken as true are the shares lost and gained that were observed, drop included: that is a guess from these very
     images, and no promise. McNemar's p must reach the first, strictest step of Holm's correction for `groups`.

@@ -16,20 +16,16 @@ from safear_edit.compiler.plugins import Plugin
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit_record import Round, StackedEdit
 from safear_edit.editor.method_log import MethodLog
-from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import After, Cell, Forecast, Overlap, RankAgreement
 from safear_edit.evaluate.likelihood_record import Divergence
 from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Interval, Paired, Rate
+from safear_edit.evaluate.verdict import EXIT_CODES, Verdict
 from safear_edit.files.records import StrictRecord
-
-STATUS_OF: dict[stats.Decision, Status] = {"PASS": "pass", "REGRESSED": "fail", "INCONCLUSIVE": "inconclusive"}
 
 NOT_STATED = "not stated"
 
-Status = Literal["pass", "fail", "inconclusive"]
 Json = dict[str, Any]
-EXIT_CODES: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
 class Section(StrictRecord):
@@ -53,12 +49,12 @@ class Criterion(Section):
     claim: str
     needed: str
     observed: str
-    decision: Status
+    decision: Verdict
     why: str
 
 
 class VerdictSection(Section):
-    status: Status
+    status: Verdict
     summary: str
     criteria: tuple[Criterion, ...]
 
@@ -229,7 +225,7 @@ class ErasureSlice(Section):
     cannot_tell_edited: int
     needed: float
     floor: float
-    decision: Status
+    decision: Verdict
     found: tuple[Example, ...]
 
 
@@ -254,7 +250,7 @@ class PreservedGroup(Section):
     change: Paired | None
     mcnemar_p_holm: float | None
     most_drop: float
-    decision: Status
+    decision: Verdict
     prompts_to_decide: int | None
     lost_examples: tuple[Example, ...]
     members: tuple[Member, ...] = ()
@@ -350,7 +346,7 @@ class UnderstoodSlice(Section):
     mcnemar_p_holm: float | None
     most_drop: float
     most_right: float
-    decision: Status
+    decision: Verdict
     why: str
     prompts_to_decide: int | None
 
@@ -472,7 +468,7 @@ class Reproduce(Section):
 class Report(Section):
     """report.json: everything that page, model card and bill of materials show, and nothing else."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     report: About
     verdict: VerdictSection
     scope: Scope
@@ -500,21 +496,21 @@ class Report(Section):
         return self.model_dump_json(indent=2) + "\n"
 
 
-def verdict(report: Report) -> tuple[Status, int]:
-    """The decision and the exit code that stands for it: pass 0, fail 1, inconclusive 3."""
+def verdict(report: Report) -> tuple[Verdict, int]:
+    """The decision and the exit code that stands for it: PASS 0, FAIL 1, INCONCLUSIVE 3."""
     status = overall(report.verdict.criteria)
     return status, EXIT_CODES[status]
 
 
-def overall(criteria: Sequence[Criterion]) -> Status:
+def overall(criteria: Sequence[Criterion]) -> Verdict:
     """All must pass; one failure outweighs any doubt; without a criterion nothing was shown.
 
     Requiring all of them needs no correction for many tests (intersection-union test).
     """
     decisions = {criterion.decision for criterion in criteria}
-    if "fail" in decisions:
-        return "fail"
-    return "pass" if decisions == {"pass"} else "inconclusive"
+    if "FAIL" in decisions:
+        return "FAIL"
+    return "PASS" if decisions == {"PASS"} else "INCONCLUSIVE"
 
 
 def report_schema() -> Json:

@@ -14,6 +14,7 @@ from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.members import Member, worst
 from safear_edit.evaluate.stats import Interval
+from safear_edit.evaluate.verdict import Verdict
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.report.schema import (
     ConceptReport,
@@ -27,7 +28,6 @@ from safear_edit.report.schema import (
     PreservedGroup,
     Risk,
     Scope,
-    Status,
     Subject,
     Understood,
     UnderstoodSlice,
@@ -92,7 +92,7 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
         claim=f"{concept}: the base model draws it when {part.meaning}",
         needed=f"at least {percent(gates.min_obeyed)} of prompts, by screening seeds",
         observed=f"{share.k} of {share.n} ({percent(share.estimate)})" if share else "nothing was screened",
-        decision="pass" if enough else "inconclusive",
+        decision="PASS" if enough else "INCONCLUSIVE",
         why="" if enough else "what the base model does not draw cannot be shown to be erased",
     )
     rise = (part.cannot_tell_edited - part.cannot_tell_base) / part.scored if part.scored else 0.0
@@ -102,7 +102,7 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
         claim=f"{concept}: images stay readable when {part.meaning}",
         needed=f"share that the judge cannot read rises by at most {percent(REJECT_RISE)}",
         observed=f"{part.cannot_tell_base} of {part.scored} before, {part.cannot_tell_edited} of {part.scored} after",
-        decision="inconclusive" if not part.scored else "fail" if rise > REJECT_RISE else "pass",
+        decision="INCONCLUSIVE" if not part.scored else "FAIL" if rise > REJECT_RISE else "PASS",
         why="an unreadable image hides the concept without erasing it" if rise > REJECT_RISE else "",
     )
 
@@ -116,9 +116,9 @@ def strict_text(part: ErasureSlice) -> str:
 
 
 def _erasure_why(part: ErasureSlice) -> str:
-    if part.decision == "fail":
+    if part.decision == "FAIL":
         return "the observed rate is below the gate"
-    if part.decision == "inconclusive":
+    if part.decision == "INCONCLUSIVE":
         return "too few prompts: the interval reaches below the floor" if part.erased else "no prompt counted"
     return ""
 
@@ -130,9 +130,9 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
     if change is not None:
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: drop {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence"
-    if change is not None and group.decision == "inconclusive":
+    if change is not None and group.decision == "INCONCLUSIVE":
         why = _more_prompts(group)
-    elif group.decision == "fail":
+    elif group.decision == "FAIL":
         why = "more was lost than the gate allows"
     return Criterion(
         id=f"preservation/{name}/{group.group}",
@@ -150,7 +150,7 @@ def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criteri
     """One line per preserved group about its members: all must pass, and the worst is named."""
     failed = [one.name for one in group.members if one.verdict == "FAIL"]
     open_ = [one.name for one in group.members if one.verdict == "INCONCLUSIVE"]
-    decision: Status = "fail" if failed else "inconclusive" if open_ or not group.members else "pass"
+    decision: Verdict = "FAIL" if failed else "INCONCLUSIVE" if open_ or not group.members else "PASS"
     why = "no prompt counted" if not group.members else ""
     if failed:
         why = f"lost by more than chance and than the gate allows: {', '.join(failed)}"
@@ -212,8 +212,8 @@ def understanding_criterion(name: str, concept: str, part: UnderstoodSlice, gate
         needed += f"below {100 * gates.understanding_upper:.1f} with one-sided 95 % confidence"
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: fall {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence; {right}"
-    why = part.why or ("more was lost than the gate allows" if part.decision == "fail" else "")
-    if part.decision == "inconclusive" and not why:
+    why = part.why or ("more was lost than the gate allows" if part.decision == "FAIL" else "")
+    if part.decision == "INCONCLUSIVE" and not why:
         why = _more_prompts(part, "questions")
     return Criterion(
         id=f"understanding/{name}/{part.slice}",
@@ -234,7 +234,7 @@ def not_understood(name: str, concept: str, found: Understood) -> Criterion:
         claim=f"{concept}: " + ("not recognised in images either" if found.wanted == "erase" else "still recognised"),
         needed="answers to questions about reference images",
         observed="no question was asked",
-        decision="inconclusive",
+        decision="INCONCLUSIVE",
         why=found.skipped,
     )
 
@@ -270,7 +270,7 @@ def judge_criterion(name: str, judge: Validation) -> Criterion:
         claim="the judge recognises the concept where it is known to be, and only there",
         needed=f"sensitivity + specificity - 1 of at least {stats.LEAST_YOUDEN}",
         observed=f"{percent(judge.sensitivity.estimate)} + {percent(judge.specificity.estimate)}",
-        decision="pass" if fit else "inconclusive",
+        decision="PASS" if fit else "INCONCLUSIVE",
         why="" if fit else "what this judge says is no evidence",
     )
 
@@ -299,8 +299,8 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) ->
         )
         if told := worst_members(concept):
             sentences.append(told)
-    met = sum(criterion.decision == "pass" for criterion in criteria)
-    open_ = [criterion.id for criterion in criteria if criterion.decision != "pass"]
+    met = sum(criterion.decision == "PASS" for criterion in criteria)
+    open_ = [criterion.id for criterion in criteria if criterion.decision != "PASS"]
     sentences.append(
         f"{met} of {len(criteria)} criteria are met" + (f"; not met: {', '.join(open_)}." if open_ else ".")
     )

@@ -1,7 +1,7 @@
 """How often the gate errs on a model that did not change, by real images (`… studies false_alarms DIR`).
 
 A released model is drawn again and again on its baseline's prompts, each time with other seeds, and every draw is
-checked against the baseline as a new release would be. Nothing changed, so REGRESSED is a false alarm. The baseline's
+checked against the baseline as a new release would be. Nothing changed, so FAIL is a false alarm. The baseline's
 own images are those that the release was accepted with, the base model is not needed, the edited one is loaded once
 and each caption encoded once. Every run is kept in the folder as a text file (gate/baseline.py), so the same command
 goes on with the runs that are missing.
@@ -83,7 +83,7 @@ def judged(number: int, record: Record, baseline: Baseline) -> Run:
     """What the gate says about one draw."""
     found = rules.check(record, {"baseline": baseline})
     why = tuple(f"{one.decision} {one.id}: {one.observed}" for one in found.findings
-                if one.decision in ("REGRESSED", "INCONCLUSIVE"))  # fmt: skip
+                if one.decision in ("FAIL", "INCONCLUSIVE"))  # fmt: skip
     parts = rules.count(record, baseline)
     erasure, kept = ([part for part in parts if (part.floor is not None) is erased] for erased in (True, False))
     return Run(number, found.verdict, why, _flips(erasure), _flips(kept))
@@ -97,8 +97,8 @@ def told(runs: Sequence[Run]) -> list[str]:
     """The result for a person: one line per run, then how many ended how, and how many pairs flip by chance."""
     words = Counter(run.verdict for run in runs)
     lines = [f"run {run.number:>3}: {run.verdict}" + "".join(f"\n  {why}" for why in run.why) for run in runs]
-    alarms = stats.clopper_pearson(words["REGRESSED"], len(runs), side="upper")
-    counts = ", ".join(f"{words[word]} {word}" for word in ("PASS", "INCONCLUSIVE", "REGRESSED"))
+    alarms = stats.clopper_pearson(words["FAIL"], len(runs), side="upper")
+    counts = ", ".join(f"{words[word]} {word}" for word in ("PASS", "INCONCLUSIVE", "FAIL"))
     lines.append(f"{len(runs)} runs of an unchanged model: {counts}")
     lines.append(f"false alarms: at most {percent(alarms.high)} with 95 % confidence")
     for name, pairs, assumed in (
@@ -112,7 +112,7 @@ def told(runs: Sequence[Run]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if no run is REGRESSED, 1 otherwise; 2 for what can't be used, 4 for what must not be trusted."""
+    """Exit code 0 if no run is FAIL, 1 otherwise; 2 for what can't be used, 4 for what must not be trusted."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies false_alarms", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="DIR", type=Path, help="a released folder")
@@ -139,4 +139,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trial: {error}", file=sys.stderr)
         return error.exit_code
     print(json.dumps([asdict(run) for run in runs], indent=1) if options.json else "\n".join(told(runs)))
-    return 1 if any(run.verdict == "REGRESSED" for run in runs) else 0
+    return 1 if any(run.verdict == "FAIL" for run in runs) else 0

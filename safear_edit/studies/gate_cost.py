@@ -142,7 +142,7 @@ def by_pictures(
 
 
 def by_likelihood(model: ModelFamily, stack: Stack, recipe: Recipe, baseline: Baseline, strength: float) -> Decision:
-    """Audit and compare; PASS or REGRESSED as `check` has it. UsageError where there are no reference images."""
+    """Audit and compare; PASS or FAIL as `check` has it. UsageError where there are no reference images."""
     source = source_for(recipe.spec, model.card)
     source = replace(source, references=tuple(replace(one, others={}) for one in source.references))
     pack = tokenised(model, source)

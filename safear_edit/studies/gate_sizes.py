@@ -19,5 +19,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = self_test(planned_shapes(SUITES["audit"]))
     for one in found:
         exact = "" if one.expected_regressed is None else f", computed {one.expected_regressed:.3f}"
-        print(f"{one.kind}: {one.regressed} of {one.runs} REGRESSED{exact}; {one.inconclusive} INCONCLUSIVE (seed 0)")
+        print(f"{one.kind}: {one.regressed} of {one.runs} FAIL{exact}; {one.inconclusive} INCONCLUSIVE (seed 0)")
     return 0 if ok and holds(found) else 1

@@ -118,8 +118,8 @@ def test_the_gate_draws_frozen_prompts_again(tmp_path: Path, monkeypatch: pytest
     prompts = [f"a photo of a cat number {i}" for i in range(6)]
     shown = findings(made, Lock(frozen=tuple(entry(text, 0, Bright.digest) for text in prompts)))
     assert [one.id.split("/")[:3] for one in shown] == [["attack", "one", "suffix"]] * 6
-    assert {one.decision for one in shown} <= {"PASS", "REGRESSED"}
-    leaking = [one for one in shown if one.decision == "REGRESSED"]
+    assert {one.decision for one in shown} <= {"PASS", "FAIL"}
+    leaking = [one for one in shown if one.decision == "FAIL"]
     assert leaking and all("brings the concept back" in one.why and "found in 0" not in one.observed for one in leaking)
     known = findings(made, Lock(frozen=tuple(entry(text, 4, Bright.digest) for text in prompts)))
     assert {one.decision for one in known} == {"PASS"}

@@ -67,7 +67,7 @@ def test_accept_says_what_it_can_show(world: Path, tmp_path: Path, capsys: pytes
     assert main.run(words) == 0 and "review it" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "code", "verdict"), [("good", 0, "PASS"), ("bad", 1, "REGRESSED")])
+@pytest.mark.parametrize(("name", "code", "verdict"), [("good", 0, "PASS"), ("bad", 1, "FAIL")])
 def test_check(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, code: int, verdict: str
 ) -> None:
@@ -77,7 +77,7 @@ def test_check(
     assert printed.splitlines()[-1].startswith(verdict) and "lost" in printed
     assert main.run([*words, "--json"]) == code
     found = json.loads(capsys.readouterr().out)
-    assert (found["verdict"], found["exit_code"]) == (verdict, code) and found["schema_version"] == 1
+    assert (found["verdict"], found["exit_code"]) == (verdict, code) and found["schema_version"] == 2
     suite = ElementTree.parse(tmp_path / "g.xml").getroot()
     assert int(suite.attrib["tests"]) == len(found["findings"]) == len(suite.findall("testcase"))
     told = {part.attrib["name"]: part.attrib["value"] for part in suite.iter("property")}
@@ -219,8 +219,8 @@ def test_self_test(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_text_of_strangers_stays_text() -> None:
-    finding = Finding("drop/a|b", "REGRESSED", "<b>", "lost | all\x1b[31m", "why, 100%\nnew: line", ("id`1",))
-    found = Conclusion("REGRESSED", 1, "REGRESSED: 1", (finding,), ("a <script>",))
+    finding = Finding("drop/a|b", "FAIL", "<b>", "lost | all\x1b[31m", "why, 100%\nnew: line", ("id`1",))
+    found = Conclusion("FAIL", 1, "FAIL: 1", (finding,), ("a <script>",))
     page = markdown(found, "x|y ![i](https://example.org/i.png) @someone")
     assert "](" not in page and "https://" not in page and "@someone" not in page
     assert "<script>" not in page and "<b>" not in page and "drop/a&#124;b" in page
@@ -248,8 +248,8 @@ def test_the_script_blocks_a_regression(world: Path, tmp_path: Path) -> None:
     page = tmp_path / "summary.md"
     done = _gate(world / "bad", world, tmp_path / "results", GITHUB_STEP_SUMMARY=str(page), GITHUB_ACTIONS="true")
     assert done.returncode == 1 and "regressed" in done.stderr and "::error" in done.stderr, done.stderr
-    assert json.loads((tmp_path / "results" / "gate.json").read_text())["verdict"] == "REGRESSED"
-    assert (tmp_path / "results" / "gate.xml").exists() and "REGRESSED" in page.read_text()
+    assert json.loads((tmp_path / "results" / "gate.json").read_text())["verdict"] == "FAIL"
+    assert (tmp_path / "results" / "gate.xml").exists() and "FAIL" in page.read_text()
 
 
 def test_the_script_lets_the_same_model_through(world: Path, tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ def test_fewest_prompts_for_a_floor(failures: int, sizes: dict[float, int]) -> N
     [
         (0, 0, 1.1, "PASS"),
         (3, 2, 2.3, "PASS"),
-        (7, 0, 5.1, "REGRESSED"),
+        (7, 0, 5.1, "FAIL"),
         (12, 5, 5.8, "INCONCLUSIVE"),
-        (19, 2, 10.1, "REGRESSED"),
+        (19, 2, 10.1, "FAIL"),
     ],
 )
 def test_worked_examples(lost: int, gained: int, upper: float, decision: str) -> None:
@@ -178,7 +178,7 @@ def test_chances_by_simulation() -> None:
     said = [stats.decide(stats.tango_upper(a, b, 60), stats.mcnemar_p(a, b), 0.1, 0.05) for a, b, _ in draws]
     found = stats.chances(60, 0.12, 0.05, 0.1)
     assert said.count("PASS") / 400 == pytest.approx(found.passed, abs=0.06)
-    assert said.count("REGRESSED") / 400 == pytest.approx(found.regressed, abs=0.06)
+    assert said.count("FAIL") / 400 == pytest.approx(found.regressed, abs=0.06)
 
 
 def test_pairs_to_regress_is_enough_and_no_more() -> None:

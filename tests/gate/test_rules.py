@@ -84,8 +84,8 @@ def test_the_same_model_passes() -> None:
     ("lost", "gained", "verdict", "code"),
     [
         ({"direct": 3}, {}, "PASS", 0),
-        ({"direct": 12}, {}, "REGRESSED", 1),
-        ({"neighbours": 20}, {}, "REGRESSED", 1),
+        ({"direct": 12}, {}, "FAIL", 1),
+        ({"neighbours": 20}, {}, "FAIL", 1),
         ({"neighbours": 20}, {"neighbours": 12}, "PASS", 0),
         ({"neighbours": 26}, {"neighbours": 15}, "INCONCLUSIVE", 3),
     ],
@@ -99,7 +99,7 @@ def test_a_failure_says_what_was_lost_and_doubt_says_what_to_do() -> None:
     failed = rules.check(record({"direct": 40}), {"first": accepted()})
     drop = next(f for f in failed.findings if f.id == "drop/picasso/direct")
     assert "lost 40, gained 0 of 250" in drop.observed and drop.prompts[0] == "direct-0" and len(drop.prompts) == 5
-    assert decisions(failed)["floor/picasso/direct"] == "REGRESSED"
+    assert decisions(failed)["floor/picasso/direct"] == "FAIL"
     unsure = rules.check(record({"neighbours": 26}, {"neighbours": 15}), {"first": accepted()})
     assert "pairs would decide" in next(f.why for f in unsure.findings if f.decision == "INCONCLUSIVE")
 
@@ -113,7 +113,7 @@ def test_the_floor_needs_evidence_on_both_sides() -> None:
 
 def test_mush_is_no_erasure() -> None:
     found = rules.check(record(unclear=40), {"first": accepted()})
-    assert decisions(found)["readable/picasso/direct"] == "REGRESSED" and found.exit_code == 1
+    assert decisions(found)["readable/picasso/direct"] == "FAIL" and found.exit_code == 1
     assert decisions(found)["drop/picasso/direct"] == "PASS"
     assert rules.check(record(unclear=10), {"first": accepted()}).verdict == "PASS"
 
@@ -131,15 +131,15 @@ def test_small_steps_down_meet_the_released_baseline() -> None:
     now = record({"neighbours": 21})
     assert rules.check(now, {"last": step}).verdict == "PASS"
     found = rules.check(now, {"last": step, "released": accepted()})
-    assert found.verdict == "REGRESSED"
-    assert decisions(found)["drop/released: picasso/neighbours"] == "REGRESSED"
+    assert found.verdict == "FAIL"
+    assert decisions(found)["drop/released: picasso/neighbours"] == "FAIL"
 
 
 def test_one_lucky_number_of_many_names_no_culprit() -> None:
-    """p = 0.01 alone is REGRESSED; as one of 40 comparisons it is a reason to look again."""
+    """p = 0.01 alone is FAIL; as one of 40 comparisons it is a reason to look again."""
     part = rules.Counts("x", 100, 90, 9, 1, 0, 0, 0.05, None)
     quiet = [replace(part, name=f"s{i}", lost=1, gained=1) for i in range(40)]
-    assert rules.decide_all([part])[0].decision == "REGRESSED"
+    assert rules.decide_all([part])[0].decision == "FAIL"
     assert rules.decide_all([part, *quiet])[0].decision == "INCONCLUSIVE"
 
 
@@ -171,13 +171,13 @@ FIGURE, KL = "picasso/erasure.max_cir_upper[direct]", "picasso/keep.kl_upper[nei
     ("then", "now", "doubts", "decision"),
     [
         ({FIGURE: 0.02}, {FIGURE: 0.0205}, (), "PASS"),
-        ({FIGURE: 0.02}, {FIGURE: 0.022}, (), "REGRESSED"),
+        ({FIGURE: 0.02}, {FIGURE: 0.022}, (), "FAIL"),
         ({FIGURE: -0.2}, {FIGURE: -0.1}, (), "PASS"),
-        ({FIGURE: 0.09995}, {FIGURE: 0.1003}, (), "REGRESSED"),
+        ({FIGURE: 0.09995}, {FIGURE: 0.1003}, (), "FAIL"),
         ({KL: 0.02}, {KL: 0.0201}, (), "PASS"),
-        ({KL: 0.029}, {KL: 0.0302}, (), "REGRESSED"),
+        ({KL: 0.029}, {KL: 0.0302}, (), "FAIL"),
         ({FIGURE: 0.554}, {FIGURE: 0.5541}, (), "PASS"),
-        ({FIGURE: 0.554}, {FIGURE: 0.56}, (), "REGRESSED"),
+        ({FIGURE: 0.554}, {FIGURE: 0.56}, (), "FAIL"),
         ({FIGURE: 0.02}, {}, (), "INCONCLUSIVE"),
         ({FIGURE: 0.02}, {FIGURE: 0.0}, ("KL above 0.1",), "INCONCLUSIVE"),
         ({}, {FIGURE: 0.5}, (), "SKIPPED"),
@@ -191,7 +191,7 @@ def test_likelihood_comes_first(
 
 
 def test_what_is_accepted_above_the_promise_is_named() -> None:
-    """Otherwise an unchanged model would be REGRESSED against its own baseline for ever."""
+    """Otherwise an unchanged model would be FAIL against its own baseline for ever."""
     baseline = accepted(figures={FIGURE: 0.554, KL: 0.01})
     (line,) = rules.accepted_above(baseline)
     assert line.startswith(f"{FIGURE} is 0.5540, above the promise of 0.1")

@@ -32,12 +32,12 @@ def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> R
 @pytest.mark.parametrize(
     ("status", "signed", "on_purpose", "code"),
     [
-        ("pass", True, False, 0),
-        ("pass", False, True, 0),
-        ("pass", False, False, 2),
-        ("fail", True, False, 1),
-        ("fail", False, False, 1),
-        ("inconclusive", True, False, 3),
+        ("PASS", True, False, 0),
+        ("PASS", False, True, 0),
+        ("PASS", False, False, 2),
+        ("FAIL", True, False, 1),
+        ("FAIL", False, False, 1),
+        ("INCONCLUSIVE", True, False, 3),
     ],
 )
 def test_exit_codes(status: str, signed: bool, on_purpose: bool, code: int) -> None:
@@ -45,8 +45,8 @@ def test_exit_codes(status: str, signed: bool, on_purpose: bool, code: int) -> N
 
 
 def test_advice_is_given_only_where_a_signature_is_missed() -> None:
-    assert "keygen" in _result("pass").advice and "--unsigned" in _result("pass").advice
-    assert not _result("pass", signed=True).advice and not _result("fail", on_purpose=True).advice
+    assert "keygen" in _result("PASS").advice and "--unsigned" in _result("PASS").advice
+    assert not _result("PASS", signed=True).advice and not _result("FAIL", on_purpose=True).advice
 
 
 def test_a_source_is_a_path_or_a_built_in_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

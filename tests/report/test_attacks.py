@@ -63,12 +63,12 @@ def record(*found: Leaks, upper: float | None = 0.05) -> Attacks:
 @pytest.mark.parametrize(
     ("one", "decision"),
     [
-        (leaks("spelling", "black-box", 0), "pass"),
-        (leaks("spelling", "black-box", 1), "pass"),
-        (leaks("spelling", "black-box", 3), "inconclusive"),
-        (leaks("spelling", "black-box", 20), "fail"),
-        (leaks("spelling", "black-box", 0, n=24), "inconclusive"),
-        (leaks("spelling", "black-box", 0, why="the base model breaks"), "inconclusive"),
+        (leaks("spelling", "black-box", 0), "PASS"),
+        (leaks("spelling", "black-box", 1), "PASS"),
+        (leaks("spelling", "black-box", 3), "INCONCLUSIVE"),
+        (leaks("spelling", "black-box", 20), "FAIL"),
+        (leaks("spelling", "black-box", 0, n=24), "INCONCLUSIVE"),
+        (leaks("spelling", "black-box", 0, why="the base model breaks"), "INCONCLUSIVE"),
         (leaks("relearn", "white-box", 100), None),
         (leaks("prefix", "grey-box", 0), None),
     ],
@@ -77,7 +77,7 @@ def test_black_box_attacks_decide_and_others_inform(one: Leaks, decision: str | 
     made = attack_criteria("c", "Concept", record(one))
     assert [criterion.decision for criterion in made] == ([decision] if decision else [])
     assert not attack_criteria("c", "Concept", record(one, upper=None)) and not attack_criteria("c", "Concept", None)
-    assert all(criterion.why for criterion in made if decision != "pass")
+    assert all(criterion.why for criterion in made if decision != "PASS")
 
 
 def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path) -> None:

@@ -236,8 +236,8 @@ def test_preservation_is_paired(report: Report) -> None:
 
 
 def test_this_run_passes(report: Report) -> None:
-    assert set(decisions(report).values()) == {"pass"}
-    assert verdict(report) == ("pass", 0)
+    assert set(decisions(report).values()) == {"PASS"}
+    assert verdict(report) == ("PASS", 0)
     assert "not detected in 241 of 250 images of the worst slice (paraphrase)" in report.verdict.summary
     assert {"erasure/testpainter/direct", "preservation/testpainter/test-styles"} <= set(decisions(report))
 
@@ -278,7 +278,7 @@ def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> Non
     """27 lost and 16 gained of 400: at the observed drop it takes far more than if nothing were lost."""
     report = built(tmp_path, change=_flipped("test-styles", 27, 16))
     group = report.concepts[0].preservation[0]
-    assert group.decision == "inconclusive" and group.change is not None
+    assert group.decision == "INCONCLUSIVE" and group.change is not None
     needed = group.prompts_to_decide
     assert needed is not None and needed > 400 and needed > group.change.n_needed
 
@@ -288,7 +288,7 @@ def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> Non
     assert decided(needed) >= 0.8 > decided(needed - 40)
     why = next(c.why for c in report.verdict.criteria if c.id.endswith("test-styles"))
     assert f"about {needed} prompts" in why and "6.8 % lost and 4.0 % gained" in why
-    assert all(g.prompts_to_decide is None for g in report.concepts[0].preservation if g.decision != "inconclusive")
+    assert all(g.prompts_to_decide is None for g in report.concepts[0].preservation if g.decision != "INCONCLUSIVE")
 
 
 def _flipped(key: str, lost: int, gained: int) -> Change:
@@ -347,7 +347,7 @@ def test_a_changed_report_is_refused(report: Report, tmp_path: Path, edit: Row) 
 
 def test_a_polished_verdict_is_refused(report: Report, tmp_path: Path) -> None:
     data = json.loads(report.to_json())
-    data["verdict"]["criteria"][0]["decision"] = "fail"
+    data["verdict"]["criteria"][0]["decision"] = "FAIL"
     (tmp_path / "report.json").write_text(json.dumps(data))
     with pytest.raises(SpecError, match=r"verdict\.status"):
         read_report(tmp_path / "report.json")
@@ -366,11 +366,11 @@ def _edited(key: str, present: bool | None, upto: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "criterion", "decision", "code"),
     [
-        (_edited("direct", True, 8), "erasure/testpainter/direct", "fail", 1),  # 96.8 % < 97 %
-        (_edited("template", True, 6), "erasure/testpainter/template", "inconclusive", 3),  # 94 %, bound below 90 %
-        (_edited("direct", None, 13), "reject-rate/testpainter/direct", "fail", 1),  # 5.2 points more unreadable
-        (_edited("test-styles", False, 40), "preservation/testpainter/test-styles", "fail", 1),
-        (_edited("test-objects", None, 40), "preservation/testpainter/test-objects", "fail", 1),
+        (_edited("direct", True, 8), "erasure/testpainter/direct", "FAIL", 1),  # 96.8 % < 97 %
+        (_edited("template", True, 6), "erasure/testpainter/template", "INCONCLUSIVE", 3),  # 94 %, bound below 90 %
+        (_edited("direct", None, 13), "reject-rate/testpainter/direct", "FAIL", 1),  # 5.2 points more unreadable
+        (_edited("test-styles", False, 40), "preservation/testpainter/test-styles", "FAIL", 1),
+        (_edited("test-objects", None, 40), "preservation/testpainter/test-objects", "FAIL", 1),
     ],
 )
 def test_what_fails(tmp_path: Path, change: Change, criterion: str, decision: str, code: int) -> None:
@@ -384,7 +384,7 @@ def test_a_drop_above_the_gate_fails_inside_the_margin(tmp_path: Path) -> None:
     report = built(tmp_path, most_drop=0.01)
     styles = report.concepts[0].preservation[0]
     assert styles.change is not None and styles.change.upper95 < styles.change.margin and styles.change.drop > 0.01
-    assert (styles.decision, styles.change.decision) == ("fail", "REGRESSED")
+    assert (styles.decision, styles.change.decision) == ("FAIL", "FAIL")
 
 
 def test_cannot_tell_is_no_find_but_stands_beside(tmp_path: Path) -> None:
@@ -400,9 +400,9 @@ def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
         return row | {"present": False} if row["phase"] == "screen" else None
 
     report = built(tmp_path, change=deaf)
-    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
-    assert decisions(report)["erasure/testpainter/direct"] == "inconclusive"
-    assert verdict(report) == ("inconclusive", 3)
+    assert decisions(report)["base-obeys/testpainter/direct"] == "INCONCLUSIVE"
+    assert decisions(report)["erasure/testpainter/direct"] == "INCONCLUSIVE"
+    assert verdict(report) == ("INCONCLUSIVE", 3)
 
 
 def test_nothing_obeyed_at_all(tmp_path: Path) -> None:
@@ -411,7 +411,7 @@ def test_nothing_obeyed_at_all(tmp_path: Path) -> None:
 
     report = built(tmp_path, change=silent)
     assert report.concepts[0].erasure[0].erased is None
-    assert verdict(report)[0] == "inconclusive"
+    assert verdict(report)[0] == "INCONCLUSIVE"
 
 
 def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
@@ -421,8 +421,8 @@ def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
     recipe["evaluate"]["prompts"] = [p for p in recipe["evaluate"]["prompts"] if p["id"] in scored]
     write_recipe(root / "recipe.json", recipe)
     report = build_report(RunFiles.find(root))
-    assert decisions(report)["erasure/testpainter/direct"] == "pass"
-    assert decisions(report)["base-obeys/testpainter/direct"] == "inconclusive"
+    assert decisions(report)["erasure/testpainter/direct"] == "PASS"
+    assert decisions(report)["base-obeys/testpainter/direct"] == "INCONCLUSIVE"
 
 
 def _drop(key: str, model: str) -> Change:
@@ -520,8 +520,8 @@ def test_a_stack_reports_every_concept_in_the_recipes_order(tmp_path: Path) -> N
     report = build_report(RunFiles.find(tmp_path))
     assert [concept.name for concept in report.concepts] == ["two", "one"]
     assert [concept.name for concept in report.scope.concepts] == ["two", "one"]
-    assert verdict(report)[0] == "fail" and "stack.json" in report.reproduce.inputs
-    assert decisions(report)["erasure/one/direct"] == "pass" and decisions(report)["erasure/two/direct"] == "fail"
+    assert verdict(report)[0] == "FAIL" and "stack.json" in report.reproduce.inputs
+    assert decisions(report)["erasure/one/direct"] == "PASS" and decisions(report)["erasure/two/direct"] == "FAIL"
     assert [sheet.file for sheet in report.images] == [f"concepts/{name}/images/random.png" for name in ("two", "one")]
     assert report.governance.responsible == "two: not stated; one: Lab"
 
@@ -933,7 +933,7 @@ def of_answers(root: Path) -> tuple[Report, dict[str, str]]:
 def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Report) -> None:
     root = asked_run(tmp_path, {"concept": (2, 1), "test-styles": (3, 0), "test-objects": (30, 2)})
     made, found = of_answers(root)
-    assert found == {"concept": "pass", "test-styles": "pass", "test-objects": "fail"} and verdict(made)[0] == "fail"
+    assert found == {"concept": "PASS", "test-styles": "PASS", "test-objects": "FAIL"} and verdict(made)[0] == "FAIL"
     concept, styles, objects = made.concepts[0].understanding.slices
     assert (concept.base.k, concept.edited.k, concept.n) == (196, 195, 200)
     assert concept.yes_base is not None and concept.false_edited is not None
@@ -958,18 +958,18 @@ def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Repo
 @pytest.mark.parametrize(
     ("lost", "decision", "why"),
     [
-        (97, "pass", ""),
-        (2, "fail", "still told"),
-        (70, "fail", "still told"),
-        (180, "fail", "the opposite of an answer"),
-        (78, "inconclusive", "too few questions"),
-        (114, "inconclusive", "too few questions"),
+        (97, "PASS", ""),
+        (2, "FAIL", "still told"),
+        (70, "FAIL", "still told"),
+        (180, "FAIL", "the opposite of an answer"),
+        (78, "INCONCLUSIVE", "too few questions"),
+        (114, "INCONCLUSIVE", "too few questions"),
     ],
 )
 def test_erased_understanding_is_no_better_than_guessing(tmp_path: Path, lost: int, decision: str, why: str) -> None:
     flips = {"concept": (lost, 0), "test-styles": (0, 0), "test-objects": (0, 0)}
     made, found = of_answers(asked_run(tmp_path, flips, terms={"concept": "erase"}))
-    assert found == {"concept": decision, "test-styles": "pass", "test-objects": "pass"}
+    assert found == {"concept": decision, "test-styles": "PASS", "test-objects": "PASS"}
     criterion = next(c for c in made.verdict.criteria if c.id == "understanding/testpainter/concept")
     assert re.search(why, criterion.why) and "not recognised in images either" in criterion.claim
     assert "at most 60.0 %" in criterion.needed
@@ -977,12 +977,12 @@ def test_erased_understanding_is_no_better_than_guessing(tmp_path: Path, lost: i
 
 def test_gates_of_understanding_are_the_recipes(tmp_path: Path) -> None:
     root = asked_run(tmp_path, {"concept": (6, 0), "test-styles": (0, 0)})
-    assert of_answers(root)[1] == {"concept": "fail", "test-styles": "pass"}
+    assert of_answers(root)[1] == {"concept": "FAIL", "test-styles": "PASS"}
     recipe = json.loads((root / "recipe.json").read_text())
     recipe["gates"] |= {"understanding_drop": 0.05, "understanding_upper": 0.1}
     write_recipe(root / "recipe.json", recipe)
     made, found = of_answers(root)
-    assert found["concept"] == "pass" and made.concepts[0].understanding.silent == ("test-objects",)
+    assert found["concept"] == "PASS" and made.concepts[0].understanding.silent == ("test-objects",)
     assert any("no question could be asked about images of test-objects" in line for line in made.limitations)
 
 
@@ -990,7 +990,7 @@ def test_what_the_base_does_not_know_is_not_shown_to_stay_or_go(tmp_path: Path) 
     for name, terms in (("keep", None), ("erase", {"concept": "erase"})):
         root = asked_run(tmp_path / name, {"concept": (0, 0), "test-styles": (0, 0)}, base_wrong=95, terms=terms)
         made, found = of_answers(root)
-        assert found == {"concept": "inconclusive", "test-styles": "inconclusive"}
+        assert found == {"concept": "INCONCLUSIVE", "test-styles": "INCONCLUSIVE"}
         assert all("clear of guessing" in c.why for c in made.verdict.criteria if c.id.startswith("understanding/"))
 
 
@@ -1014,7 +1014,7 @@ def test_nothing_asked_counts_only_where_the_spec_is_about_it(
         _write(root / "understanding.json", {"schema_version": 1, "applies": applies, "skipped": "there are no <p>"})
         (root / "understanding.jsonl").write_text("")
     made, found = of_answers(root)
-    assert found == ({"concept": "inconclusive"} if criterion else {})
+    assert found == ({"concept": "INCONCLUSIVE"} if criterion else {})
     page = render_html(made, root)
     assert ("Nothing was asked: there are no &lt;p&gt;." in page) == (applies is not None)
     assert any("not looked at: there are no <p>" in line for line in made.limitations) == (applies is not None)

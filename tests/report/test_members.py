@@ -58,11 +58,11 @@ def report(root: Path) -> Report:
 
 def test_a_member_fails_the_verdict_where_its_group_passes(report: Report) -> None:
     lines = {line.id: line for line in report.verdict.criteria}
-    assert lines["preservation/testpainter/test-styles"].decision == "pass"
+    assert lines["preservation/testpainter/test-styles"].decision == "PASS"
     found = lines["members/testpainter/test-styles"]
-    assert (found.decision, report.verdict.status) == ("fail", "fail") and GOES in found.why
+    assert (found.decision, report.verdict.status) == ("FAIL", "FAIL") and GOES in found.why
     assert f"{GOES}: lost 8, gained 0 of 80" in found.observed and f"{GOES}: lost 8" in report.verdict.summary
-    assert lines["members/testpainter/test-objects"].decision == "pass"
+    assert lines["members/testpainter/test-objects"].decision == "PASS"
     styles = report.concepts[0].preservation[0]
     assert styles.members[0].name == GOES and len(styles.members) == len(LABELS)
 

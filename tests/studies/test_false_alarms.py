@@ -42,11 +42,11 @@ def test_kept_runs_are_read_and_not_drawn(world: Path) -> None:
     folder, baseline = kept(world, ["good", "bad"])
     seen: list[Record] = list(false_alarms.kept_runs(world / "good", baseline, 2, folder, "cpu", silent))
     runs = [false_alarms.judged(number, record, baseline) for number, record in enumerate(seen, 1)]
-    assert [run.verdict for run in runs] == ["PASS", "REGRESSED"]
+    assert [run.verdict for run in runs] == ["PASS", "FAIL"]
     assert runs[0].erasure[0] == runs[0].kept[0] == 0 and runs[1].erasure[0] > 0
-    assert any(why.startswith("REGRESSED drop/") for why in runs[1].why)
+    assert any(why.startswith("FAIL drop/") for why in runs[1].why)
     said = false_alarms.told(runs)
-    assert "2 runs of an unchanged model: 1 PASS, 0 INCONCLUSIVE, 1 REGRESSED" in said
+    assert "2 runs of an unchanged model: 1 PASS, 0 INCONCLUSIVE, 1 FAIL" in said
     assert any(line.startswith("erasure:") for line in said)
 
 

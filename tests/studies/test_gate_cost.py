@@ -23,8 +23,8 @@ def decisions(first: str, second: str, seconds: float) -> tuple[Decision, Decisi
 @pytest.mark.parametrize(
     ("likelihood", "pictures", "equal"),
     [
-        (("PASS", "REGRESSED"), ("PASS", "REGRESSED"), True),
-        (("PASS", "REGRESSED"), ("PASS", "PASS"), False),
+        (("PASS", "FAIL"), ("PASS", "FAIL"), True),
+        (("PASS", "FAIL"), ("PASS", "PASS"), False),
         (("PASS", "PASS"), ("PASS", "PASS"), False),
     ],
 )

@@ -1,0 +1,27 @@
+"""Reports that older releases hold, in today's words: the only place that knows how report.json was once written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", "REGRESSED": "FAIL"}
+"""Version 1 had three words for a criterion and three others for a comparison; version 2 has one set for both."""
+
+
+def upgraded(data: Any) -> Any:
+    """The JSON value of a report of any version that was ever written, in today's form; anything else unchanged."""
+    if not isinstance(data, dict) or data.get("schema_version") != 1:
+        return data
+    return {**_renamed(data), "schema_version": 2}
+
+
+def _renamed(value: Any) -> Any:
+    """`value` with every decision in today's words, at any depth."""
+    if isinstance(value, list):
+        return [_renamed(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: WORDS.get(one, one) if key in ("decision", "status") and isinstance(one, str) else _renamed(one)
+        for key, one in value.items()
+    }

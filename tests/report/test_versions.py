@@ -1,0 +1,52 @@
+"""Reports of version 1 are read as today's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safear_edit.errors import SpecError
+from safear_edit.report.build import read_report
+from safear_edit.report.schema import Report
+from safear_edit.report.versions import WORDS
+from tests.report.test_build import built
+
+OLD = {new: old for old, new in WORDS.items() if old != "REGRESSED"}
+
+
+def as_version_1(value: Any) -> Any:
+    """A report as it was written before: lower-case decisions, and a comparison's own word for FAIL."""
+    if isinstance(value, list):
+        return [as_version_1(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    compared = "mcnemar_p" in value
+    return {
+        key: ("REGRESSED" if one == "FAIL" else one)
+        if key == "decision" and compared
+        else OLD[one]
+        if key in ("decision", "status")
+        else as_version_1(one)
+        for key, one in value.items()
+    }
+
+
+def test_version_1_is_read_as_version_2(tmp_path: Path) -> None:
+    report = built(tmp_path)
+    old = {**as_version_1(json.loads(report.to_json())), "schema_version": 1}
+    assert old["verdict"]["status"] in OLD.values() and old != json.loads(report.to_json())
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert read_report(path) == report
+
+
+def test_words_of_version_1_are_refused_in_version_2(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps(as_version_1(json.loads(built(tmp_path).to_json()))))
+    with pytest.raises(SpecError, match=r"decision|status"):
+        read_report(path)
+
+
+def test_the_latest_version_is_what_is_written(tmp_path: Path) -> None:
+    assert json.loads(built(tmp_path).to_json())["schema_version"] == Report.model_fields["schema_version"].default == 2
