@@ -61,7 +61,8 @@ def test_a_style_that_no_model_knows(model: LlamaGen, monkeypatch: pytest.Monkey
 def test_what_a_real_mini_is_attacked_with() -> None:
     model = load_model("llamagen:mini")
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
-    found = concept_of(model, spec, Bright(), None, 0)
+    fewer = spec.evaluate.model_copy(update={"n": spec.evaluate.n.model_copy(update={"direct": 90})})
+    found = concept_of(model, spec.model_copy(update={"evaluate": fewer}), Bright(), None, 0)
     assert found.known is not None and found.novel is not None and found.plain is not None
     assert len(found.known.asked) == len(found.known.ids) and all(
         "icasso" in t or "cub" in t for t in found.known.asked
