@@ -98,7 +98,7 @@ class ConceptMap:
         return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
 
 
-def measure(model: ModelFamily, concept: str, pairs: Pairs, judge: Judge, progress: Callback) -> ConceptMap:
+def locate(model: ModelFamily, concept: str, pairs: Pairs, judge: Judge, progress: Callback) -> ConceptMap:
     """Map one concept on one model from its contrastive pairs (n >= 1); the model is left as it was."""
     groups = token_groups(model)
     found = evidence(model, pairs, progress)

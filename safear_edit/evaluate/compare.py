@@ -142,7 +142,7 @@ def _word(seen: Seen) -> str:
     return {True: "found", False: "-", None: "cannot tell"}[seen.present] + f" {seen.score:.2f}"
 
 
-def look(
+def seen_by(
     model: ModelFamily,
     prompts: Sequence[FilePrompt],
     judge: Judge,

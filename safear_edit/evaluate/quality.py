@@ -76,7 +76,7 @@ class _Asked:
         return [text for text in self.kept[: max(1, len(self.kept) // 4)] for _ in range(VARIED)]
 
 
-def measure(
+def compare_quality(
     pair: Pair, spec: Spec, judge: Judge, clip: Clip, n: int, sampling: Sampling | None, progress: Callback = silent
 ) -> Quality:
     """Draw with both models, same prompts and seeds, and compare; some 4.5 n images.
@@ -92,13 +92,13 @@ def measure(
         ids = torch.stack([one.ids for one in drawn])
         return torch.cat([clip.images(model.decode(part.to(model.device))) for part in ids.split(64)])
 
-    def look(model: ModelFamily) -> tuple[Tensor, Tensor, Tensor]:
+    def features(model: ModelFamily) -> tuple[Tensor, Tensor, Tensor]:
         texts = [prompt.text for prompt in asked.concept]
         return seen(model, texts, "concept"), seen(model, asked.kept, "kept"), seen(model, asked.varied, "varied")
 
-    base, other = look(pair.base), seen(pair.base, asked.kept, "other seeds")
+    base, other = features(pair.base), seen(pair.base, asked.kept, "other seeds")
     with pair.edited() as model:
-        edited = look(model)
+        edited = features(model)
     return _compared(clip, spec, asked, base, edited, other)
 
 

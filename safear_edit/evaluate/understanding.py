@@ -194,7 +194,7 @@ class Answer(StrictRecord):
         return self.said == self.truth
 
 
-def measure(pair: Pair, asked: Exam, progress: Callback = silent) -> list[Answer]:
+def ask(pair: Pair, asked: Exam, progress: Callback = silent) -> list[Answer]:
     """Both models' answers, the base's first. The base is left bitwise as found."""
     before = answers(pair.base, "base", asked, progress)
     with pair.edited() as model:

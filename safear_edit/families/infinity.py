@@ -853,11 +853,11 @@ class Infinity(ModelFamily):
         """As the base class says; the hooks of ISSA (SACE, algorithm 1), on given tokens."""
         seen: list[Tensor] = []
 
-        def look(attention: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+        def record(attention: nn.Module, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
             x, keys, _, bias = inputs
             seen.append(cast("CrossAttention", attention).probabilities(x, keys, bias))
 
-        hooks = [block.ca.register_forward_pre_hook(look) for block in self.net.layers]
+        hooks = [block.ca.register_forward_pre_hook(record) for block in self.net.layers]
         try:
             self.logits(self.condition(prompts), ids)
         finally:

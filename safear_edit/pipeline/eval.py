@@ -102,7 +102,7 @@ def compare(
     rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
     user's cache until the end, so that the same call continues after it was killed.
     """
-    from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, look, without
+    from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, seen_by, without
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
 
@@ -114,13 +114,13 @@ def compare(
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
     store = _store(pair, json_digest([[one.prompt, str(one.seed)] for one in file.prompts]), judge.digest)
-    before = look(pair.base, asked, judge, pair.sampling, overall.of(first, 0), store and store / "reference")
+    before = seen_by(pair.base, asked, judge, pair.sampling, overall.of(first, 0), store and store / "reference")
     with pair.edited() as other:
         known = {one.id for one in cut}
         cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
         kept = asked if include_cut else without(asked, cut)
         own = store and store / f"other-{other.card.digest[:16]}"
-        after = look(other, kept, judge, pair.sampling, overall.of(second, len(asked)), own)
+        after = seen_by(other, kept, judge, pair.sampling, overall.of(second, len(asked)), own)
     if store:
         shutil.rmtree(store, ignore_errors=True)
     seen = dict(zip(asked, before, strict=True))
@@ -188,10 +188,10 @@ def compare_understanding(
         raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)
     exam = asking.exam(concept, asking.source_for(concept, pair.base.card))
     if len(models) == 1:
-        answers = asking.measure(Pair(pair.base, pair.edited), exam, progress)
+        answers = asking.ask(Pair(pair.base, pair.edited), exam, progress)
     else:
         with pair.edited() as other:
-            answers = asking.measure(Pair.of_models(pair.base, other), exam, progress)
+            answers = asking.ask(Pair.of_models(pair.base, other), exam, progress)
     roles = {group.name: str(group.role) for group in concept.preserve}
     wanted, gates = concept.understanding.concept, concept.gates.every()
     return pair.names, understood(answers, concept.name, wanted, gates, roles)
@@ -215,4 +215,4 @@ def compare_quality(
         raise UsageError("quality", "a CLIP for this model's images", f"judge {concept.judge.use}", fix)
     clip = load_clip(str(options.get("model", "gallery")), str(options["weights"]) if "weights" in options else None)
     both = Pair(pair.base, pair.edited)
-    return pair.names, quality.measure(both, concept, concept_judge(concept), clip, n, pair.sampling, progress)
+    return pair.names, quality.compare_quality(both, concept, concept_judge(concept), clip, n, pair.sampling, progress)

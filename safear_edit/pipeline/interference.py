@@ -12,6 +12,7 @@ from safear_edit.evaluate.interference_record import Interference, Overlap
 from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.layout import INTERFERENCE
+from safear_edit.files.records import read_record, read_records
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.state import RunOptions, StackState, measured_part
 from safear_edit.pipeline.steps import concept_judge
@@ -54,7 +55,7 @@ def forecast(part: RunDir, state: StackState, recipe: Recipe) -> list[Overlap]:
 
     inputs = digest_of(recipe.digest, state.stack.digest, part.digest("construct"))
     part.step("forecast", inputs, (FORECAST,), make)
-    return [Overlap.model_validate(row) for row in json.loads((part / FORECAST).read_text())]
+    return list(read_records(Overlap, part / FORECAST))
 
 
 def _forecast(state: StackState, recipe: Recipe, pairs: Pairs) -> list[Overlap]:
@@ -89,7 +90,7 @@ def measure_interference(run: RunDir, state: StackState, options: RunOptions) ->
     asked = [prompt.id for question in questions for prompt in question.prompts]
     told = [part.model_dump_json() for part in (*state.history, *state.forecast)]
     run.step(INTERFERENCE, digest_of(state.stack.digest, *asked, *told), (INTERFERENCE,), make)
-    return _lines(Interference.model_validate_json((run / INTERFERENCE).read_text()))
+    return _lines(read_record(Interference, run / INTERFERENCE))
 
 
 def _question(run: RunDir, state: StackState, name: str) -> interference.Question:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safear_edit.evaluate.cartography import ConceptMap, measure, save
+from safear_edit.evaluate.cartography import ConceptMap, locate, save
 from safear_edit.files.rundir import opened, stage
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def map_concept(order: Order, out: Path, *, count: int, overwrite: bool, progres
         wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[:count]]
         judge = concept_judge(recipe.spec)
         pairs = build_pairs(model, wanted, judge, progress=progress, fewest=2)
-        found = measure(model, recipe.spec.erase.concept, pairs, judge, progress)
+        found = locate(model, recipe.spec.erase.concept, pairs, judge, progress)
         save(found, run.root)
         save_recipe(recipe, run / "recipe.json")
         run.publish(stage(run, ("map.json", "map.png", "recipe.json")), overwrite=overwrite)

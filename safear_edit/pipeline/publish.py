@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.compiler.recipe import Recipe, save_recipe
+from safear_edit.evaluate.outcomes import JudgeRecord
 from safear_edit.files import rundir
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.layout import CARD, FOUND_BY, INTERFERENCE, Layout
+from safear_edit.files.records import read_records
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.state import StackState, measured_part
 from safear_edit.pipeline.steps import NOT_RELEASED, measuring
@@ -41,12 +43,12 @@ def stage(run: RunDir, state: StackState, environment: dict[str, Any]) -> Path:
 
     net, stack = state.model.net, state.stack
     staged = rundir.stage(run, () if state.single else (INTERFERENCE,))
-    layout, judges = Layout(staged, stacked=not state.single), dict[str, Any]()
+    layout, judges = Layout(staged, stacked=not state.single), dict[str, JudgeRecord]()
     for member in state.members:
         part = measured_part(run, state, member.name)
         _stage_concept(layout, member, part, measuring(member.recipe, state.model))
-        judges |= {json.dumps(card, sort_keys=True): card for card in json.loads((part / JUDGES).read_text())}
-    write_json(staged / JUDGES, list(judges.values()))
+        judges |= {card.model_dump_json(): card for card in read_records(JudgeRecord, part / JUDGES)}
+    write_json(staged / JUDGES, [card.model_dump(mode="json") for card in judges.values()])
     write_json(staged / CARD, base_card(state.model))
     write_json(staged / ENVIRONMENT, environment)
     save_base(staged, net, stack.weights)

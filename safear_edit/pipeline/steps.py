@@ -213,7 +213,7 @@ def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Chang
             asking.save_skipped(run.root, why, applies=provided)
             return
         pair = Pair(model, partial(edited, model, change))
-        asking.save(run.root, model.card.digest, asked, asking.measure(pair, asked, progress))
+        asking.save(run.root, model.card.digest, asked, asking.ask(pair, asked, progress))
 
     run.step(STEP, digest_of(recipe.digest, change.digest, asked.digest if asked else why), asking.FILES, make)
     return why

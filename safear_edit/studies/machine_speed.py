@@ -46,7 +46,7 @@ class Measured:
     peak_gib: float
 
 
-def measure(
+def time_model(
     model: ModelFamily, judge: Judge, *, pictures: int = 64, steps: int = 4, clock: Callable[[], float] = time.monotonic
 ) -> Measured:
     """Draw `pictures` (at least 32, an even number), then train `steps` of VCE; the model is left as it was."""
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     model = load_model(options.model)
-    found = measure(model, make_judge(*options.judge))
+    found = time_model(model, make_judge(*options.judge))
     if options.json:
         print(json.dumps(asdict(found), indent=1))
         return 0

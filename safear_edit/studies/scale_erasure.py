@@ -107,7 +107,7 @@ class ScaleErasure(Infinity):
         """As Infinity's, from the same numbers, with two more rows per image up to the window's end."""
         text = self.text_pass(_joined(condition.twice(), self.said, len(condition)))
         guide = Guided(ClassifierFree(*per_scale(sampling, len(self.schedule.grids))), self.window, self.keys, [])
-        hooks = [self.net.layers[i].ca.register_forward_pre_hook(guide.look) for i in self.window.layers]
+        hooks = [self.net.layers[i].ca.register_forward_pre_hook(guide.record) for i in self.window.layers]
         try:
             choose = self.chooser(seeds)
             return sample_bits(
@@ -135,7 +135,7 @@ class Guided:
         """All four to the window's end, then what guidance needs."""
         return 4 if scale < self.window.last else self.plain.kinds(scale)
 
-    def look(self, attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(self, attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook of the measuring layers' cross attention."""
         self.queries.append(cast("CrossAttention", attention).queries(inputs[0]))
 

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(prompts=options.prompts, steps=options.steps)
         with Progress(mode_for(sys.stderr, quiet=False)) as progress:
             case = released(options.folder, load_spec(source_path(options.spec)), settings, options.out)
-            rows = measure(case, options.strengths, settings, options.out, progress=progress)
+            rows = sweep(case, options.strengths, settings, options.out, progress=progress)
         print(table(rows))
     except SafearError as error:
         print(error, file=sys.stderr)
@@ -149,7 +149,7 @@ def with_prompts(case: Case, settings: Settings) -> Case:
 # -- one strength -----------------------------------------------------------------------------------------------------
 
 
-def measure(
+def sweep(
     case: Case, strengths: Sequence[float], settings: Settings, out: Path, *, progress: Callback = silent
 ) -> list[dict[str, Any]]:
     """Rows of these strengths in order; finished ones are read from `out`. UsageError for rows of another measurement.

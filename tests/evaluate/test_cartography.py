@@ -65,7 +65,7 @@ def test_measure_leaves_the_model_alone_and_adds_up(model: LlamaGen, pairs: Pair
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     asked = [p.requires_grad for p in model.net.parameters()]
     judge = Same(model.decode(pairs.unsafe_ids))
-    found = cartography.measure(model, "picasso", pairs, judge, silent)
+    found = cartography.locate(model, "picasso", pairs, judge, silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
     assert asked == [p.requires_grad for p in model.net.parameters()]
     total = evidence(model, pairs, silent).sum(1).mean().item()

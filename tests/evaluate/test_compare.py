@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.compare import Comparison, CutCaption, Overall, Seen, cut_captions, look, without
+from safear_edit.evaluate.compare import Comparison, CutCaption, Overall, Seen, cut_captions, seen_by, without
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
@@ -20,7 +20,7 @@ from safear_edit.spec.prompt_files import FilePrompt
 def test_no_prompt_at_all_is_a_usage_error() -> None:
     model: Any = None
     with pytest.raises(UsageError, match="at least one prompt"):
-        look(model, (), model, None, silent)
+        seen_by(model, (), model, None, silent)
 
 
 def test_counting() -> None:
@@ -75,17 +75,17 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     model = LlamaGen.pico()
     monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 4)
     prompts = tuple(FilePrompt(f"a house number {i}", i, str(i)) for i in range(10))
-    whole, drawn = look(model, prompts, Bright(), None, silent), list[int]()
+    whole, drawn = seen_by(model, prompts, Bright(), None, silent), list[int]()
 
     def stop(stage: str, done: int, total: int, info: str = "") -> None:
         if done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        look(model, prompts, Bright(), None, stop, tmp_path / "parts")
+        seen_by(model, prompts, Bright(), None, stop, tmp_path / "parts")
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda *a: drawn.append(len(a[1])) or generate(*a))
-    assert look(model, prompts, Bright(), None, silent, tmp_path / "parts") == whole
+    assert seen_by(model, prompts, Bright(), None, silent, tmp_path / "parts") == whole
     assert drawn == [2], "eight of ten were there"
 
 

@@ -58,7 +58,7 @@ def test_a_model_is_as_good_as_itself(capsys: pytest.CaptureFixture[str]) -> Non
 
     model, spec = pico("llamagen"), load_spec(registry.find_builtin("concepts", "picasso"))
     pair = Pair(model, lambda: nullcontext(model))
-    found = quality.measure(pair, spec, Bright(), load_clip(), 16, None)
+    found = quality.compare_quality(pair, spec, Bright(), load_clip(), 16, None)
     assert found.object_kept[0] == found.object_kept[1] and found.object_kept[0].n == 16
     assert found.text_change.estimate == 0 and found.perceptual.estimate == pytest.approx(0, abs=1e-5)
     assert found.other_seed.estimate > 0.001 and found.diversity[0] == found.diversity[1]

@@ -22,7 +22,7 @@ from safear_edit.errors import SpecError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.mini_world import drawn_source, picture_of
 from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wanted
-from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, exam, measure, paired
+from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, ask, exam, paired
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
@@ -148,7 +148,7 @@ def test_equal_pictures_and_unknown_ones() -> None:
 def test_both_models_answer_and_the_base_stays(model: Janus, asked: Exam) -> None:
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     edit = made_edit(model, 0.5)
-    found = paired(measure(Pair.of_edit(model, edit), asked), "rows")
+    found = paired(ask(Pair.of_edit(model, edit), asked), "rows")
     assert sum(map(len, found.values())) == len(asked.items)
     for which, lend in (("base", nullcontext), ("edited", partial(edit.apply, model.net))):
         with lend():
@@ -164,7 +164,7 @@ def test_both_models_answer_and_the_base_stays(model: Janus, asked: Exam) -> Non
 
 
 def test_an_untouched_model_changes_no_answer(model: Janus, asked: Exam) -> None:
-    found = paired(measure(Pair.of_models(model, model), asked), "rows")
+    found = paired(ask(Pair.of_models(model, model), asked), "rows")
     assert all(base.yes == edited.yes for pairs in found.values() for base, edited in pairs)
 
 

@@ -10,7 +10,7 @@ import torch
 from safear_edit.compiler.cost import picture_flops
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.studies.machine_speed import measure
+from safear_edit.studies.machine_speed import time_model
 
 
 class Always(Judge):
@@ -21,7 +21,7 @@ class Always(Judge):
 def test_speeds_are_work_by_time_and_the_model_is_left_alone() -> None:
     model, ticks = LlamaGen.pico(), count()
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    found = measure(model, Always(), pictures=32, steps=2, clock=lambda: 2.0 * next(ticks))
+    found = time_model(model, Always(), pictures=32, steps=2, clock=lambda: 2.0 * next(ticks))
     assert found.pictures_per_second == 16, "32 images between two ticks of two seconds"
     assert found.sample_flops == 16 * picture_flops(model.card)
     assert found.seconds_per_step == 2

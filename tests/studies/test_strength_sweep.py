@@ -54,22 +54,22 @@ def case(model: LlamaGen) -> Case:
 
 def test_rows_are_measured_once(case: Case, model: LlamaGen, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    none, full = strength_sweep.measure(case, (0.0, 1.0), SMALL, tmp_path)
+    none, full = strength_sweep.sweep(case, (0.0, 1.0), SMALL, tmp_path)
     assert none["cir"][0] == pytest.approx(1) and none["abs_cir"][0] == pytest.approx(1)
     assert full["cir"][0] != pytest.approx(1, abs=1e-3)
     assert none["direct"]["n"] == none["attack"]["n"] == none["teaching"]["n"] == 4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
     path = tmp_path / strength_sweep.ROWS
     first, text = path.read_text().splitlines()[0], path.read_text()
-    assert strength_sweep.measure(case, (1.0, 0.0), SMALL, tmp_path) == [full, none] and path.read_text() == text
+    assert strength_sweep.sweep(case, (1.0, 0.0), SMALL, tmp_path) == [full, none] and path.read_text() == text
     path.write_text(first + "\n")  # killed after one strength
-    again = strength_sweep.measure(case, (0.0, 1.0), SMALL, tmp_path)
+    again = strength_sweep.sweep(case, (0.0, 1.0), SMALL, tmp_path)
     assert again[0] == none and {**again[1], "seconds": 0} == {**full, "seconds": 0}
     with pytest.raises(UsageError, match=r"rows\.jsonl:1: expected a row of this study with these settings"):
-        strength_sweep.measure(case, (0.5,), Settings(prompts=4, vectors=2, steps=4, batch=4), tmp_path)
+        strength_sweep.sweep(case, (0.5,), Settings(prompts=4, vectors=2, steps=4, batch=4), tmp_path)
     path.write_text(first[:50] + "\n")
     with pytest.raises(UsageError, match=r"rows\.jsonl:1"):
-        strength_sweep.measure(case, (0.0,), SMALL, tmp_path)
+        strength_sweep.sweep(case, (0.0,), SMALL, tmp_path)
 
 
 def test_the_table_shows_counts_and_no_doubtful_ratio() -> None:
