@@ -286,12 +286,34 @@ def file_targets(folder: Path) -> list[Target]:
     import torch
     from PIL import Image
 
+    from safear_edit.attacks.lock import Frozen, Replay, read_lock, write_lock
+    from safear_edit.compiler.recipe import load_base_recipe
     from safear_edit.evaluate.image_folder import CAPTIONS, folder_source
     from safear_edit.files.weights import read_weights, write_pickle, write_weights
     from safear_edit.registry import find_builtin
+    from safear_edit.release.keys import generate, load_public
     from safear_edit.spec.prompt_files import read_prompts
 
     shutil.copyfile(find_builtin("concepts", "picasso"), folder / "spec.yaml")
+    shutil.copyfile(find_builtin("recipes", "vce"), folder / "recipe.yaml")
+    replay = Replay(prompt="a cat by P.", sealed=None, seed="7", settings={"cfg": 2.0})
+    write_lock(
+        folder / "attacks.lock",
+        [
+            Frozen(
+                concept="p",
+                attack="aliases",
+                replay=replay,
+                seeds=("7", "8"),
+                found=1,
+                judge="j",
+                judge_digest="a" * 64,
+                base_digest="b" * 64,
+                change="c",
+            )
+        ],
+    )
+    public = generate(folder / "keys").public
     (folder / "p.csv").write_text('id,prompt,seed\na,"a dog, running",1\nb,a cat,2\n')
     (folder / "p.jsonl").write_text('{"id": "a", "prompt": "a dog", "seed": 1}\n{"prompt": "a cat"}\n')
     (folder / "p.txt").write_text("a dog\na cat on a mat\n")
@@ -307,6 +329,10 @@ def file_targets(folder: Path) -> list[Target]:
     (folder / "images" / CAPTIONS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [
         Target("spec", folder / "spec.yaml", break_text, lambda p: run_verb("validate", str(p))),
+        Target("base recipe", folder / "recipe.yaml", break_text,
+               partial(run_reader, lambda path: load_base_recipe(str(path)))),
+        Target("attacks.lock", folder / "attacks.lock", break_json, partial(run_reader, read_lock)),
+        Target("public key", public, break_bytes, partial(run_reader, load_public)),
         Target("prompts csv", folder / "p.csv", break_text, partial(run_reader, read_prompts)),
         Target("prompts jsonl", folder / "p.jsonl", break_json, partial(run_reader, read_prompts)),
         Target("prompts txt", folder / "p.txt", break_text, partial(run_reader, read_prompts)),
@@ -328,6 +354,7 @@ def release_targets(release: Path, folder: Path) -> list[Target]:
     from safear_edit.evaluate.outcomes import read_outcomes
     from safear_edit.gate.baseline import read_baseline
     from safear_edit.release.keys import throwaway
+    from safear_edit.report.build import read_report
 
     key, trust = throwaway(folder / "trust"), str(folder / "trust")
     sample = folder / "release"
@@ -352,7 +379,7 @@ def release_targets(release: Path, folder: Path) -> list[Target]:
                           partial(_on, ("verify", "DIR", "--trust", trust))))  # fmt: skip
     targets.append(Target("model.sig", sample, lambda p, c: break_statement(p / "model.sig", c, key),
                           partial(_on, ("verify", "DIR", "--trust", trust))))  # fmt: skip
-    for name, read in (("recipe.json", load_recipe), ("outcomes.jsonl", read_outcomes)):
+    for name, read in (("recipe.json", load_recipe), ("outcomes.jsonl", read_outcomes), ("report.json", read_report)):
         if (sample / name).exists():
             targets.append(Target(name, sample / name, break_json, partial(run_reader, read)))
     return targets

@@ -23,9 +23,19 @@ from safear_edit.studies import fuzz
 from tests.gate.test_baseline import released
 from tests.release.test_claims import inputs
 
-FILES = ("spec", "prompts csv", "prompts jsonl", "prompts txt", "safetensors", "images")
+FILES = (
+    "spec",
+    "base recipe",
+    "attacks.lock",
+    "public key",
+    "prompts csv",
+    "prompts jsonl",
+    "prompts txt",
+    "safetensors",
+    "images",
+)
 ON_RELEASE = ("baseline", "release: verify", "release: report", "release: check", "release: stack ls",
-              "claims", "model.sig", "outcomes.jsonl")  # fmt: skip
+              "claims", "model.sig", "outcomes.jsonl", "report.json")  # fmt: skip
 few = settings(
     max_examples=12,
     deadline=None,

@@ -1,0 +1,65 @@
+"""Let atheris, which watches which lines an input reaches, search the readers of single files (extra `fuzz`).
+
+    python -m safear_edit.studies fuzz_guided "prompts csv" --seconds 60 --corpus found
+    python -m safear_edit.studies fuzz_guided baseline --release DIR --corpus found
+
+Beside `fuzz`, which breaks one thing at a time: here bytes grow towards code that no input has reached yet. The process
+ends with atheris's own exit code, 0 if nothing was found; what was read wrongly lies in the working directory as
+`crash-*`. One target a call, for libFuzzer's state belongs to the process (https://github.com/google/atheris).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safear_edit.studies.fuzz import MEMORY, SLOW, Target, file_targets, release_targets
+
+TARGETS = ("attacks.lock", "base recipe", "prompts csv", "prompts jsonl", "prompts txt", "public key", "safetensors",
+           "spec")  # fmt: skip
+ON_RELEASE = ("baseline", "outcomes.jsonl", "recipe.json", "report.json")
+"""Readers of one file, by fuzz's names; a pickle's runs in another process, where nothing could be watched."""
+
+
+def reading(target: Target, scratch: Path) -> Callable[[bytes], None]:
+    """What is called with every input: it raises whatever the reader raises that it may not."""
+    path = scratch / target.sample.name
+
+    def one(data: bytes) -> None:
+        path.write_bytes(data)
+        target.read(path)
+
+    return one
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search until the time is up; atheris ends the process. Exit code 2 without atheris."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies fuzz_guided", description=__doc__)
+    parser.add_argument("target", choices=[*TARGETS, *ON_RELEASE])
+    parser.add_argument("--release", type=Path, help=f"a released folder, for {', '.join(ON_RELEASE)}")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of inputs that reach new code; it is kept")
+    options = parser.parse_args(arguments)
+    if options.target in ON_RELEASE and options.release is None:
+        parser.error(f"{options.target} needs --release DIR, a folder that apply made")
+    try:
+        import atheris
+    except ImportError:
+        parser.error("atheris isn't installed: pip install safear-edit[fuzz], on Linux")
+    options.corpus.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="safear-guided-"))  # libFuzzer ends the process: nobody could remove it
+    (folder / "samples").mkdir()
+    with atheris.instrument_imports(include=["safear_edit"]):
+        found = file_targets(folder / "samples")
+        if options.release:
+            found += release_targets(options.release, folder / "samples")
+        (target,) = (one for one in found if one.name == options.target)
+    shutil.copyfile(target.sample, options.corpus / f"sample{target.sample.suffix}")
+    limits = [f"-max_total_time={options.seconds}", f"-timeout={SLOW}", f"-rss_limit_mb={MEMORY >> 20}"]
+    atheris.Setup([sys.argv[0], *limits, str(options.corpus)], reading(target, folder))
+    atheris.Fuzz()
+    return 0
