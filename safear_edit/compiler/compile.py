@@ -140,6 +140,20 @@ def method_params(name: str, params: Mapping[str, Any], where: str) -> BaseModel
     return parse(model, Document(f"{where}, params", dict(params)))
 
 
+def refuse_unstated(recipe: Recipe, where: str) -> None:
+    """SpecError for a finished recipe that leaves out a number of its method: another version of the method made it,
+    and what that meant can't be told from today's default (old recipes of `obliviate` trained what is now
+    `obliviate_pairs`)."""
+    method = recipe.method
+    every = method_params(method.name, method.params, where).model_dump(mode="json")
+    if unstated := sorted(every.keys() - method.params.keys()):
+        expected = f"every number of {method.name}: a recipe is complete"
+        got = f"no {', '.join(unstated)}, so another version of {method.name} made it"
+        similar = [name for name in registry.methods() if name.startswith(f"{method.name}_")]
+        fix = f"compile its spec again with --method {' or '.join([method.name, *similar])}"
+        raise SpecError(f"{where} method.params", expected, got, fix)
+
+
 def _scales(
     method: str, params: BaseModel, card: Card, concept: str, located: Located | None
 ) -> tuple[BaseModel, str | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
 from safear_edit.compiler.beside import beside, for_one_edit, guarded, refuse_own_captions, sharing_steps
-from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings
+from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings, refuse_unstated
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
 from safear_edit.pipeline.check import powers, undecidable
@@ -138,7 +138,9 @@ def read_source(order: Order) -> Source:
         if given:
             fix = f"compile the spec again with {option}"
             raise UsageError(option, "a spec to compile", "a finished recipe", fix)
-    return load_recipe(path)
+    recipe = load_recipe(path)
+    refuse_unstated(recipe, str(path))
+    return recipe
 
 
 def model_of(order: Order, source: Source) -> str:

@@ -12,7 +12,13 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from safear_edit.compiler.compile import SCREENING_RESERVE, compile_recipe, cut_lines, recipe_warnings
+from safear_edit.compiler.compile import (
+    SCREENING_RESERVE,
+    compile_recipe,
+    cut_lines,
+    recipe_warnings,
+    refuse_unstated,
+)
 from safear_edit.compiler.cost import Work, declared, predict
 from safear_edit.compiler.recipe import (
     BaseRecipe,
@@ -338,6 +344,16 @@ def test_an_edited_recipe_is_refused(draft: Spec, tmp_path: Path) -> None:
     path.write_text(json.dumps(data)[:-20])
     with pytest.raises(SpecError, match="valid JSON"):
         load_recipe(path)
+
+
+def test_a_recipe_that_leaves_a_number_out_is_another_versions(draft: Spec) -> None:
+    """What was `obliviate` once trained whole captions; its recipes have no roll-outs."""
+    recipe = compile_recipe(draft, Card(), load_base_recipe("obliviate"), overrides=["construct.pairs=24"])
+    refuse_unstated(recipe, "recipe.json")
+    params = {name: value for name, value in recipe.method.params.items() if name != "rollouts"}
+    old = recipe.model_copy(update={"method": recipe.method.model_copy(update={"params": params})})
+    with pytest.raises(SpecError, match=r"no rollouts.*--method obliviate or obliviate_pairs"):
+        refuse_unstated(old, "recipe.json")
 
 
 def test_a_recipe_made_elsewhere_must_keep_training_and_evaluation_apart(draft: Spec, tmp_path: Path) -> None:
