@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search until the time is up; atheris ends the process. Exit code 2 without atheris."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies fuzz_guided", description=__doc__)
     parser.add_argument("target", choices=[*TARGETS, *ON_RELEASE])
-    parser.add_argument("--release", type=Path, help=f"a released folder, for {', '.join(ON_RELEASE)}")
+    parser.add_argument("--release", type=Path, help=f"a signed release, for {', '.join(ON_RELEASE)}")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of inputs that reach new code; it is kept")
     options = parser.parse_args(arguments)
-    if options.target in ON_RELEASE and options.release is None:
-        parser.error(f"{options.target} needs --release DIR, a folder that apply made")
+    if options.target in ON_RELEASE and not (options.release and (options.release / "model.sig").is_file()):
+        parser.error(f"{options.target} needs --release DIR, a signed release")
     try:
         import atheris
     except ImportError:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (folder / "samples").mkdir()
     with atheris.instrument_imports(include=["safear_edit"]):
         found = file_targets(folder / "samples")
-        if options.release:
+        if options.target in ON_RELEASE:
             found += release_targets(options.release, folder / "samples")
         (target,) = (one for one in found if one.name == options.target)
     shutil.copyfile(target.sample, options.corpus / f"sample{target.sample.suffix}")
