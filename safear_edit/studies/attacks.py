@@ -34,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labels = [*chosen.label, *(folder.name for folder in chosen.folders[len(chosen.label) :])]
     try:
         for folder, label in zip(chosen.folders, labels, strict=True):
-            for row in rows(read_record(Attacks, folder / FILE, "attack the release first"), label):
-                print(json.dumps(row | made(label, folder, chosen.commit), ensure_ascii=False))
+            record = read_record(Attacks, folder / FILE, "attack the release first")
+            for row in rows(record, label):
+                print(json.dumps(row | made(record, chosen.commit), ensure_ascii=False))
     except (SafearError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -79,10 +80,9 @@ def _points(share: float) -> int:
     return round(100 * share)
 
 
-def made(label: str, folder: Path, commit: str | None) -> dict[str, Any]:
+def made(record: Attacks, commit: str | None) -> dict[str, Any]:
     """How a row came about, as `studies tables` wants it."""
-    record = read_record(Attacks, folder / FILE)
-    command = f"safear-edit attack {label.replace(' ', '-')} --tier {record.tier}"
+    command = f"safear-edit attack DIR --tier {record.tier}"
     return {"command": command, "commit": commit, "date": datetime.now(UTC).date().isoformat()}
 
 
