@@ -46,4 +46,5 @@ def merged(name: str, several: Sequence[Material]) -> Material:
         Keep([*kept], torch.stack(images), marks if any(marks) else None) if kept else None,
         questions=TrainingQuestions(about, rest, asked[0].erase) if asked else None,
         prompt=", ".join(material.prompt or material.concept for material in several),
+        parts=tuple(several),
     )

@@ -140,7 +140,7 @@ class Material:
 
     `judge` is the pinned judge of the pairs, for methods that look at images which they draw themselves. `questions`
     are what a model that answers questions may be asked about these images. `prompt` names the concept and nothing
-    else, for methods that take no captions.
+    else, for methods that take no captions. parts: of a joint edit, the material of each concept, with its own judge.
     """
 
     concept: str
@@ -149,6 +149,7 @@ class Material:
     judge: Judge | None = None
     questions: TrainingQuestions | None = None
     prompt: str | None = None
+    parts: tuple[Material, ...] = ()
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -20,10 +19,9 @@ from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
-from safear_edit.editor.method_log import MethodLog
 from safear_edit.errors import UsageError
-from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.methods.base import PairMethod
+from safear_edit.methods.strength import Strength, at_strength, images_drawn, refuse_unjudged
 from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 from safear_edit.registry import method
@@ -48,10 +46,10 @@ class SACE(PairMethod["SACE.Params"]):
         entropy_max: float = Field(0.4, ge=0, description="nats per bit from which it acts (paper: 0.4; most: 0.69)")
         preserve_scales: tuple[int, ...] = Field((1, 2, 3), description="scales held on the neutral caption")
         preserve_weight: float = Field(2.0, ge=0, description="weight of the preservation loss (paper: 2)")
-        strength: Annotated[float, Field(gt=0)] | Literal["search"] = Field(
+        strength: Strength = Field(
             1.0,
             description="scale of the found adapter (paper, table VII: 4 for nudity and Van Gogh, 3 for a church); "
-            "search: the weakest of STRENGTHS that erases the concept from images of training prompts",
+            "search: the weakest of 1, 2, 3 and 4 that erases the concept from images of training prompts",
         )
 
     def fit(
@@ -70,13 +68,9 @@ class SACE(PairMethod["SACE.Params"]):
         if min((*params.erase_scales, *params.preserve_scales)) < 0 or most >= len(model.card.scales):
             fix = "name scales that it has in erase_scales and preserve_scales"
             raise UsageError("sace", f"scales 0 to {len(model.card.scales) - 1} of this model", str(most), fix)
-        if params.strength == "search" and material.judge is None:
-            fix = "give the material a judge, or set params.strength to a number"
-            raise UsageError("sace", "somebody to judge images of training prompts", "nobody", fix)
+        refuse_unjudged("sace", params.strength, material)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
-        if params.strength == "search":
-            return searched(model, material, found, seed, progress)
-        return scaled(found, params.strength)
+        return at_strength(model, material, found, params.strength, STRENGTHS, seed=seed, progress=progress)
 
     def loss(self, bench: Workbench, draw: Draw, params: SACE.Params) -> tuple[Tensor, Readings]:
         """`sace_loss` on the model's own scales."""
@@ -89,58 +83,12 @@ class SACE(PairMethod["SACE.Params"]):
 
     def work(self, params: SACE.Params, card: Card, pairs: int) -> Work:
         """With the images of the search for a strength, all of which are drawn in the worst case."""
-        tried = len(STRENGTHS) * min(PROBE, pairs) if params.strength == "search" else 0
-        return replace(super().work(params, card, pairs), drawn=tried)
+        return replace(super().work(params, card, pairs), drawn=images_drawn(params.strength, len(STRENGTHS), pairs))
 
 
 STRENGTHS = (1.0, 2.0, 3.0, 4.0)
-"""The paper's range of inference scales (table VII)."""
-PROBE = 128
-"""Training prompts, under seeds that nothing else uses, that decide between them."""
-ENOUGH = 0.02
-"""A strength is enough if the judge misses the concept's absence in no larger share of the probe's images."""
-
-
-def searched(model: ModelFamily, material: Material, found: Edit, seed: int, progress: Callback) -> Edit:
-    """`found` at the weakest strength that is enough; at the best one if none is. Its log says what was tried.
-
-    A line search on training prompts alone. The loss reaches its target at strength 1, on the prefix that the base
-    model drew; what lacks there is strength, and how much differs by concept. An image that the judge can't read does
-    not count as erased.
-    """
-    shares = list[float]()
-    for strength in STRENGTHS:
-        shares.append(_left(model, material, found, strength, seed))
-        progress("strength", len(shares), len(STRENGTHS), f"{strength:g}: left in {shares[-1]:.3f}")
-        if shares[-1] <= ENOUGH:
-            break
-    taken = STRENGTHS[shares.index(min(shares))]
-    log = MethodLog(
-        title="Strengths of the found adapter were tried on training prompts",
-        columns=("strength", "found or unclear in", "taken"),
-        rows=tuple((s, share, s == taken) for s, share in zip(STRENGTHS, shares, strict=False)),
-        caption=f"Shares of {min(PROBE, len(material.pairs))} images under seeds of their own; they are no evidence, "
-        "and the section on erasure is.",
-    )
-    return replace(scaled(found, taken), log=log)
-
-
-def scaled(found: Edit, strength: float) -> Edit:
-    """The same factors at `strength` times their scale, which is alpha / rank."""
-    assert found.info.alpha is not None
-    return replace(found, info=found.info.model_copy(update={"alpha": found.info.alpha * strength}))
-
-
-def _left(model: ModelFamily, material: Material, found: Edit, strength: float, seed: int) -> float:
-    """Share of the probe's images about which the judge does not say that the concept is absent."""
-    assert material.judge is not None
-    pairs, requests = material.pairs, list[ImageRequest]()
-    for prompt, number in zip(pairs.unsafe[:PROBE], pairs.seeds[:PROBE], strict=True):
-        word = f"sace|strength|{seed}|{number}"
-        requests.append(ImageRequest(prompt, int.from_bytes(sha256(word.encode()).digest()[:8]) >> 1, material.concept))
-    with found.apply(model.net, strength):
-        images = list(draw_and_judge(model, requests, {material.concept: material.judge}, None))
-    return sum(image.judgement.present is not False for image in images) / len(images)
+"""The paper's range of inference scales (table VII). The loss reaches its target at strength 1, on the prefix that the
+base model drew; what lacks there is strength, and how much differs by concept."""
 
 
 def sace_loss(bench: Workbench, draw: Draw, params: SACE.Params, scales: Sequence[int]) -> tuple[Tensor, Readings]:

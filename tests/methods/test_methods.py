@@ -413,6 +413,25 @@ def test_sace_takes_the_weakest_strength_that_is_enough(bitwise: Infinity, bits:
         fit("sace", bitwise, bits, **numbers, strength="search")
 
 
+def test_vce_goes_one_step_beyond_the_weakest_strength_that_erases(model: LlamaGen, material: Material) -> None:
+    """Held-out names ask for more than training prompts do; where nothing is enough, the best is taken."""
+    plain = fit("vce", model, material, steps=3)
+    assert same_factors(fit("vce", model, material, steps=3, strength=0.5), plain)
+    for shares, taken, tried in (
+        ((0.0, 0.0, 0.5, 0.0), 0.6, [1.0, 0.6, 0.4, 0.5]),
+        ((0.0, 0.0, 0.5, 0.5), 0.7, [1.0, 0.6, 0.4, 0.5, 0.7]),
+        ((0.0, 0.0, 0.0), 0.5, [1.0, 0.6, 0.4, 0.5]),
+        ((0.0, 0.5, 0.0), 0.8, [1.0, 0.6, 0.7, 0.8]),
+        ((0.5,), 1.0, [1.0]),
+    ):
+        found = fit("vce", model, replace(material, judge=Finds(*shares, 0.5)), steps=3, strength="search")
+        assert found.info.alpha == pytest.approx(plain.info.alpha * taken) and same_factors(found, plain)
+        assert found.log is not None and [row[0] for row in found.log.rows if row[2]] == [taken]
+        assert [row[0] for row in found.log.rows] == tried
+    with pytest.raises(UsageError, match="vce: expected somebody to judge"):
+        fit("vce", model, replace(material, judge=None), steps=3, strength="search")
+
+
 def same_factors(one: Edit, other: Edit) -> bool:
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
