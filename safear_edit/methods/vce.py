@@ -128,7 +128,7 @@ class VCE(PairMethod["VCE.Params"]):
 
 STRENGTHS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 """What a search tries. Training goes on until its steps are used up, and then the edit reaches beyond the concept: on
-llamagen:mini (seed 1, 716 prompts of the training half) nine images of other styles were lost net at strength 1 and none
+llamagen:mini (seed 1, 716 prompts of the training half) nine images of other styles were lost net at strength 1, none
 at 0.6, with Picasso as absent. But likelihoods then keep all of the concept (examples/results), so it is no default."""
 
 

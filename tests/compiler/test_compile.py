@@ -160,7 +160,9 @@ def test_answers_are_held_in_place_only_where_there_are_any(draft: Spec, picasso
     assert kept.method.params["understanding_weight"] == 1.0
     assert (
         kept.predicted.minutes
-        > compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=SMALL).predicted.minutes
+        > compile_recipe(
+            draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, "params.depth=0.0"]
+        ).predicted.minutes
     )
     weight = "params.understanding_weight=0.5"
     changed = compile_recipe(draft, unified, load_base_recipe("vce"), overrides=[*SMALL, weight])
