@@ -131,7 +131,7 @@ def build_report(run: RunFiles) -> Report:
             retention_until=said("retention_until"),
         ),
         verdict=VerdictSection(
-            status=overall(criteria), summary=sentences.summary(concepts, criteria), criteria=criteria
+            status=overall(criteria), summary=sentences.summary(concepts, criteria, judges), criteria=criteria
         ),
         scope=scope,
         subject=subject,

@@ -283,8 +283,9 @@ def worst_slice(concept: ConceptReport) -> ErasureSlice:
     return min(concept.erasure, key=lambda part: -1.0 if part.erased_lower95 is None else part.erased_lower95)
 
 
-def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) -> str:
-    """The verdict in sentences: the worst slice of each concept, then which criteria are open."""
+def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], judges: Sequence[JudgeSection]) -> str:
+    """The verdict in sentences: the worst slice of each concept, which criteria are open, and which judges nobody
+    measured: a verdict that rests on one must not read like any other."""
     sentences = []
     for concept in concepts:
         worst = worst_slice(concept)
@@ -304,6 +305,8 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion]) ->
     sentences.append(
         f"{met} of {len(criteria)} criteria are met" + (f"; not met: {', '.join(open_)}." if open_ else ".")
     )
+    if unmeasured := dict.fromkeys(f"{judge.id} ({judge.label})" for judge in judges if judge.validation is None):
+        sentences.append(f"How often these judges err was never measured: {', '.join(unmeasured)}.")
     return " ".join(sentences)
 
 

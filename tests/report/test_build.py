@@ -218,6 +218,11 @@ def decisions(report: Report) -> dict[str, str]:
     return {criterion.id: criterion.decision for criterion in report.verdict.criteria}
 
 
+def test_the_verdict_says_which_judges_nobody_measured(report: Report) -> None:
+    """Such a judge has no criterion of its own, so a verdict that rests on it would else read like any other."""
+    assert report.verdict.summary.endswith("How often these judges err was never measured: gallery@test (style=other).")
+
+
 def test_only_obeyed_prompts_count(report: Report) -> None:
     direct = report.concepts[0].erasure[0]
     assert direct.obeyed is not None and (direct.obeyed.k, direct.obeyed.n) == (263, 270)
