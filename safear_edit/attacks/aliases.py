@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from safear_edit.attacks.base import Attack, Concept
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Ask, Option, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
-from safear_edit.progress import Callback, silent
+from safear_edit.attacks.base import Concept
+from safear_edit.attacks.search import Ask, Option, OptionSearch, unnamed
+from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
 from safear_edit.spec.prompts import fill
 from safear_edit.spec.spec import Spec
 
 
 @attack("aliases", access="black-box")
-class Aliases(Attack):
+class Aliases(OptionSearch):
     """Every held-out name in the usual sentences, and every held-out sentence with the usual names."""
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
-        return search(self, pair, concept, wordings(concept.spec), budget, seed, store, progress)
+        return wordings(concept.spec)
 
 
 def wordings(spec: Spec) -> list[Option]:

@@ -24,6 +24,7 @@ from safear_edit.attacks.curve import Curve
 from safear_edit.attacks.lock import Replay
 from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
 from safear_edit.attacks.suites import Budget
+from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Condition, ModelFamily, Sampling
@@ -103,6 +104,28 @@ class Attack(ABC):
 
         store: a folder for finished batches, of exactly these arguments.
         """
+
+
+class NeedsImages(Attack):
+    """An attack that starts from the attacker's own images of the concept, or from their captions."""
+
+    missing: ClassVar[tuple[str, str, str]] = (
+        "reference images",
+        "no reference images of the concept",
+        "give a folder of them",
+    )
+    """What is needed, what to say where nobody said why it isn't there, and the way out."""
+
+    def unfit(self, model: ModelFamily, concept: Concept) -> str:
+        """Needs the attacker's own images."""
+        return "" if concept.known else concept.why or self.missing[1]
+
+    def known(self, model: ModelFamily, concept: Concept) -> Target:
+        """The images; UsageError where there are none."""
+        if concept.known is None:
+            needed, _, fix = self.missing
+            raise UsageError(self.name, needed, self.unfit(model, concept), fix)
+        return concept.known
 
 
 @dataclass

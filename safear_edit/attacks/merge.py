@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Option, named, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
+from safear_edit.attacks.base import AttackParams, Concept
+from safear_edit.attacks.search import Option, OptionSearch, named, unnamed
+from safear_edit.families.base import ModelFamily
 from safear_edit.families.merged import originals
-from safear_edit.progress import Callback, silent
 from safear_edit.registry import attack
 
 
@@ -34,22 +30,13 @@ class Merging(AttackParams):
 
 
 @attack("merge", access="white-box")
-class Merge(Attack):
+class Merge(OptionSearch):
     """Three quarters and half of the edit, and the edit without its largest singular directions."""
 
     Params: ClassVar[type[AttackParams]] = Merging
     params: Merging
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says. On the base model there is no edit, so nothing changes there."""
         asks, plain = named(), unnamed(concept.spec)
         ways: dict[str, Callable[[Tensor], Tensor]] = {
@@ -57,8 +44,7 @@ class Merge(Attack):
         }
         for count in self.params.directions:
             ways[f"without its {count} largest direction{'s' * (count > 1)}"] = partial(shrunk, directions=count)
-        options = [Option(name, asks, plain, weights=partial(edit_as, change=way)) for name, way in ways.items()]
-        return search(self, pair, concept, options, budget, seed, store, progress)
+        return [Option(name, asks, plain, weights=partial(edit_as, change=way)) for name, way in ways.items()]
 
 
 def shrunk(delta: Tensor, directions: int) -> Tensor:

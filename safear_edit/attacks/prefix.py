@@ -15,12 +15,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, Part
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
-from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.progress import Callback, silent
@@ -39,15 +38,11 @@ class Given(AttackParams):
 
 
 @attack("prefix", access="grey-box")
-class Prefix(Attack):
+class Prefix(NeedsImages):
     """The first tokens, scales, or half of an image of the concept, with a prompt that doesn't name it."""
 
     Params: ClassVar[type[AttackParams]] = Given
     params: Given
-
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Needs the attacker's own images."""
-        return "" if concept.known else concept.why or "no reference images of the concept"
 
     def run(
         self,
@@ -60,9 +55,8 @@ class Prefix(Attack):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says. The length after which the edited model showed most is measured on other seeds."""
-        if concept.known is None:
-            raise UsageError("prefix", "reference images", self.unfit(pair.base, concept), "give a folder of them")
-        drawer, known = Drawer(self.name, concept, seed, store, progress), concept.known
+        known = self.known(pair.base, concept)
+        drawer = Drawer(self.name, concept, seed, store, progress)
         lengths = lengths_of(pair.base.card, self.params)
         few, parts = max(1, budget.images // len(lengths)), list[Part]()
         with pair.edited() as model:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept
+from safear_edit.attacks.base import AttackParams, Concept
 from safear_edit.attacks.quantise import rounded
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Option, named, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
-from safear_edit.progress import Callback, silent
+from safear_edit.attacks.search import Option, OptionSearch, named, unnamed
+from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
 
 
@@ -27,29 +23,19 @@ class Pruning(AttackParams):
 
 
 @attack("prune", access="white-box")
-class Prune(Attack):
+class Prune(OptionSearch):
     """The smallest tenth, fifth and three tenths of every linear layer's weights set to zero."""
 
     Params: ClassVar[type[AttackParams]] = Pruning
     params: Pruning
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
         asks, plain = named(), unnamed(concept.spec)
-        options = [
+        return [
             Option(f"{share:.0%} pruned", asks, plain, weights=partial(rounded, how=partial(pruned, share=share)))
             for share in self.params.shares
         ]
-        return search(self, pair, concept, options, budget, seed, store, progress)
 
 
 def pruned(weight: Tensor, share: float) -> Tensor:

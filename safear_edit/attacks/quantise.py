@@ -5,38 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from safear_edit.attacks.base import Attack, Concept
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Option, named, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
-from safear_edit.progress import Callback, silent
+from safear_edit.attacks.base import Concept
+from safear_edit.attacks.search import Option, OptionSearch, named, unnamed
+from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
 
 
 @attack("quantise", access="white-box")
-class Quantise(Attack):
+class Quantise(OptionSearch):
     """bfloat16, float16, and eight and four bits per row, there and back."""
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
         asks, plain = named(), unnamed(concept.spec)
-        options = [Option(name, asks, plain, weights=partial(rounded, how=how)) for name, how in ROUNDINGS.items()]
-        return search(self, pair, concept, options, budget, seed, store, progress)
+        return [Option(name, asks, plain, weights=partial(rounded, how=how)) for name, how in ROUNDINGS.items()]
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,14 +17,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import curve, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
-from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.tokens import token_logprobs
@@ -62,15 +61,11 @@ class Relearning(AttackParams):
 
 
 @attack("relearn", access="white-box")
-class Relearn(Attack):
+class Relearn(NeedsImages):
     """Fine-tuning on 8 or 32 images of the concept, or on other images; the control teaches a new style as long."""
 
     Params: ClassVar[type[AttackParams]] = Relearning
     params: Relearning
-
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Needs the attacker's own images."""
-        return "" if concept.known else concept.why or "no reference images of the concept"
 
     def run(
         self,
@@ -83,15 +78,14 @@ class Relearn(Attack):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says. The way that brought most back at the earlier marks gives the figure at the last."""
-        if concept.known is None:
-            raise UsageError("relearn", "reference images", self.unfit(pair.base, concept), "give a folder of them")
+        known = self.known(pair.base, concept)
         drawer = Drawer(self.name, concept, seed, store, progress)
         with pair.edited() as model:
-            found = self._curves(drawer, model, concept.known, concept.plain, budget, "attack")
+            found = self._curves(drawer, model, known, concept.plain, budget, "attack")
             control, control_is = self._control(drawer, model, concept, budget)
         last = budget.steps
         best = max(found, key=lambda way: sum(seen.count(True) for at, seen in found[way].items() if at < last))
-        base = self._learnt(drawer, pair.base, best, concept.known, concept.plain, budget, "base", {last})[last]
+        base = self._learnt(drawer, pair.base, best, known, concept.plain, budget, "base", {last})[last]
         taught = control.get(best)
         return leaks(
             self,
@@ -102,7 +96,7 @@ class Relearn(Attack):
             control=Count.of(taught[last]) if taught else None,
             control_is=control_is,
             least_base=concept.spec.gates.min_obeyed,
-            best=[f"{t} [{best.name}]" for t in successes(concept.known.scored[: budget.images], found[best][last])],
+            best=[f"{t} [{best.name}]" for t in successes(known.scored[: budget.images], found[best][last])],
             curves=[curve(way.name, seen, control.get(way)) for way, seen in found.items()],
         )
 

@@ -16,13 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, leaks
+from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suffix import CONTROL, LEAST_BASE, Typable, random_words, typable
 from safear_edit.attacks.suites import Budget
-from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.progress import Callback, silent
@@ -43,15 +42,12 @@ class Genetic(AttackParams):
 
 
 @attack("ring_a_bell", access="black-box")
-class RingABell(Attack):
+class RingABell(NeedsImages):
     """Words near the concept's direction in the text encoder's space, by genetic search; none is the concept's name."""
 
     Params: ClassVar[type[AttackParams]] = Genetic
     params: Genetic
-
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Needs captions with and without the concept."""
-        return "" if concept.known else concept.why or "no captions with and without the concept"
+    missing = "captions", "no captions with and without the concept", "give reference images"
 
     def run(
         self,
@@ -64,12 +60,11 @@ class RingABell(Attack):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; no image model takes part in the search."""
-        if concept.known is None:
-            raise UsageError("ring_a_bell", "captions", self.unfit(pair.base, concept), "give reference images")
+        known = self.known(pair.base, concept)
         drawer, steps = Drawer(self.name, concept, seed, store, progress), -(-budget.steps // 3)
         words, captions = typable(pair.base, concept.spec), concept.captions[: budget.images]
-        away = direction(pair.base, concept.known.asked, concept.known.captions)
-        chosen = bred(pair.base, words, concept.known.captions, away, self.params, steps, seed, progress)
+        away = direction(pair.base, known.asked, known.captions)
+        chosen = bred(pair.base, words, known.captions, away, self.params, steps, seed, progress)
         drawer.steps += steps
         prompts = [caption + words.text(chosen) for caption in captions]
         with pair.edited() as model:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Option, named, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
-from safear_edit.families.base import Sampling
-from safear_edit.progress import Callback, silent
+from safear_edit.attacks.base import AttackParams, Concept
+from safear_edit.attacks.search import Option, OptionSearch, named, unnamed
+from safear_edit.families.base import ModelFamily, Sampling
 from safear_edit.registry import attack
 
 
@@ -28,27 +23,17 @@ class Sweep(AttackParams):
 
 
 @attack("sampler", access="black-box")
-class Sampler(Attack):
+class Sampler(OptionSearch):
     """A sweep over guidance, temperature, top-k and top-p."""
 
     Params: ClassVar[type[AttackParams]] = Sweep
     params: Sweep
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
         asks, plain = named(), unnamed(concept.spec)
-        swept = points(concept.sampling or pair.base.sampling, self.params)
-        options = [Option(name, asks, plain, sampling) for name, sampling in swept.items()]
-        return search(self, pair, concept, options, budget, seed, store, progress)
+        swept = points(concept.sampling or base.sampling, self.params)
+        return [Option(name, asks, plain, sampling) for name, sampling in swept.items()]
 
 
 def points(usual: Sampling, params: Sweep) -> dict[str, Sampling]:

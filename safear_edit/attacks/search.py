@@ -6,6 +6,7 @@ was made on, and the control makes the same choice among the same options for pr
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safear_edit.attacks.suites import Budget
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily, Sampling
-from safear_edit.progress import Callback
+from safear_edit.progress import Callback, silent
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, fill
 from safear_edit.spec.spec import Spec
@@ -50,6 +51,27 @@ class _Hunt:
     parts: tuple[Part, ...]
     texts: tuple[str, ...]
     seen: list[bool | None]
+
+
+class OptionSearch(Attack):
+    """An attack that is a list of options; the rest is `search`."""
+
+    @abstractmethod
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
+        """What is tried; settings that a model states are the base model's."""
+
+    def run(
+        self,
+        pair: Pair,
+        concept: Concept,
+        budget: Budget,
+        seed: int,
+        *,
+        store: Path | None = None,
+        progress: Callback = silent,
+    ) -> Leaks:
+        """As the base class says."""
+        return search(self, pair, concept, self.options(pair.base, concept), budget, seed, store, progress)
 
 
 def search(

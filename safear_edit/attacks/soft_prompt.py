@@ -17,13 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, curve, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
-from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.tokens import token_logprobs
@@ -70,16 +69,12 @@ class _Try:
 
 
 @attack("soft_prompt", access="white-box")
-class SoftPrompt(Attack):
+class SoftPrompt(NeedsImages):
     """Caption vectors learnt on images of the concept; the control learns a style that no model knows, or, where that
     can't be judged, takes random vectors."""
 
     Params: ClassVar[type[AttackParams]] = Learning
     params: Learning
-
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Needs the attacker's own images."""
-        return "" if concept.known else concept.why or "no reference images of the concept"
 
     def run(
         self,
@@ -92,18 +87,17 @@ class SoftPrompt(Attack):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; nothing is stored, the search is quick beside the images."""
-        if concept.known is None:
-            raise UsageError("soft_prompt", "reference images", self.unfit(pair.base, concept), "give a folder of them")
+        known = self.known(pair.base, concept)
         drawer = Drawer(self.name, concept, seed, progress=progress)
         captions, novel = concept.captions[: budget.images], concept.novel
         with pair.edited() as model:
-            seen = self._attacked(drawer, model, concept.known, captions, budget, "attack")
+            seen = self._attacked(drawer, model, known, captions, budget, "attack")
             taught = Count.of(self._attacked(drawer, model, novel, captions, budget, "control")) if novel else None
             curves = [self._curve(drawer, model, concept, captions, budget, images) for images in self.params.curves]
             control, control_is = taught, TEACHING
             if taught is None or taught.unreadable > UNREADABLE * taught.n:
                 control, control_is = Count.of(self._random(drawer, model, captions)), _without_teaching(taught)
-        base = self._attacked(drawer, pair.base, concept.known, captions, budget, "base")
+        base = self._attacked(drawer, pair.base, known, captions, budget, "base")
         return leaks(
             self,
             concept,
@@ -127,8 +121,8 @@ class SoftPrompt(Attack):
         images: int,
     ) -> Curve:
         """Success after so many steps on few images, for the concept and for the style that the model never knew."""
-        assert concept.known is not None
-        own = self._followed(drawer, model, _Try(concept.known, captions, f"attack, {images} images"), budget, images)
+        known = self.known(model, concept)
+        own = self._followed(drawer, model, _Try(known, captions, f"attack, {images} images"), budget, images)
         taught = None
         if concept.novel:
             aim = _Try(concept.novel, captions, f"control, {images} images")

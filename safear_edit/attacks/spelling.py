@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
-from safear_edit.attacks.base import Attack, Concept
-from safear_edit.attacks.record import Leaks
-from safear_edit.attacks.search import Option, search, unnamed
-from safear_edit.attacks.suites import Budget
-from safear_edit.evaluate.before_after import Pair
-from safear_edit.progress import Callback, silent
+from safear_edit.attacks.base import Concept
+from safear_edit.attacks.search import Option, OptionSearch, unnamed
+from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
 from safear_edit.spec.prompts import Prompt
 from safear_edit.spec.spec import Spec
@@ -63,21 +59,12 @@ WRITTEN: dict[str, Callable[[str], str]] = {
 
 
 @attack("spelling", access="black-box")
-class Spelling(Attack):
+class Spelling(OptionSearch):
     """Lookalike letters, spacing, typos, case, and sentences of other languages around the prompt."""
 
-    def run(
-        self,
-        pair: Pair,
-        concept: Concept,
-        budget: Budget,
-        seed: int,
-        *,
-        store: Path | None = None,
-        progress: Callback = silent,
-    ) -> Leaks:
+    def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
-        return search(self, pair, concept, spellings(concept.spec), budget, seed, store, progress)
+        return spellings(concept.spec)
 
 
 def spellings(spec: Spec) -> list[Option]:

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from safear_edit.attacks.base import Attack, AttackParams, Concept, Drawer, Target, leaks
+from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes
@@ -66,15 +66,11 @@ class Typable:
 
 
 @attack("suffix", access="white-box")
-class Suffix(Attack):
+class Suffix(NeedsImages):
     """Words after the caption, found by gradient on the exact likelihood; none of them is the concept's name."""
 
     Params: ClassVar[type[AttackParams]] = Search
     params: Search
-
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Needs the attacker's own images."""
-        return "" if concept.known else concept.why or "no reference images of the concept"
 
     def run(
         self,
@@ -87,8 +83,7 @@ class Suffix(Attack):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; on the base model the search is done anew."""
-        if concept.known is None:
-            raise UsageError("suffix", "reference images", self.unfit(pair.base, concept), "give a folder of them")
+        known = self.known(pair.base, concept)
         drawer, steps = Drawer(self.name, concept, seed, store, progress), -(-budget.steps // 3)
         words, captions = typable(pair.base, concept.spec), concept.captions[: budget.images]
         said: dict[str, list[str]] = {}
@@ -103,9 +98,9 @@ class Suffix(Attack):
             return drawer.look(model, said[purpose], purpose, freeze=purpose == "attack")
 
         with pair.edited() as model:
-            seen = attacked(model, concept.known, "attack")
+            seen = attacked(model, known, "attack")
             control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
-        base = attacked(pair.base, concept.known, "base")
+        base = attacked(pair.base, known, "base")
         return leaks(
             self,
             concept,
