@@ -89,12 +89,10 @@ def attack(folder: Path, given: AttackOptions) -> int:
 def _code(found: Attacks) -> int:
     """1 where a gated attack found too much, 3 where it can't be told, else 0."""
     from safear_edit.attacks.suites import decision
-    from safear_edit.errors import GateError, InconclusiveError
+    from safear_edit.evaluate.verdict import EXIT_CODES, overall
 
-    decided = {decision(leaks, found.black_box_upper) for leaks in found.found}
-    if "FAIL" in decided:
-        return GateError.exit_code
-    return InconclusiveError.exit_code if "INCONCLUSIVE" in decided else 0
+    decided = [word for leaks in found.found if (word := decision(leaks, found.black_box_upper))]
+    return EXIT_CODES[overall(decided)] if decided else 0
 
 
 def _print(found: Attacks, where: Path) -> None:

@@ -104,7 +104,7 @@ def accept(record: Record, suite: Suite, reason: str, policy: Policy | None = No
 
 def faults(record: Record) -> list[str]:
     """Why a model should not become the measure of others: its report said FAIL, or a slice can't be read at all."""
-    found = ["its own report says FAIL"] if record.verdict.upper() == "FAIL" else []
+    found = ["its own report says FAIL"] if record.verdict == "FAIL" else []
     for (concept, key), rows in record.slices().items():
         if all(row.outcome == "unclear" for row in rows):
             found.append(f"no image of {concept}/{key} can be read")

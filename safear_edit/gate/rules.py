@@ -27,10 +27,10 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from safear_edit.errors import GateError, InconclusiveError, SafearError, UsageError
+from safear_edit.errors import SafearError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.members import MARGIN, Flips, Margin, Member, members
-from safear_edit.evaluate.verdict import Verdict
+from safear_edit.evaluate.verdict import EXIT_CODES, Verdict, overall
 from safear_edit.gate.baseline import AGAIN, Baseline
 from safear_edit.gate.record import (
     Policy,
@@ -87,20 +87,16 @@ def conclude(
 ) -> Conclusion:
     """The one place where verdict and exit code are made.
 
-    0 pass, 1 regressed, 3 inconclusive (0 if tolerated: a warning on a pull request, never for a release); `refused`:
+    0 PASS, 1 FAIL, 3 INCONCLUSIVE (0 if tolerated: a warning on a pull request, never for a release); `refused`:
     what could not be used (2) or trusted (4). unseen: how many of the model's prompts nobody compared. Without a
-    finding that was decided nothing was shown: inconclusive.
+    finding that was decided nothing was shown: INCONCLUSIVE.
     """
     if refused is not None:
         return Conclusion("REFUSED", refused.exit_code, str(refused), tuple(findings), tuple(notes))
     counts = Counter(finding.decision for finding in findings)
     told = ", ".join(f"{counts[word]} {word.lower()}" for word in ("PASS", "FAIL", "INCONCLUSIVE", "SKIPPED"))
-    verdict: Verdict = "PASS"
-    code = 0
-    if counts["FAIL"]:
-        verdict, code = "FAIL", GateError.exit_code
-    elif counts["INCONCLUSIVE"] or not counts["PASS"]:
-        verdict, code = "INCONCLUSIVE", 0 if tolerate_inconclusive else InconclusiveError.exit_code
+    verdict = overall(finding.decision for finding in findings if finding.decision != "SKIPPED")
+    code = 0 if tolerate_inconclusive and verdict == "INCONCLUSIVE" else EXIT_CODES[verdict]
     told += f"; {unseen} prompts unseen" if unseen else ""
     return Conclusion(verdict, code, f"{verdict}: {told}", tuple(findings), tuple(notes), subject or {})
 

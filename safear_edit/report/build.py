@@ -31,6 +31,7 @@ from safear_edit.evaluate.interference_record import Cell, Interference
 from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipped, SliceAudit, read_audit
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
+from safear_edit.evaluate.verdict import overall
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, read_lines, read_record, read_records
 from safear_edit.redact import redact
@@ -85,7 +86,6 @@ from safear_edit.report.schema import (
     Subject,
     Validation,
     VerdictSection,
-    overall,
 )
 from safear_edit.report.versions import upgraded
 from safear_edit.spec.spec import Gates, Spec
@@ -131,7 +131,9 @@ def build_report(run: RunFiles) -> Report:
             retention_until=said("retention_until"),
         ),
         verdict=VerdictSection(
-            status=overall(criteria), summary=sentences.summary(concepts, criteria, judges), criteria=criteria
+            status=overall(criterion.decision for criterion in criteria),
+            summary=sentences.summary(concepts, criteria, judges),
+            criteria=criteria,
         ),
         scope=scope,
         subject=subject,

@@ -6,7 +6,6 @@ are strings, because 64 bits don't survive every JSON reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +19,7 @@ from safear_edit.evaluate.interference_record import After, Cell, Forecast, Over
 from safear_edit.evaluate.likelihood_record import Divergence
 from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Interval, Paired, Rate
-from safear_edit.evaluate.verdict import EXIT_CODES, Verdict
+from safear_edit.evaluate.verdict import EXIT_CODES, Verdict, overall
 from safear_edit.files.records import StrictRecord
 
 NOT_STATED = "not stated"
@@ -487,7 +486,7 @@ class Report(Section):
 
     @model_validator(mode="after")
     def _verdict_follows(self) -> Report:
-        if self.verdict.status != overall(self.verdict.criteria):
+        if self.verdict.status != overall(criterion.decision for criterion in self.verdict.criteria):
             raise ValueError("verdict.status does not follow from verdict.criteria")
         return self
 
@@ -498,19 +497,8 @@ class Report(Section):
 
 def verdict(report: Report) -> tuple[Verdict, int]:
     """The decision and the exit code that stands for it: PASS 0, FAIL 1, INCONCLUSIVE 3."""
-    status = overall(report.verdict.criteria)
+    status = overall(criterion.decision for criterion in report.verdict.criteria)
     return status, EXIT_CODES[status]
-
-
-def overall(criteria: Sequence[Criterion]) -> Verdict:
-    """All must pass; one failure outweighs any doubt; without a criterion nothing was shown.
-
-    Requiring all of them needs no correction for many tests (intersection-union test).
-    """
-    decisions = {criterion.decision for criterion in criteria}
-    if "FAIL" in decisions:
-        return "FAIL"
-    return "PASS" if decisions == {"PASS"} else "INCONCLUSIVE"
 
 
 def report_schema() -> Json:
