@@ -21,7 +21,7 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
 from safear_edit.errors import UsageError
 from safear_edit.methods.base import PairMethod
-from safear_edit.methods.strength import Strength, at_strength, images_drawn, refuse_unjudged
+from safear_edit.methods.strength import Strength, at_strength, images_drawn, refuse_unjudged, upwards
 from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 from safear_edit.registry import method
@@ -70,7 +70,7 @@ class SACE(PairMethod["SACE.Params"]):
             raise UsageError("sace", f"scales 0 to {len(model.card.scales) - 1} of this model", str(most), fix)
         refuse_unjudged("sace", params.strength, material)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
-        return at_strength(model, material, found, params.strength, STRENGTHS, seed=seed, progress=progress)
+        return at_strength(model, material, found, params.strength, SEARCH, seed=seed, progress=progress)
 
     def loss(self, bench: Workbench, draw: Draw, params: SACE.Params) -> tuple[Tensor, Readings]:
         """`sace_loss` on the model's own scales."""
@@ -83,10 +83,10 @@ class SACE(PairMethod["SACE.Params"]):
 
     def work(self, params: SACE.Params, card: Card, pairs: int) -> Work:
         """With the images of the search for a strength, all of which are drawn in the worst case."""
-        return replace(super().work(params, card, pairs), drawn=images_drawn(params.strength, len(STRENGTHS), pairs))
+        return replace(super().work(params, card, pairs), drawn=images_drawn(params.strength, SEARCH, pairs))
 
 
-STRENGTHS = (1.0, 2.0, 3.0, 4.0)
+SEARCH = upwards(1.0, 2.0, 3.0, 4.0)
 """The paper's range of inference scales (table VII). The loss reaches its target at strength 1, on the prefix that the
 base model drew; what lacks there is strength, and how much differs by concept."""
 

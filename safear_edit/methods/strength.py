@@ -6,7 +6,7 @@ that. The line search draws training prompts under seeds that nothing else uses,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -38,14 +38,32 @@ def refuse_unjudged(method: str, strength: Strength, material: Material) -> None
         raise UsageError(method, "somebody to judge images of training prompts", "nobody", fix)
 
 
-def images_drawn(strength: Strength, tries: int, pairs: int) -> int:
-    """What a search draws that tries so many strengths."""
-    return tries * min(PROBE, pairs) if strength == "search" else 0
+@dataclass(frozen=True)
+class Search:
+    """Which of `strengths` (ascending) is taken, by trying at most `tries` of them."""
+
+    strengths: tuple[float, ...]
+    tries: int
+    taken: Callable[[Sequence[float], Probe], float]
 
 
-def bisections(strengths: Sequence[float]) -> int:
-    """Most strengths that `eased` tries: the last, and then half of the rest at a time."""
-    return 1 + (len(strengths) - 1).bit_length()
+def upwards(*strengths: float) -> Search:
+    """The weakest that is enough; if none is, the best."""
+    return Search(strengths, len(strengths), _weakest)
+
+
+def eased(*strengths: float) -> Search:
+    """For an edit that is found too strong: one step beyond the weakest that is enough.
+
+    Why one beyond: held-out names and forms ask for more than the prompts of training. The last is tried first, and
+    taken if even that is not enough; else the weakest is found by bisection, as if more strength never erased less.
+    """
+    return Search(strengths, 1 + (len(strengths) - 1).bit_length(), _bisected)
+
+
+def images_drawn(strength: Strength, search: Search, pairs: int) -> int:
+    """What a search draws in the worst case."""
+    return search.tries * min(PROBE, pairs) if strength == "search" else 0
 
 
 def at_strength(
@@ -53,56 +71,41 @@ def at_strength(
     material: Material,
     found: Edit,
     strength: Strength,
-    strengths: Sequence[float],
+    search: Search,
     *,
     seed: int,
     progress: Callback,
 ) -> Edit:
-    """`found` at a strength: the number itself, or the weakest of `strengths` (ascending) that is enough.
+    """`found` at a strength: the number itself, or the one that the search takes.
 
-    They are tried upwards until one is enough; if none is, the best is taken. An image that the judge can't read does
-    not count as erased. The edit's log says what was tried.
+    An image that the judge can't read does not count as erased. The edit's log says what was tried.
     """
     if strength != "search":
         return scaled(found, strength)
-    probe = _Probe(model, material, found, seed, progress, len(strengths))
+    probe = Probe(model, material, found, seed, progress, search.tries)
+    return probe.taking(search.taken(search.strengths, probe))
+
+
+def _weakest(strengths: Sequence[float], probe: Probe) -> float:
     for one in strengths:
         if probe.enough(one):
-            break
-    return probe.taking(min(probe.shares, key=lambda tried: probe.shares[tried]))
+            return one
+    return min(probe.shares, key=probe.shares.__getitem__)
 
 
-def eased(
-    model: ModelFamily,
-    material: Material,
-    found: Edit,
-    strength: Strength,
-    strengths: Sequence[float],
-    *,
-    seed: int,
-    progress: Callback,
-) -> Edit:
-    """As `at_strength` for an edit that is found too strong: one step beyond the weakest that is enough.
-
-    Why one beyond: held-out names and forms ask for more than the prompts of training. The last of `strengths` is
-    tried first, and taken if even that is not enough; else the weakest is found by bisection, as if more strength never
-    erased less.
-    """
-    if strength != "search":
-        return scaled(found, strength)
+def _bisected(strengths: Sequence[float], probe: Probe) -> float:
     last = len(strengths) - 1
-    probe = _Probe(model, material, found, seed, progress, bisections(strengths))
     if not probe.enough(strengths[last]):
-        return probe.taking(strengths[last])
+        return strengths[last]
     low, high = -1, last  # strengths[low] is not enough, strengths[high] is
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if probe.enough(strengths[middle]) else (middle, high)
-    return probe.taking(strengths[min(high + 1, last)])
+    return strengths[min(high + 1, last)]
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
     """Images of training prompts at one strength after another, and what was left in them."""
 
     model: ModelFamily
@@ -114,6 +117,7 @@ class _Probe:
     shares: dict[float, float] = field(default_factory=dict)
 
     def enough(self, strength: float) -> bool:
+        """Whether the judge says of nearly all images that the concept is absent."""
         self.shares[strength] = left = _left(self.model, self.material, self.found, strength, self.seed)
         self.progress("strength", len(self.shares), self.most, f"{strength:g}: left in {left:.3f}")
         return left <= ENOUGH
