@@ -22,7 +22,6 @@ from safear_edit.cli.options import (
     refuse_beside_recipe,
     refuse_existing_file,
     run_options,
-    shown_progress,
     taking,
 )
 from safear_edit.errors import UsageError
@@ -63,9 +62,7 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     if given.joint and len(orders) == 1:
         raise UsageError("--joint", "several concepts", "one", "leave --joint out")
     if given.dry_run:
-        with shown_progress(given) as progress:
-            plans = run.plan(orders, progress, joint=given.joint)
-        return _show(plans, given.as_json)
+        return _show(run.plan(orders, joint=given.joint), given.as_json)
     with run_options(given, given.throwaway_key) as options:
         result = run.apply(orders, given.out, options, joint=given.joint)
     return print_result(result, given.as_json)
@@ -82,8 +79,6 @@ class PlanOptions(Compiling, Replacing, Shown):
 def plan(source: str, given: PlanOptions) -> int:
     """Print what `apply` would do, and write the frozen recipe with --out.
 
-    For a model that was released: also which of its edits the new one may conflict with, from a few images.
-
     \b
     safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
     """
@@ -93,8 +88,7 @@ def plan(source: str, given: PlanOptions) -> int:
     orders = _orders([source], given)
     if given.out is not None:
         refuse_existing_file(given.out, overwrite=given.overwrite)
-    with shown_progress(given) as progress:
-        plans = run.plan(orders, progress)
+    plans = run.plan(orders)
     if given.out is not None:
         save_recipe(plans[0].recipe, given.out)
     _show(plans, given.as_json)

@@ -1,12 +1,10 @@
 """Interference: what the edits of a stack do to each other's concepts, as measured and as predicted.
 
-Four views, from the dearest to the cheapest:
+Three views, from the dearest to the cheapest:
 
     history   what every concept's evaluation said after each change of the stack, against the pristine base
     alone     concept x concept: each edit by itself, on prompts by which the base model draws the other concept
     overlaps  edit x edit: how much of one delta lies in the other's column and row space, and which rows both rewrite
-    forecast  before a new edit is searched: the same overlap, with the gradient of the concept's own evidence standing
-              in for a delta that nobody has yet; `compared` puts it beside what came
 
 For a delta D1 and orthonormal bases of D2's column space (its outputs) U and row space (its inputs) V, the overlap is
 the share |U' D1|^2 / |D1|^2, and |D1 V|^2 / |D1|^2. A random space of dimension r in d has r / d of it: that is the
@@ -18,8 +16,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,21 +25,17 @@ from torch import Tensor
 from safear_edit.evaluate.interference_record import (
     After,
     Cell,
-    Forecast,
     FoundCounts,
     KeptCounts,
     Measured,
     Overlap,
-    RankAgreement,
 )
 from safear_edit.evaluate.outcomes import Outcome
 from safear_edit.evaluate.sampled import request_of, sampling_of
 from safear_edit.judges.draw import draw_and_judge
-from safear_edit.spec.spec import concepts_of
 
 if TYPE_CHECKING:
     from safear_edit.compiler.recipe import EvalPrompt, Recipe
-    from safear_edit.construct.pairs import Pairs
     from safear_edit.editor.edit import Edit
     from safear_edit.editor.stack import Layer, Stack
     from safear_edit.families.base import ModelFamily
@@ -55,10 +49,6 @@ CELL = 48
 """Images per cell of the matrix: 95 % intervals of ±14 points at the worst. N² cells cost N² · 48 images."""
 TOUCHED = 0.01
 """A codebook row counts as rewritten from this change on, relative to the row's length."""
-FORECAST_PAIRS = 8
-"""Pairs whose gradient stands for the edit that is not there yet."""
-FEWEST_RANKED = 3
-"""Pairs of which a rank agreement says anything at all."""
 
 
 # -- history ----------------------------------------------------------------------------------------------------------
@@ -232,124 +222,3 @@ def _overlap(first: Layer, name: str, spaces: Mapping[str, Space], tables: Mappi
 def _touched(delta: Tensor, table: Tensor) -> Tensor:
     """Rows of a table that a change rewrites, (V,) bool."""
     return delta.norm(dim=1) > TOUCHED * table.float().cpu().norm(dim=1)
-
-
-# -- forecast ---------------------------------------------------------------------------------------------------------
-
-
-def forecast(model: ModelFamily, stack: Stack, concept: str, weights: Sequence[str], pairs: Pairs) -> list[Overlap]:
-    """What a new edit of `weights` may conflict with: each edit of the stack, by the gradient of its evidence.
-
-    The evidence is log p(unsafe image | its caption) - log p(the same | the neutral caption); whatever a method does
-    first moves along its gradient. `model` is the base; the gradient is taken with the stack merged, as the search
-    will find it, and the model is left as found. One pass backward over FORECAST_PAIRS pairs.
-    """
-    from safear_edit.editor.fine_tune import borrowed
-
-    shared = sorted(set(weights) & set(stack.weights))
-    if not shared:
-        return [_overlap(layer, concept, {}, {}) for layer in stack.layers]
-    with stack.apply(model.net), borrowed(model.net, writes=()), torch.enable_grad():
-        model.net.requires_grad_(False)
-        tensors = [model.net.get_parameter(name).requires_grad_(True) for name in shared]
-        gradients = torch.autograd.grad(_evidence(model, pairs), tensors, materialize_grads=True)
-    spaces = {name: leading(gradient.cpu()) for name, gradient in zip(shared, gradients, strict=True)}
-    tables = {name: model.net.get_parameter(name).detach().cpu() for name in shared if name == model.table_name}
-    for name, table in tables.items():  # a gradient has no length of its own: its longest row becomes a row's length
-        scale = table.norm(dim=1).mean() / (spaces[name].delta.norm(dim=1).max() or 1.0)
-        spaces[name] = replace(spaces[name], delta=spaces[name].delta * scale)
-    return [_overlap(layer, concept, spaces, tables) for layer in stack.layers]
-
-
-def _evidence(model: ModelFamily, pairs: Pairs) -> Tensor:
-    from safear_edit.families.tokens import token_logprobs
-
-    ids = pairs.unsafe_ids.to(model.device)
-    asked, neutral = (model.logits(model.condition(texts), ids) for texts in (pairs.unsafe, pairs.safe))
-    gain: Tensor = (token_logprobs(asked, ids) - token_logprobs(neutral, ids)).mean()
-    return gain
-
-
-def first_pairs(pairs: Pairs) -> Pairs:
-    """The FORECAST_PAIRS first of them."""
-    return replace(
-        pairs,
-        unsafe=pairs.unsafe[:FORECAST_PAIRS],
-        safe=pairs.safe[:FORECAST_PAIRS],
-        seeds=pairs.seeds[:FORECAST_PAIRS],
-        unsafe_ids=pairs.unsafe_ids[:FORECAST_PAIRS],
-        safe_ids=pairs.safe_ids[:FORECAST_PAIRS],
-    )
-
-
-def times_chance(found: Overlap) -> float | None:
-    """The larger of both shares in units of what a random change would have; None where no weight is shared."""
-    if not found.shared:
-        return None
-    return max(found.column / (found.chance_column or 1.0), found.row / (found.chance_row or 1.0))
-
-
-def compared(
-    forecast: Sequence[Overlap], overlaps: Sequence[Overlap], cells: Sequence[Cell]
-) -> tuple[tuple[Forecast, ...], tuple[RankAgreement, ...]]:
-    """Every forecast of the stack beside what came of it, and how well the ranks agree.
-
-    Pairs of which one is no longer in the stack are left out. No agreement from fewer than FEWEST_RANKED pairs, or
-    where all are alike.
-    """
-    found = {(one.first, name): one for one in overlaps for name in concepts_of(one.second)}
-    rows = [_beside(one, found[one.first, one.second], cells) for one in forecast if (one.first, one.second) in found]
-    said = [row.foretold or 0.0 for row in rows]
-    came: dict[Literal["overlap", "pictures"], list[float]] = {
-        "overlap": [row.found or 0.0 for row in rows],
-        "pictures": [row.lost / (row.asked or 1) for row in rows],
-    }
-    ranks = [(what, _tau(said, values)) for what, values in came.items()]
-    return tuple(rows), tuple(RankAgreement(what=what, pairs=len(rows), tau=t) for what, t in ranks if t is not None)
-
-
-def _beside(one: Overlap, met: Overlap, cells: Sequence[Cell]) -> Forecast:
-    """met: the overlap of the first edit with the one that was then found."""
-    either = [cell for cell in cells if (cell.edit, cell.concept) == (one.first, one.second)]
-    either += [cell for cell in cells if cell.edit == met.second and cell.concept in concepts_of(one.first)]
-    asked = sum(cell.asked for cell in either)
-    return Forecast(
-        first=one.first,
-        second=one.second,
-        foretold=times_chance(one),
-        found=times_chance(met),
-        foretold_rows=one.codebook_rows,
-        found_rows=met.codebook_rows,
-        asked=asked,
-        lost=asked - sum(cell.found for cell in either),
-    )
-
-
-def _tau(said: Sequence[float], came: Sequence[float]) -> float | None:
-    from scipy.stats import kendalltau
-
-    if len(said) < FEWEST_RANKED or len(set(said)) < 2 or len(set(came)) < 2:
-        return None
-    return float(kendalltau(said, came).statistic)
-
-
-def told(row: Forecast) -> str:
-    """One line for a person about a forecast and what came of it."""
-    words = ["no weight in common" if t is None else f"{t:.1f} times chance" for t in (row.foretold, row.found)]
-    rows = f", codebook rows {row.foretold_rows} and {row.found_rows}" if row.foretold_rows or row.found_rows else ""
-    lost = f"; alone, either takes away {row.lost} of {row.asked} images of the other's concept" if row.asked else ""
-    return f"{row.first} and {row.second}: predicted {words[0]}, found {words[1]}{rows}{lost}"
-
-
-def warning(found: Overlap, *, foretold: bool = False) -> str:
-    """One line for a person about what two edits share."""
-    times = times_chance(found)
-    if times is None:
-        return f"{found.first} and {found.second} change no weight in common"
-    where = "may look for changes" if foretold else "changes"
-    rows = f"; both rewrite {found.codebook_rows} codebook rows" if found.codebook_rows else ""
-    return (
-        f"{found.second} {where} in {found.shared} of the {found.of} weights of {found.first}, of whose change "
-        f"{found.column:.0%} lies in its output directions (chance {found.chance_column:.0%}) and {found.row:.0%} in "
-        f"its input directions (chance {found.chance_row:.0%}): {times:.1f} times chance{rows}"
-    )

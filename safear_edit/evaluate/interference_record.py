@@ -5,11 +5,12 @@ No torch here: the report reads these records without loading a model.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from safear_edit.files.records import StrictRecord
+from safear_edit.files.records import AGAIN, StrictRecord, read_record
 from safear_edit.spec.spec import concepts_of
 
 Number = Annotated[int, Field(ge=0)]
@@ -106,43 +107,22 @@ class Overlap(StrictRecord):
     codebook_rows: int
 
 
-class Forecast(StrictRecord):
-    """What was expected of an edit and a concept that was added later, before its edit was searched, and what came.
-
-    foretold, found: how many times chance the first edit's change lies in the other's directions (the gradient's then,
-    the edit's now), None where they share no weight; rows: of the codebook, that both rewrite. asked, lost: images of
-    either's concepts, each with the other's edit alone, and those without the concept.
-    """
-
-    first: str
-    second: str
-    foretold: float | None
-    found: float | None
-    foretold_rows: int
-    found_rows: int
-    asked: Number
-    lost: Number
-
-    @model_validator(mode="after")
-    def _lost_of_asked(self) -> Self:
-        _at_most(self.lost, self.asked)
-        return self
-
-
-class RankAgreement(StrictRecord):
-    """Kendall's tau-b of what was predicted with what was found of it: the overlap of the edits, or images lost."""
-
-    what: Literal["overlap", "pictures"]
-    pairs: int
-    tau: float = Field(ge=-1, le=1)
-
-
 class Interference(StrictRecord):
-    """interference.json. forecast: as it was made, before each edit was searched; foretold: beside what came."""
+    """interference.json."""
 
     history: tuple[After, ...]
     alone: tuple[Cell, ...]
     overlaps: tuple[Overlap, ...]
-    forecast: tuple[Overlap, ...] = ()
-    foretold: tuple[Forecast, ...] = ()
-    agreement: tuple[RankAgreement, ...] = ()
+
+
+FORECAST = ("forecast", "foretold", "agreement")
+"""What older releases hold besides: a forecast of conflicts that told no pair of edits from another."""
+
+
+def read_interference(path: Path, fix: str = AGAIN) -> Interference:
+    """interference.json of any version; SpecError if it is missing or isn't one."""
+    return read_record(Interference, path, fix, upgrade=_without_forecast)
+
+
+def _without_forecast(data: Any) -> Any:
+    return {key: value for key, value in data.items() if key not in FORECAST} if isinstance(data, dict) else data

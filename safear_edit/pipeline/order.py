@@ -44,12 +44,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled recipe and what a person should know before running it; conflicts: with edits on the model already."""
+    """A compiled recipe and what a person should know before running it."""
 
     recipe: Recipe
     model: str
     warnings: tuple[str, ...]
-    conflicts: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
@@ -80,15 +79,12 @@ class Plan:
             ("gates", gates),
             ("a good edit passes", powers(recipe)),
             ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
-            *(("conflicts with", conflict) for conflict in self.conflicts),
             ("recipe", recipe.digest),
         ]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""
-        more = {"warnings": list(self.warnings), "conflicts": list(self.conflicts)}
-        facts = {name: value for name, value in self.facts() if name != "conflicts with"}
-        return {**facts, "digest": self.recipe.digest, **more}
+        return {**dict(self.facts()), "digest": self.recipe.digest, "warnings": list(self.warnings)}
 
 
 def resolve_device(name: str) -> str:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from safear_edit.compiler.compile import cut_lines
 from safear_edit.compiler.recipe import Recipe, save_recipe
-from safear_edit.evaluate.interference import measured, warning
+from safear_edit.evaluate.interference import measured
 from safear_edit.evaluate.interference_record import After
 from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.files import rundir
@@ -39,12 +39,11 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.check import able_to_pass
 from safear_edit.pipeline.environment import environment
-from safear_edit.pipeline.interference import forecast, measure_interference, plan_forecast
+from safear_edit.pipeline.interference import measure_interference
 from safear_edit.pipeline.order import Order, Plan, compile_recipes, model_of, noted, read_sources, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, load_state, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
-from safear_edit.progress import Callback, silent
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
 
@@ -61,11 +60,10 @@ Start = Callable[[], tuple[StackState, list[Change]]]
 """Loads the model and says what is to be done to it; called once the output's folder is locked."""
 
 
-def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = False) -> list[Plan]:
-    """What `apply` would do, one plan per concept: nothing is trained, nothing is written.
+def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
+    """What `apply` would do, one plan per concept: nothing is drawn or trained, nothing is written.
 
-    On a released stack a few pairs are drawn to say which of its edits a new one may meet. The plans of a joint edit
-    each name all of its steps, and their own share of its minutes.
+    The plans of a joint edit each name all of its steps, and their own share of its minutes.
     """
     for order in orders:
         path = source_path(order.source)
@@ -73,11 +71,8 @@ def plan(orders: Sequence[Order], progress: Callback = silent, *, joint: bool = 
             able_to_pass(path)
     sources = read_sources(orders)
     state = load_state(model_of(orders[0], sources[0]), orders[0].device)
-    plans = []
-    for recipe in compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint):
-        conflicts = tuple(warning(one, foretold=True) for one in plan_forecast(state, recipe, progress))
-        plans.append(Plan(recipe, state.model.card.ref, noted(recipe, state.model), conflicts))
-    return plans
+    recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
+    return [Plan(recipe, state.model.card.ref, noted(recipe, state.model)) for recipe in recipes]
 
 
 def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: bool = False) -> Result:
@@ -91,8 +86,7 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
     def start() -> tuple[StackState, list[Change]]:
         state = load_state(model_of(orders[0], sources[0]), orders[0].device)
         recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
-        work = list(zip(orders, recipes, strict=True))
-        return state, [_addition(part) for part in ([work] if joint else [[one] for one in work])]
+        return state, additions(list(zip(orders, recipes, strict=True)), joint=joint)
 
     return walk(start, out, options)
 
@@ -123,6 +117,11 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
 # -- 2 construct, 3 edit ----------------------------------------------------------------------------------------------
 
 
+def additions(work: Sequence[tuple[Order, Recipe]], *, joint: bool = False) -> list[Change]:
+    """A change for every concept, or one for all of them together."""
+    return [_addition(part) for part in ([work] if joint else [[one] for one in work])]
+
+
 def _addition(work: Sequence[tuple[Order, Recipe]]) -> Change:
     """One more edit, for the concept of `work`, or for all of them together."""
     names = " and ".join(recipe.spec.name for _, recipe in work)
@@ -142,7 +141,6 @@ def _added(work: Sequence[tuple[Order, Recipe]], run: RunDir, state: StackState,
             write_atomic(part / f"{name}.yaml", source.read_bytes())
         with below.apply(net):
             construct(part, recipe, state.model, options.progress_of(name), below.digest)
-        state = replace(state, forecast=(*state.forecast, *forecast(part, state, recipe)))
         parts.append(part)
     recipes = [recipe for _, recipe in work]
     name = JOINT.join(recipe.spec.name for recipe in recipes)
@@ -162,7 +160,7 @@ def _evaluated(run: RunDir, state: StackState, event: str, options: RunOptions) 
         recipe, left_out = state.measured_by(member)
         if left_out:
             options.say(f"{name}: {len(left_out)} prompts are left out, which other concepts erase or trained on")
-        progress, drawn = options.progress_of(name), run.part(f"base/{name}").root
+        progress, drawn = options.progress_of(name), options.base_images or run.part(f"base/{name}").root
         evaluate(part, member.recipe, state.model, state.stack, progress, leave_out=left_out, base_images=drawn)
         save_recipe(recipe, part / "recipe.json")
         counts[name] = measured(read_outcomes(part / "outcomes.jsonl"))

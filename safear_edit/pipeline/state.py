@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler.beside import as_measured
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.editor.stack import Stack
-from safear_edit.evaluate.interference_record import After, Overlap
+from safear_edit.evaluate.interference_record import After
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
@@ -29,15 +30,14 @@ class StackState:
     """A stack of one edit or several, or of none yet.
 
     model: the base model, in which edits are only as long as a step needs them. ref: what it is called. members: the
-    erased concepts in order. history: what was measured after each change. forecast: what was expected of each edit
-    before its search. notes: lines for whoever started the walk, to be printed at its end.
+    erased concepts in order. history: what was measured after each change. notes: lines for whoever started the walk,
+    to be printed at its end.
     """
 
     model: ModelFamily
     ref: str
     members: tuple[Member, ...] = ()
     history: tuple[After, ...] = ()
-    forecast: tuple[Overlap, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -78,7 +78,7 @@ def load_state(text: str, device: str) -> StackState:
 def released_state(released: Released, device: str) -> StackState:
     """The base model of a release with its edits; TrustError if they don't give the released weights."""
     model = released.base(device)
-    return StackState(model, released.ref, released.members, released.history, released.forecast)
+    return StackState(model, released.ref, released.members, released.history)
 
 
 def measured_part(run: RunDir, state: StackState, name: str) -> RunDir:
@@ -92,6 +92,7 @@ class RunOptions:
 
     key: signs the release; None leaves it unsigned, `unsigned` says that this is meant so. overwrite: replace an output
     that is there. command: as it was typed, for the report. say: gets a line now and then, progress every stage.
+    base_images: where the base model's images stay for other walks of the same concept; None: in the run's own folder.
     """
 
     key: SigningKey | None = None
@@ -100,6 +101,7 @@ class RunOptions:
     command: str = ""
     progress: Callback = silent
     say: Callable[[str], None] = lambda line: None
+    base_images: Path | None = None
 
     def progress_of(self, name: str) -> Callback:
         """The callback with the concept before every stage's name."""

@@ -31,7 +31,7 @@ from safear_edit.editor.edit_record import EditRecord, StackedEdit, StackRecord
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.interference import measured
-from safear_edit.evaluate.interference_record import After, Cell, Interference, Overlap
+from safear_edit.evaluate.interference_record import After, Cell, Interference, read_interference
 from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.families.load import load_model
@@ -75,8 +75,7 @@ class Released:
     """A released folder as its files describe it; nothing of the model is loaded.
 
     fingerprints: of the weights after each edit, as recorded; none in a release of one concept. history: what was
-    measured after each change of the stack; alone: each edit by itself on every concept; forecast: what was expected
-    before each edit was searched.
+    measured after each change of the stack; alone: each edit by itself on every concept.
     """
 
     folder: Path
@@ -85,7 +84,6 @@ class Released:
     fingerprints: tuple[str, ...]
     history: tuple[After, ...] = field(repr=False)
     alone: tuple[Cell, ...] = field(default=(), repr=False)
-    forecast: tuple[Overlap, ...] = field(default=(), repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -105,7 +103,7 @@ class Released:
         if told.concepts != tuple(member.name for member in members) or not members:
             raise TrustError(str(folder / STACK), "the same names in concepts and edits", "others", AGAIN)
         fingerprints = tuple(one.weights for one in told.edits if one.weights)
-        return cls(folder, ref, members, fingerprints, seen.history, seen.alone, seen.forecast)
+        return cls(folder, ref, members, fingerprints, seen.history, seen.alone)
 
     @property
     def stack(self) -> Stack:
@@ -172,7 +170,7 @@ def save_stack(folder: Path, stack: Stack, net: nn.Module) -> None:
 def _records(layout: Layout) -> tuple[StackRecord, Interference]:
     """What a stack says of itself."""
     told = read_record(StackRecord, layout.root / STACK, AGAIN)
-    return told, read_record(Interference, layout.root / INTERFERENCE, AGAIN)
+    return told, read_interference(layout.root / INTERFERENCE, AGAIN)
 
 
 def _records_of_one(layout: Layout) -> tuple[StackRecord, Interference]:

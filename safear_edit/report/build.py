@@ -27,7 +27,7 @@ from safear_edit.editor.edit_record import EditRecord, Round, StackRecord
 from safear_edit.editor.method_log import FIGURE, MethodLog
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
-from safear_edit.evaluate.interference_record import Cell, Interference
+from safear_edit.evaluate.interference_record import Cell, read_interference
 from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipped, SliceAudit, read_audit
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
@@ -313,14 +313,12 @@ def _stack(run: RunFiles, concepts: Sequence[ConceptReport]) -> StackSection | N
     if run.order is None or (run.interference is None and edits is None):
         return None
     path = run.interference or run.root / INTERFERENCE
-    found = read_record(Interference, path)
+    found = read_interference(path)
     stack = StackSection(
         edits=edits or (),
         alone=tuple(_with_rate(cell) for cell in found.alone),
         history=found.history,
         overlaps=found.overlaps,
-        foretold=found.foretold,
-        agreement=found.agreement,
         summary="",
     )
     digests = [read_record(EditRecord, files.edit).digest for files in run.concepts]
@@ -345,8 +343,6 @@ def _of_another(stack: StackSection, concepts: Sequence[ConceptReport], digests:
         return "alone"
     if {(one.first, one.second) for one in stack.overlaps} != {(a, b) for a in edits for b in edits if a != b}:
         return "overlaps"
-    if not {one.first for one in stack.foretold} <= {*edits} or not {one.second for one in stack.foretold} <= {*names}:
-        return "foretold"
     last = stack.history[-1].concepts if stack.history else {}
     counts = {name: {key: (part.found, part.n) for key, part in one.slices.items()} for name, one in last.items()}
     drawn = {

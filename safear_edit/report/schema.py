@@ -15,7 +15,7 @@ from safear_edit.compiler.plugins import Plugin
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit_record import Round, StackedEdit
 from safear_edit.editor.method_log import MethodLog
-from safear_edit.evaluate.interference_record import After, Cell, Forecast, Overlap, RankAgreement
+from safear_edit.evaluate.interference_record import After, Cell, Overlap
 from safear_edit.evaluate.likelihood_record import Divergence
 from safear_edit.evaluate.members import Member
 from safear_edit.evaluate.stats import Interval, Paired, Rate
@@ -389,16 +389,13 @@ class StackCell(Cell):
 class StackSection(Section):
     """What the edits of a stack do to each other. It decides nothing: the criteria are of the whole stack.
 
-    edits: first merged first. alone: every edit by itself on every concept. history: oldest first. foretold: what was
-    expected before each edit was searched, beside what came of it.
+    edits: first merged first. alone: every edit by itself on every concept. history: oldest first.
     """
 
     edits: tuple[StackedEdit, ...]
     alone: tuple[StackCell, ...]
     history: tuple[After, ...]
     overlaps: tuple[Overlap, ...]
-    foretold: tuple[Forecast, ...] = ()
-    agreement: tuple[RankAgreement, ...] = ()
     summary: str
 
 

@@ -7,12 +7,20 @@ from typing import Any
 WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", "REGRESSED": "FAIL"}
 """Version 1 had three words for a criterion and three others for a comparison; version 2 has one set for both."""
 
+FORECAST = ("foretold", "agreement")
+"""What a stack's section held besides until 2026-11-29: a forecast of conflicts that told no pair from another."""
+
 
 def upgraded(data: Any) -> Any:
     """The JSON value of a report of any version that was ever written, in today's form; anything else unchanged."""
-    if not isinstance(data, dict) or data.get("schema_version") != 1:
+    if not isinstance(data, dict):
         return data
-    return {**_renamed(data), "schema_version": 2}
+    if data.get("schema_version") == 1:
+        data = {**_renamed(data), "schema_version": 2}
+    stack = data.get("stack")
+    if data.get("schema_version") == 2 and isinstance(stack, dict):
+        data = {**data, "stack": {key: value for key, value in stack.items() if key not in FORECAST}}
+    return data
 
 
 def _renamed(value: Any) -> Any:

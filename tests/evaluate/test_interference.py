@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from torch import Tensor
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.stack import Layer
+from safear_edit.errors import SpecError
 from safear_edit.evaluate import interference
 from safear_edit.evaluate.interference import leading, measured, overlap
-from safear_edit.evaluate.interference_record import After, Cell, Overlap
+from safear_edit.evaluate.interference_record import After, Cell, Interference, read_interference
 from safear_edit.evaluate.outcomes import Outcome
 
 INFO: dict[str, Any] = {"method": "m", "params": {}, "concept": "c", "base_digest": "d", "seed": 0, "steps": 1,
@@ -35,7 +38,6 @@ def test_an_edit_lies_in_its_own_space_and_not_in_an_orthogonal_one() -> None:
     assert (other.column, other.row, other.cosine) == (0, 0, 0)
     crossed = overlap(first, lora(eye[2:4], eye[:, :2]), {})
     assert (crossed.column, crossed.row) == pytest.approx((1, 0))
-    assert "4.0 times chance" in interference.warning(same)
 
 
 def test_edits_of_different_weights_share_nothing() -> None:
@@ -43,7 +45,6 @@ def test_edits_of_different_weights_share_nothing() -> None:
     two = Layer("two", Edit("delta", {"v.weight": torch.ones(4, 4)}, EditInfo(**INFO, rank=None, alpha=None)))
     found = overlap(one, two, {})
     assert (found.shared, found.of, found.column) == (0, 1, 0)
-    assert "no weight in common" in interference.warning(found)
 
 
 def test_codebook_rows_that_both_rewrite_are_counted() -> None:
@@ -81,36 +82,12 @@ def test_counts_and_changes() -> None:
     assert interference.changes(before, After(event="now", concepts={"new": found})) == []
 
 
-def met(first: str, second: str, times: float, rows: int = 0) -> Overlap:
-    return Overlap(first=first, second=second, shared=1, of=1, column=0.1 * times, row=0.1, chance_column=0.1,
-                   chance_row=0.1, cosine=0.0, codebook_rows=rows)  # fmt: skip
-
-
-def cells(lost: dict[tuple[str, str], int]) -> list[Cell]:
-    return [Cell(edit=a, concept=b, asked=48, found=48 - n) for (a, b), n in lost.items()]
-
-
-def test_a_forecast_stands_beside_what_came_and_ranks_are_compared() -> None:
-    forecast = [met("a", "b", 4.0, rows=3), met("a", "c", 2.0), met("b", "c", 3.0), met("gone", "c", 9.0)]
-    found = [met("a", "b", 5.0, rows=7), met("a", "c", 1.5), met("b", "c", 2.5), met("b", "a", 1.0)]
-    lost = {("a", "b"): 6, ("b", "a"): 4, ("a", "c"): 0, ("c", "a"): 0, ("b", "c"): 0, ("c", "b"): 12}
-    rows, agreement = interference.compared(forecast, found, cells(lost))
-    assert [(r.first, r.second, r.lost, r.asked) for r in rows] == [
-        ("a", "b", 10, 96), ("a", "c", 0, 96), ("b", "c", 12, 96)]  # fmt: skip
-    assert (rows[0].foretold, rows[0].found) == pytest.approx((4, 5))
-    assert (rows[0].foretold_rows, rows[0].found_rows) == (3, 7)
-    assert {one.what: one.tau for one in agreement} == pytest.approx({"overlap": 1.0, "pictures": 1 / 3})
-    assert "predicted 4.0 times chance, found 5.0 times chance, codebook rows 3 and 7" in interference.told(rows[0])
-    few, none = interference.compared(forecast[:2], found, cells(lost))
-    assert len(few) == 2 and none == (), "two pairs have no ranks to speak of"
-
-
-def test_a_joint_edit_is_compared_concept_by_concept() -> None:
-    lost = {("a", "b"): 1, ("a", "c"): 2, ("b+c", "a"): 4}
-    rows, _ = interference.compared([met("a", "b", 2.0), met("a", "c", 3.0)], [met("a", "b+c", 4.0)], cells(lost))
-    assert [(row.second, row.found, row.lost) for row in rows] == [
-        ("b", pytest.approx(4), 5),
-        ("c", pytest.approx(4), 6),
-    ]
-    apart = Overlap.model_validate({**met("a", "b", 1.0).model_dump(), "shared": 0})
-    assert interference.times_chance(apart) is None
+def test_a_forecast_in_an_older_record_is_left_out(tmp_path: Path) -> None:
+    cell = Cell(edit="a", concept="a", asked=48, found=0)
+    today, path = Interference(history=(), alone=(cell,), overlaps=()), tmp_path / "interference.json"
+    older = json.loads(today.model_dump_json()) | {"forecast": [{"first": "a"}], "foretold": [], "agreement": []}
+    path.write_text(json.dumps(older))
+    assert read_interference(path) == today
+    path.write_text(json.dumps(older | {"unheard": []}))
+    with pytest.raises(SpecError, match="unheard"):
+        read_interference(path)

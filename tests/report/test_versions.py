@@ -9,7 +9,7 @@ import pytest
 from safear_edit.errors import SpecError
 from safear_edit.report.build import read_report
 from safear_edit.report.schema import Report
-from safear_edit.report.versions import WORDS
+from safear_edit.report.versions import WORDS, upgraded
 from tests.report.test_build import built
 
 OLD = {new: old for old, new in WORDS.items() if old != "REGRESSED"}
@@ -50,3 +50,9 @@ def test_words_of_version_1_are_refused_in_version_2(tmp_path: Path) -> None:
 
 def test_the_latest_version_is_what_is_written(tmp_path: Path) -> None:
     assert json.loads(built(tmp_path).to_json())["schema_version"] == Report.model_fields["schema_version"].default == 2
+
+
+def test_a_forecast_in_an_older_stack_is_left_out() -> None:
+    stack = {"edits": [], "summary": "s"}
+    older = {"schema_version": 2, "stack": stack | {"foretold": [{"first": "a"}], "agreement": []}}
+    assert upgraded(older) == {"schema_version": 2, "stack": stack}
