@@ -12,6 +12,7 @@ import ast
 import difflib
 import importlib
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -146,6 +147,28 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or where to look when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else "take one of these"
+
+
+def marks(entry: Entry) -> dict[str, Any]:
+    """What the class's decorator says beside its name (paper, needs, access), read without importing it; a class that
+    isn't decorated with literals is loaded."""
+    path = source_file(entry.module)
+    own = _class(path, entry.attribute) if path else None
+    for call in own.decorator_list if own else ():
+        match call:
+            case ast.Call(func=ast.Name(id=found), keywords=named) if found == KINDS[entry.kind]:
+                with suppress(ValueError):
+                    return {word.arg: _literal(word.value) for word in named if word.arg}
+    loaded = entry.load()
+    return {name: getattr(loaded, name) for name in ("paper", "needs", "access") if hasattr(loaded, name)}
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal, or a frozenset of one; ValueError for anything else."""
+    match node:
+        case ast.Call(func=ast.Name(id="frozenset"), args=[inner]):
+            return frozenset(ast.literal_eval(inner))
+    return ast.literal_eval(node)
 
 
 def assigned(entry: Entry, names: Collection[str]) -> dict[str, ast.expr]:

@@ -15,7 +15,20 @@ from typing import NoReturn
 
 import click
 
-from safear_edit.cli import apply, approve, attack, audit, doctor, evaluate, gate, specs, stack, terminal
+from safear_edit.cli import (
+    apply,
+    approve,
+    attack,
+    audit,
+    compare,
+    doctor,
+    evaluate,
+    gate,
+    listing,
+    specs,
+    stack,
+    terminal,
+)
 from safear_edit.errors import EXIT_CODES, SafearError, SpecError
 
 OFFLINE = "HF_HUB_OFFLINE"
@@ -98,6 +111,6 @@ def verbs(context: click.Context) -> None:
         print(context.get_help())
 
 
-for _file in (apply, specs, evaluate, attack, audit, approve, gate, stack, doctor):
+for _file in (apply, compare, specs, listing, evaluate, attack, audit, approve, gate, stack, doctor):
     for _verb in _file.VERBS:
         verbs.add_command(_verb)

@@ -1,9 +1,9 @@
-"""The verbs about what can be named: `init`, `validate`, `schema`, `ls` and `pull`; main.py attaches VERBS."""
+"""The verbs about what can be named: `init`, `validate`, `schema` and `pull`; main.py attaches VERBS."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from safear_edit.cli.options import (
     Shown,
     option,
     print_json,
-    print_table,
     refuse_existing_file,
     shown_progress,
     taking,
@@ -121,25 +120,6 @@ def schema(what: str) -> int:
     return 0
 
 
-@click.command("ls")
-@click.argument("what", type=click.Choice(["models", "methods", "concepts", "judges", "attacks"]))
-@taking(ForProgram)
-def list_(what: str, given: ForProgram) -> int:
-    """List what can be named.
-
-    \b
-    safear-edit ls methods
-    """
-    from safear_edit.cli.listing import listing
-
-    rows = listing(what)
-    if given.as_json:
-        print_json([asdict(row) for row in rows])
-    else:
-        print_table(("name", "what it is", "where from"), [(row.name, row.summary, row.source) for row in rows])
-    return 0
-
-
 @click.command()
 @click.argument("model")
 @taking(Shown)
@@ -164,4 +144,4 @@ def pull(model: str, given: Shown) -> int:
     return 0
 
 
-VERBS: tuple[click.Command, ...] = (init, validate, schema, list_, pull)
+VERBS: tuple[click.Command, ...] = (init, validate, schema, pull)

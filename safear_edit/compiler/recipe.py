@@ -85,15 +85,24 @@ with _construct_is_a_field():
             default_factory=dict,
             description='By family ("janus") or pattern ("*:mini"): what such a model takes instead; later ones win.',
         )
+        measured: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+            default_factory=dict,
+            description="Minutes that the search took, by model; the comment says where they are from.",
+        )
 
         def for_model(self, card: Card) -> BaseRecipe:
             """The defaults for one model, `models` resolved; SpecError for a construction that can't be."""
             data = self.model_dump(mode="json") | {"models": {}}
             for name, instead in self.models.items():
-                if name == card.family or fnmatchcase(card.ref, name):
+                if self.applies(name, card.ref):
                     data["params"] |= instead.params
                     data["construct"] |= instead.construct
             return parse(BaseRecipe, Document(f"recipe {self.method} for {card.ref}", data))
+
+        @staticmethod
+        def applies(name: str, ref: str) -> bool:
+            """Whether a key of `models` means the model of that reference."""
+            return name == ref.partition(":")[0] or fnmatchcase(ref, name)
 
 
 def load_base_recipe(name: str) -> BaseRecipe:

@@ -71,7 +71,7 @@ def evaluate(
     or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
     all three passes (on the model's device: prompts × longest caption × caption width). leave_out: ids of prompts that
     are drawn (so that every batch and every choice is the recipe's) but not reported: a stack erases what they ask for.
-    base_pictures: a folder in which the base model's batches stay, for the next evaluation of the same recipe.
+    base_pictures: a folder in which the base model's batches stay, for the next evaluation on the same prompts.
     UsageError for a judge that is unknown or gives no number, and for a recipe without a prompt that asks for the
     concept.
     """
@@ -224,9 +224,10 @@ def _stores(
     judges: Mapping[str, Judge],
 ) -> dict[Which, Path]:
     """Where the batches of each model lie; what the base draws doesn't depend on the change."""
-    inputs = (recipe.digest, model.card.digest, str(model.device), *(judge.digest for judge in judges.values()))
-    edited = store_for(root, change.digest, *inputs)
-    return {"edited": edited, "base": store_for(base_root, *inputs) if base_root else edited}
+    drawn_by = (model.card.digest, str(model.device))
+    edited = store_for(root, change.digest, recipe.digest, *drawn_by, *(judge.digest for judge in judges.values()))
+    # a batch says itself of which prompts and judges it is, so recipes that share them share the base model's images
+    return {"edited": edited, "base": store_for(base_root, *drawn_by) if base_root else edited}
 
 
 # -- image sheets ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """ScaleErasure, a rival that edits nothing: while an Infinity draws, bits that go with the concept are guided away.
 
-Measured beside the edits (`python -m safear_edit.studies ablation … --methods scale_erasure`), never released:
-whoever holds the weights can leave it out. Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure.
+`python -m safear_edit.studies scale_erasure SPEC --model infinity` measures it on the prompts that edits are measured
+on, unscreened; it is never released: whoever holds the weights can leave it out.
+Source: https://arxiv.org/abs/2606.29282 and https://github.com/coziiizz/ScaleErasure.
 Where the two differ the paper is followed: the threshold on bits stays what it is from scale to scale (the code divides
 it by the temperature again at each), and the window's first scale is given outright (the code lets two scales of its
 own window pass).
@@ -9,15 +10,21 @@ own window pass).
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safear_edit.errors import UsageError
+from safear_edit.compiler.compile import compile_recipe
+from safear_edit.compiler.recipe import Recipe, load_base_recipe
+from safear_edit.errors import SafearError, UsageError
+from safear_edit.evaluate.sampled import judges_of, request_of, sampling_of
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.families.infinity import (
     ClassifierFree,
@@ -28,8 +35,11 @@ from safear_edit.families.infinity import (
     per_scale,
     sample_bits,
 )
+from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided
-from safear_edit.spec.spec import Spec
+from safear_edit.judges.draw import draw_and_judge
+from safear_edit.pipeline.order import source_path
+from safear_edit.spec.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
@@ -193,3 +203,40 @@ def _joined(plain: Condition, said: Condition, images: int) -> Condition:
     place = (said.index + len(plain.features)).repeat_interleave(images)
     dropped = torch.cat([plain.dropped, torch.zeros(len(place), dtype=torch.bool)])
     return Condition(torch.cat(features), torch.cat(masks), torch.cat([plain.index, place]), dropped)
+
+
+# -- measured ---------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what the guidance changes per slice; 2 and one line on stderr for wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies scale_erasure", description=__doc__)
+    parser.add_argument("spec", help="a file or a built-in concept's name")
+    parser.add_argument("--model", default="infinity")
+    parser.add_argument("--prompts", type=int, default=60, help="per slice")
+    parser.add_argument("--window", type=yaml.safe_load, default={}, help="YAML, for instance '{first: 2, last: 4}'")
+    options = parser.parse_args(arguments)
+    try:
+        model, spec = load_model(options.model), load_spec(source_path(options.spec))
+        guarded = ScaleErasure.of(model, Words.of(spec), options.window)
+        recipe = compile_recipe(spec, model.card, load_base_recipe("vce"), sampling=model.sampling)
+        for name in recipe.evaluate.n:
+            before, after = (drawn(one, recipe, name, options.prompts) for one in (model, guarded))
+            print(f"{name}: {told(before, after)}")
+    except SafearError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def drawn(model: ModelFamily, recipe: Recipe, name: str, count: int) -> list[bool | None]:
+    """What the judge says of the images for the first `count` prompts of a slice."""
+    requests = [request_of(prompt) for prompt in recipe.slice(name)[:count]]
+    return [one.judgement.present for one in draw_and_judge(model, requests, judges_of(recipe), sampling_of(recipe))]
+
+
+def told(before: Sequence[bool | None], after: Sequence[bool | None]) -> str:
+    """Counts of what is found, lost and gained."""
+    pairs = [(b is True, a is True) for b, a in zip(before, after, strict=True)]
+    found = f"found in {sum(b for b, _ in pairs)}, then in {sum(a for _, a in pairs)} of {len(pairs)}"
+    return f"{found}; lost {pairs.count((True, False))}, gained {pairs.count((False, True))}"

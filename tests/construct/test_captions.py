@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from safear_edit.construct.captions import (
     SafeCaption,
     refiner_of,
 )
-from safear_edit.construct.pairs import Keep, Pairs, build_pairs
+from safear_edit.construct.pairs import Pairs, build_pairs
 from safear_edit.construct.pairs_record import Captions
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.families.janus import Janus
@@ -44,8 +44,6 @@ from safear_edit.report.model_card import model_card
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import fill, mention_of
 from safear_edit.spec.spec import Spec, concept_names, load_spec
-from safear_edit.studies import ablation
-from safear_edit.studies.ablation import compiled
 from tests.report.test_build import make_run
 
 SAFE = "a photo of the template"
@@ -168,12 +166,6 @@ def test_not_beside_other_concepts(model: Janus) -> None:
     refuse_own_captions([plain, plain])
     with pytest.raises(UsageError, match="stack: expected safe captions"):
         refuse_own_captions([plain, own])
-
-
-def test_the_ablation_takes_it_as_a_variant(model: Janus) -> None:
-    spec = builtin_folder("concepts") / "picasso.yaml"
-    assert refiner_of(compiled(model, spec, "vce", 0, "self")) is not None
-    assert refiner_of(compiled(model, spec, "vce", 0)) is None
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
@@ -317,33 +309,6 @@ def test_a_random_model_says_nothing_that_could_be_a_prompt(
     assert found.told is not None
     for told, safe, pair in zip(found.told, found.safe, recipe.construct.pairs, strict=True):
         assert told.why == "" or safe == pair.safe
-
-
-def test_variants_of_the_ablation_learn_from_pairs_of_their_own(
-    built: Built, model: Janus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Drawing and judging a whole recipe is left out; compiling, fitting and the rows are real."""
-    plain = replace(built.pairs, told=None)
-    made: list[str] = []
-
-    def pairs(model: Janus, recipe: Recipe, judge: Judge) -> Pairs:
-        made.append(recipe.construct.refine)
-        return built.pairs if recipe.construct.refine == "self" else plain
-
-    monkeypatch.setattr(ablation, "_pairs", pairs)
-    keep = Keep(["a car", "a tree"], built.pairs.safe_ids[:2])
-    monkeypatch.setattr(ablation, "build_keep", lambda *given, **named: keep)
-    monkeypatch.setattr(ablation, "draw", lambda *given: (True,))
-    names = ["vce:steps=1,understanding_weight=0", "vce:refine=self,steps=1,understanding_weight=0"]
-    variants = {name: ablation.variant(name) for name in names}
-    spec = builtin_folder("concepts") / "picasso.yaml"
-    bench = ablation.Bench.of(model, spec, 0, variants, 1, likelihood=False)
-    rows = [bench.row(name, *wanted, tmp_path / f"{name}, seed 0") for name, wanted in variants.items()]
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}, seed 0" for name in names}
-    assert made == ["template", "self"] and [row["variant"] for row in rows] == names
-    assert "refined" not in rows[0] and rows[1]["refined"] == 6
-    slices = "direct | paraphrase | other-styles | objects"
-    assert ablation.table(rows, names).splitlines()[0] == f"| variant | seeds | {slices} | unreadable | minutes |"
 
 
 def test_the_report_says_who_wrote_the_captions(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.infinity import Infinity, ScaleSampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.spec.spec import load_spec
-from safear_edit.studies.scale_erasure import ScaleErasure, Window, Words, relevance
+from safear_edit.studies.scale_erasure import ScaleErasure, Window, Words, relevance, told
 
 WORDS = Words("picasso", "a photo", ("a dog", "a long sentence about houses"))
 PROMPTS, SEEDS = ["a dog in the style of picasso", "a cat"], [3, 4]
@@ -75,3 +75,7 @@ def test_words_and_window_come_from_the_spec_and_the_model() -> None:
 def test_other_families_are_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="expected an Infinity, got llamagen"):
         ScaleErasure(LlamaGen.pico(), WORDS)
+
+
+def test_what_is_lost_and_gained_is_counted() -> None:
+    assert told((True, True, False), (None, True, True)) == "found in 2, then in 2 of 3; lost 1, gained 1"
