@@ -1,8 +1,8 @@
-"""The verbs about the edits of a release: `stack ls`, `remove`, `reweight`, and `export`; main.py attaches VERBS."""
+"""The verbs about the edits of a release: `stack …` and `export`; main.py attaches VERBS."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,16 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     ForProgram,
+    OnDevice,
     Publishing,
+    Shown,
     Writing,
     option,
     print_json,
     print_result,
     print_table,
     run_options,
+    shown_progress,
     taking,
 )
 from safear_edit.errors import UsageError
@@ -31,7 +34,7 @@ TOGETHER = "in one edit with"
 
 @click.group()
 def stack() -> None:
-    """List, remove or reweight the edits of a released model.
+    """List, remove, reweight, reorder or explain the edits of a released model.
 
     \b
     safear-edit stack remove safer-llamagen dog --out safe-again --key keys/safear.key
@@ -131,6 +134,118 @@ def _strength(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise UsageError("stack reweight", "NAME=NUMBER", repr(text), "for instance dog=0.5") from None
+
+
+@stack.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@taking(Publishing)
+def reorder(folder: Path, names: tuple[str, ...], given: Publishing) -> int:
+    """Merge the edits in another order, first one first, measure everything again; DIR stays as it is.
+
+    \b
+    safear-edit stack reorder safer-llamagen dog picasso --out reordered
+    """
+    from safear_edit.pipeline import amend
+
+    with run_options(given) as options:
+        result = amend.reorder(folder, names, given.out, options, given.device)
+    return print_result(result, given.as_json)
+
+
+# -- explaining -------------------------------------------------------------------------------------------------------
+
+
+@stack.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@taking(ForProgram)
+def diff(first: str, second: str, given: ForProgram) -> int:
+    """Which tensors differ between two models, which edits explain that, and what none explains.
+
+    A and B are released folders or model references. What is left is other training, or tampering.
+
+    \b
+    safear-edit stack diff llamagen safer-llamagen
+    """
+    from safear_edit.pipeline.diff import diff as compare
+
+    found = compare(first, second)
+    if given.as_json:
+        print_json(asdict(found))
+        return 0
+    rows = [
+        (c.tensor, f"{c.norm:.3g}", f"{c.relative:.2%}", str(c.rank), ", ".join(c.edits), f"{c.left:.3g}")
+        for c in found.changed
+    ]
+    if rows:
+        print_table(("tensor", "change, norm", "of A's", "rank", "changed by", "unexplained"), rows)
+    print("\n".join(found.lines()))
+    return 0
+
+
+@stack.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("tensor")
+@taking(ForProgram)
+def blame(folder: Path, tensor: str, given: ForProgram) -> int:
+    """Which edits of a release changed a tensor, and by how much.
+
+    \b
+    safear-edit stack blame safer-llamagen layers.0.attention.wqkv.weight
+    """
+    from safear_edit.pipeline.diff import blame as explain
+
+    found = explain(folder, tensor)
+    if given.as_json:
+        print_json(asdict(found))
+        return 0
+    if not found.edits:
+        print(f"no edit changes {tensor}")
+        return 0
+    rows = [
+        (one.name, f"{one.strength:g}", f"{one.norm:.3g}", f"{one.relative:.2%}", str(one.rank), f"{one.share:.0%}")
+        for one in found.edits
+    ]
+    print_table(("edit", "strength", "change, norm", "of the base's", "rank", "share of all change"), rows)
+    if found.left:
+        print(f"no edit explains a change of norm {found.left:.3g}: other training, or tampering")
+    return 0
+
+
+@dataclass(frozen=True)
+class BisectOptions(OnDevice, Shown):
+    count: int = option("--n", type=click.IntRange(8, 1000), default=48, show_default=True, help="Prompts per try.")
+
+
+@stack.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("label")
+@taking(BisectOptions)
+def bisect(folder: Path, label: str, given: BisectOptions) -> int:
+    """Find the edit with which most of a label's loss came, by halving the stack; nothing is written.
+
+    LABEL is what a judge reads, for instance style=seurat; the prompts are those of the release's own evaluation.
+
+    \b
+    safear-edit stack bisect safer-llamagen style=seurat
+    """
+    from safear_edit.pipeline.diff import bisect as halve
+    from safear_edit.pipeline.order import resolve_device
+
+    with shown_progress(given) as progress:
+        found = halve(folder, label, count=given.count, device=resolve_device(given.device), progress=progress)
+    if given.as_json:
+        print_json(asdict(found))
+        return 0
+    rows = [(str(step.edits), f"{step.found} of {step.n}") for step in found.steps]
+    print_table(("edits merged", f"{label} found in"), rows)
+    told = f"lost {found.lost}, gained {found.gained}, p {found.p:.3g}"
+    print(f"{found.culprit}: most of the loss came with this edit ({told})" if found.culprit else f"no loss: {told}")
+    return 0
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

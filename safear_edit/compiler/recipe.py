@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from safear_edit.compiler.questions import refuse_training_questions
 from safear_edit.errors import SpecError
@@ -65,6 +65,24 @@ class ConstructSizes(Part):
     refine: Refine = _REFINE
 
 
+class Range(Part):
+    """What `tune` may set a number to: low to high (whole numbers if both are), or one of the choices."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(default=False, description="Search the logarithm.")
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        bounded = self.low is not None and self.high is not None
+        if bounded == bool(self.choices) or (self.low is None) != (self.high is None):
+            raise ValueError("low and high, or choices")
+        if self.low is not None and self.high is not None and not 0 <= self.low < self.high:
+            raise ValueError("0 ≤ low < high")
+        return self
+
+
 with _construct_is_a_field():
 
     class ModelDefaults(Part):
@@ -85,6 +103,7 @@ with _construct_is_a_field():
             default_factory=dict,
             description='By family ("janus") or pattern ("*:mini"): what such a model takes instead; later ones win.',
         )
+        tune: dict[Text, Range] = Field(default_factory=dict, description="By number, what `safear-edit tune` may try.")
         measured: dict[Text, Annotated[float, Field(gt=0)]] = Field(
             default_factory=dict,
             description="Minutes that the search took, by model; the comment says where they are from.",

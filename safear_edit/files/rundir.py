@@ -180,6 +180,29 @@ def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
         lock.release()
 
 
+@contextmanager
+def growing(out: Path, mark: str, verb: str) -> Iterator[None]:
+    """`out` as a folder that calls of one verb add to, locked against a second process; `mark` is a file in it.
+
+    UsageError for a folder that something else wrote, one inside a signed release, and while another process works.
+    """
+    refuse_inside_release(out)
+    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(str(out), f"a new folder, or one of `{verb}`", "something else", "choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(str(out), f"no other `{verb}` on this folder", "one at work", "wait for it") from None
+    try:
+        if not (out / mark).is_file():
+            write_atomic(out / mark, json.dumps({"schema_version": 1}) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
 def stage(run: RunDir, files: Iterable[str]) -> Path:
     """A fresh folder with the output's name inside the run, with copies of `files` (names relative to the run).
 

@@ -1,9 +1,9 @@
-"""Walks that add nothing: a released stack without one of its edits, or with edits at other strengths."""
+"""Walks that add nothing: a released stack without one of its edits, in another order, or at other strengths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +52,22 @@ def reweight(
     )
     event = "reweighted " + ", ".join(f"{name} to {strength:g}" for name, strength in strengths.items())
     return _amended(released, members, event, out, options, device)
+
+
+def reorder(folder: Path, names: Sequence[str], out: Path, options: RunOptions, device: str = "auto") -> Result:
+    """Publish `out`: the release with its edits merged in another order, all measured again.
+
+    The sum is the same but for rounding; what changes is which edits a later `remove` of the last ones leaves. Each
+    edit was searched on the model with those that came before it then. UsageError unless `names` are all edits.
+    """
+    released = Released.read(folder)
+    layers = [released.layer(name).name for name in names]
+    if missing := [layer.name for layer in released.stack.layers if layer.name not in layers]:
+        raise UsageError("stack reorder", "every edit once", f"no {missing[0]}", "name all of them, first merged first")
+    if len(layers) > len(released.stack.layers):
+        raise UsageError("stack reorder", "every edit once", "one of them twice", "leave one out")
+    members = tuple(sorted(released.members, key=lambda member: layers.index(member.layer.name)))
+    return _amended(released, members, f"reordered: {', '.join(layers)}", out, options, device)
 
 
 def _amended(

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
-from filelock import FileLock, Timeout
 
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
@@ -133,7 +131,7 @@ def compare(
         for seed in range(seeds)
     ]
     read_sources([Order(concept, model) for concept in dict.fromkeys(concepts)])
-    with _opened(out):
+    with rundir.growing(out, MARK, "compare"):
         state = load_state(model, device)
         if state.members:
             raise UsageError(f"compare --model {model}", "a base model", "a released one", f"take {state.ref}")
@@ -154,25 +152,6 @@ def compare(
 def _within(progress: Callback, number: int, total: int, label: str, stage: str, done: int, of: int, info: str) -> None:
     """One line for all runs: which of them is at work, and where it is."""
     progress("compare", number, total, f"{label}: {stage.partition(': ')[2] or stage} {done}/{of}")
-
-
-@contextmanager
-def _opened(out: Path) -> Iterator[None]:
-    """`out`, marked as a comparison's and locked."""
-    rundir.refuse_inside_release(out)
-    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(str(out), "a new folder, or one of `compare`", "something else", "choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / MARK, json.dumps({"schema_version": 1}) + "\n")
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(str(out), "no other `compare` on this folder", "one at work", "wait for it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _wanted(state: StackState, one: Variant, order: Order) -> Wanted:

@@ -10,7 +10,7 @@ import html
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,7 +241,6 @@ def front(lines: Sequence[Summary]) -> list[Summary]:
 def pareto(lines: Sequence[Summary]) -> dict[str, bytes]:
     """SVG and PNG: erasure in the worst slice against the loss of the worst member, a panel per concept; the size of a
     point is the search's minutes, its bars run over the seeds, and the line joins what nothing beats."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     concepts = list(dict.fromkeys(line.concept for line in lines))
@@ -263,14 +262,7 @@ def pareto(lines: Sequence[Summary]) -> dict[str, bytes]:
         axis.set(title=concept, xlabel="lost by the worst member, points", ylabel="erased in the worst slice, %")
         axis.legend(fontsize=7)
     canvas.suptitle("Left and up is better; the larger a point, the longer the search", fontsize=9)
-    with rc_context({"svg.hashsalt": "safear-edit"}):  # the same figures, the same bytes
-        return {kind: _saved(canvas.savefig, kind) for kind in ("svg", "png")}
-
-
-def _saved(save: Callable[..., None], kind: str) -> bytes:
-    buffer = io.BytesIO()
-    save(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    return pages.figure(canvas)
 
 
 # -- the same prompts for every method --------------------------------------------------------------------------------

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
@@ -34,3 +39,16 @@ def raw_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def image(name: str, alt: str) -> str:
     """An image that lies beside the page."""
     return f'<img src="{html.escape(name)}" alt="{html.escape(alt)}">'
+
+
+def figure(canvas: Figure) -> dict[str, bytes]:
+    """A figure as SVG and PNG: the same figures, the same bytes."""
+    from matplotlib import rc_context
+
+    found = {}
+    with rc_context({"svg.hashsalt": "safear-edit"}):
+        for kind in ("svg", "png"):
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+            found[kind] = buffer.getvalue()
+    return found

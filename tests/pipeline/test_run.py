@@ -13,11 +13,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safear_edit import registry
@@ -33,7 +34,7 @@ from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.pipeline import run
+from safear_edit.pipeline import diff, run
 from safear_edit.pipeline.order import Order
 from safear_edit.pipeline.state import RunOptions
 from safear_edit.release import released
@@ -256,6 +257,75 @@ def test_the_stack_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -
     said, cells = capsys.readouterr().out, Released.read(folder / "two").alone
     assert sum(cell.asked for cell in cells) > 4
     assert all(f"{cell.found} of {cell.asked}" in said for cell in cells)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main.run([*words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_edits_explain_a_difference_and_nothing_explains_tampering(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, one, two = (str(folder / name) for name in ("base", "one", "two"))
+    whole = said(capsys, "stack", "diff", base, two)
+    assert [(part["name"], part["stated"]) for part in whole["parts"]] == [("picasso", 1), ("van_gogh", 1)]
+    assert [part["found"] for part in whole["parts"]] == pytest.approx([1, 1], abs=1e-3)
+    changed = {row["tensor"]: row for row in whole["changed"]}
+    assert not any(row["left"] for row in whole["changed"]) and all(row["rank"] <= 4 for row in whole["changed"])
+    (part,) = [part for part in said(capsys, "stack", "diff", one, two)["parts"] if part["stated"]]
+    assert part["name"] == "van_gogh" and part["found"] == pytest.approx(1, abs=1e-3)
+    assert said(capsys, "stack", "diff", two, two)["changed"] == []
+
+    tampered = tmp_path / "tampered"
+    shutil.copytree(two, tampered)
+    tensors = load_file(tampered / GPT)
+    name = next(iter(changed))
+    key = next(key for key in tensors if key.endswith(name) or name.endswith(key))
+    tensors[key] += 0.01 * torch.randn(tensors[key].shape, generator=torch.Generator().manual_seed(0))
+    save_file(tensors, tampered / GPT)
+    found = said(capsys, "stack", "diff", base, str(tampered))
+    assert [row["tensor"] for row in found["changed"] if row["left"]] == [name]
+    assert said(capsys, "stack", "blame", str(tampered), name)["left"] > 0
+    blamed = said(capsys, "stack", "blame", two, name)
+    assert [one["name"] for one in blamed["edits"]] == ["picasso", "van_gogh"] and not blamed["left"]
+    assert sum(one["share"] for one in blamed["edits"]) == pytest.approx(1, abs=1e-3)
+    assert "did you mean" in refused(capsys, ["stack", "blame", two, name[:-1]])
+
+
+def test_the_edit_that_lost_a_label_is_found(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is seen depends on how many edits are merged: the second one takes everything."""
+    released = Released.read(folder / "two")
+    probe = released.stack.layers[1].edit
+    weight, net = probe.weights[0], released.base().net
+    before = net.state_dict()[weight].clone()
+    with released.stack.layers[0].edit.apply(net):
+        after_one = net.state_dict()[weight].clone()
+
+    def seen(model: LlamaGen, *given: object) -> list[bool]:
+        now = model.net.state_dict()[weight]
+        return [any(torch.equal(now, one) for one in (before, after_one))] * 8
+
+    monkeypatch.setattr(diff, "_seen", seen)
+    found = said(capsys, "stack", "bisect", str(folder / "two"), "object=dog", "--device", "cpu")
+    assert found["culprit"] == "van_gogh" and [step["edits"] for step in found["steps"]] == [0, 2, 1]
+    monkeypatch.setattr(diff, "_seen", lambda *given: [True] * 8)
+    assert said(capsys, "stack", "bisect", str(folder / "two"), "object=dog", "--device", "cpu")["culprit"] is None
+    assert "did you mean 'object=dog'" in refused(capsys, ["stack", "bisect", str(folder / "two"), "object=dogg"])
+
+
+def test_reordered_edits_are_the_same_sum(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end = ["--out", "reordered", "--unsigned", "-q", "--device", "cpu"]
+    assert "no van_gogh" in refused(capsys, ["stack", "reorder", "two", "picasso", *end])
+    assert main.run(["stack", "reorder", "two", "van_gogh", "picasso", *end]) in VERDICTS
+    found = Released.read(folder / "reordered")
+    assert found.stack.names == ("van_gogh", "picasso") and found.history[-1].event.startswith("reordered")
+    there, then = (load_file(folder / name / GPT) for name in ("reordered", "two"))
+    assert all(torch.allclose(there[key], then[key], atol=1e-5) for key in then)
 
 
 def test_a_released_stack_is_its_own_base_of_comparison(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

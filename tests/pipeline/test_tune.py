@@ -1,0 +1,143 @@
+"""A search for numbers sees no evaluation prompt, goes on where it was killed, and says what is best. A coin judges."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from safear_edit import registry
+from safear_edit.cli import main
+from safear_edit.compiler.compile import compile_recipe
+from safear_edit.compiler.recipe import Range, load_base_recipe
+from safear_edit.errors import SpecError
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.reference import ModelRef
+from safear_edit.files.records import parse
+from safear_edit.files.strict import Document
+from safear_edit.pipeline import tune
+from safear_edit.pipeline.tune import Measured, Trial, best_of, front
+from safear_edit.spec.prompts import normalise
+from safear_edit.spec.spec import load_spec
+
+optuna = pytest.importorskip("optuna")
+SETS = ("construct.pairs=60", "construct.keep=6", "params.batch=2", "params.keep_batch=2", "params.rank=2")
+RECIPE = """method: sft
+params: {steps: 2}
+tune:
+  steps: {low: 1, high: 3}
+  learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+  part: {choices: [all, attention]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
+    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(tune, "ASKED", 12)
+    monkeypatch.setattr(tune, "FIRST", 6)
+    monkeypatch.setattr(tune, "KEPT", 2)
+    monkeypatch.setattr(tune, "HOPELESS", 1.0)  # a coin never erases
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    LlamaGen.pico(seed=0).export(tmp_path / "base")
+    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
+    data["judge"]["use"] = "coin"
+    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    Path("sft.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def words(*more: str, out: str = "out") -> list[str]:
+    sets = [word for one in SETS for word in ("--set", one)]
+    end = ["--method", "./sft.yaml", "--out", out, "--device", "cpu", "-q", *sets, *more]
+    return ["tune", "picasso.yaml", "--model", "./base", *end]
+
+
+def test_evaluation_prompts_are_never_seen(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    condition = LlamaGen.condition
+
+    def spying(model: LlamaGen, prompts: Sequence[str]) -> Any:
+        read.update(map(normalise, prompts))
+        return condition(model, prompts)
+
+    monkeypatch.setattr(LlamaGen, "condition", spying)
+    assert main.run(words("--trials", "2")) == 0
+    model = LlamaGen.load(ModelRef.parse("./base"))
+    recipe = compile_recipe(load_spec(Path("picasso.yaml")), model.card, load_base_recipe("./sft.yaml"), overrides=SETS)
+    evaluated = {normalise(prompt.prompt) for prompt in recipe.evaluate.prompts}
+    assert len(read) > 60 and not read & evaluated
+    own = normalise(" ".join((*recipe.spec.erase.aliases, *recipe.spec.paraphrases.train)))
+    held_out = [name for name in map(normalise, recipe.spec.paraphrases.held_out) if name not in own]
+    assert held_out and not [text for text in read for name in held_out if name in text]
+
+    best = yaml.safe_load((folder / "out/best.yaml").read_text())
+    rows = list(csv.DictReader((folder / "out/trials.csv").read_text().splitlines()))
+    assert [row["trial"] for row in rows] == ["0", "1"] and rows[0]["steps"] == "2"
+    assert best["method"] == "sft" and 1 <= best["params"]["steps"] <= 3
+    assert load_base_recipe("./out/best.yaml").params["part"] in ("all", "attention")
+    assert "training prompts only" in (folder / "out/best.yaml").read_text()
+
+    capsys.readouterr()
+    assert main.run([*words("--trials", "1"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["trials"]) == 3, "the same command goes on"
+    assert main.run(words("--trials", "1", "--seed", "1")) == 2
+    assert "a search of this very recipe" in capsys.readouterr().err
+
+
+def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in (
+        (["--budget", "soon"], "90s, 30min or 2h"),
+        (["--method", "dpo"], "a recipe that declares ranges"),
+    ):
+        capsys.readouterr()
+        assert main.run(words(*more)) == 2
+        err = capsys.readouterr().err
+        assert said in err and len(err.splitlines()) == 1
+    assert not (folder / "out").exists()
+
+
+def trial(number: int, left: float, loss: float, cir: float = 0.5) -> Trial:
+    return Trial(number, {"steps": number}, Measured(left, 0.0, loss, "dog", cir))
+
+
+def test_the_best_erases_enough_and_costs_least() -> None:
+    trials = [trial(0, 0.02, 0.3), trial(1, 0.0, 0.1, 0.4), trial(2, 0.01, 0.1, 0.2), trial(3, 0.2, 0.0)]
+    best = best_of([*trials, Trial(4, {}, None, "ended early")])
+    assert best is trials[2]
+    assert best_of(trials[3:]) is trials[3] and best_of([]) is None
+    assert [one.number for one in front(trials)] == [1, 2, 3]
+
+
+def test_a_hopeless_trial_ends_after_the_first_images() -> None:
+    seen: list[int] = []
+
+    def look(requests: Sequence[Any], *given: Any) -> list[Any]:
+        seen.append(len(requests))
+        return [SimpleNamespace(judgement=SimpleNamespace(present=None), request=one) for one in requests]
+
+    def end(left: float) -> None:
+        assert left == 1.0, "an unreadable image counts as left"
+        raise optuna.TrialPruned
+
+    probe: Any = SimpleNamespace(asked=range(tune.FIRST + 9), kept=range(5), seen=look)
+    with pytest.raises(optuna.TrialPruned):
+        tune.measure(probe, nullcontext, end)
+    assert seen == [tune.FIRST]
+
+
+@pytest.mark.parametrize("data", [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "choices": [1]}, {}])
+def test_a_range_is_two_ends_or_choices(data: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        parse(Range, Document("recipe", data))
