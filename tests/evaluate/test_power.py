@@ -66,7 +66,7 @@ def test_twenty_prompts_can_not_show_ninety_per_cent() -> None:
 
 
 def test_members_are_planned_for() -> None:
-    """400 prompts of six styles are 66 each, of twelve objects 33: what a loss of 12 points would look like is said."""
+    """400 prompts of six styles are 66 each, and objects 40 each: what a loss of 12 points would look like is said."""
     found = {one.slice: one for one in criteria(PICASSO)}
     styles = found["other-styles, each of 6 members"]
     assert styles.met and styles.power > 0.99 and "66 prompts of it, is not passed in 8" in styles.sentence()

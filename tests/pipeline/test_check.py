@@ -40,7 +40,7 @@ def test_built_in_names_are_taken_and_every_criterion_is_told(capsys: pytest.Cap
     names = builtin_names("concepts")
     assert main.run(["validate", *names]) == 0
     out = capsys.readouterr().out
-    assert out.count(" is valid\n") == len(names) and "objects, 400 prompts: a good edit passes" in out
+    assert out.count(" is valid\n") == len(names) and "objects, 480 prompts: a good edit passes" in out
     assert "candidates instead of" not in out, "every slice has its full reserve"
     assert "picaso" in told(capsys, "validate", "picaso")
 

@@ -1,0 +1,24 @@
+"""The study of members: a release's report becomes one row, and what a release has not is left empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safear_edit.studies import members
+from tests.report.test_build import _flipped, built
+
+
+def test_a_row_says_what_was_lost_and_who_paid(tmp_path: Path) -> None:
+    row = members.row(built(tmp_path / "run", change=_flipped("test-styles", 12, 1)), seed=3)
+    assert row["seed"] == 3 and row["verdict"] in ("FAIL", "INCONCLUSIVE", "PASS")
+    assert row["by name"]["k"] <= row["by name"]["n"] > 0 and "held-out names" in row
+    assert "test-styles -12 +1 of " in row["lost and gained"]
+    assert row["worst member"] is None or " in test-" in row["worst member"]
+
+
+def test_a_typo_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert members.main(["picaso", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "picaso" in error and not list(tmp_path.iterdir())
