@@ -101,7 +101,7 @@ def _orders(sources: Sequence[str], given: Compiling) -> list[Order]:
     from safear_edit.pipeline.order import Order
 
     refuse_beside_recipe(sources, "method", "seed")
-    about = (given.model, given.method, given.seed, given.sets, given.device, given.found)
+    about = (given.model, given.method, given.seed, given.sets, given.device, given.found, given.dtype)
     return [Order(source, *about) for source in sources]
 
 

@@ -13,6 +13,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    InDtype,
     OfModel,
     OnDevice,
     Replacing,
@@ -178,7 +179,7 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 
 
 @dataclass(frozen=True)
-class GenerateOptions(Seeded, OnDevice, Replacing, Shown):
+class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
     model: str = option("--model", required=True, help="family[:variant] or a directory.")
     count: int = option("--n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
     out: Path = option("--out", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
@@ -202,6 +203,7 @@ def generate(prompts: tuple[str, ...], given: GenerateOptions) -> int:
             count=given.count,
             seed=given.seed,
             device=given.device,
+            dtype=given.dtype,
             out=given.out,
             overwrite=given.overwrite,
             progress=progress,

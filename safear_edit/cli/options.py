@@ -96,6 +96,16 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
+class InDtype:
+    dtype: str = option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        help="Of the frozen weights; auto: bfloat16 for published ones on a GPU, else float32.",
+    )
+
+
+@dataclass(frozen=True)
 class Seeded:
     seed: int = option("--seed", type=SEED, default=0, help="Root of every random number.")
 
@@ -128,7 +138,7 @@ class ByMethod:
 
 
 @dataclass(frozen=True)
-class Compiling(OfModel, ByMethod, Seeded, OnDevice):
+class Compiling(OfModel, ByMethod, Seeded, OnDevice, InDtype):
     """What a spec is compiled with."""
 
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")

@@ -155,10 +155,15 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModelChoice(Part):
-    """The weights: how they were named, and what they were."""
+    """The weights: how they were named, what they were, and what they compute in."""
 
     ref: Text
     digest: Text
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        exclude_if=lambda kind: kind == "float32",  # a recipe with the default keeps the digest that it had before
+        description="Of the frozen weights; what is trained is float32 always.",
+    )
 
 
 class MethodChoice(Part):

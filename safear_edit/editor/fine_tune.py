@@ -244,7 +244,7 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def inject(net: nn.Module, modules: Collection[str], tuning: Tuning, seed: int) -> dict[str, LoraLayer]:
-    """Wrap the named nn.Linear modules in peft LoRA layers (B = 0, A from `seed`); everything else is frozen.
+    """Wrap the named nn.Linear modules in float32 peft LoRA layers (B = 0, A from `seed`); all else is frozen.
 
     Call inside `borrowed(net)`. UsageError if a name is not a linear layer of `net` or the list is empty.
     """
@@ -265,7 +265,10 @@ def inject(net: nn.Module, modules: Collection[str], tuning: Tuning, seed: int) 
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, net, ADAPTER)
-    return {name: cast("LoraLayer", net.get_submodule(name)) for name in sorted(modules)}
+    layers = {name: cast("LoraLayer", net.get_submodule(name)) for name in sorted(modules)}
+    for weight in adapter_weights(layers).values():
+        weight.data = weight.data.float()  # peft gives them the frozen weights' dtype, in which small steps are lost
+    return layers
 
 
 def adapter_weights(layers: Mapping[str, LoraLayer]) -> dict[str, nn.Parameter]:

@@ -214,6 +214,11 @@ class ModelFamily(ABC):
         """Where the weights are."""
         return next(self.net.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights, the image tokenizer's aside."""
+        return self.net.get_submodule(self.editable("all")[0]).get_parameter("weight").dtype
+
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Encode prompts, equal ones once; image i takes prompt i."""
@@ -221,6 +226,11 @@ class ModelFamily(ABC):
     def open_condition(self, prompts: Sequence[str]) -> Condition:
         """`condition`, through which a gradient flows back to what looks the prompts' tokens up."""
         return self.condition(prompts)
+
+    def keep_captions(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """Encode these prompts now, for a run that keeps them in `file`, and let go of the text encoder until others
+        are asked for. identity: what the run is of. Does nothing for a model without an encoder of its own."""
+        return
 
     @abstractmethod
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:

@@ -45,7 +45,7 @@ from safear_edit.families.tokenizers.bsq import (
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
+from safear_edit.files.weights import assign_strict, filled, opened, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -743,19 +743,21 @@ class Infinity(ModelFamily):
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
             facts = PUBLISHED[ref.variant]
             weights, tokenizer = (folder / name for name in _files(ref.variant))
-            made = cls.from_files(weights, tokenizer, size=facts.size, variant=ref.variant, dtype=dtype)
+            about = {"size": facts.size, "variant": ref.variant}
+            made = cls.from_files(weights, tokenizer, **about, device=device, dtype=dtype)
             made.sampling = facts.sampling
-            return made.to(device)
+            return made
         settings = read_settings(folder / "safear.json", Settings)
         _check_fit(settings.transformer, settings.tokenizer, settings.schedule, str(folder / "safear.json"))
         paths, sizes = (folder / "gpt.safetensors", folder / "vae.safetensors"), settings.transformer
-        net = filled(lambda: Transformer(sizes), sizes.depth, read_weights(paths[0]), str(paths[0]))
+        with opened(paths[0]) as stored:
+            net = filled(lambda: Transformer(sizes), sizes.depth, stored, str(paths[0]), dtype=dtype, device=device)
         levels = layers_in(asdict(settings.tokenizer))
-        bsq = filled(lambda: BSQ(settings.tokenizer), levels, read_weights(paths[1]), str(paths[1]))
+        with opened(paths[1]) as stored:
+            bsq = filled(lambda: BSQ(settings.tokenizer), levels, stored, str(paths[1]), device=device)
         card = _card(net, bsq, settings.schedule, ref.variant, _digests(*paths))
-        text = _text_encoder(settings.text, net.config.text_maxlen, folder)
-        made = cls(net.to(dtype=dtype), bsq.to(dtype=dtype), settings.schedule, text, card, settings.sampling)
-        return made.to(device)
+        text = _text_encoder(settings.text, net.config.text_maxlen, folder, dtype, device)
+        return cls(net, bsq, settings.schedule, text, card, settings.sampling)
 
     @classmethod
     def from_files(
@@ -766,6 +768,7 @@ class Infinity(ModelFamily):
         ratio: float = 1.0,
         size: str = "1M",
         variant: str = "custom",
+        device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Infinity:
         """Any checkpoint in upstream's formats with its tokenizer: a flat .pth, an index of safetensors shards, or a
@@ -773,18 +776,20 @@ class Infinity(ModelFamily):
 
         `{bits}` in the tokenizer's name stands for the bits of a token. Pickles are read by `checkpoint.read_weights`.
         """
-        found = read_weights(weights, allow_pickle=True)
-        net = Transformer(InfinityConfig.of(found, str(weights)))
-        assign_strict(net, found, str(weights), ignore=[name for name in LEGACY if name in found])
+        with opened(weights, allow_pickle=True) as stored:
+            config, legacy = InfinityConfig.of(stored.like, str(weights)), [name for name in LEGACY if name in stored]
+            about = {"dtype": dtype, "device": device, "ignore": legacy}
+            net = filled(lambda: Transformer(config), config.depth, stored, str(weights), **about)
         tokenizer = tokenizer.with_name(tokenizer.name.replace("{bits}", str(net.config.bits)))
         found = published_names(read_weights(tokenizer, allow_pickle=True))
         bsq = BSQ(BSQConfig.of(found, str(tokenizer)))
         assign_strict(bsq, found, str(tokenizer), ignore=IGNORED)
+        bsq.to(device)
         schedule = Schedule.published(ratio, size, patchify=net.config.bits == 4 * bsq.config.bits)
         _check_fit(net.config, bsq.config, schedule, str(tokenizer))
-        text = _text_encoder("t5", net.config.text_maxlen, tokenizer.parent)
+        text = _text_encoder("t5", net.config.text_maxlen, tokenizer.parent, dtype, device)
         card = _card(net, bsq, schedule, variant, _digests(weights, tokenizer))
-        return cls(net.to(dtype=dtype), bsq.to(dtype=dtype), schedule, text, card, Sampling(4.0, 0.5, 0, 0.97))
+        return cls(net, bsq, schedule, text, card, Sampling(4.0, 0.5, 0, 0.97))
 
     @classmethod
     def pico(cls, seed: int = 0) -> Infinity:
@@ -807,12 +812,6 @@ class Infinity(ModelFamily):
         card = _card(net, bsq, schedule, "pico", digest)
         return cls(net, bsq, schedule, text_encoder("minilm", 32, MINI_FOLDER), card, ScaleSampling(2.0))
 
-    def to(self, device: str | torch.device) -> Infinity:
-        """Move the weights; returns itself."""
-        self.net.to(device)
-        self.bsq.to(device)
-        return self
-
     def at(self, schedule: Schedule) -> Infinity:
         """The same weights drawing another schedule (ratio or size), with a card that says so."""
         _check_fit(self.net.config, self.bsq.config, schedule, "the scale schedule")
@@ -821,7 +820,15 @@ class Infinity(ModelFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
-        return Condition.encoded(self.text, prompts, self.device, self.net.word_embed.weight.dtype)
+        return Condition.encoded(self.text, prompts, self.device, self.dtype)
+
+    def open_condition(self, prompts: Sequence[str]) -> Condition:
+        """As the base class says."""
+        return Condition.encoded(self.text.open(), prompts, self.device, self.dtype)
+
+    def keep_captions(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """As the base class says."""
+        self.text.keep(prompts, file, identity)
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """The text encoder's."""
@@ -903,8 +910,7 @@ class Infinity(ModelFamily):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the schedule's image size to bits (B, N, D)."""
-        dtype = self.net.word_embed.weight.dtype
-        scaled = (images.to(self.device).float() / 127.5 - 1).to(dtype)
+        scaled = images.to(self.device).float() / 127.5 - 1
         return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.rows_per_batch)])
 
     def decode(self, ids: Tensor) -> Tensor:
@@ -986,9 +992,15 @@ def _check_fit(config: InfinityConfig, tokenizer: BSQConfig, schedule: Schedule,
         raise UsageError(where, f"at most {config.levels} scales", got, "take a shorter schedule")
 
 
-def _text_encoder(kind: str, max_tokens: int, folder: Path) -> TextEncoder:
+def _text_encoder(
+    kind: str,
+    max_tokens: int,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
     """Prompts go to T5 as they are: the cleaning is LlamaGen's alone."""
-    return text_encoder(kind, max_tokens, folder / PUBLISHED_TEXT, cleaned=False)
+    return text_encoder(kind, max_tokens, folder / PUBLISHED_TEXT, cleaned=False, dtype=dtype, device=device)
 
 
 def _files(variant: str) -> tuple[str, str]:

@@ -52,7 +52,7 @@ from safear_edit.families.layers.llama import positions
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
+from safear_edit.files.weights import Stored, fill, opened, refuse_sizes, unfilled, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         got = " ".join(str(error).split())[:200]
         raise UsageError("Janus' sizes", "sizes that fit each other", got, AGAIN) from None
-    net.model.vqmodel.requires_grad_(False)
+    net.model.vqmodel.float().requires_grad_(False)  # an image's codes must not depend on the transformer's dtype
     net.register_parameter(TABLE, None)
     net.register_buffer(REPLACED, None, persistent=False)
     return net.eval()
@@ -483,10 +483,9 @@ class Janus(LanguageModel):
         config = read_config(data, words.image, str(folder / "config.json"))
         words.fitting(config.text_config.vocab_size, str(folder))
         path = weight_file(folder)
-        weights = read_weights(path, allow_pickle=True)
-        if kind == "multi_modality":
-            weights = from_original(weights)
-        net = keep_table(_filled(config, weights, dtype, str(path)).to(device))
+        with opened(path, allow_pickle=True) as stored:
+            weights = from_original(stored) if kind == "multi_modality" else stored
+            net = keep_table(_filled(config, weights, dtype, device, str(path)))
         digests = {path.name: sha256_file(path) for path in all_files(path)}
         source = Source("upstream" if kind == "multi_modality" else "transformers", files)
         return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
@@ -676,21 +675,25 @@ class Janus(LanguageModel):
         }
 
 
-def _filled(config: Any, weights: dict[str, Tensor], dtype: torch.dtype, where: str) -> Net:
+def _filled(
+    config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype, device: str | torch.device, where: str
+) -> Net:
     """The network with these weights; a file without an output layer of its own is a tied one."""
-    tied = HEAD not in weights
+    tied, like = HEAD not in weights, dict(weights.like if isinstance(weights, Stored) else weights)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     if tied and EMBEDDING in weights:
-        weights[HEAD] = weights[EMBEDDING]
-    if CODEBOOK in weights:
-        weights[CODEBOOK] = unit_rows(weights[CODEBOOK])
-    refuse_sizes(lambda: build(config, dtype), layers_in(config.to_dict()), weights, where, ignore=(TABLE,))
-    net = build(config, dtype)
+        like[HEAD] = like[EMBEDDING]
+    refuse_sizes(lambda: build(config, dtype), layers_in(config.to_dict()), like, where, ignore=(TABLE,))
+    net = unfilled(lambda: build(config, dtype))
     if TABLE in weights:
         shape = (config.vq_config.num_embeddings, config.text_config.hidden_size)
-        net.image_table = nn.Parameter(torch.zeros(shape, dtype=dtype))
-    assign_strict(net, weights, where)
-    return net
+        net.image_table = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
+    fill(net, weights, device)
+    if tied:
+        net.lm_head.weight = net.get_input_embeddings().weight
+    with torch.no_grad():
+        net.model.vqmodel.quantize.embedding.weight.copy_(unit_rows(weights[CODEBOOK]))
+    return net.to(device)
 
 
 def _card(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelCard:

@@ -31,7 +31,7 @@ from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabil
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.weights import assign_strict, filled, read_weights, write_pickle, write_weights
+from safear_edit.files.weights import filled, opened, write_pickle, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -394,8 +394,8 @@ MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "llamagen"
 PUBLISHED = {"xl-256": GPTConfig(), "xl-512": GPTConfig(block_size=1024)}
 """Sizes of the published variants, which their files don't say."""
 PUBLISHED_VQ, PUBLISHED_TEXT = "vq_ds16_t2i.pt", "flan-t5-xl"
-USAGE_ENTRIES = 65536
-"""Length of the usage buffer that upstream's strict loader wants in a tokenizer's state dict; inference ignores it."""
+USAGE, USAGE_ENTRIES = "quantize.codebook_used", 65536
+"""The usage buffer that upstream's strict loader wants in a tokenizer's state dict; inference ignores it."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -461,22 +461,22 @@ class LlamaGen(ModelFamily):
             where, got = f"{folder / 'safear.json'}: gpt.vocab_size", str(config.gpt.vocab_size)
             raise UsageError(where, f"{size}, as in vq", got, AGAIN)
         paths = (folder / "gpt.safetensors", folder / "vq.safetensors")
-        gpt = filled(lambda: GPT(config.gpt), config.gpt.n_layer, read_weights(paths[0]), str(paths[0]))
-        vq = filled(lambda: VQModel(config.vq), layers_in(asdict(config.vq)), read_weights(paths[1]), str(paths[1]))
+        gpt = _gpt(config.gpt, paths[0], dtype, device)
+        vq = _vq(config.vq, paths[1], device)
         card = _card(gpt, vq, ref.variant, {path.name: sha256_file(path) for path in paths})
-        text = text_encoder(config.text, gpt.config.cls_token_num, folder / PUBLISHED_TEXT)
-        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, config.sampling)
+        where = folder / PUBLISHED_TEXT
+        text = text_encoder(config.text, gpt.config.cls_token_num, where, dtype=dtype, device=device)
+        return cls(gpt, vq, text, card, config.sampling)
 
     @classmethod
     def _published(cls, folder: Path, variant: str, device: str | torch.device, dtype: torch.dtype) -> LlamaGen:
         file, config = cls.variants[variant].files[0], PUBLISHED[variant]
-        gpt, vq = GPT(config), VQModel(VQConfig())
-        assign_strict(gpt, read_weights(folder / file, allow_pickle=True), str(folder / file))
-        weights = read_weights(folder / PUBLISHED_VQ, allow_pickle=True)
-        assign_strict(vq, weights, str(folder / PUBLISHED_VQ), ignore=("quantize.codebook_used",))
+        gpt = _gpt(config, folder / file, dtype, device)
+        vq = _vq(VQConfig(), folder / PUBLISHED_VQ, device)
         card = _card(gpt, vq, variant, {name: sha256_file(folder / name) for name in (file, PUBLISHED_VQ)})
-        text = text_encoder("t5", config.cls_token_num, folder / PUBLISHED_TEXT)
-        return cls(gpt.to(device, dtype), vq.to(device, dtype), text, card, Sampling(7.5, top_k=1000))
+        where = folder / PUBLISHED_TEXT
+        text = text_encoder("t5", config.cls_token_num, where, dtype=dtype, device=device)
+        return cls(gpt, vq, text, card, Sampling(7.5, top_k=1000))
 
     @classmethod
     def pico(cls, seed: int = 0) -> LlamaGen:
@@ -499,7 +499,15 @@ class LlamaGen(ModelFamily):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""
-        return Condition.encoded(self.text, prompts, self.device, self.net.tok_embeddings.weight.dtype)
+        return Condition.encoded(self.text, prompts, self.device, self.dtype)
+
+    def open_condition(self, prompts: Sequence[str]) -> Condition:
+        """As the base class says."""
+        return Condition.encoded(self.text.open(), prompts, self.device, self.dtype)
+
+    def keep_captions(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """As the base class says."""
+        self.text.keep(prompts, file, identity)
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """The text encoder's."""
@@ -567,7 +575,7 @@ class LlamaGen(ModelFamily):
         if layout != OWN:
             known = self.variants.get(self.card.variant)
             file = known.files[0] if known and known.files else f"t2i_{self.card.variant}.pt"
-            used = {"quantize.codebook_used": torch.zeros(USAGE_ENTRIES)}
+            used = {USAGE: torch.zeros(USAGE_ENTRIES)}
             write_pickle(directory / file, {"model": weights})
             write_pickle(directory / PUBLISHED_VQ, {"model": {**self.vq.state_dict(), **used}})
             return
@@ -581,6 +589,18 @@ class LlamaGen(ModelFamily):
         write_weights(directory / "gpt.safetensors", weights)
         write_weights(directory / "vq.safetensors", self.vq.state_dict())
         write_atomic(directory / "safear.json", json.dumps(asdict(settings), indent=1) + "\n")
+
+
+def _gpt(config: GPTConfig, path: Path, dtype: torch.dtype, device: str | torch.device) -> GPT:
+    with opened(path, allow_pickle=True) as weights:
+        return filled(lambda: GPT(config), config.n_layer, weights, str(path), dtype=dtype, device=device)
+
+
+def _vq(config: VQConfig, path: Path, device: str | torch.device) -> VQModel:
+    """The tokenizer, in float32 whatever the transformer has: an image's tokens must not depend on that."""
+    layers = layers_in(asdict(config))
+    with opened(path, allow_pickle=True) as weights:
+        return filled(lambda: VQModel(config), layers, weights, str(path), device=device, ignore=(USAGE,))
 
 
 def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:

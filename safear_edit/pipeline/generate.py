@@ -46,6 +46,7 @@ def generate(
     device: str,
     out: Path,
     overwrite: bool,
+    dtype: str = "auto",
     progress: Callback = silent,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, list[Path]]:
@@ -64,7 +65,7 @@ def generate(
     if not overwrite:
         _refuse([path for path, mark in marks.items() if mark is None])
     ModelRef.parse(model_text)  # a typo is told before torch is loaded
-    model = load_model(model_text, resolve_device(device))
+    model = load_model(model_text, resolve_device(device), dtype)
     drawn_by = _drawer(model)
     if not overwrite:
         _refuse([one.path for one in wanted if one.path in marks and marks[one.path] != _digest(drawn_by, one)])
@@ -103,7 +104,8 @@ def _slug(prompt: str) -> str:
 
 
 def _drawer(model: ModelFamily) -> str:
-    return json_digest([model.card.digest, asdict(model.sampling), str(model.device)])
+    half = [] if str(model.dtype) == "torch.float32" else [str(model.dtype)]
+    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half])
 
 
 def _digest(drawn_by: str, one: Wanted) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
-from safear_edit.compiler.beside import beside, for_one_edit, guarded, refuse_own_captions, sharing_steps
+from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_own_captions, sharing_steps
 from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings, refuse_unstated
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
@@ -29,8 +29,9 @@ class Order:
     """What a person asks for; everything else follows from it.
 
     source: a spec (.yaml) or a recipe (.json), a path or the name of a built-in concept. model: a model reference; None
-    takes the recipe's. overrides: `--set` strings. map: what `safear-edit map` wrote for this concept and model. A
-    recipe is complete: method, seed, overrides and map don't go with it.
+    takes the recipe's. overrides: `--set` strings. map: what `safear-edit map` wrote for this concept and model. dtype:
+    of the frozen weights, "auto" or one of load.DTYPES. A recipe is complete: method, seed, overrides, map and dtype
+    don't go with it.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Order:
     overrides: tuple[str, ...] = ()
     device: str = "auto"
     map: Path | None = None
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,16 @@ def model_of(order: Order, source: Source) -> str:
     return text
 
 
+def dtype_of(order: Order, source: Source) -> str:
+    """What the frozen weights compute in: a recipe says; UsageError for an order that says something else."""
+    if not isinstance(source, Recipe):
+        return order.dtype
+    if order.dtype not in ("auto", source.model.dtype):
+        fix = "leave --dtype out, or compile the spec again with it"
+        raise UsageError("--dtype", f"{source.model.dtype}, as the recipe says", order.dtype, fix)
+    return source.model.dtype
+
+
 def compile_recipes(
     model: ModelFamily, ref: str, earlier: Sequence[Recipe], orders: Sequence[Order], sources: Sequence[Source],
     *, joint: bool = False,
@@ -217,9 +229,10 @@ def refuse_unlike(recipes: Sequence[Recipe]) -> None:
 
 def compile_for(model: ModelFamily, ref: str, order: Order, source: Source) -> Recipe:
     """The recipe for `model`, which is called `ref` in it; a finished one only for the very weights it names."""
+    dtype = str(model.dtype).removeprefix("torch.")
     if isinstance(source, SpecWithDefaults):
         method = registry.lookup("methods", source.base.method).load()()
-        return compile_recipe(
+        recipe = compile_recipe(
             source.spec,
             model.card,
             source.base,
@@ -231,6 +244,7 @@ def compile_for(model: ModelFamily, ref: str, order: Order, source: Source) -> R
             trainable=partial(method.trainable, model=model) if hasattr(method, "trainable") else None,
             lengths=model.caption_lengths,
         )
+        return changed(recipe, model=recipe.model.model_copy(update={"dtype": dtype}))
     if model.card.digest != source.model.digest:
         fix = "give the recipe's model, or compile the spec for this one"
         got, wanted = f"{model.card.digest[:12]}…", f"weights {source.model.digest[:12]}… ({source.model.ref})"

@@ -40,9 +40,9 @@ from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.check import able_to_pass
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.interference import measure_interference
-from safear_edit.pipeline.order import Order, Plan, compile_recipes, model_of, noted, read_sources, source_path
+from safear_edit.pipeline.order import Order, Plan, compile_recipes, noted, read_sources, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
-from safear_edit.pipeline.state import RunOptions, StackState, load_state, measured_part
+from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
@@ -70,7 +70,7 @@ def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
         if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
             able_to_pass(path)
     sources = read_sources(orders)
-    state = load_state(model_of(orders[0], sources[0]), orders[0].device)
+    state = loaded(orders[0], sources[0])
     recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
     return [Plan(recipe, state.model.card.ref, noted(recipe, state.model)) for recipe in recipes]
 
@@ -84,7 +84,7 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
     sources = read_sources(orders)
 
     def start() -> tuple[StackState, list[Change]]:
-        state = load_state(model_of(orders[0], sources[0]), orders[0].device)
+        state = loaded(orders[0], sources[0])
         recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
         return state, additions(list(zip(orders, recipes, strict=True)), joint=joint)
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from safear_edit.compiler.beside import as_measured
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.editor.stack import Stack
+from safear_edit.errors import UsageError
 from safear_edit.evaluate.interference_record import After
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.layout import looks_released
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.order import resolve_device
+from safear_edit.pipeline.order import Order, Source, dtype_of, model_of, resolve_device
 from safear_edit.progress import Callback, silent
 from safear_edit.release.released import Member, Released, stack_of
 
@@ -64,15 +65,25 @@ class StackState:
         return as_measured(member.recipe, [other.recipe for other in self.members if other is not member])
 
 
-def load_state(text: str, device: str) -> StackState:
+def load_state(text: str, device: str, dtype: str = "auto") -> StackState:
     """A model by its reference with no edit, or the base and the stack of a released folder.
 
-    UsageError for a release of an older version: it is an edited model, and its base is not in it.
+    UsageError for a release of an older version: it is an edited model, and its base is not in it; and for one whose
+    edits were found in another dtype.
     """
     ref, device = ModelRef.parse(text), resolve_device(device)
     if ref.path is not None and looks_released(ref.path):
-        return released_state(Released.read(ref.path), device)
-    return StackState(load_model(text, device), str(ref))
+        state = released_state(Released.read(ref.path), device)
+        if dtype not in ("auto", own := str(state.model.dtype).removeprefix("torch.")):
+            fix = "leave --dtype out"
+            raise UsageError("--dtype", f"{own}, in which {ref} was made", dtype, fix)
+        return state
+    return StackState(load_model(text, device, dtype), str(ref))
+
+
+def loaded(order: Order, source: Source) -> StackState:
+    """What an order names, in the dtype that it or its recipe asks for."""
+    return load_state(model_of(order, source), order.device, dtype_of(order, source))
 
 
 def released_state(released: Released, device: str) -> StackState:

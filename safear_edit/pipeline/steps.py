@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safear_edit import registry
 from safear_edit.compiler.compile import method_params
-from safear_edit.compiler.recipe import Recipe
+from safear_edit.compiler.recipe import Recipe, training_prompts
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.progress import Callback
@@ -43,6 +43,8 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
     from safear_edit.construct.captions import refiner_of
     from safear_edit.construct.pairs import build_keep, build_pairs, save_sheet
 
+    model.keep_captions(captions_of(recipe), run / "captions.safetensors", recipe.digest)
+
     def make() -> None:
         wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
         judge, refiner = concept_judge(recipe.spec), refiner_of(recipe)
@@ -56,6 +58,11 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
     run.step("construct", digest_of(recipe.digest, below), files, make)
+
+
+def captions_of(recipe: Recipe) -> list[str]:
+    """Every prompt that a run of the recipe draws or scores."""
+    return list(dict.fromkeys([*training_prompts(recipe), *(one.prompt for one in recipe.evaluate.prompts)]))
 
 
 def concept_judge(spec: Spec) -> Judge:

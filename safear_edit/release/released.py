@@ -135,7 +135,9 @@ class Released:
         TrustError unless the edits on top of it give the released weights again (up to rounding: another kind of
         processor may multiply in another order).
         """
-        model = load_model(str(self.folder.absolute()), device)
+        dtype = self.members[0].recipe.model.dtype
+        model = load_model(str(self.folder.absolute()), device, dtype)
+        near = 1e-4 if dtype == "float32" else 2 * torch.finfo(model.dtype).eps
         wanted, state = self.stack.weights, model.net.state_dict()
         originals = read_weights(self.folder / BASE)
         if sorted(originals) != wanted or any(state[name].shape != originals[name].shape for name in wanted):
@@ -146,7 +148,7 @@ class Released:
                 state[name].copy_(originals[name])
         with self.stack.apply(model.net):
             for name in wanted:
-                if not torch.allclose(state[name], released[name], rtol=1e-4, atol=1e-5):
+                if not torch.allclose(state[name], released[name], rtol=near, atol=near / 10):
                     got = f"another {name}"
                     raise TrustError(str(self.folder), "the weights of its base and its edits", got, AGAIN)
         model.card = _read_card(self.folder / CARD)

@@ -272,7 +272,7 @@ def test_upstream_files_are_written_and_read(pico: LlamaGen, tmp_path: Path, mon
     monkeypatch.setitem(llamagen.PUBLISHED, "pico", pico.net.config)
     monkeypatch.setitem(LlamaGen.variants, "pico", Variant("pico", ("t2i_pico.pt", "vq_ds16_t2i.pt")))
     monkeypatch.setattr(llamagen, "VQConfig", lambda: pico.vq.config)
-    monkeypatch.setattr(llamagen, "text_encoder", lambda *_: pico.text)
+    monkeypatch.setattr(llamagen, "text_encoder", lambda *_, **__: pico.text)
     again = LlamaGen.load(ModelRef("llamagen", "pico", tmp_path))
     for own, read in ((pico.net, again.net), (pico.vq, again.vq)):
         assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in read.state_dict().items())

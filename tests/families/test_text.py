@@ -70,6 +70,51 @@ def test_a_t5_folder_is_read_and_its_prompts_are_cleaned(tmp_path: Path) -> None
     assert mask.sum() == 5 and (raw[0, :3] - plain[0]).abs().max() > 1e-2, "capitals and brackets reach the tokenizer"
 
 
+def test_a_t5_is_in_memory_only_while_it_encodes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_t5(tmp_path)
+    prompts, file = ["a dog", "cat", "a cat"], tmp_path / "captions.safetensors"
+    encoder = T5(tmp_path)
+    exact, mask = encoder.encoded(prompts)
+    encoder.keep(prompts, file, "a run")
+    assert encoder._loaded is None
+    states, seen = encoder.states(["a cat", "cat"])
+    assert encoder._loaded is None and seen.sum(1).tolist() == mask[[2, 1]].sum(1).tolist()
+    torch.testing.assert_close(states[0], exact[2, : states.shape[1]], rtol=0, atol=1e-6)
+    assert not states[~seen].any() and not states.requires_grad
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("loaded again")
+
+    monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", fail)
+    resumed = T5(tmp_path)
+    resumed.keep(prompts, file, "a run")
+    assert torch.equal(resumed.states(["a cat", "cat"])[0], states)
+    with pytest.raises(AssertionError, match="loaded again"):
+        T5(tmp_path).keep(prompts, file, "another run")
+    with pytest.raises(AssertionError, match="loaded again"):
+        resumed.states(["a dog dog"])
+
+
+def test_a_t5_forgets_the_oldest_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_t5(tmp_path)
+    encoder = T5(tmp_path)
+    monkeypatch.setattr(text, "KNOWN_BYTES", 3 * 16 * 4)  # three tokens
+    encoder.states(["a dog", "cat"])
+    encoder.states(["dog cat"])
+    assert set(encoder._known) == {"cat", "dog cat"}
+
+
+def test_half_precision_states_are_near_and_gradients_flow_through_an_open_t5(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    half, exact = (T5(tmp_path, dtype=kind).states(["a dog cat"])[0] for kind in (torch.bfloat16, torch.float32))
+    assert half.dtype == torch.float32 and 0 < (half - exact).norm() / exact.norm() < 0.02
+    encoder = T5(tmp_path)
+    table, _ = encoder.word_table()
+    table.weight.requires_grad_(True)
+    encoder.open().states(["a dog"])[0].sum().backward()
+    assert table.weight.grad is not None and bool(table.weight.grad[4].any())
+
+
 def tiny_t5(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel

@@ -27,7 +27,11 @@ from safear_edit.files.weights import (
     _plain_tensors,
     _refuse_zip,
     assign_strict,
+    fill,
+    filled,
+    opened,
     read_weights,
+    stored_dtype,
     write_weights,
 )
 
@@ -359,6 +363,79 @@ def test_ignored_names_may_be_missing_or_left_over() -> None:
     del weights["b.num_batches_tracked"]
     assign_strict(target, weights, "here", ignore=("codebook_used", "b.num_batches_tracked"))
     assert torch.equal(target.a.weight, source.a.weight)
+
+
+# -- filling a network that takes no memory before
+
+
+def test_a_network_is_filled_in_the_dtype_asked_for_and_keeps_its_buffers(tmp_path: Path) -> None:
+    source = net().half()
+    source.b.running_mean += 3
+    write_weights(tmp_path / "w.safetensors", source.state_dict())
+
+    def make() -> nn.Module:
+        made = net()
+        made.register_buffer("angles", torch.arange(4.0), persistent=False)
+        made.a.bias.requires_grad_(False)
+        return made
+
+    with opened(tmp_path / "w.safetensors") as stored:
+        found = filled(make, 1, stored, "here", dtype=torch.bfloat16)
+    assert found.a.weight.dtype == torch.bfloat16 and torch.equal(found.a.weight, source.a.weight.bfloat16())
+    assert torch.equal(found.b.running_mean, source.b.running_mean.bfloat16())
+    assert torch.equal(found.angles.float(), torch.arange(4.0)) and not found.angles.is_meta
+    assert found.a.weight.requires_grad and not found.a.bias.requires_grad
+
+
+def test_tensors_are_read_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path / "w.safetensors", {"a": torch.ones(3), "b": torch.zeros(2), "c": torch.full((1,), 4.0)})
+    monkeypatch.setattr(weights, "MAPPED", 0)  # every tensor from a file that is opened anew
+    with opened(tmp_path / "w.safetensors") as stored:
+        assert {name: tuple(one.shape) for name, one in stored.like.items()} == {"a": (3,), "b": (2,), "c": (1,)}
+        assert all(one.is_meta for one in stored.like.values())
+        assert stored["c"].item() == 4 and stored["a"].sum() == 3 and stored["a"].data_ptr() != stored["a"].data_ptr()
+
+
+def test_two_names_for_one_tensor_are_filled_apart() -> None:
+    shared = torch.ones(2, 2)
+    target = nn.Sequential(OrderedDict(a=nn.Linear(2, 2, bias=False), b=nn.Linear(2, 2, bias=False)))
+    fill(target, {"a.weight": shared, "b.weight": shared})
+    with torch.no_grad():
+        target.a.weight.zero_()
+    assert target.b.weight.sum() == 4
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_file_notes_what_a_half_precision_model_computes_in(tmp_path: Path, kind: torch.dtype) -> None:
+    write_weights(tmp_path / "w.safetensors", {"a": torch.ones(9, dtype=kind), "counter": torch.tensor(1)})
+    assert stored_dtype(tmp_path / "w.safetensors") == str(kind).removeprefix("torch.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
+def test_loading_takes_one_copy_in_the_target_dtype_and_one_tensor(tmp_path: Path) -> None:
+    """32 tensors of 8 MiB in float32, 256 MiB: in bfloat16 they take 128 MiB, and two copies would take 512."""
+    code = """
+import resource, sys, torch
+from pathlib import Path
+from torch import nn
+from safear_edit.files import weights
+from safear_edit.files.weights import filled, opened, write_weights
+path = Path(sys.argv[1])
+make = lambda: nn.Sequential(*(nn.Linear(2048, 1024, bias=False) for _ in range(32)))
+if not path.exists():
+    write_weights(path, make().state_dict())
+    sys.exit()
+weights.MAPPED = 1 << 24
+weights.unfilled(lambda: nn.Linear(1, 1))  # what is imported at first use
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with opened(path) as stored:
+    net = filled(make, 1, stored, "here", dtype=torch.bfloat16)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "w.safetensors")]
+    subprocess.run(command, check=True)
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 100 < grown < 190
 
 
 # -- writing
