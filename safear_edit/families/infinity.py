@@ -743,8 +743,7 @@ class Infinity(ModelFamily):
         if ref.variant in PUBLISHED and not (folder / "safear.json").exists():
             facts = PUBLISHED[ref.variant]
             weights, tokenizer = (folder / name for name in _files(ref.variant))
-            about = {"size": facts.size, "variant": ref.variant}
-            made = cls.from_files(weights, tokenizer, **about, device=device, dtype=dtype)
+            made = cls.from_files(weights, tokenizer, size=facts.size, variant=ref.variant, device=device, dtype=dtype)
             made.sampling = facts.sampling
             return made
         settings = read_settings(folder / "safear.json", Settings)
@@ -778,8 +777,10 @@ class Infinity(ModelFamily):
         """
         with opened(weights, allow_pickle=True) as stored:
             config, legacy = InfinityConfig.of(stored.like, str(weights)), [name for name in LEGACY if name in stored]
-            about = {"dtype": dtype, "device": device, "ignore": legacy}
-            net = filled(lambda: Transformer(config), config.depth, stored, str(weights), **about)
+            where = str(weights)
+            net = filled(
+                lambda: Transformer(config), config.depth, stored, where, dtype=dtype, device=device, ignore=legacy
+            )
         tokenizer = tokenizer.with_name(tokenizer.name.replace("{bits}", str(net.config.bits)))
         found = published_names(read_weights(tokenizer, allow_pickle=True))
         bsq = BSQ(BSQConfig.of(found, str(tokenizer)))

@@ -464,8 +464,8 @@ class LlamaGen(ModelFamily):
         gpt = _gpt(config.gpt, paths[0], dtype, device)
         vq = _vq(config.vq, paths[1], device)
         card = _card(gpt, vq, ref.variant, {path.name: sha256_file(path) for path in paths})
-        where = folder / PUBLISHED_TEXT
-        text = text_encoder(config.text, gpt.config.cls_token_num, where, dtype=dtype, device=device)
+        encoder = folder / PUBLISHED_TEXT
+        text = text_encoder(config.text, gpt.config.cls_token_num, encoder, dtype=dtype, device=device)
         return cls(gpt, vq, text, card, config.sampling)
 
     @classmethod
@@ -474,8 +474,8 @@ class LlamaGen(ModelFamily):
         gpt = _gpt(config, folder / file, dtype, device)
         vq = _vq(VQConfig(), folder / PUBLISHED_VQ, device)
         card = _card(gpt, vq, variant, {name: sha256_file(folder / name) for name in (file, PUBLISHED_VQ)})
-        where = folder / PUBLISHED_TEXT
-        text = text_encoder("t5", config.cls_token_num, where, dtype=dtype, device=device)
+        encoder = folder / PUBLISHED_TEXT
+        text = text_encoder("t5", config.cls_token_num, encoder, dtype=dtype, device=device)
         return cls(gpt, vq, text, card, Sampling(7.5, top_k=1000))
 
     @classmethod

@@ -1,0 +1,306 @@
+"""A published model's whole path at full size, with random weights: what it takes in memory and time.
+
+`python -m safear_edit.studies rehearse llamagen:xl-256 --out FOLDER` makes files of the published layout in FOLDER,
+which must lie outside the repository, and goes through them as `apply` would: load, let the text encoder go, draw two
+images, take two steps of every method that fits, save the edit, export the edited model, load that, draw the same
+image. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread (the machine may be shared),
+the most memory that the stage held, and what compiler/cost.py predicts. Nothing is said about quality: the weights are
+random. Disk: twice the model and its text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from safear_edit import registry
+from safear_edit.compiler.compile import method_params
+from safear_edit.compiler.questions import CAPABILITY, training_questions
+from safear_edit.compiler.recipe import load_base_recipe
+from safear_edit.construct.pairs import Keep, Material, Pairs
+from safear_edit.construct.pairs_record import PairStats
+from safear_edit.editor.edit import Edit
+from safear_edit.errors import UsageError
+from safear_edit.families.infinity import Infinity, InfinityConfig, Transformer
+from safear_edit.families.janus import SPECIAL, Vocabulary, build, read_config
+from safear_edit.families.language import byte_tokenizer
+from safear_edit.families.llamagen import GPT, PUBLISHED
+from safear_edit.families.load import load_model
+from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig
+from safear_edit.families.tokenizers.schedules import Schedule
+from safear_edit.families.tokenizers.vq import VQConfig, VQModel
+from safear_edit.files.weights import unfilled, write_pickle, write_weights
+from safear_edit.judges.base import Judge, Judgement
+from safear_edit.spec.spec import load_spec
+from safear_edit.studies.rows import Row
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
+
+ROWS = Path("examples/results/rehearse.jsonl")
+PROMPTS = ("a house in the style of Picasso", "a house")
+SMALL = {"steps": 2, "batch": 1, "keep_batch": 1, "warmup": 1, "rollouts": 1}
+"""What a rehearsal changes in a method's published numbers: two steps of one pair and one preserved image."""
+SMALL_CB = {"rounds": 1, "probe": 1, "fewest": 1, "epochs": 1, "judge": "pinned"}
+SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
+"""What a next-scale model draws in a rehearsal, 256 x 256 pixels: 521 tokens instead of 10,521."""
+
+
+# -- files of the published layout ------------------------------------------------------------------------------------
+
+
+def random_state(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
+    """A state dict of the network that `make` gives: matrices normal with deviation 0.02, norms one, biases zero."""
+    generator, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for name, own in unfilled(make).state_dict().items():
+        if not own.is_floating_point():
+            state[name] = own
+        elif own.dim() > 1:
+            state[name] = torch.empty(own.shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+        else:
+            state[name] = torch.full(own.shape, float(name.endswith("weight")), dtype=dtype)
+    return state
+
+
+def text_files(folder: Path) -> None:
+    """flan-t5-xl's encoder, 1.2 billion parameters in float32, with a tokenizer that knows single bytes."""
+    from transformers import T5Config, T5EncoderModel
+
+    folder.mkdir()
+    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
+    config = T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
+    config.save_pretrained(folder)
+    state = random_state(lambda: T5EncoderModel(config), torch.float32)
+    state.pop("encoder.embed_tokens.weight", None)
+    write_weights(folder / "model.safetensors", state, {"format": "pt"})
+    for name, content in byte_tokenizer(["<pad>", "</s>"], {"pad": "<pad>", "eos": "</s>"}).items():
+        (folder / name).write_bytes(content)
+
+
+def llamagen_files(folder: Path, variant: str) -> None:
+    """The two .pt files in float32, and the text encoder."""
+    from safear_edit.families.llamagen import PUBLISHED_VQ, LlamaGen
+
+    file = LlamaGen.variants[variant].files[0]
+    write_pickle(folder / file, {"model": random_state(lambda: GPT(PUBLISHED[variant]), torch.float32)})
+    write_pickle(folder / PUBLISHED_VQ, {"model": random_state(lambda: VQModel(VQConfig()), torch.float32)})
+    text_files(folder / "flan-t5-xl")
+
+
+INFINITY = {
+    "125m": (InfinityConfig(12, 768, 8, 4, 3072, 16, pool_heads=12), BSQConfig(16), "infinity_vae_d16.pth"),
+    "2b": (InfinityConfig(), BSQConfig(32), "infinity_vae_d32reg.pth"),
+}
+"""Sizes of the published transformers (infinity/models/infinity.py of the release: infinity_layer12, infinity_2b)."""
+
+
+def infinity_files(folder: Path, variant: str) -> None:
+    """The transformer's and the tokenizer's .pth in float32, and the text encoder."""
+    config, tokenizer, name = INFINITY[variant]
+    weights = random_state(lambda: Transformer(config), torch.float32)
+    write_pickle(folder / Infinity.variants[variant].files[0], weights)
+    write_pickle(folder / name, {"vae": random_state(lambda: BSQ(tokenizer), torch.float32)})
+    text_files(folder / "flan-t5-xl")
+
+
+JANUS = {
+    "pro-1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "pro-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32},
+}
+"""Sizes of the published language models (language_config of their config.json)."""
+
+
+def janus_files(folder: Path, variant: str) -> None:
+    """transformers' layout in bfloat16, as published."""
+    text = {**JANUS[variant], "model_type": "llama", "vocab_size": 102400, "max_position_embeddings": 16384}
+    width, files = text["hidden_size"], byte_tokenizer(SPECIAL.values(), SPECIAL)
+    tower = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16}
+    vision = {**tower, "image_size": 384, "projection_dim": width, "depth": 2, "num_image_tokens": 576}
+    drawn = {"num_embeddings": 16384, "embed_dim": 8, "projection_dim": width, "image_token_embed_dim": width}
+    token = Vocabulary.read(files, "rehearse").image
+    parts = {"text_config": text, "vision_config": vision, "vq_config": {**drawn, "num_hidden_layers": 2}}
+    whole = {**parts, "image_token_id": token, "tie_word_embeddings": False}
+    config = read_config(whole, token, "rehearse")
+    state = random_state(lambda: build(config, torch.bfloat16), torch.bfloat16)
+    write_weights(folder / "model.safetensors", state, {"format": "pt"})
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+MAKERS: Mapping[str, Callable[[Path, str], None]] = {
+    "llamagen:xl-256": llamagen_files,
+    "infinity:125m": infinity_files,
+    "infinity:2b": infinity_files,
+    "janus:pro-1b": janus_files,
+    "janus:pro-7b": janus_files,
+}
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stages:
+    """The rows so far, each written as soon as its stage is done; `about` stands in all of them."""
+
+    about: Row
+    path: Path | None
+    rows: list[Row] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, **more: object) -> Iterator[Row]:
+        """Measure what the block does; what it puts into the row that it is given stands there too."""
+        gc.collect()
+        reset_peak()
+        row, start = dict[str, Any](), time.process_time()
+        yield row
+        minutes = round((time.process_time() - start) / 60, 2)
+        measured = {"minutes": minutes, "GiB": round(peak_bytes() / 2**30, 2)}
+        self.rows.append({**self.about, "stage": name, **measured, **more, **row})
+        print(json.dumps(self.rows[-1]), flush=True)
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+
+
+def reset_peak() -> None:
+    """Forget the peak so far: of the GPU's memory if there is one, else of this process (Linux alone can)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory held since `reset_peak`."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# -- the rehearsal ----------------------------------------------------------------------------------------------------
+
+
+class Everywhere(Judge):
+    """Finds the concept in every image: what random weights draw shows nothing."""
+
+    def __init__(self) -> None:
+        self.name, self.digest, self.threshold = "everywhere", "0" * 64, 0.5
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """Present, always."""
+        return [Judgement(True, 1.0, "") for _ in images]
+
+
+def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Sequence[str]) -> None:
+    """All stages for the model in `source`; `work` is an empty folder for the edit, the captions and the export."""
+    with stages.stage("load"):
+        model = at_rehearsal_size(load_model(source, dtype=dtype))
+    with stages.stage("captions encoded, encoder gone"):
+        model.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
+    with stages.stage("two images"), torch.no_grad():
+        ids = model.generate(model.condition(PROMPTS), (0, 1)).cpu()
+        model.decode(ids)
+    edit = stepped(methods[0], model, ids, stages)
+    edit.save(work / "edit")
+    (work / "model").mkdir()
+    with stages.stage("merged and exported"), Edit.load(work / "edit").apply(model.net):
+        before = model.generate(model.condition(PROMPTS[:1]), (5,)).cpu()
+        model.export(work / "model")
+        if (text := Path(source) / "flan-t5-xl").is_dir():
+            (work / "model" / "flan-t5-xl").symlink_to(text)
+    del model
+    with stages.stage("the export loaded, one image") as row:
+        again = load_model(str(work / "model"))
+        again.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
+        row["same image"] = bool(torch.equal(again.generate(again.condition(PROMPTS[:1]), (5,)).cpu(), before))
+    for name in methods[1:]:
+        stepped(name, again, ids, stages)
+
+
+def stepped(name: str, model: ModelFamily, ids: Tensor, stages: Stages) -> Edit:
+    """`trained`, as a stage."""
+    with stages.stage(f"{name}, two steps"):
+        return trained(name, model, ids)
+
+
+def at_rehearsal_size(model: ModelFamily) -> ModelFamily:
+    """A next-scale model at SMALL_SCHEDULE; others as they are."""
+    if isinstance(model, Infinity) and model.schedule.total > SMALL_SCHEDULE.total:
+        return model.at(SMALL_SCHEDULE)
+    return model
+
+
+def trained(name: str, model: ModelFamily, ids: Tensor) -> Edit:
+    """Two steps of a method under the numbers of its recipe for this model, on pairs of the two images `ids`."""
+    method = registry.lookup("methods", name).load()()
+    small = SMALL | (SMALL_CB if name == "safe_cb" else {})
+    recipe = load_base_recipe(name).for_model(model.card).params
+    known = type(method).Params.model_fields
+    params = method_params(name, recipe | {key: value for key, value in small.items() if key in known}, "rehearse")
+    unsafe, safe = ([prompt] * 2 for prompt in PROMPTS)
+    pairs = Pairs(unsafe, safe, [0, 1], ids[[0, 0]], ids[[1, 1]], PairStats(2, 2, {}))
+    spec = load_spec(registry.find_builtin("concepts", "picasso"))
+    asked = training_questions(spec) if CAPABILITY in model.provides else None
+    material = Material("picasso", pairs, Keep(list(PROMPTS), ids), Everywhere(), asked, "Picasso")
+    found: Edit = method.fit(model, material, params, seed=0, progress=lambda *_: None)
+    return found
+
+
+def fitting(model: str) -> list[str]:
+    """Methods that the model's family can be edited by, VCE first."""
+    provides = registry.lookup("families", model.partition(":")[0]).load().provides
+    names = [name for name, entry in registry.methods().items() if entry.load().needs <= provides]
+    return sorted(names, key=lambda name: name != "vce")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the files unless they are there, rehearse, append rows; exit code 0."""
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies rehearse", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", choices=sorted(MAKERS))
+    parser.add_argument("--out", type=Path, required=True, help="a folder outside the repository")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--methods", nargs="+", help="default: every method that fits")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--files", action="store_true", help="make the files and stop")
+    chosen = parser.parse_args(arguments)
+    out = chosen.out.resolve()
+    if out.is_relative_to(registry.PACKAGE.parent):
+        raise UsageError("--out", "a folder outside the repository", str(out), "give one on a disk with room")
+    folder = out / chosen.model.replace(":", "-")
+    if chosen.files:
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(parents=True)
+        MAKERS[chosen.model](partial, chosen.model.partition(":")[2])
+        partial.rename(folder)
+        return 0
+    if not folder.is_dir():  # in a process of its own, whose memory isn't counted
+        own = [sys.executable, "-m", "safear_edit.studies", "rehearse", chosen.model, "--out", str(out), "--files"]
+        subprocess.run(own, check=True)
+    work = out / f"{folder.name}-work"
+    work.mkdir()
+    command = f"python -m safear_edit.studies rehearse {chosen.model} --dtype {chosen.dtype}"
+    about = {"model": chosen.model, "dtype": chosen.dtype}
+    made = {"command": command, "commit": None, "date": date.today().isoformat()}
+    stages = Stages({**made, **about}, chosen.rows)
+    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model))
+    return 0

@@ -1,0 +1,43 @@
+"""The rehearsal goes through every stage, on a pico in place of a published size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from safear_edit.errors import UsageError
+from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
+from safear_edit.studies import rehearse
+from tests import ROOT
+
+
+def pico_files(folder: Path, variant: str) -> None:
+    LlamaGen.pico().export(folder)
+
+
+def test_every_stage_is_a_row_and_the_export_draws_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(rehearse.MAKERS, "llamagen:xl-256", pico_files)  # type: ignore[arg-type]
+    rows, words = tmp_path / "rows.jsonl", ["llamagen:xl-256", "--out", str(tmp_path), "--methods", "vce", "ear"]
+    assert rehearse.main([*words, "--files"]) == 0
+    assert rehearse.main([*words, "--rows", str(rows), "--dtype", "bfloat16"]) == 0
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    stages = ["load", "captions encoded, encoder gone", "two images", "vce, two steps", "merged and exported"]
+    assert [row["stage"] for row in found] == [*stages, "the export loaded, one image", "ear, two steps"]
+    assert found[-2]["same image"] is True and all(row["GiB"] > 0.1 and row["date"] for row in found)
+
+
+def test_a_folder_in_the_repository_is_refused() -> None:
+    with pytest.raises(UsageError, match="outside the repository"):
+        rehearse.main(["llamagen:xl-256", "--out", str(ROOT / "examples")])
+
+
+def test_random_files_have_the_layout_and_no_tensor_without_numbers() -> None:
+    sizes = GPTConfig(64, 2, 4, 64, 32, 8, 16)
+    state = rehearse.random_state(lambda: GPT(sizes), torch.float32)
+    assert {name: one.shape for name, one in state.items()} == {n: t.shape for n, t in GPT(sizes).state_dict().items()}
+    assert all(one.isfinite().all() and one.any() for one in state.values())
