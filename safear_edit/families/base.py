@@ -30,6 +30,10 @@ CAPTIONS_PER_BATCH = 128
 """Captions encoded together; bounds memory."""
 ROWS_PER_BATCH = 64
 """Images sampled or looked at together; bounds memory, changes no image."""
+ROW_BYTES = 2**31
+"""How much the keys and values of images that are sampled together may take, with and without their captions."""
+PIXELS_PER_BATCH = 2**19
+"""Pixels that a tokenizer encodes or decodes together: its widest layers take about 2 KiB for each."""
 OWN = "safear"
 """The layout in which a family writes what it loads again, also what no published layout has a place for."""
 REPLACED = "replaced_image_table"
@@ -318,9 +322,19 @@ class ModelFamily(ABC):
         return (self.card.tokens,)
 
     @property
+    def row_bytes(self) -> int:
+        """What sampling keeps of one image: keys and values of all layers; 0 where that is next to nothing."""
+        return 0
+
+    @property
     def rows_per_batch(self) -> int:
         """How many images are sampled together."""
-        return ROWS_PER_BATCH
+        return max(1, min(ROWS_PER_BATCH, ROW_BYTES // max(1, 2 * self.row_bytes)))
+
+    @property
+    def images_per_batch(self) -> int:
+        """How many images are encoded or decoded together."""
+        return max(1, min(ROWS_PER_BATCH, PIXELS_PER_BATCH // self.card.image_size**2))
 
     @torch.no_grad()
     def generate(
@@ -376,6 +390,11 @@ class ModelFamily(ABC):
     @abstractmethod
     def editable(self, part: str) -> list[str]:
         """Names of the linear layers of `part`; UsageError names the parts there are."""
+
+    def passes(self) -> list[tuple[nn.Module, str]]:
+        """What a training step may run again instead of keeping what it computed: each layer, and its method's name.
+        Empty: this family can't."""
+        return []
 
     @abstractmethod
     def export(self, directory: Path, layout: str = OWN) -> None:

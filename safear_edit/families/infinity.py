@@ -639,8 +639,6 @@ MINI_FOLDER = Path(__file__).resolve().parent.parent / "minis" / "infinity"
 MOST_ROWS = 32
 """Images sampled together at most; changes no image. On a CPU 64 of the mini's take longer each (1.05 times):
 their activations no longer fit in its cache."""
-ROW_BYTES = 2**31
-"""How much their keys and values may take together."""
 LEGACY = ("lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen")
 """Buffers in older checkpoints that upstream ignores as well."""
 PUBLISHED_TEXT = "flan-t5-xl"
@@ -902,17 +900,26 @@ class Infinity(ModelFamily):
         return inverse_cdf_bits(draws.to(self.device))
 
     @property
+    def row_bytes(self) -> int:
+        """As the base class says."""
+        config = self.net.config
+        return 2 * config.depth * self.schedule.total * config.width * self.dtype.itemsize
+
+    @property
     def rows_per_batch(self) -> int:
-        """As the base class says: at most MOST_ROWS, and what keys and values of ROW_BYTES have room for."""
-        config, tokens = self.net.config, self.schedule.total
-        each = 2 * 2 * config.depth * tokens * config.width * self.net.word_embed.weight.element_size()
-        return max(1, min(MOST_ROWS, ROW_BYTES // each))
+        """As the base class says, and at most MOST_ROWS."""
+        return min(MOST_ROWS, super().rows_per_batch)
+
+    @property
+    def images_per_batch(self) -> int:
+        """As the base class says, and at most MOST_ROWS."""
+        return min(MOST_ROWS, super().images_per_batch)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the schedule's image size to bits (B, N, D)."""
         scaled = images.to(self.device).float() / 127.5 - 1
-        return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.rows_per_batch)])
+        return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.images_per_batch)])
 
     def decode(self, ids: Tensor) -> Tensor:
         """Bits (B, N, D) to uint8 (B, 3, H, W)."""
@@ -921,8 +928,12 @@ class Infinity(ModelFamily):
     @torch.no_grad()
     def sketched(self, ids: Tensor, first_scales: int) -> Tensor:
         """As the base class says."""
-        parts = ids.to(self.device).split(self.rows_per_batch)
+        parts = ids.to(self.device).split(self.images_per_batch)
         return torch.cat([to_uint8(self.bsq.decode(part, self.schedule, first_scales).float()) for part in parts])
+
+    def passes(self) -> list[tuple[nn.Module, str]]:
+        """As the base class says."""
+        return [(block, "forward") for block in self.net.layers]
 
     def editable(self, part: str) -> list[str]:
         """attention, cross_attention, cross_query, ffn, text (the caption projections), all, layers[a:b]; joined by +.

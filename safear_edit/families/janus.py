@@ -574,7 +574,7 @@ class Janus(LanguageModel):
         vq = self.net.model.vqmodel
         rows = F.normalize(vq.quantize.embedding.weight.float(), dim=-1)
         parts = []
-        for part in self._checked(images).split(self.rows_per_batch):
+        for part in self._checked(images).split(self.images_per_batch):
             scaled = (part.to(self.device).float() / 127.5 - 1).to(vq.quant_conv.weight.dtype)
             latent = vq.quant_conv(vq.encoder(scaled)).float()
             parts.append((F.normalize(latent.permute(0, 2, 3, 1), dim=-1).flatten(1, 2) @ rows.T).argmax(-1))
@@ -583,7 +583,9 @@ class Janus(LanguageModel):
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, N) to uint8 (B, 3, H, W); fractions of a level are cut off, as upstream does."""
-        parts = [self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(self.rows_per_batch)]
+        parts = [
+            self.net.model.vqmodel.decode(part).float() for part in ids.to(self.device).split(self.images_per_batch)
+        ]
         return torch.cat([((part + 1) / 2 * 255).clamp(0, 255).to(torch.uint8) for part in parts])
 
     # -- understanding --

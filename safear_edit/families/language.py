@@ -306,6 +306,13 @@ class LanguageModel(ModelFamily):
         end = self._end_of_row().expand(len(tokens_BND), 1, -1).type_as(tokens_BND)
         return torch.cat([tokens_BND, end], 1)[:, source]
 
+    @property
+    def row_bytes(self) -> int:
+        """As the base class says, of a transformer with transformers' configuration."""
+        config = self.transformer.config
+        width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+        return 2 * config.num_hidden_layers * width * self.card.tokens * self.dtype.itemsize
+
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)
         read, which, without = self.read(condition, sampling.guidance > 1)
@@ -405,6 +412,10 @@ class LanguageModel(ModelFamily):
         return self.read_prompts(h, torch.ones(h.shape[:2], dtype=torch.bool, device=self.device), asking=True)
 
     # -- editing --
+
+    def passes(self) -> list[tuple[nn.Module, str]]:
+        """As the base class says."""
+        return [(layer, "forward") for layer in self.transformer.layers]
 
     def editable(self, part: str) -> list[str]:
         """attention, ffn, what the family adds, all (these), layers[a:b]; joined by +.

@@ -534,6 +534,12 @@ class LlamaGen(ModelFamily):
         """`tok_embeddings`, or what `set_image_table` put in its place, (V, D)."""
         return self.net.table
 
+    @property
+    def row_bytes(self) -> int:
+        """As the base class says."""
+        config = self.net.config
+        return 2 * config.n_layer * config.dim * (1 + config.block_size) * self.dtype.itemsize
+
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)
         text, without = self.text_pass(condition), None
@@ -545,13 +551,17 @@ class LlamaGen(ModelFamily):
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the card's image size to ids (B, N)."""
         scaled = (self._checked(images).to(self.device).float() / 127.5 - 1).to(self.vq.quant_conv.weight.dtype)
-        return torch.cat([self.vq.encode(part) for part in scaled.split(self.rows_per_batch)])
+        return torch.cat([self.vq.encode(part) for part in scaled.split(self.images_per_batch)])
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, N) to uint8 (B, 3, H, W)."""
-        parts = [to_uint8(self.vq.decode(part).float()) for part in ids.to(self.device).split(self.rows_per_batch)]
+        parts = [to_uint8(self.vq.decode(part).float()) for part in ids.to(self.device).split(self.images_per_batch)]
         return torch.cat(parts)
+
+    def passes(self) -> list[tuple[nn.Module, str]]:
+        """As the base class says."""
+        return [(block, name) for block in self.net.blocks for name in ("text", "image")]
 
     def editable(self, part: str) -> list[str]:
         """attention, ffn, text (the caption projection), all (these three), layers[a:b]; joined by +."""

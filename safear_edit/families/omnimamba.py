@@ -491,6 +491,11 @@ class OmniMamba(LanguageModel):
         return self.net.backbone
 
     @property
+    def row_bytes(self) -> int:
+        """Its layers keep states, not keys and values: `rows_per_batch` counts these."""
+        return 0
+
+    @property
     def rows_per_batch(self) -> int:
         """As many as their states leave room for, twice each for guidance."""
         sizes = self.net.sizes
@@ -519,6 +524,10 @@ class OmniMamba(LanguageModel):
         own = replace(prompts, memory=tuple(memory.rows(which) for memory in prompts.memory))
         states, _ = run(self.net, DRAWING, self.image_embeddings(ids[:, :-1].to(self.device)), own)
         return torch.cat([first, states], 1)
+
+    def passes(self) -> list[tuple[nn.Module, str]]:
+        """None: images go on from what their prompts left in every layer's memory, which isn't run as whole layers."""
+        return []
 
     def read_prompts(self, h_UTD: Tensor, mask_UT: Tensor, asking: bool = False) -> Read:
         """Drawing prompts have no pads that are not read, and questions none at all."""

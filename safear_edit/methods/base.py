@@ -132,6 +132,7 @@ def fit_pairs(
         identity=_identity(name, model, material, params, modules, seed),
         progress=progress,
         checkpoint=checkpoint,
+        passes=model.passes(),
     )
     info = EditInfo(
         method=name,

@@ -81,8 +81,8 @@ def text_files(folder: Path) -> None:
     from transformers import T5Config, T5EncoderModel
 
     folder.mkdir()
-    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32}
-    config = T5Config(vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
+    sizes = {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "vocab_size": 32128}
+    config = T5Config.from_dict({**sizes, "feed_forward_proj": "gated-gelu"})
     config.save_pretrained(folder)
     state = random_state(lambda: T5EncoderModel(config), torch.float32)
     state.pop("encoder.embed_tokens.weight", None)

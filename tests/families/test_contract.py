@@ -14,7 +14,7 @@ from torch import Tensor
 
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
-from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
+from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject, run_again
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelFamily, Sampling
 from safear_edit.families.language import LanguageModel
@@ -133,6 +133,38 @@ def test_adapters_reach_scoring_and_sampling_alike_and_all_learn(model: ModelFam
         assert greedy_is_argmax(model)
         assert not torch.equal(model.generate(condition, range(4)), before)
     assert torch.equal(model.generate(condition, range(4)), before)
+
+
+def test_layers_that_are_run_again_give_the_same_gradients_and_keep_less(model: ModelFamily) -> None:
+    condition = model.condition(PROMPTS)
+    ids = model.generate(condition, range(4))
+
+    def step(recompute: bool) -> tuple[Tensor, list[Tensor], int]:
+        kept = dict[int, int]()
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+            return tensor
+
+        held = list[Tensor]()
+        with borrowed(model.net, ()):
+            weights = adapter_weights(inject(model.net, model.editable("all"), Tuning(), seed=0))
+            if recompute:
+                run_again(model.passes())
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = token_logprobs(model.logits(condition, ids), ids).mean()
+            size = sum(kept.values())
+            loss.backward()
+            found = [weight.grad for weight in weights.values() if weight.grad is not None]
+        return loss.detach(), found, size
+
+    (loss, plain, kept), (again, gradients, less) = step(False), step(True)
+    assert torch.equal(loss, again) and len(plain) == len(gradients)
+    for one, other in zip(plain, gradients, strict=True):
+        close(other, one, 1e-6)
+    assert less < 0.7 * kept if model.passes() else less == kept
 
 
 def test_parts_are_linear_layers_and_an_unknown_one_names_them(model: ModelFamily) -> None:

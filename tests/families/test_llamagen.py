@@ -295,6 +295,16 @@ def test_half_precision_turns_by_exact_angles_and_draws(pico: LlamaGen, tmp_path
     assert images.shape == (4, 3, 16, 16) and half.encode(images).shape == ids.shape
 
 
+def test_a_published_size_is_drawn_in_batches_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LlamaGen.pico()
+    assert (model.rows_per_batch, model.images_per_batch) == (64, 64)
+    model.card = replace(model.card, image_size=256)
+    monkeypatch.setattr(model.net, "config", llamagen.PUBLISHED["xl-256"])
+    assert model.rows_per_batch == 2**31 // (2 * 2 * 36 * 1280 * 257 * 4) == 22 and model.images_per_batch == 8
+    monkeypatch.setattr(model.net, "config", llamagen.PUBLISHED["xl-512"])
+    assert model.rows_per_batch == 5
+
+
 def test_the_mini_is_shipped_and_draws() -> None:
     mini = LlamaGen.load(ModelRef("llamagen", "mini"))
     ids = mini.generate(mini.condition(["a house on a beach"]), [1])

@@ -288,6 +288,18 @@ def test_the_same_arguments_find_the_same_edit_also_in_two_sittings(
     assert fit("vce", model, material, save_every=5, learning_rate=0.01).digest != whole.digest
 
 
+def test_layers_that_are_run_again_and_smaller_parts_find_the_same_edit(model: LlamaGen, material: Material) -> None:
+    whole = fit("vce", model, material, steps=3)
+    again, parts = (
+        fit("vce", model, material, steps=3, recompute=True),
+        fit("vce", model, material, steps=3, accumulate=2),
+    )
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(again.tensors[name], tensor, rtol=0, atol=1e-6)
+        torch.testing.assert_close(parts.tensors[name], tensor, rtol=0, atol=1e-4)
+    assert vars(model.net.blocks[0]).get("image") is None, "the net is given back as it was"
+
+
 def test_keeping_reduces_the_drift(model: LlamaGen, material: Material) -> None:
     assert material.keep is not None
     keep, drifts = material.keep, []
