@@ -100,8 +100,8 @@ def plan(source: str, given: PlanOptions) -> int:
 def _orders(sources: Sequence[str], given: Compiling) -> list[Order]:
     from safear_edit.pipeline.order import Order
 
-    refuse_beside_recipe(sources, "method", "seed")
-    about = (given.model, given.method, given.seed, given.sets, given.device, given.found, given.dtype)
+    refuse_beside_recipe(sources, "method", "seed", "memory")
+    about = (given.model, given.method, given.seed, given.sets, given.device, given.found, given.dtype, given.memory)
     return [Order(source, *about) for source in sources]
 
 

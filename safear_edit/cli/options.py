@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +46,19 @@ class NewPath(click.Path):
         path = Path(str(super().convert(value, param, context)))
         refuse_inside_release(path)
         return path
+
+
+class Bytes(click.ParamType):
+    """A size such as 16GiB or 500MB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size; write for instance 16GiB", param, context)
+        power = " KMGT".index(found[2].upper() or " ")
+        return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 NEW = NewPath()
@@ -142,6 +156,9 @@ class Compiling(OfModel, ByMethod, Seeded, OnDevice, InDtype):
     """What a spec is compiled with."""
 
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+    memory: int | None = option(
+        "--memory", type=Bytes(), help="What training may take, as 16GiB: layers run again, batches in parts."
+    )
     found: Path | None = option("--map", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found.")
 
 

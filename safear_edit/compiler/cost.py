@@ -1,13 +1,27 @@
-"""Minutes and memory that a recipe will take, predicted before anything runs."""
+"""Minutes and memory that a recipe will take, predicted before anything runs.
+
+`predict` needs the counts alone, for two CPU cores and float32; a recipe records it, so its numbers stay. `forecast`
+looks at a loaded model and the device it is on, stage by stage, and `within` has a method save memory until its search
+fits into a budget.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import gcd, prod
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from safear_edit.compiler.recipe import Card, Predicted
+from safear_edit.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from safear_edit.families.base import ModelFamily
 
 # -- prediction -------------------------------------------------------------------------------------------------------
 
@@ -107,3 +121,179 @@ def predict(
 
 LORA_WIDTHS = {"attention": 6, "ffn": 11, "all": 17}
 """Inputs + outputs of one layer's adapted matrices, in widths: qkv 1+3, out 1+1; ffn 3 × (1 + 8/3)."""
+
+
+# -- memory of a loaded model ------------------------------------------------------------------------------------------
+
+LARGE = 2**28
+"""Bytes of weights from which on a model's memory is looked at unasked: minis have less, and their recipes must not
+depend on what happens to be free."""
+FIXED_BYTES = round(0.9 * 2**30)
+"""Python, torch and this package's libraries on a CPU; on a GPU nothing of it counts."""
+TEXT_TOKENS = 32
+"""Tokens of a caption, or of the prompt around an image, that a row has beside the image's."""
+LOGIT_COPIES = 4
+"""Logits, their softmax, and the gradients of both, in float32."""
+DECODE_BYTES = 2**30
+"""A tokenizer's activations for one batch of images (base.PIXELS_PER_BATCH)."""
+
+
+def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: int) -> dict[str, int]:
+    """The most memory that each stage of a run holds: encoding captions, drawing with the edit merged, training.
+
+    An edit that is merged keeps the originals of what it changes, at most all of the weights. What the base model said
+    of the pairs is kept up to the workbench's own bound, which is small beside these.
+    """
+    on_cpu = model.device.type == "cpu"
+    weights = model.weight_bytes + FIXED_BYTES * on_cpu
+    return {
+        "captions": weights + model.text_bytes,
+        "drawing": weights + model.weight_bytes * on_cpu + drawing_bytes(model, model.rows_per_batch),
+        "training": weights + 16 * trainable + training_bytes(model, params, work),
+    }
+
+
+def drawing_bytes(model: ModelFamily, images: int) -> int:
+    """Keys and values of images that are drawn together under guidance, or what their decoding takes."""
+    decoding = round(DECODE_BYTES * min(1.0, images / model.images_per_batch))
+    return max(2 * min(images, model.rows_per_batch) * model.row_bytes, decoding)
+
+
+def training_bytes(model: ModelFamily, params: BaseModel, work: Work) -> int:
+    """What a step keeps for its backward pass, and its logits; adapters and their moments aside."""
+    depth, width = model.depth_and_width
+    tokens = model.card.tokens * model.card.depth + TEXT_TOKENS
+    each = model.kept_bytes[str(model.dtype).removeprefix("torch.")]
+    kept = depth * each
+    if getattr(params, "recompute", False):
+        kept = depth * 2 * model.dtype.itemsize + each
+    logits = LOGIT_COPIES * 4 * prod(model.token_shape) * model.card.choices
+    rows = work.rows / getattr(params, "accumulate", 1)
+    return round(rows * (tokens * width * kept + logits))
+
+
+def within(
+    model: ModelFamily, params: BaseModel, work: Callable[[BaseModel], Work], trainable: int, budget: int
+) -> BaseModel:
+    """`params`, with layers run again and then with a batch in parts until training fits into `budget` bytes.
+
+    The first changes no number of the edit, the second rounds otherwise. UsageError where neither is enough, or the
+    method has neither.
+    """
+    tried = [params.model_copy(update=changes) for changes in _savings(model, params)]
+    needed = [stage_bytes(model, one, work(one), trainable)["training"] for one in tried]
+    for one, size in zip(tried, needed, strict=True):
+        if size <= budget:
+            return one
+    fix = "take --dtype bfloat16, a smaller batch or part, or a larger device"
+    raise UsageError("--memory", f"at least {min(needed) / 2**30:.1f} GiB", f"{budget / 2**30:.1f} GiB", fix)
+
+
+def _savings(model: ModelFamily, params: BaseModel) -> list[dict[str, object]]:
+    """Changes of a method's numbers that save memory, none first and the dearest last."""
+    if "recompute" not in type(params).model_fields:
+        return [{}]
+    before = getattr(params, "accumulate", 1)
+    again = [{"recompute": True, "accumulate": before}] if model.passes() else []
+    parts = [{"recompute": bool(again), "accumulate": before * count} for count in _divisors(params) if count > 1]
+    return [{}, *again, *parts]
+
+
+def _divisors(params: BaseModel) -> list[int]:
+    """Parts that a batch can be cut into: what divides the pairs and the preserved images of a step."""
+    batch, keep = getattr(params, "batch", 1), getattr(params, "keep_batch", 0)
+    held = keep if getattr(params, "keep_weight", 0) or getattr(params, "understanding_weight", 0) else 0
+    whole = gcd(batch, held) // getattr(params, "accumulate", 1)
+    return [parts for parts in range(1, whole + 1) if whole % parts == 0]
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the device has free, and what this process holds of it already."""
+    import resource
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if sys.platform != "linux":
+        return 2**63
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    return available + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+
+
+# -- minutes on a device ----------------------------------------------------------------------------------------------
+
+EFFICIENCY = {"drawing": 0.5, "training": 0.5}
+"""Share of the device's speed in a large matrix product, or of its bandwidth, that a stage reaches."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A device: flop/s of a matrix product in the frozen weights' dtype, and bytes/s of reading memory."""
+
+    flops: float
+    bandwidth: float
+
+
+def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows: int = 512) -> Speed:
+    """Measured on the model's device in its dtype, in about a second: the best of three of each."""
+    import torch
+
+    size = 2048
+    a = torch.ones(rows, size, device=model.device, dtype=model.dtype)
+    b = torch.ones(size, size, device=model.device, dtype=model.dtype)
+    large = torch.ones(2**26, device=model.device, dtype=torch.int32)
+
+    def seconds(run: Callable[[], object]) -> float:
+        found = []
+        for _ in range(3):
+            start = clock()
+            run()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            found.append(clock() - start)
+        return min(found)
+
+    return Speed(2.0 * rows * size * size / seconds(lambda: a @ b), large.nbytes / seconds(large.sum))
+
+
+def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
+    """Images under guidance: every step reads all weights, and computes two rows per image of the batch."""
+    batch = min(images, model.rows_per_batch)
+    steps = len(model.card.scales) if len(model.card.scales) > 1 else model.card.tokens
+    reading = steps * model.weight_bytes / speed.bandwidth
+    computing = batch * picture_flops(model.card) / speed.flops
+    return images / batch * (reading + computing) / EFFICIENCY["drawing"]
+
+
+def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: int, speed: Speed) -> float:
+    """All steps of a search, for which the base model reads the pairs once, with their captions and without; layers
+    that run again cost a forward pass more."""
+    again = work.steps * work.rows if getattr(params, "recompute", False) else 0.0
+    flops = work.training_flops(model.card) + (4 * pairs + again) * forward_flops(model.card)
+    return flops / speed.flops / EFFICIENCY["training"]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run takes on the device that its model is on: minutes, and the peak of memory by stage in bytes."""
+
+    minutes: float
+    stages: Mapping[str, int]
+    device: str
+
+    def __str__(self) -> str:
+        stage = max(self.stages, key=lambda name: self.stages[name])
+        peak = self.stages[stage] / 2**30
+        return f"{self.minutes:.0f} minutes and {peak:.1f} GiB ({stage}) on {self.device}"
+
+
+def forecast(model: ModelFamily, params: BaseModel, work: Work, trainable: int, images: int, pairs: int) -> Forecast:
+    """Of a run that draws `images` in all and learns from `pairs`."""
+    speed = speed_of(model)
+    seconds = drawing_seconds(model, images, speed) + training_seconds(model, work, params, pairs, speed)
+    where = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
+    return Forecast(seconds / 60, stage_bytes(model, params, work, trainable), where)

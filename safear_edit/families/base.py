@@ -199,6 +199,9 @@ class ModelFamily(ABC):
     layouts: ClassVar[Mapping[str, str]] = {}
     """These three as `reference.Published` says. They are read without importing the class: write literals."""
     table_name: ClassVar[str] = ""
+    kept_bytes: ClassVar[Mapping[str, float]] = {"float32": 110.0, "bfloat16": 78.0, "float16": 78.0}
+    """What a training step keeps for its backward pass per token, layer and unit of width, by dtype of the frozen
+    weights: storages that autograd saves with adapters on all linear layers (tests/families/test_contract.py)."""
     card: ModelCard
     net: nn.Module
     sampling: Sampling
@@ -222,6 +225,22 @@ class ModelFamily(ABC):
     def dtype(self) -> torch.dtype:
         """Of the frozen weights, the image tokenizer's aside."""
         return self.net.get_submodule(self.editable("all")[0]).get_parameter("weight").dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights, the image tokenizer's too, the text encoder's not."""
+        return sum(tensor.nbytes for tensor in (*self.net.parameters(), *self.net.buffers()))
+
+    @property
+    def text_bytes(self) -> int:
+        """Memory of the text encoder while it encodes; 0 where it is part of the net, or small."""
+        return 0
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """Layers of the transformer, and numbers of a token's state."""
+        shape = self.net.get_submodule(self.editable("attention")[0]).get_parameter("weight").shape
+        return len(self.passes()), shape[1]
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:

@@ -722,6 +722,7 @@ class Infinity(ModelFamily):
         "upstream": "in github.com/FoundationVision/Infinity: tools/run_infinity.py --model_path infinity_*.pth "
         "--vae_path infinity_vae_*.pth",
     }
+    kept_bytes: ClassVar = {"float32": 110.0, "bfloat16": 75.0, "float16": 75.0}
     net: Transformer
 
     def __init__(
@@ -816,6 +817,22 @@ class Infinity(ModelFamily):
         _check_fit(self.net.config, self.bsq.config, schedule, "the scale schedule")
         card = _card(self.net, self.bsq, schedule, self.card.variant, dict(self.card.files))
         return Infinity(self.net, self.bsq, schedule, self.text, card, self.sampling)
+
+    @property
+    def weight_bytes(self) -> int:
+        """As the base class says."""
+        return super().weight_bytes + sum(tensor.nbytes for tensor in self.bsq.state_dict().values())
+
+    @property
+    def text_bytes(self) -> int:
+        """As the base class says."""
+        return self.text.nbytes
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """As the base class says."""
+        config = self.net.config
+        return config.depth, config.width
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""

@@ -307,6 +307,11 @@ class LanguageModel(ModelFamily):
         return torch.cat([tokens_BND, end], 1)[:, source]
 
     @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """As the base class says."""
+        return len(self.transformer.layers), self.net.get_input_embeddings().weight.shape[1]
+
+    @property
     def row_bytes(self) -> int:
         """As the base class says, of a transformer with transformers' configuration."""
         config = self.transformer.config

@@ -441,6 +441,7 @@ class LlamaGen(ModelFamily):
         "t2i_*.pt --vq-ckpt vq_ds16_t2i.pt (its loader is strict: a wrong name stops it)",
     }
     table_name = "tok_embeddings.weight"
+    kept_bytes: ClassVar = {"float32": 88.0, "bfloat16": 65.0, "float16": 65.0}
     net: GPT
 
     def __init__(self, net: GPT, vq: VQModel, text: TextEncoder, card: ModelCard, sampling: Sampling) -> None:
@@ -496,6 +497,22 @@ class LlamaGen(ModelFamily):
         digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in gpt.parameters())).hexdigest()}
         card = _card(gpt, vq, "pico", digest)
         return cls(gpt, vq, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
+
+    @property
+    def weight_bytes(self) -> int:
+        """As the base class says."""
+        return super().weight_bytes + sum(tensor.nbytes for tensor in self.vq.state_dict().values())
+
+    @property
+    def text_bytes(self) -> int:
+        """As the base class says."""
+        return self.text.nbytes
+
+    @property
+    def depth_and_width(self) -> tuple[int, int]:
+        """As the base class says."""
+        config = self.net.config
+        return config.n_layer, config.dim
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""

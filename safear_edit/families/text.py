@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.files.atomic import digest_of
-from safear_edit.files.weights import read_weights, write_weights
+from safear_edit.files.weights import read_weights, unfilled, write_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -51,6 +51,11 @@ class TextEncoder(Protocol):
     """Prompts to token states: what a family conditions on."""
 
     kind: str
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its network while it encodes; 0 where that is small."""
+        ...
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """States (B, T, C) float32 and mask (B, T) bool, right-padded to the longest prompt."""
@@ -82,6 +87,7 @@ class MiniLM:
     """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity."""
 
     kind = "minilm"
+    nbytes = 0
 
     def __init__(self, max_tokens: int = 32) -> None:
         from tokenizers import Tokenizer
@@ -193,6 +199,15 @@ class T5:
             )
             self._loaded = net.eval().requires_grad_(False).to(self.device)
         return self._loaded
+
+    @cached_property
+    def nbytes(self) -> int:
+        """As the protocol says; from the configuration alone."""
+        from transformers import T5Config, T5EncoderModel
+
+        config = T5Config.from_json_file(str(self.folder / "config.json"))
+        net = unfilled(lambda: T5EncoderModel(config))
+        return self.dtype.itemsize * sum(weight.numel() for weight in net.parameters())
 
     def open(self) -> OpenT5:
         """Its network alone."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
 from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_own_captions, sharing_steps
-from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings, refuse_unstated
+from safear_edit.compiler.compile import compile_recipe, cut_lines, method_params, recipe_warnings, refuse_unstated
+from safear_edit.compiler.cost import LARGE, Forecast, declared, forecast, free_bytes, within
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
 from safear_edit.pipeline.check import powers, undecidable
@@ -19,6 +20,7 @@ from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Spec, Understanding, load_spec
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from torch import Tensor
 
     from safear_edit.families.base import ModelFamily
@@ -30,8 +32,8 @@ class Order:
 
     source: a spec (.yaml) or a recipe (.json), a path or the name of a built-in concept. model: a model reference; None
     takes the recipe's. overrides: `--set` strings. map: what `safear-edit map` wrote for this concept and model. dtype:
-    of the frozen weights, "auto" or one of load.DTYPES. A recipe is complete: method, seed, overrides, map and dtype
-    don't go with it.
+    of the frozen weights, "auto" or one of load.DTYPES. memory: bytes that training may take, None: what is free. A
+    recipe is complete: method, seed, overrides, map, dtype and memory don't go with it.
     """
 
     source: str
@@ -42,15 +44,18 @@ class Order:
     device: str = "auto"
     map: Path | None = None
     dtype: str = "auto"
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled recipe and what a person should know before running it."""
+    """A compiled recipe and what a person should know before running it; forecast: what it takes on the device at
+    hand, of a large model."""
 
     recipe: Recipe
     model: str
     warnings: tuple[str, ...]
+    forecast: Forecast | None = None
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
@@ -73,7 +78,10 @@ class Plan:
             *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{cost.trainable:,}"),
-            ("predicted", f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
+            (
+                "predicted",
+                str(self.forecast or f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
+            ),
             (
                 "evaluation prompts",
                 f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
@@ -244,12 +252,47 @@ def compile_for(model: ModelFamily, ref: str, order: Order, source: Source) -> R
             trainable=partial(method.trainable, model=model) if hasattr(method, "trainable") else None,
             lengths=model.caption_lengths,
         )
-        return changed(recipe, model=recipe.model.model_copy(update={"dtype": dtype}))
+        named = changed(recipe, model=recipe.model.model_copy(update={"dtype": dtype}))
+        return _within_memory(model, named, order.memory)
     if model.card.digest != source.model.digest:
         fix = "give the recipe's model, or compile the spec for this one"
         got, wanted = f"{model.card.digest[:12]}…", f"weights {source.model.digest[:12]}… ({source.model.ref})"
         raise UsageError(str(source_path(order.source)), wanted, got, fix)
     return source
+
+
+def _within_memory(model: ModelFamily, recipe: Recipe, budget: int | None) -> Recipe:
+    """The recipe, saving memory where its search would need more than `budget` bytes; None: than the device has free,
+    which small models aren't asked about."""
+    if budget is None:
+        if model.weight_bytes < LARGE:
+            return recipe
+        budget = free_bytes(model.device)
+    method, params = registry.lookup("methods", recipe.method.name).load()(), params_of(recipe)
+    pairs, card = len(recipe.construct.pairs), model.card
+    chosen = within(model, params, lambda one: declared(method, one, card, pairs), recipe.predicted.trainable, budget)
+    if chosen == params:
+        return recipe
+    return changed(recipe, method=recipe.method.model_copy(update={"params": chosen.model_dump(mode="json")}))
+
+
+def params_of(recipe: Recipe) -> BaseModel:
+    """The method's own numbers."""
+    return method_params(recipe.method.name, recipe.method.params, "recipe")
+
+
+def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
+    """What the run takes on the model's device; None for a small model, of which the recipe's own prediction is told.
+
+    Every image: both of each pair, those to keep, candidates that are screened, and what is scored twice.
+    """
+    if model.weight_bytes < LARGE:
+        return None
+    params, pairs = params_of(recipe), len(recipe.construct.pairs)
+    work = declared(registry.lookup("methods", recipe.method.name).load()(), params, model.card, pairs)
+    screened = sum(prompt.expect == "absent" for prompt in recipe.evaluate.prompts)
+    images = 2 * pairs + len(recipe.keep) + screened + work.drawn + 2 * sum(recipe.evaluate.n.values())
+    return forecast(model, params, work, recipe.predicted.trainable, images, pairs)
 
 
 def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:

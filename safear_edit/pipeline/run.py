@@ -40,7 +40,7 @@ from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.check import able_to_pass
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.interference import measure_interference
-from safear_edit.pipeline.order import Order, Plan, compile_recipes, noted, read_sources, source_path
+from safear_edit.pipeline.order import Order, Plan, compile_recipes, forecast_of, noted, read_sources, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
@@ -71,8 +71,10 @@ def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
             able_to_pass(path)
     sources = read_sources(orders)
     state = loaded(orders[0], sources[0])
-    recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
-    return [Plan(recipe, state.model.card.ref, noted(recipe, state.model)) for recipe in recipes]
+    plans = []
+    for recipe in compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint):
+        plans.append(Plan(recipe, state.model.card.ref, noted(recipe, state.model), forecast_of(recipe, state.model)))
+    return plans
 
 
 def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: bool = False) -> Result:

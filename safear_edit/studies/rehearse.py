@@ -29,12 +29,22 @@ from torch import Tensor, nn
 
 from safear_edit import registry
 from safear_edit.compiler.compile import method_params
+from safear_edit.compiler.cost import (
+    FIXED_BYTES,
+    Speed,
+    declared,
+    drawing_bytes,
+    drawing_seconds,
+    speed_of,
+    stage_bytes,
+    training_seconds,
+)
 from safear_edit.compiler.questions import CAPABILITY, training_questions
 from safear_edit.compiler.recipe import load_base_recipe
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
-from safear_edit.errors import UsageError
+from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.infinity import Infinity, InfinityConfig, Transformer
 from safear_edit.families.janus import SPECIAL, Vocabulary, build, read_config
 from safear_edit.families.language import byte_tokenizer
@@ -45,6 +55,7 @@ from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
 from safear_edit.files.weights import unfilled, write_pickle, write_weights
 from safear_edit.judges.base import Judge, Judgement
+from safear_edit.progress import silent
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies.rows import Row
 
@@ -64,13 +75,19 @@ SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
 
 
 def random_state(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
-    """A state dict of the network that `make` gives: matrices normal with deviation 0.02, norms one, biases zero."""
-    generator, state = torch.Generator().manual_seed(0), dict[str, Tensor]()
-    for name, own in unfilled(make).state_dict().items():
+    """A state dict of the network that `make` gives: matrices normal with deviation 0.02, norms one, biases zero.
+
+    Matrices are cut from one row of 16 million random numbers, each from a place of its own: new ones would take longer
+    than the rehearsal.
+    """
+    numbers = torch.empty(2**24, dtype=dtype).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    state = dict[str, Tensor]()
+    for place, (name, own) in enumerate(unfilled(make).state_dict().items()):
         if not own.is_floating_point():
             state[name] = own
         elif own.dim() > 1:
-            state[name] = torch.empty(own.shape, dtype=dtype).normal_(0, 0.02, generator=generator)
+            turned = numbers.roll(place * 7919)
+            state[name] = turned.repeat(-(-own.numel() // len(turned)))[: own.numel()].reshape(own.shape).clone()
         else:
             state[name] = torch.full(own.shape, float(name.endswith("weight")), dtype=dtype)
     return state
@@ -203,7 +220,7 @@ class Everywhere(Judge):
     """Finds the concept in every image: what random weights draw shows nothing."""
 
     def __init__(self) -> None:
-        self.name, self.digest, self.threshold = "everywhere", "0" * 64, 0.5
+        self.id, self.digest, self.threshold = "everywhere", "0" * 64, 0.5
 
     def look(self, images: Tensor) -> list[Judgement]:
         """Present, always."""
@@ -216,10 +233,12 @@ def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Seque
         model = at_rehearsal_size(load_model(source, dtype=dtype))
     with stages.stage("captions encoded, encoder gone"):
         model.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
-    with stages.stage("two images"), torch.no_grad():
+    speed = speed_of(model, time.process_time)
+    with stages.stage("two images") as row, torch.no_grad():
+        row.update(predicted(drawing_seconds(model, 2, speed), resident(model) + drawing_bytes(model, 2)))
         ids = model.generate(model.condition(PROMPTS), (0, 1)).cpu()
         model.decode(ids)
-    edit = stepped(methods[0], model, ids, stages)
+    edit = stepped(methods[0], model, ids, speed, stages)
     edit.save(work / "edit")
     (work / "model").mkdir()
     with stages.stage("merged and exported"), Edit.load(work / "edit").apply(model.net):
@@ -233,13 +252,20 @@ def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Seque
         again.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
         row["same image"] = bool(torch.equal(again.generate(again.condition(PROMPTS[:1]), (5,)).cpu(), before))
     for name in methods[1:]:
-        stepped(name, again, ids, stages)
+        try:
+            stepped(name, again, ids, speed, stages)
+        except SafearError as error:  # a method that this model's size doesn't fit; the others go on
+            print(f"{name}: {error}", file=sys.stderr)
 
 
-def stepped(name: str, model: ModelFamily, ids: Tensor, stages: Stages) -> Edit:
-    """`trained`, as a stage."""
-    with stages.stage(f"{name}, two steps"):
-        return trained(name, model, ids)
+def resident(model: ModelFamily) -> int:
+    """Bytes that the process holds with a loaded model."""
+    return model.weight_bytes + (FIXED_BYTES if model.device.type == "cpu" else 0)
+
+
+def predicted(seconds: float, size: int) -> Row:
+    """Columns beside what is measured."""
+    return {"predicted minutes": round(seconds / 60, 2), "predicted GiB": round(size / 2**30, 2)}
 
 
 def at_rehearsal_size(model: ModelFamily) -> ModelFamily:
@@ -249,7 +275,7 @@ def at_rehearsal_size(model: ModelFamily) -> ModelFamily:
     return model
 
 
-def trained(name: str, model: ModelFamily, ids: Tensor) -> Edit:
+def stepped(name: str, model: ModelFamily, ids: Tensor, speed: Speed, stages: Stages) -> Edit:
     """Two steps of a method under the numbers of its recipe for this model, on pairs of the two images `ids`."""
     method = registry.lookup("methods", name).load()()
     small = SMALL | (SMALL_CB if name == "safe_cb" else {})
@@ -261,7 +287,12 @@ def trained(name: str, model: ModelFamily, ids: Tensor) -> Edit:
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
     asked = training_questions(spec) if CAPABILITY in model.provides else None
     material = Material("picasso", pairs, Keep(list(PROMPTS), ids), Everywhere(), asked, "Picasso")
-    found: Edit = method.fit(model, material, params, seed=0, progress=lambda *_: None)
+    work, trainable = declared(method, params, model.card, 2), method.trainable(params, model)
+    seconds = training_seconds(model, work, params, 2, speed)
+    seconds += drawing_seconds(model, work.drawn, speed) if work.drawn else 0.0
+    with stages.stage(f"{name}, two steps") as row:
+        row.update(predicted(seconds, stage_bytes(model, params, work, trainable)["training"]))
+        found: Edit = method.fit(model, material, params, seed=0, progress=silent)
     return found
 
 
