@@ -43,7 +43,8 @@ class Round(StrictRecord):
 
     Rates are shares of the probe: training prompts under seeds that nothing else uses. drawn, pairs: pairs looked at,
     and those that could be told apart. dimension: of the harmful space, with that of earlier rounds where it is
-    protected. captured: share of the squared differences in this round's space. energy: mean share of a table row in
+    protected. captured: share of the squared differences in this round's space, 0 for a round that took none out (too
+    few pairs) and only repaired. energy: mean share of a table row in
     it, before and after. harmful, unclear: by the search's own judge; drift: KL in nats per token to the base model on
     preserved training images; None where nobody looked. agreement: that judge against the pinned one. taken: False for
     a last round that did not help and was undone.

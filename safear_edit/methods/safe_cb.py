@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,51 +25,67 @@ from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo, Round
-from safear_edit.editor.fine_tune import Draw, borrowed, identity_of, schedule
+from safear_edit.editor.fine_tune import borrowed, identity_of
 from safear_edit.editor.method_log import MethodLog
 from safear_edit.errors import UsageError
-from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.weights import write_weights
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge
 from safear_edit.judges.self_judge import Compared, SelfJudge
-from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, energy_figure, harmful_space, protecting
+from safear_edit.methods.codebook import HarmfulSpace, Null, Reading, Usage, energy_figure, harmful_space, protecting
+from safear_edit.methods.table_repair import Lessons, Repair, repaired
 from safear_edit.methods.workbench import token_kl
 from safear_edit.progress import Callback
 from safear_edit.registry import method
 
 if TYPE_CHECKING:
-    from safear_edit.families.base import Condition, ModelFamily
+    from safear_edit.families.base import ModelFamily
 
 
 MOVED = 0.01
 """A row counts as moved if its change is longer than this share of its length."""
+HELD_OUT = 0.25
+"""Share of the pairs, at most, whose prompts no round learns from: the probe asks for these."""
 
 
 @method("safe_cb", paper="https://arxiv.org/abs/2606.27147", needs=frozenset({"codebook"}))
 class SafeCB:
     """Erase in the codebook: project the harmful space out of the image tokens' table, repair it, and repeat."""
 
-    class Params(BaseModel):
+    class Params(Repair):
         """The paper's numbers, where it gives them; recipes/safe_cb.yaml says what ours are for."""
-
-        model_config = ConfigDict(frozen=True, extra="forbid")
 
         directions: int = Field(8, ge=1, description="k, dimensions of a round's harmful space (paper: 8 of 2048)")
         strength: float = Field(1.0, ge=0, le=1, description="lambda: how much of the harmful part goes (paper: 1)")
         reading: Reading = Field("position", description="position: as the paper; pooled: deaf to the layout")
+        metric: Literal["plain", "usage"] = Field(
+            "plain",
+            description="what differences are measured in; plain: as the paper; usage: units of what safe and "
+            "preserved images do with the table, which the projection then moves least",
+        )
         null_space: Null = Field("exact", description="where the repair may write: see codebook_map.harmful_space")
         protect: bool = Field(True, description="what earlier rounds took out stays out, also of the repair")
-        epochs: int = Field(5, ge=0, description="passes over the safe images in a round; 0: no repair (paper: 5)")
-        batch: int = Field(8, ge=1, description="safe images, and as many preserved ones, per step")
-        learning_rate: float = Field(1e-4, gt=0, description="of Adam, falling by a cosine (paper: 1e-4)")
-        keep_weight: float = Field(0.0, ge=0, description="weight of the KL on preserved images (paper: none)")
         safe: Literal["base", "current"] = Field(
             "base", description="who draws the safe images of later rounds: the base model, or the edited one"
         )
         rounds: int = Field(5, ge=1, description="at most (paper: saturates after 3 of 5)")
-        least_gain: float = Field(0.01, gt=0, description="a round that lowers the harmful rate by less is the last")
-        probe: int = Field(100, ge=1, description="training prompts, under seeds of their own, that decide that")
+        pairs: int = Field(
+            100,
+            ge=1,
+            description="of a round; later rounds take the next ones, and begin anew after the last (paper: 100)",
+        )
+        least_gain: float = Field(
+            0.01,
+            gt=0,
+            description="a later round that gains less is undone and the last: share of the probe that is readable "
+            "without the concept, less the drift of preserved images in nats per token",
+        )
+        margin: float = Field(
+            0.05, ge=0, description="a later round that makes a larger share of the probe unreadable is undone, too"
+        )
+        probe: int = Field(
+            100, ge=1, description="images of training prompts that no round learns from, to decide that"
+        )
         fewest: int = Field(8, ge=1, description="harmful images that a round needs to learn from")
         judge: Literal["self", "pinned"] = Field("self", description="self: the model, where it can answer questions")
         question: str | None = Field(None, description="what it is asked; null: training's first about the concept")
@@ -117,8 +133,9 @@ class SafeCB:
     def work(self, params: SafeCB.Params, card: Card, pairs: int) -> Work:
         """All rounds: the repair's steps on safe and preserved images, fresh pairs after the first, and the probes."""
         kept = params.batch * bool(params.keep_weight)
-        drawn = 2 * pairs * (params.rounds - 1) + params.probe * (params.rounds + 1)
-        steps = params.rounds * params.epochs * -(-pairs // params.batch)
+        each = min(params.pairs, pairs)
+        drawn = 2 * each * (params.rounds - 1) + params.probe * (params.rounds + 1)
+        steps = params.rounds * params.epochs * -(-each // params.batch)
         return Work(steps, params.batch + kept, kept, drawn=drawn)
 
     def trainable(self, params: SafeCB.Params, model: ModelFamily) -> int:
@@ -128,11 +145,24 @@ class SafeCB:
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of pairs: tokens (n, N) with the concept asked for and without, and which pairs of the material."""
+    """Images of `drawn` pairs, those whose safe image is without the concept: tokens (n, N) with the concept asked for
+    and without, and which pairs of the material they are; present: what the judge says of each unsafe image."""
 
     unsafe: Tensor
     safe: Tensor
-    rows: Tensor
+    rows: list[int]
+    present: list[bool | None]
+    drawn: int
+
+    @property
+    def harmful(self) -> list[int]:
+        """Those in whose unsafe image the concept is found."""
+        return [i for i, present in enumerate(self.present) if present]
+
+    def of(self, which: list[int]) -> Sample:
+        """Some of them."""
+        rows, present = ([values[i] for i in which] for values in (self.rows, self.present))
+        return Sample(self.unsafe[which], self.safe[which], rows, present, self.drawn)
 
 
 class Search:
@@ -151,6 +181,9 @@ class Search:
         self.model, self.material, self.params, self.progress = model, material, params, progress
         self.seed, self.checkpoint = seed, checkpoint
         self.judge = judge_of(model, material, params)
+        count = len(material.pairs)
+        held_out = min(params.probe, int(HELD_OUT * count), max(0, count - params.fewest)) if self.judge else 0
+        self.learnt = count - held_out  # pairs from here on are the probe's
         self.tables, self.spaces, self.log, self.losses = [table], list[HarmfulSpace](), list[Round](), list[float]()
         pairs = material.pairs
         about = [model.card.digest, params.model_dump(mode="json"), seed, pairs.unsafe, pairs.safe, table]
@@ -159,58 +192,88 @@ class Search:
         self.identity = identity_of("safe_cb", *about, pairs.unsafe_ids, pairs.safe_ids, *kept, *judges)
 
     def run(self) -> None:
-        """Rounds until the rate of harmful images on the probe falls by less than `least_gain`, or they run out."""
+        """Rounds until one gains less than `least_gain`, too little is left to learn from, or they run out."""
         self._resume()
         while len(self.log) < self.params.rounds and not self._finished():
             sample = self._sample(len(self.log) + 1)
-            if len(sample.rows) < self.params.fewest:
+            if self.log and self._left(sample) < self.params.fewest:
                 break
             self._round(sample)
             self._save()
 
     def _finished(self) -> bool:
-        return bool(self.log) and (not self.log[-1].taken or self.log[-1].harmful_after == 0)
+        if not self.log:
+            return False
+        last = self.log[-1]
+        return not last.taken or (last.harmful_after == 0 and (not self._on_policy or last.unclear_after == 0))
+
+    @property
+    def _on_policy(self) -> bool:
+        """Whether a round also learns from images that are neither harmful nor as they should be: a switch does, from
+        whatever beginning the edited model makes."""
+        return self.params.repair == "switch"
+
+    def _left(self, sample: Sample) -> int:
+        """Images that a later round is for."""
+        return sum(present is not False for present in sample.present) if self._on_policy else len(sample.harmful)
+
+    def _taken(self, now: Round) -> bool:
+        """Whether a round is kept: the first always, for without it nothing is edited."""
+        if not self.log or now.harmful_after is None or now.unclear_after is None:
+            return True
+        last = self.log[-1]
+        assert last.unclear_after is not None
+        broken = now.unclear_after - last.unclear_after > self.params.margin
+        return not broken and _worth(now) - _worth(last) >= self.params.least_gain
 
     def _round(self, sample: Sample) -> None:
-        number, params, before = len(self.log) + 1, self.params, self.tables[-1]
-        found = harmful_space(
-            before[sample.unsafe], before[sample.safe], params.directions, params.reading, params.null_space
-        )
-        space = protecting(found, self.spaces) if params.protect else found
-        cleaned = space.without(before, params.strength)
-        change, losses = self._repaired(cleaned, space, sample, number)
+        number, before, params = len(self.log) + 1, self.tables[-1], self.params
+        harmful = sample.of(sample.harmful)
+        found = self._space(harmful) if not self.log or len(harmful.rows) >= params.fewest else None
+        taken_out = [*self.spaces, *([found] if found else [])]
+        space = protecting(taken_out[-1], taken_out[:-1]) if params.protect else taken_out[-1]
+        cleaned = space.without(before, params.strength) if found else before
+        change, losses = self._repaired(cleaned, space, sample if self._on_policy else harmful, number)
         after = cleaned + change
-        last = self.log[-1] if self.log else None
-        harmful = (last.harmful_after, None) if last else self._probe(before, 0)
-        rate, unclear = self._probe(after, number)
-        taken = number == 1 or harmful[0] is None or rate is None or harmful[0] - rate >= params.least_gain
+        rate_before = self.log[-1].harmful_after if self.log else self._probe(before)[0]
+        rate, unclear = self._probe(after)
         agreement = self.judge.agreement if isinstance(self.judge, Compared) else None
         moved = (after - before).norm(dim=1) > MOVED * before.norm(dim=1)
-        self.log.append(
-            Round(
-                number=number,
-                drawn=len(self.material.pairs),
-                pairs=len(sample.rows),
-                dimension=space.basis.shape[1],
-                captured=found.captured,
-                rows_moved=int(moved.sum()),
-                energy_before=float(found.energy(before).mean()),
-                energy_after=float(found.energy(after).mean()),
-                harmful_before=harmful[0],
-                harmful_after=rate,
-                unclear_after=unclear,
-                drift=self._drift(after),
-                loss_first=losses[0] if losses else None,
-                loss_last=losses[-1] if losses else None,
-                taken=taken,
-                agreement=agreement.as_json() if agreement else None,
-            )
+        row = Round(
+            number=number,
+            drawn=sample.drawn,
+            pairs=len(harmful.rows),
+            dimension=space.basis.shape[1],
+            captured=found.captured if found else 0.0,
+            rows_moved=int(moved.sum()),
+            energy_before=float((found or space).energy(before).mean()),
+            energy_after=float((found or space).energy(after).mean()),
+            harmful_before=rate_before,
+            harmful_after=rate,
+            unclear_after=unclear,
+            drift=self._drift(after),
+            loss_first=losses[0] if losses else None,
+            loss_last=losses[-1] if losses else None,
+            taken=True,
+            agreement=agreement.as_json() if agreement else None,
         )
-        if taken:
+        row = row.model_copy(update={"taken": self._taken(row)})
+        self.log.append(row)
+        if row.taken:
             self.tables.append(after)
-            self.spaces.append(found)
+            self.spaces = taken_out
             self.losses += losses
-        self.progress("rounds", number, params.rounds, _line(self.log[-1]))
+        self.progress("rounds", number, params.rounds, _line(row))
+
+    def _space(self, sample: Sample) -> HarmfulSpace:
+        """The harmful space of this round's pairs in the table as it is, in the recipe's metric."""
+        table, params, keep = self.tables[-1], self.params, self.material.keep
+        usage = None
+        if params.metric == "usage":
+            used = [sample.safe, *([keep.ids] if keep else [])]
+            usage = Usage.of(torch.cat([table[ids].flatten(0, 1) for ids in used]))
+        unsafe, safe = table[sample.unsafe], table[sample.safe]
+        return harmful_space(unsafe, safe, params.directions, params.reading, params.null_space, usage)
 
     # -- what the model draws, and who looks --
 
@@ -232,9 +295,9 @@ class Search:
         with self._using(table):
             return list(draw_and_judge(self.model, requests, judges, None, progress=self.progress, stage=stage))
 
-    def _seeds(self, what: str, number: int, count: int) -> list[int]:
-        """Image seeds that no other image of the program has."""
-        words = (f"safe_cb|{what}|{number}|{self.seed}|{seed}" for seed in self.material.pairs.seeds[:count])
+    def _seeds(self, what: str, rows: Sequence[int]) -> list[int]:
+        """Image seeds that no other image of the program has, for pairs of the material; `what` names the draw."""
+        words = (f"safe_cb|{what}|{self.seed}|{self.material.pairs.seeds[row]}" for row in rows)
         return [int.from_bytes(hashlib.sha256(word.encode()).digest()[:8]) >> 1 for word in words]
 
     @torch.no_grad()
@@ -246,36 +309,48 @@ class Search:
         ]
 
     def _sample(self, number: int) -> Sample:
-        """This round's pairs. The first round's are the material's, which the pinned judge has already told apart."""
-        pairs, count = self.material.pairs, len(self.material.pairs)
-        unsafe, safe = pairs.unsafe_ids, pairs.safe_ids
+        """This round's pairs: the next prompts. What the base model drew for them is the material's, which the pinned
+        judge has already told apart; what an edited one draws is drawn now."""
+        count = min(self.params.pairs, self.learnt)
+        which = [((number - 1) * count + i) % self.learnt for i in range(count)]
         if isinstance(self.judge, Compared):
             self.judge.agreement = None
         if number > 1:
-            seeds, table = self._seeds("round", number, count), self.tables[-1]
-            drawer = table if self.params.safe == "current" else self.tables[0]
-            drawn = self._drawn(table, pairs.unsafe, seeds, f"round {number}, unsafe")
-            drawn += self._drawn(drawer, pairs.safe, seeds, f"round {number}, safe")
-            unsafe, safe = torch.stack([image.ids for image in drawn]).split(count)
-            present = [image.judgement.present for image in drawn]
-        elif self.judge is None or self.judge is self.material.judge:
-            return Sample(unsafe, safe, torch.arange(count))
+            unsafe, safe, present = self._fresh(number, which)
         else:
+            unsafe, safe = self.material.pairs.unsafe_ids[which], self.material.pairs.safe_ids[which]
+            if self.judge is None or self.judge is self.material.judge:
+                return Sample(unsafe, safe, which, [True] * count, count)
             present = self._present(torch.cat([unsafe, safe]))
-        told = zip(present[:count], present[count:], strict=True)
-        rows = torch.tensor([i for i, (u, s) in enumerate(told) if u and s is False], dtype=torch.int64)
-        if number == 1 and len(rows) < self.params.fewest:
-            got = f"{len(rows)} of {count}"
+        drawn = Sample(unsafe, safe, which, present[:count], count)
+        sample = drawn.of([i for i, judged in enumerate(present[count:]) if judged is False])
+        if number == 1 and len(sample.harmful) < self.params.fewest:
+            got = f"{len(sample.harmful)} of {count}"
             fix = "ask another params.question, or set params.judge to pinned"
             raise UsageError("safe_cb", f"{self.params.fewest} pairs that the model tells apart", got, fix)
-        return Sample(unsafe[rows], safe[rows], rows)
+        return sample
 
-    def _probe(self, table: Tensor, number: int) -> tuple[float | None, float | None]:
-        """Share of the probe's images in which the judge finds the concept, and share that it can't tell."""
+    def _fresh(self, number: int, which: Sequence[int]) -> tuple[Tensor, Tensor, list[bool | None]]:
+        """Unsafe and safe images, (n, N) each, of these pairs in round `number`, and what the judge says of all; both
+        of a pair share a seed."""
+        pairs, table = self.material.pairs, self.tables[-1]
+        seeds = self._seeds(f"round|{number}", which)
+        drawer = table if self.params.safe == "current" else self.tables[0]
+        drawn = self._drawn(table, [pairs.unsafe[i] for i in which], seeds, f"round {number}, unsafe")
+        drawn += self._drawn(drawer, [pairs.safe[i] for i in which], seeds, f"round {number}, safe")
+        unsafe, safe = torch.stack([image.ids for image in drawn]).split(len(which))
+        return unsafe, safe, [image.judgement.present for image in drawn]
+
+    def _probe(self, table: Tensor) -> tuple[float | None, float | None]:
+        """Share of the probe's images in which the judge finds the concept, and share that it can't tell: the prompts
+        that no round learns from in turn (all, where pairs are too few to hold some out), the same seeds each time."""
         if self.judge is None:
             return None, None
-        prompts = self.material.pairs.unsafe[: self.params.probe]
-        drawn = self._drawn(table, prompts, self._seeds("probe", 0, len(prompts)), f"probe {number}")
+        pairs = self.material.pairs
+        first = self.learnt if self.learnt < len(pairs) else 0
+        which = [first + i % (len(pairs) - first) for i in range(self.params.probe)]
+        seeds = [self._seeds(f"probe|{i}", [row])[0] for i, row in enumerate(which)]
+        drawn = self._drawn(table, [pairs.unsafe[i] for i in which], seeds, f"probe {len(self.log)}")
         found = [image.judgement.present for image in drawn]
         return sum(p is True for p in found) / len(found), sum(p is None for p in found) / len(found)
 
@@ -297,56 +372,19 @@ class Search:
     def _repaired(
         self, cleaned: Tensor, space: HarmfulSpace, sample: Sample, number: int
     ) -> tuple[Tensor, list[float]]:
-        """Delta Q after `epochs` passes, and the loss of each step.
-
-        Delta minimises the cross-entropy of the safe images under their safe captions, all of the material's with
-        `safe` = base and this round's with `current`, and where the recipe asks for it the KL to the base model
-        on preserved images; neither reads the unsafe captions. (Learning the safe images under those as well left
-        as much of Picasso on janus:mini as as many steps without.)
-        """
+        """Delta Q and its losses. The paper's lesson is taught by the safe images of all pairs that are learnt from
+        where the base model draws them, and by this round's where the edited one does; a switch by this round's."""
         params, pairs = self.params, self.material.pairs
-        which = range(len(pairs)) if params.safe == "base" else sample.rows.tolist()
-        safe_ids = pairs.safe_ids if params.safe == "base" else sample.safe
-        prompts = [pairs.safe[i] for i in which]
-        steps = params.epochs * -(-len(prompts) // params.batch)
-        change = torch.zeros_like(cleaned, requires_grad=True)
-        optimizer = torch.optim.Adam([change], params.learning_rate)
+        switch = params.repair == "switch"
+        if params.safe == "base" and not switch:
+            which, images = list(range(self.learnt)), pairs.safe_ids[: self.learnt]
+        else:
+            which, images = sample.rows, sample.safe
         with torch.no_grad():
-            captions, losses = self.model.condition(prompts), list[float]()
-        for step in range(steps):
-            draw = Draw(self.seed, step + steps * number)
-            rows = draw.rows("safe", len(prompts), min(params.batch, len(prompts)))
-            ids = safe_ids[rows].to(cleaned.device)
-            kept = self._kept(draw)
-            with self._using(cleaned + space.harmless(change)):
-                loss = -token_logprobs(self.model.logits(captions.rows(rows), ids), ids).mean()
-                if kept is not None:
-                    condition, kept_ids, reference = kept
-                    drift = token_kl(reference, self.model.logits(condition, kept_ids)).mean()
-                    loss = loss + params.keep_weight * drift
-            if not bool(torch.isfinite(loss)):
-                fix = f"lower learning_rate (it is {params.learning_rate:g})"
-                raise UsageError(f"edit, step {step + 1}", "a finite loss", str(loss.item()), fix)
-            optimizer.param_groups[0]["lr"] = params.learning_rate * schedule(step, steps, 0)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                change.copy_(space.harmless(change))
-            losses.append(loss.item())
-            self.progress(f"repair {number}", step + 1, steps, f"loss {losses[-1]:.3f}")
-        return change.detach(), losses
-
-    def _kept(self, draw: Draw) -> tuple[Condition, Tensor, Tensor] | None:
-        """This step's preserved images: captions, tokens, and the base model's logits."""
-        keep = self.material.keep
-        if keep is None or not self.params.keep_weight:
-            return None
-        rows = draw.rows("keep", len(keep), min(self.params.batch, len(keep)))
-        ids = keep.ids[rows].to(self.model.device)
-        with torch.no_grad():
-            condition = self.model.condition([keep.prompts[i] for i in rows.tolist()])
-            return condition, ids, self.model.logits(condition, ids)
+            captions = self.model.condition([(pairs.unsafe if switch else pairs.safe)[i] for i in which])
+        lessons, keep = Lessons(captions, images, sample.unsafe if switch else None), self.material.keep
+        return repaired(self.model, cleaned, space, lessons, keep, params, self._using,
+                        seed=self.seed, number=number, progress=self.progress)  # fmt: skip
 
     # -- files --
 
@@ -357,6 +395,8 @@ class Search:
         tensors = {f"table.{i}": table for i, table in enumerate(self.tables)}
         for i, space in enumerate(self.spaces):
             tensors |= {f"basis.{i}": space.basis, f"null.{i}": space.null, f"strengths.{i}": space.strengths}
+            if space.usage is not None:
+                tensors |= {f"mean.{i}": space.usage.mean, f"covariance.{i}": space.usage.covariance}
         rounds = [row.model_dump(mode="json") for row in self.log]
         about = json.dumps({"identity": self.identity, "rounds": rounds, "losses": self.losses})
         write_weights(self.checkpoint, {k: v.contiguous().cpu() for k, v in tensors.items()}, {"about": about})
@@ -381,11 +421,10 @@ class Search:
             return
         self.log = [Round(**row) for row in about["rounds"]]
         self.losses = about["losses"]
-        kept = sum(row.taken for row in self.log)
-        self.tables += [saved[f"table.{i}"] for i in range(1, kept + 1)]
-        self.spaces = [
-            HarmfulSpace(saved[f"basis.{i}"], saved[f"null.{i}"], saved[f"strengths.{i}"]) for i in range(kept)
-        ]
+        self.tables += [saved[f"table.{i}"] for i in range(1, sum(row.taken for row in self.log) + 1)]
+        for i in range(sum(key.startswith("basis.") for key in saved)):
+            usage = Usage(saved[f"mean.{i}"], saved[f"covariance.{i}"]) if f"mean.{i}" in saved else None
+            self.spaces.append(HarmfulSpace(saved[f"basis.{i}"], saved[f"null.{i}"], saved[f"strengths.{i}"], usage))
 
 
 class _WithTable(Judge):
@@ -456,6 +495,12 @@ def log_of(rounds: Sequence[Round]) -> MethodLog:
         figure="how much of each row of the image tokens' table lay in the directions that were taken out, before the "
         "edit and after each round",
     )
+
+
+def _worth(row: Round) -> float:
+    """Share of the probe's images that are readable without the concept, less the drift of preserved ones."""
+    assert row.harmful_after is not None and row.unclear_after is not None
+    return 1 - row.harmful_after - row.unclear_after - (row.drift or 0.0)
 
 
 def _line(row: Round) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from safear_edit.errors import UsageError
-from safear_edit.methods.codebook import HarmfulSpace, energy_figure, harmful_space, protecting
+from safear_edit.methods.codebook import HarmfulSpace, Usage, energy_figure, harmful_space, protecting
 
 N, WIDTH, PAIRS = 12, 20, 40
 
@@ -115,3 +115,52 @@ def test_the_picture_of_the_energy_is_a_png_of_its_own_data() -> None:
     first = energy_figure(states, ["untouched", "round 1"])
     assert first.startswith(b"\x89PNG") and first == energy_figure(states, ["untouched", "round 1"])
     assert first != energy_figure([states[0], states[0]], ["untouched", "round 1"])
+
+
+# -- in the metric of what must stay ----------------------------------------------------------------------------------
+
+
+def used(*wide: int, seed: int = 3) -> Tensor:
+    """Rows about 2 that images use, ten times as wide along some dimensions."""
+    rows = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(seed))
+    rows[:, list(wide)] *= 10
+    return rows + 2
+
+
+def test_a_direction_that_nobody_uses_is_preferred() -> None:
+    """The same difference along two dimensions, of which what must stay uses one."""
+    gap = torch.zeros(N, WIDTH)
+    gap[:, [3, 7]] = torch.randn(N, 1, generator=torch.Generator().manual_seed(1)).expand(-1, 2)
+    unsafe, safe = planted(3)[1] + gap, planted(3)[1]
+    plain, space = (harmful_space(unsafe, safe, 1, usage=usage) for usage in (None, Usage.of(used(3))))
+    assert plain.basis[3].abs() == pytest.approx(float(plain.basis[7].abs()), rel=1e-3)
+    assert space.basis[7].abs() > 0.95 > 0.1 > space.basis[3].abs()
+
+
+def test_an_oblique_projection_erases_and_moves_what_is_used_least() -> None:
+    rows = used(0, 1)
+    rows[:, 3] += rows[:, 0]  # what is read is correlated with what must stay
+    space = harmful_space(*planted(3), directions=1, usage=Usage.of(rows))
+    cleaned = space.without(rows)
+    torch.testing.assert_close(space.basis.T @ space.along, torch.eye(1), atol=1e-4, rtol=0)
+    assert space.along[3].abs() > 0.99 * space.along.norm(), "the difference itself goes"
+    assert space.energy(cleaned).max() < 1e-9 < space.energy(rows).mean()
+    centred = rows - space.centre
+    orthogonal = centred @ space.basis @ space.basis.T
+    weight = torch.linalg.inv(space.usage.covariance)  # type: ignore[union-attr]
+
+    def cost(change: Tensor) -> float:
+        return float((change @ weight * change).sum())
+
+    assert cost(cleaned - rows) < cost(orthogonal), "in units of what must stay"
+    repaired = cleaned + space.harmless(torch.randn(400, WIDTH))
+    assert space.energy(repaired).max() < 1e-9, "a repair can't bring back what was read"
+
+
+def test_a_usage_of_few_rows_can_be_inverted() -> None:
+    whitening = Usage.of(torch.randn(3, WIDTH)).whitening
+    assert bool(torch.isfinite(whitening).all())
+    usage = Usage.of(used(4))
+    torch.testing.assert_close(
+        usage.whitening @ usage.covariance @ usage.whitening, torch.eye(WIDTH), atol=1e-3, rtol=0
+    )

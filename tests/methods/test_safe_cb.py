@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,8 @@ from safear_edit.compiler.questions import TrainingQuestions
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
+from safear_edit.editor.edit_record import Round
+from safear_edit.editor.fine_tune import Draw
 from safear_edit.errors import UsageError
 from safear_edit.families.base import REPLACED, ModelFamily
 from safear_edit.families.infinity import Infinity
@@ -21,15 +24,19 @@ from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.judges.base import Judge, Judgement
+from safear_edit.judges.draw import JudgedImage
 from safear_edit.judges.self_judge import ANSWERS, Agreement, SelfJudge
 from safear_edit.methods.codebook import harmful_space
-from safear_edit.methods.safe_cb import COLUMNS, SafeCB
+from safear_edit.methods.safe_cb import COLUMNS, SafeCB, Search
+from safear_edit.methods.table_repair import Lessons
 from safear_edit.progress import silent
 from safear_edit.registry import methods
 
 THINGS = ["a house", "a dog", "a fish", "an apple", "a cat", "a car", "a tree", "a horse"]
 SUBJECTS = [f"{thing} {where}".strip() for thing in THINGS for where in ("", "at night", "in the snow")]
 COUNT = len(SUBJECTS)
+LEARNT = COUNT - COUNT // 4
+"""The others' prompts are the probe's."""
 SMALL = {"directions": 2, "epochs": 2, "batch": 6, "learning_rate": 0.02, "probe": 12, "fewest": 2}
 
 
@@ -111,15 +118,15 @@ def test_rounds_learn_from_what_the_edited_model_draws(model: LlamaGen, material
     log = log_of(edit)
     taken = [row for row in log if row["taken"]]
     assert [row["number"] for row in log] == list(range(1, len(log) + 1))
-    assert taken[0]["pairs"] == COUNT and taken[0]["dimension"] == 2
+    assert taken[0]["pairs"] == taken[0]["drawn"] == LEARNT and taken[0]["dimension"] == 2
     for row in taken:
         assert row["energy_after"] < 1e-6 < row["energy_before"] and 0 < row["rows_moved"] <= 64  # type: ignore[operator]
         assert row["drift"] > 0 and not any("agreement" in name for name in row)  # type: ignore[operator]
     for earlier, later in pairwise(log):
         assert later["harmful_before"] == earlier["harmful_after"] and later["dimension"] > earlier["dimension"]  # type: ignore[operator]
-        assert later["pairs"] < COUNT, "drawn anew and judged"  # type: ignore[operator]
+        assert later["pairs"] < LEARNT, "drawn anew and judged"  # type: ignore[operator]
     pairs, table = material.pairs, model.image_table().detach()
-    space = harmful_space(table[pairs.unsafe_ids], table[pairs.safe_ids], 2)
+    space = harmful_space(table[pairs.unsafe_ids[:LEARNT]], table[pairs.safe_ids[:LEARNT]], 2)
     assert space.energy(table + edit.tensors["tok_embeddings.weight"]).max() < 1e-6
     assert edit.figure is not None and edit.figure.startswith(b"\x89PNG")
     edit.save(tmp_path / "edit")
@@ -138,7 +145,7 @@ def test_a_round_that_does_not_help_is_undone_and_is_the_last(
 
 
 def test_too_few_harmful_pictures_end_the_search(model: LlamaGen, material: Material, tmp_path: Path) -> None:
-    edit = fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=COUNT)
+    edit = fit(model, material, tmp_path / "edit.partial", rounds=4, least_gain=1e-9, fewest=LEARNT)
     assert len(log_of(edit)) == 1, "the second round can't have a harmful image for every prompt"
 
 
@@ -171,6 +178,10 @@ def test_a_killed_search_goes_on_after_its_last_whole_round(
         {"null_space": "weakest_half"},
         {"safe": "current"},
         {"protect": False},
+        {"metric": "usage"},
+        {"repair": "switch"},
+        {"caption_drop": 0.5, "keep_weight": 1},
+        {"pairs": 9},
     ],
 )
 def test_every_reading_of_the_paper_runs(reading: dict[str, object], model: LlamaGen, material: Material) -> None:
@@ -212,8 +223,8 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("safear_edit.methods.safe_cb.SelfJudge", Halfway)
     present = (scores.double() >= halfway).tolist()
-    told = sum(u and not s for u, s in zip(present[:COUNT], present[COUNT:], strict=True))
-    assert 2 <= told < COUNT
+    told = sum(u and not s for u, s in zip(present[:LEARNT], present[COUNT : COUNT + LEARNT], strict=True))
+    assert 2 <= told < LEARNT
     with pytest.raises(UsageError, match="a question about the concept that the model can judge by, got none"):
         fit(model, material, rounds=1)
     taught = replace(material, questions=TrainingQuestions((question, "was this painted by Picasso?"), (), erase=False))
@@ -223,7 +234,7 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     assert row["pairs"] == told and edit.weights == [model.table_name]
     names = ("both", "neither", "first_only", "second_only", "unclear")
     counted = sum(row[f"agreement with the pinned judge: {name}"] for name in names)  # type: ignore[misc]
-    assert counted == 2 * COUNT + 2 * SMALL["probe"], "the material, and the probe before and after"
+    assert counted == 2 * LEARNT + 2 * SMALL["probe"], "the material, and the probe before and after"
     assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
     pinned = fit(model, material, rounds=1, judge="pinned")
     assert pinned.digest != edit.digest
@@ -231,8 +242,8 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
 
 def test_a_model_that_tells_nothing_apart_is_told_so() -> None:
     model = Janus.pico(seed=0)
-    with pytest.raises(UsageError, match="25 pairs that the model tells apart"):
-        fit(model, material_of(model), fewest=COUNT + 1, question="is this by Picasso?")
+    with pytest.raises(UsageError, match=f"{COUNT} pairs that the model tells apart"):
+        fit(model, material_of(model), fewest=COUNT, question="is this by Picasso?")
 
 
 def test_the_score_is_yes_against_no() -> None:
@@ -262,3 +273,104 @@ def test_agreement_by_hand() -> None:
     nothing = Agreement.of(judgements(None), judgements(True))
     assert nothing.accuracy is nothing.recall is nothing.kappa is None
     assert Agreement.of(judgements(True), judgements(True)).kappa is None
+
+
+# -- what a round learns from, and whether it is kept -----------------------------------------------------------------
+
+
+def searched(model: LlamaGen, material: Material, **params: object) -> Search:
+    chosen = SafeCB.Params.model_validate({**SMALL, **params})
+    table = model.image_table().detach().clone()
+    return Search(model, material, chosen, table, 1, silent, None)
+
+
+def test_later_rounds_take_the_next_prompts_and_the_probe_has_its_own(model: LlamaGen, material: Material) -> None:
+    asked: dict[str, set[str]] = {}
+
+    class Noting(Search):
+        def _drawn(self, table: Tensor, prompts: Sequence[str], seeds: Sequence[int], stage: str) -> list[JudgedImage]:
+            asked.setdefault(stage, set()).update(prompts)
+            return super()._drawn(table, prompts, seeds, stage)
+
+    chosen = SafeCB.Params.model_validate({**SMALL, "pairs": 9, "probe": 12})
+    search = Noting(model, material, chosen, model.image_table().detach().clone(), 1, silent, None)
+    first = search._sample(1)
+    search._sample(2)
+    search._probe(search.tables[0])
+    used = {material.pairs.unsafe[i] for i in first.rows}
+    assert asked["round 2, unsafe"] == set(material.pairs.unsafe[9:18]) and used == set(material.pairs.unsafe[:9])
+    assert asked["probe 0"] == set(material.pairs.unsafe[LEARNT:]), "12 images of 6 prompts"
+    assert not asked["probe 0"] & (used | asked["round 2, unsafe"])
+
+
+def a_round(harmful: float, unclear: float, drift: float = 0.0) -> Round:
+    return Round(number=1, drawn=1, pairs=1, dimension=1, captured=1, rows_moved=1, energy_before=1, energy_after=0,
+                 harmful_before=1, harmful_after=harmful, unclear_after=unclear, drift=drift, taken=True,
+                 agreement=None)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("later", "taken"),
+    [
+        (a_round(0.2, 0.1), True),
+        (a_round(0.2, 0.2), False),  # what no longer counts is broken
+        (a_round(0.48, 0.1), True),
+        (a_round(0.49, 0.1), False),  # less than least_gain
+        (a_round(0.2, 0.1, drift=0.3), False),  # paid for by what must stay
+        (a_round(0.2, 0.16), False),  # more than the margin, though it gains
+    ],
+)
+def test_a_round_is_kept_if_more_is_readable_without_the_concept(
+    later: Round, taken: bool, model: LlamaGen, material: Material
+) -> None:
+    search = searched(model, material, least_gain=0.02, margin=0.05)
+    assert search._taken(later), "the first is what there is"
+    search.log.append(a_round(0.5, 0.1))
+    assert search._taken(later) is taken
+
+
+def test_a_switch_teaches_the_safe_image_after_the_unsafe_beginning() -> None:
+    safe, unsafe = torch.zeros(60, 20, dtype=torch.int64), torch.ones(60, 20, dtype=torch.int64)
+    model = LlamaGen.pico(seed=0)
+    lessons = Lessons(model.condition(["a house by Picasso"] * 60), safe, unsafe)
+    _, images, taught = lessons.part(Draw(0, 0), 60)
+    assert torch.equal(images, (~taught).long()), "what precedes is the unsafe image's and isn't taught"
+    starts = (~taught).sum(1)
+    assert torch.equal(taught, torch.arange(20) >= starts.unsqueeze(1)) and starts.max() < 20
+    assert 8 < int((starts == 0).sum()) < 32 and int((starts == 1).sum()) > int((starts > 10).sum())
+    _, images, taught = Lessons(lessons.captions, safe, None).part(Draw(0, 0), 60)
+    assert bool(taught.all()) and not images.any()
+
+
+def test_a_switch_repair_makes_the_safe_image_likely_under_the_unsafe_caption(
+    model: LlamaGen, material: Material
+) -> None:
+    pairs, gains = material.pairs, []
+    for epochs in (0, 4):
+        edit = fit(model, material, repair="switch", metric="usage", rounds=1, epochs=epochs, null_space="complement")
+        with edit.apply(model.net), torch.no_grad():
+            logits = model.logits(model.condition(pairs.unsafe[:LEARNT]), pairs.safe_ids[:LEARNT])
+            gains.append(float(token_logprobs(logits, pairs.safe_ids[:LEARNT]).mean()))
+    assert gains[1] > gains[0]
+
+
+def test_a_switch_also_learns_from_beginnings_that_are_neither_harmful_nor_right(
+    model: LlamaGen, material: Material, tmp_path: Path
+) -> None:
+    """A round with too few harmful images takes no direction out, and repairs within what is left; resumed as well."""
+    search = searched(model, material, repair="switch", least_gain=1e-9, margin=1.0)
+    search.checkpoint = tmp_path / "edit.partial"
+    first = search._sample(1)
+    search._round(first)
+    broken = replace(first, present=[None] * len(first.rows))
+    assert search._left(broken) == LEARNT and broken.harmful == []
+    search._round(broken)
+    search._save()
+    last, before = search.log[1], search.tables[1]
+    assert (last.pairs, last.captured, last.dimension) == (0, 0.0, 2) and last.rows_moved > 0
+    assert len(search.spaces) == 1 and last.energy_after < 1e-6 and search.spaces[0].energy(before).max() < 1e-6
+    again = searched(model, material, repair="switch", least_gain=1e-9, margin=1.0)
+    again.checkpoint = search.checkpoint
+    again._resume()
+    assert len(again.tables) == len(search.tables) and len(again.spaces) == 1 and again.log == search.log
+    assert searched(model, material)._left(broken) == 0, "the paper's repair never sees them"
