@@ -54,8 +54,18 @@ Strip = tuple[str, Sequence[Sequence[Image.Image]]]
 
 def tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
     """A square image (H, W, 3) at the sheet's size, as blocks if `hidden`."""
-    image, size = Image.fromarray(picture), picture.shape[1]
+    size = picture.shape[1]
     side = size * math.ceil(SMALLEST_TILE / size) if size < SMALLEST_TILE else min(size, LARGEST_TILE)
+    return _resized(picture, side, hidden)
+
+
+def small_tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
+    """A square image (H, W, 3) as it is, LARGEST_TILE wide at most, as blocks if `hidden`."""
+    return _resized(picture, min(picture.shape[1], LARGEST_TILE), hidden)
+
+
+def _resized(picture: NDArray[np.uint8], side: int, hidden: bool) -> Image.Image:
+    image, size = Image.fromarray(picture), picture.shape[1]
     if hidden:
         return image.resize((MOSAIC, MOSAIC), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
     return image.resize((side, side), Image.Resampling.NEAREST if side > size else Image.Resampling.BOX)

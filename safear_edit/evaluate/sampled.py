@@ -18,6 +18,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,7 @@ from torch import Tensor
 from safear_edit.construct.sheets import Strip, tile, write_sheet
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeCounts, JudgeRecord, Outcome
+from safear_edit.evaluate.scored_images import Kept, kept, save_images
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.judges.base import make_judge
@@ -65,7 +67,8 @@ def evaluate(
     leave_out: Collection[str] = (),
     base_pictures: Path | None = None,
 ) -> None:
-    """Write outcomes.jsonl, judges.json and the image sheets images/{slice-*,before_after}.{png,json} into `folder`.
+    """Write outcomes.jsonl, judges.json and the image sheets images/{slice-*,before_after}.{png,json} into `folder`,
+    and every scored image, small (images/scored*, scored_images.py).
 
     `model` is the base model, `change` an edit or a stack; the model is left bitwise as found, also after an error
     or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
@@ -90,7 +93,9 @@ def evaluate(
         )
         shown = _shown(before, after, recipe.digest)
         tokens_after = passes.tokens("edited", wanted, shown, batch)
+        pictures = [*passes.kept("edited", wanted, leave_out, recipe, batch)]
     tokens_before = passes.tokens("base", wanted, shown, batch)
+    save_images(folder / "images", chain(passes.kept("base", wanted, leave_out, recipe, batch), pictures))
     _write_sheets(folder / "images", model, recipe, _Pictures(before, after, tokens_before, tokens_after))
     cards = [_judge_record(label, judge).model_dump() for label, judge in judges.items()]
     write_atomic(folder / "judges.json", json.dumps(cards, indent=1, ensure_ascii=False) + "\n")
@@ -194,6 +199,17 @@ class _Passes:
         """Tokens of some images of a finished pass, read from its batches: nobody needs all of them in memory."""
         images = self.images("score", which, ids, silent, batch)
         return {image.row.id: image.ids for image in images if image.row.id in shown}
+
+    def kept(
+        self, which: Which, ids: Collection[str], leave_out: Collection[str], recipe: Recipe, batch: int
+    ) -> Iterator[Kept]:
+        """What is kept for people of a finished pass, decoded by the model as it is now; of a category, hidden."""
+        hide, images = recipe.spec.kind == "category", self.images("score", which, ids, silent, batch)
+        while part := [*islice(images, batch)]:
+            pixels = self.model.decode(torch.stack([one.ids for one in part])).permute(0, 2, 3, 1).cpu().numpy()
+            for one, picture in zip(part, pixels, strict=True):
+                if one.row.id not in leave_out:
+                    yield kept(one.row.id, which, picture, hidden=hide and one.row.expect == "absent")
 
     def _encoded(self, texts: tuple[str, ...]) -> Condition:
         return self.captions.rows(torch.tensor([self.place[text] for text in texts]))

@@ -89,14 +89,18 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def write_report(folder: Path) -> Report:
-    """Build report.json, report.html, the model card and the bill of materials from the files in `folder` alone."""
+    """Build the report, the page of images, the model card and the bill of materials from files in `folder` alone."""
     from safear_edit.report import bom
     from safear_edit.report.build import build_report
     from safear_edit.report.evidence import RunFiles
+    from safear_edit.report.evidence_page import evidence_page
     from safear_edit.report.html import render_html
     from safear_edit.report.model_card import model_card
 
-    report = build_report(RunFiles.find(folder, model=folder))
+    run = RunFiles.find(folder, model=folder)
+    report = build_report(run)
+    if report.evidence:
+        write_atomic(folder / report.evidence, evidence_page(report, run))
     write_atomic(folder / "report.json", report.to_json())
     write_atomic(folder / "report.html", render_html(report, folder))
     write_atomic(folder / "README.md", model_card(report))

@@ -142,7 +142,7 @@ ATTACKS = "attacks"
 # -- 4 evaluate -------------------------------------------------------------------------------------------------------
 
 EVALUATION_FILES = ("outcomes.jsonl", "judges.json", "images/before_after.*", "images/slice-*.png",
-                    "images/slice-*.json")  # fmt: skip
+                    "images/slice-*.json", "images/scored.jsonl", "images/scored-*.webp")  # fmt: skip
 
 
 def evaluate(

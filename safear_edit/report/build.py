@@ -58,6 +58,7 @@ from safear_edit.report.evidence import (
     file_digest,
 )
 from safear_edit.report.schema import (
+    EVIDENCE,
     NOT_STATED,
     About,
     Adversarial,
@@ -94,7 +95,9 @@ from safear_edit.spec.spec import Governance as SpecGovernance
 PAIR_SHEET = "pairs"
 """The sheet that construct/sheets.py draws; its images have no prompt ids."""
 SHEET_BYTES = 4 * 1024 * 1024
-OWN_FILES = frozenset({"report.json", "report.html", "README.md", "bom.cdx.json", "model.sig", "claims.jsonl"})
+OWN_FILES = frozenset(
+    {"report.json", "report.html", EVIDENCE, "README.md", "bom.cdx.json", "model.sig", "claims.jsonl"}
+)
 """Files of a release that describe it; the digest of the weights leaves them out, because they contain it."""
 
 
@@ -145,6 +148,7 @@ def build_report(run: RunFiles) -> Report:
         residual_risks=sentences.risks(concepts, said("responsible")),
         limitations=sentences.limitations(concepts, judges, subject),
         images=tuple(sheets),
+        evidence=EVIDENCE if any(files.scored for files in run.concepts) else "",
         governance=said.governance(),
         environment=_environment(machine),
         reproduce=Reproduce(
@@ -553,6 +557,7 @@ def _inputs(run: RunFiles) -> list[Path]:
         paths += [files.recipe, files.found_by, files.outcomes, files.edit, files.rounds, files.log]
         paths += [files.pairs, files.pair_stats, files.likelihood, files.attacks]
         paths += [files.understanding, files.understanding.with_name(ROWS)] if files.understanding else []
+        paths += [files.scored, *(files.scored.parent / name for name in files.sheet_names())] if files.scored else []
     return [path for path in paths if path is not None]
 
 

@@ -413,12 +413,12 @@ def _worst(rows: Iterable[Outcome], *, surest_first: bool, hide: bool = False) -
     sign = -1 if surest_first else 1
     ordered = sorted(rows, key=lambda row: (sign * (row.score or 0.0), row.id))
     return tuple(
-        Example(id=r.id, prompt=WITHHELD if hide else r.prompt, seed=r.seed, score=r.score, reason=_reason(r))
+        Example(id=r.id, prompt=WITHHELD if hide else r.prompt, seed=r.seed, score=r.score, reason=reason(r))
         for r in ordered[:EXAMPLES]
     )
 
 
-def _reason(row: Outcome) -> str:
+def reason(row: Outcome) -> str:
     """What the judge said, in words: a score near 1 beside a lost image means that it could not tell."""
     said = {True: "found", False: "not found", None: "cannot tell"}[row.present]
     return f"{said}: {row.why}" if row.why else said

@@ -8,6 +8,7 @@ A run's folder (`RunFiles.find`) holds, each with the class that writes and read
                                             (before: edit/rounds/rounds.json: Round, with energy.png)
     pairs/          PairRow, PairStats      pairs.jsonl and stats.json
     images/*.png    SheetNote               what NAME.json says of the image sheet NAME.png
+    images/scored.jsonl  ScoredImage        where each scored image lies on the sheets scored-*.webp; may be missing
     base.json       BaseCard                the base model
     environment.json    Machine             machine, versions and command
     likelihood.json     Audit or Skipped    what the models' own likelihoods say; may be missing
@@ -31,6 +32,7 @@ from safear_edit.compiler.plugins import Plugin
 from safear_edit.editor.edit_record import StackRecord
 from safear_edit.editor.method_log import LOG
 from safear_edit.errors import SpecError
+from safear_edit.evaluate.scored_images import INDEX, SHEETS
 from safear_edit.evaluate.understanding import ABOUT
 from safear_edit.files.atomic import sha256_file
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
@@ -51,7 +53,7 @@ class ConceptFiles:
     `pairs` and what came of them are None for methods that construct none, `likelihood` where nobody audited,
     `found_by` where the edit was found by `recipe` itself, `rounds` and `log` where the method told
     nothing of its search, `understanding`
-    where nobody asked questions about images (its rows lie beside it).
+    where nobody asked questions about images (its rows lie beside it), `scored` where the scored images were not kept.
     """
 
     recipe: Path
@@ -66,6 +68,11 @@ class ConceptFiles:
     log: Path | None = None
     understanding: Path | None = None
     attacks: Path | None = None
+    scored: Path | None = None
+
+    def sheet_names(self) -> tuple[str, ...]:
+        """Names of the sheets of scored images, beside their index."""
+        return tuple(sorted(path.name for path in self.scored.parent.glob(SHEETS))) if self.scored else ()
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:
@@ -93,6 +100,7 @@ class ConceptFiles:
             log=maybe(EDIT_LOG),
             understanding=maybe(ABOUT),
             attacks=maybe(ATTACKS),
+            scored=maybe(f"images/{INDEX}"),
         )
 
 

@@ -9,38 +9,55 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from urllib.parse import urlencode
 
 import jinja2
 from markupsafe import Markup
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from safear_edit.attacks.record import Attacks
 from safear_edit.attacks.suites import decision
+from safear_edit.construct.sheets import SheetNote
 from safear_edit.editor.method_log import Cell
 from safear_edit.errors import SpecError
+from safear_edit.evaluate.scored_images import INDEX
 from safear_edit.evaluate.stats import Rate
-from safear_edit.report.schema import ConceptReport, Report
+from safear_edit.files.records import read_record
+from safear_edit.report import charts
+from safear_edit.report.schema import EVIDENCE, Report
 from safear_edit.report.sentences import percent
+from safear_edit.report.tiles import Sheets, tile_uri
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-BASE_COLOUR, EDITED_COLOUR, INK, GRID = "#8b93a1", "#1d4f91", "#1c2430", "#e3e7ed"
-CHART_STYLE: dict[Any, Any] = {  # matplotlib types the keys as some 300 literals
-    "svg.hashsalt": "safear-edit",  # ids in the drawing come from this instead of from chance
-    "svg.fonttype": "none",  # text stays text: selectable, and drawn in the page's font
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+PAIR_SHEETS = re.compile(r"slice-(?!.*-by-scale$)|before_after$")
+"""Sheets whose images the page shows one by one where they were kept."""
+SAID = {True: "found", False: "not found", None: "cannot tell"}
+
+
+@dataclass(frozen=True)
+class FigurePair:
+    """One prompt's two images as they are on the page; selection: random or worst."""
+
+    selection: str
+    prompt: str
+    seed: str
+    id: str
+    hidden: bool
+    base: str
+    edited: str
+    said: str
+
+
+@dataclass(frozen=True)
+class FigureGroup:
+    """The pairs of one slice or group of one concept, some at random and the worst."""
+
+    concept: str
+    slice: str
+    pairs: tuple[FigurePair, ...]
 
 
 def render_html(report: Report, root: Path) -> str:
@@ -48,10 +65,66 @@ def render_html(report: Report, root: Path) -> str:
 
     SpecError when a sheet is missing or its sha256 isn't the one in the report.
     """
-    charts = [Markup(chart(concept)) for concept in report.concepts]
-    drops = [Markup(member_chart(concept)) for concept in report.concepts]
-    pictures = [(sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images]
-    return environment().get_template("report.html").render(r=report, charts=charts, drops=drops, pictures=pictures)
+    drawn = [
+        {
+            "charts": [Markup(one) for one in charts.charts(concept)],
+            "members": Markup(charts.member_chart(concept)),
+            "depth": Markup(charts.depth_chart(concept)),
+        }
+        for concept in report.concepts
+    ]
+    figures = figure_groups(report, root)
+    shown_alone = {sheet.file for sheet in report.images if figures and PAIR_SHEETS.match(PurePath(sheet.file).stem)}
+    pictures = [
+        (sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images if sheet.file not in shown_alone
+    ]
+    overview = Markup(charts.overview_chart(report.concepts))
+    page = environment().get_template("report.html")
+    return page.render(r=report, drawn=drawn, overview=overview, figures=figures, pictures=pictures)
+
+
+def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:
+    """The pairs that the sheets show, one by one; none where the images were not kept.
+
+    SpecError when a file isn't the one that the report was made from.
+    """
+    found = []
+    for sheet in report.images:
+        path = root / sheet.file
+        index = path.parent / INDEX
+        name = index.relative_to(root).as_posix()
+        if not path.stem.startswith("slice-") or not PAIR_SHEETS.match(path.stem):
+            continue
+        if name not in report.reproduce.inputs:
+            return ()
+        for file, digest in report.reproduce.inputs.items():
+            if PurePath(file).parent == PurePath(name).parent:
+                _content(root / file, digest)
+        _content(path, sheet.sha256)
+        kept = Sheets.of(index)
+        assert kept is not None
+        concept = PurePath(sheet.file).parts[1] if len(PurePath(sheet.file).parts) > 2 else report.concepts[0].name
+        pairs = tuple(_figure_pairs(kept, read_record(SheetNote, path.with_suffix(".json"))))
+        found.append(FigureGroup(concept, path.stem.removeprefix("slice-"), pairs))
+    return tuple(found)
+
+
+def _figure_pairs(kept: Sheets, note: SheetNote) -> Iterator[FigurePair]:
+    """Base and edited image of each prompt on a sheet, in its order."""
+    edited = {(one.prompt_id, one.selection): one for one in note.pictures if one.model == "edited"}
+    both = [(one, edited[one.prompt_id, one.selection]) for one in note.pictures if one.model == "base"]
+    tiles = kept.crops({(one.prompt_id, model) for one, _ in both for model in ("base", "edited")})
+    for base, after in both:
+        yield FigurePair(
+            selection=base.selection,
+            prompt=base.prompt,
+            seed=base.seed,
+            id=base.prompt_id,
+            hidden=kept.tile(base.prompt_id, "base").hidden,
+            base=tile_uri(tiles[base.prompt_id, "base"]),
+            edited=tile_uri(tiles[base.prompt_id, "edited"]),
+            said=f"{SAID[base.present]} → {SAID[after.present]}",
+        )
 
 
 def attacks_page(found: Attacks) -> str:
@@ -69,7 +142,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
-    made.globals |= {"decision": decision, "points": points}
+    made.globals |= {"decision": decision, "points": points, "evidence_link": evidence_link}
     made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
     return made
 
@@ -83,106 +156,26 @@ def _cell(value: Cell) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def chart(concept: ConceptReport) -> str:
-    """An inline SVG: shares before and after with 95 % intervals, the concept on the left, what must stay on the right.
-
-    Base and edited differ in marker and line as well as in colour.
-    """
-    left = [(part.slice, part.base_found, part.edited_found) for part in concept.erasure]
-    right = [(group.group, group.base_kept, group.edited_kept) for group in concept.preservation]
-    rows = max(len(left), len(right))
-    with rc_context(CHART_STYLE):
-        figure = Figure(figsize=(9.6, 1.35 + 0.52 * rows), layout="constrained")
-        axes = figure.subplots(1, 2 if right else 1, squeeze=False)[0]
-        _panel(axes[0], f"{concept.concept} found in images that ask for it", left)
-        if right:
-            _panel(axes[1], "Other things drawn when asked for", right)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        return _svg(figure, f"shares before and after the edit for {concept.name}")
-
-
-def member_chart(concept: ConceptReport) -> str:
-    """An inline SVG: every member's drop with its one-sided upper bound against the margins; "" without members.
-
-    Worst first within each group. A member that did not pass is filled and square, so colour isn't needed to see it.
-    """
-    groups = [group for group in concept.preservation if group.members]
-    rows = [(group.group if i == 0 else "", one) for group in groups for i, one in enumerate(group.members)]
-    if not rows:
-        return ""
-    gates = concept.protocol.gates
-    with rc_context(CHART_STYLE):
-        figure = Figure(figsize=(9.6, 1.2 + 0.27 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        for place, (_, one) in enumerate(reversed(rows)):
-            bad = one.verdict != "PASS"
-            look: dict[str, Any] = {"color": EDITED_COLOUR, "marker": "s" if bad else "o", "ms": 5.5}
-            axes.plot([100 * one.drop, 100 * one.upper95], [place] * 2, color=EDITED_COLOUR, lw=1.9 if bad else 1.2)
-            axes.plot(100 * one.drop, place, ls="none", mfc=EDITED_COLOUR if bad else "white", **look)
-            axes.plot(100 * one.upper95, place, ls="none", marker="|", color=EDITED_COLOUR, ms=7)
-        for gate, dashes, words in (("member_drop", "--", "drop"), ("member_upper", ":", "bound")):
-            if gate in gates:
-                margin = 100 * gates[gate]
-                axes.axvline(margin, color=INK, lw=1, ls=dashes, label=f"most {words}: {margin:g} points")
-        names = [f"{group}: {one.name}" if group else one.name for group, one in reversed(rows)]
-        axes.set_yticks(range(len(rows)), names)
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        _plain(axes, "Drop in points: dot observed, bar to the one-sided 95 % upper bound")
-        axes.axvline(0, color=GRID, lw=1)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
-        return _svg(figure, f"drop of each preserved member for {concept.name}")
-
-
-def _svg(figure: Figure, what: str) -> str:
-    """The drawing as an element of the page, named for those who can't see it."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    words = f"Chart: {what}; the numbers are in the tables below"
-    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
-
-
-def _panel(axes: Axes, title: str, rows: Sequence[tuple[str, Rate | None, Rate | None]]) -> None:
-    looks: tuple[tuple[int, str, float, dict[str, Any]], ...] = (
-        (1, "base model", 0.13, {"marker": "o", "mfc": "white", "color": BASE_COLOUR, "ms": 6, "lw": 1.4}),
-        (2, "edited model", -0.13, {"marker": "s", "color": EDITED_COLOUR, "ms": 5.5, "lw": 1.9}),
-    )
-    for column, label, shift, look in looks:
-        for place, row in enumerate(reversed(rows)):
-            rate = row[column]
-            if isinstance(rate, Rate):
-                axes.plot([100 * rate.low, 100 * rate.high], [place + shift] * 2, color=look["color"], lw=look["lw"])
-                axes.plot(100 * rate.estimate, place + shift, ls="none", **look)
-        axes.plot([], [], label=f"{label}, 95 % interval", **look)
-    axes.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlim(-2, 102)
-    axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
-    _plain(axes, title)
-
-
-def _plain(axes: Axes, title: str) -> None:
-    """A title, a grid to read values by, and no box around it."""
-    axes.set_title(title, fontsize=10.5, loc="left")
-    axes.grid(axis="x", color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-
-
 def _data_uri(path: Path, sha256: str) -> str:
     """The image inside the page, if it is the one that the report names."""
+    return "data:image/png;base64," + base64.b64encode(_content(path, sha256)).decode()
+
+
+def _content(path: Path, sha256: str) -> bytes:
+    """A file's bytes; SpecError if it isn't the report's."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SpecError(str(path), "an image sheet of the report", str(error.strerror), "rebuild the report") from error
+        raise SpecError(str(path), "a file of the report", str(error.strerror), "rebuild the report") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise SpecError(str(path), f"sha256 {sha256[:12]}…", f"{found[:12]}…", "rebuild the report from its run")
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+    return content
+
+
+def evidence_link(**filters: str) -> str:
+    """Where the report sends a reader who asks what is behind a number; filters: concept, slice, member, …"""
+    return f"{EVIDENCE}#{urlencode({name: value for name, value in filters.items() if value})}"
 
 
 def rate_text(rate: Rate | None) -> str:

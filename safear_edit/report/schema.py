@@ -23,6 +23,8 @@ from safear_edit.evaluate.verdict import EXIT_CODES, Verdict, overall
 from safear_edit.files.records import StrictRecord
 
 NOT_STATED = "not stated"
+EVIDENCE = "evidence.html"
+"""The page of all scored images, beside the report."""
 
 Json = dict[str, Any]
 
@@ -462,7 +464,10 @@ class Reproduce(Section):
 
 
 class Report(Section):
-    """report.json: everything that page, model card and bill of materials show, and nothing else."""
+    """report.json: everything that page, model card and bill of materials show, and nothing else.
+
+    evidence: the page of all scored images, "" where they were not kept.
+    """
 
     schema_version: Literal[2] = 2
     report: About
@@ -477,6 +482,7 @@ class Report(Section):
     residual_risks: tuple[Risk, ...]
     limitations: tuple[str, ...] = Field(min_length=1)
     images: tuple[Sheet, ...]
+    evidence: str = Field(default="", exclude_if=lambda name: not name)
     governance: Governance
     environment: Environment
     reproduce: Reproduce

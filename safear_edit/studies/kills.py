@@ -30,8 +30,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 SETS = ("construct.pairs=16", "construct.keep=6", "params.steps=4", "params.save_every=1", "params.batch=4",
         "params.keep_batch=2", "evaluate.n.direct=6", "evaluate.n.paraphrase=6", "evaluate.n.template=4")  # fmt: skip
-TIMED = frozenset({"environment.json", "report.json", "report.html", "README.md", "bom.cdx.json", "model.sig",
-                   "claims.jsonl"})  # fmt: skip
+TIMED = frozenset({"environment.json", "report.json", "report.html", "evidence.html", "README.md", "bom.cdx.json",
+                   "model.sig", "claims.jsonl"})  # fmt: skip
 """Files that say when and how long; their presence is compared, not their bytes."""
 VERDICTS = (0, 1, 3)
 

@@ -79,16 +79,16 @@ def test_what_was_not_tested_comes_before_the_results(page: str) -> None:
 
 
 def test_the_chart_and_the_pictures_are_inside(page: str) -> None:
-    assert page.count("<svg ") == 2 and "<metadata>" not in page
+    assert page.count("<svg ") == 3 and "<metadata>" not in page
     assert page.count('src="data:image/png;base64,') == 1
 
 
 def test_people_and_dropped_pairs_are_on_the_page(page: str, tmp_path: Path) -> None:
     assert "112 kept of 130; 15 unsafe caption, concept not drawn; 3 the judge cannot tell" in page
-    assert '<tr><th>Responsible</th><td><span class="empty">not stated</span></td></tr>' in page
+    assert '<tr><th scope="row">Responsible</th><td><span class="empty">not stated</span></td></tr>' in page
     root = make_run(tmp_path, governance={"responsible": f"Lab {HOSTILE}", "intended_use": "tests only"})
     stated = render_html(build_report(RunFiles.find(root)), root)
-    assert "<td>Lab &lt;script&gt;" in stated and "<th>Intended use</th><td>tests only</td>" in stated
+    assert "<td>Lab &lt;script&gt;" in stated and '<th scope="row">Intended use</th><td>tests only</td>' in stated
 
 
 def test_no_prompt_of_a_category_is_on_the_page(page: str, tmp_path: Path) -> None:
