@@ -99,7 +99,14 @@ def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: p
     assert len(calls) == 3
 
 
-SHEETS = ("before_after.png", "before_after.json", "slice-direct.png", "slice-direct.json")
+SHEETS = (
+    "before_after.png",
+    "before_after.json",
+    "slice-direct.png",
+    "slice-direct.json",
+    "scored.jsonl",
+    "scored-000.webp",
+)
 
 
 def test_picture_names_are_safe_and_distinct() -> None:

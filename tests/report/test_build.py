@@ -573,7 +573,7 @@ def test_a_methods_log_is_shown_as_it_is(tmp_path: Path) -> None:
     report = build_report(RunFiles.find(tmp_path, tmp_path))
     assert report.concepts[0].edit.log == log and "edit/log.json" in report.reproduce.inputs
     page = " ".join(re.sub("<[^>]+>", " ", render_html(report, tmp_path)).split())
-    assert "Strengths were tried. On training prompts. Strength Found Kept 1 0.789 no 4 – yes" in page
+    assert "Strengths were tried. On training prompts. Log of the search Strength Found Kept 1 0.789 no 4 – yes" in page
     (sheet,) = [image for image in report.images if image.file == "edit/figure.png"]
     assert sheet.caption == "Testpainter: the curve" and report.subject == without.subject
     (folder / "log.json").write_text('{"title": "x", "columns": ["a"], "rows": [[1, 2]]}')
