@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,22 +25,18 @@ from safear_edit.cli.options import (
 UNITS = {"s": 1 / 60, "min": 1.0, "h": 60.0}
 
 
-class Minutes(click.ParamType):
+def minutes(text: str) -> float:
     """A time such as 90s, 30min or 2h, in minutes."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", str(value).strip())
-        if match is None or not float(match[1]):
-            self.fail(f"expected a time such as 90s, 30min or 2h, got {value!r}", param, ctx)
-        return float(match[1]) * UNITS[match[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    if match is None or not float(match[1]):
+        raise click.BadParameter(f"expected a time such as 90s, 30min or 2h, got {text!r}")
+    return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass(frozen=True)
 class TuneOptions(ByMethod, Seeded, OnDevice, Shown):
     model: str = option("--model", required=True, help="family[:variant] or a directory.")
-    budget: float = option("--budget", type=Minutes(), default="30min", show_default=True, help="Time to search for.")
+    budget: float = option("--budget", type=minutes, default="30min", show_default=True, help="Time to search for.")
     trials: int | None = option("--trials", type=click.IntRange(min=1), help="No more trials than that in this call.")
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
     out: Path = option("--out", type=NEW, required=True, help="The folder to write, or to go on with.")

@@ -253,9 +253,15 @@ def _written(name: str) -> Mapping[str, Any]:
 
 
 def _first(pairs: Pairs) -> Pairs:
-    n = CIR_PAIRS
-    kept = (pairs.unsafe[:n], pairs.safe[:n], pairs.seeds[:n], pairs.unsafe_ids[:n], pairs.safe_ids[:n])
-    return replace(pairs, **dict(zip(("unsafe", "safe", "seeds", "unsafe_ids", "safe_ids"), kept, strict=True)))
+    """The CIR_PAIRS first of them."""
+    return replace(
+        pairs,
+        unsafe=pairs.unsafe[:CIR_PAIRS],
+        safe=pairs.safe[:CIR_PAIRS],
+        seeds=pairs.seeds[:CIR_PAIRS],
+        unsafe_ids=pairs.unsafe_ids[:CIR_PAIRS],
+        safe_ids=pairs.safe_ids[:CIR_PAIRS],
+    )
 
 
 def _study(optuna: Any, out: Path, name: str) -> optuna.Study:
