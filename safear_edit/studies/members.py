@@ -1,20 +1,17 @@
-"""What an edit costs each member of the preserved groups: concepts × models × seeds, one row for every release.
+"""What an edit costs each member of the preserved groups, as rows for a table of examples/results.
 
-    python -m safear_edit.studies members picasso dog --models llamagen infinity --seeds 0 1 --out runs > rows.jsonl
+    python -m safear_edit.studies members FOLDER… --commit 5df0d5c > rows.jsonl
 
-Every release is made by `apply` with the defaults (or with --set and --method), unsigned, in OUT/MODEL-CONCEPT-SEED;
-one that is there is read, not made again, so a killed study goes on where it was. Rows are as `studies tables` wants
-them: the three erasure rates, each group's loss, its worst member, CIR, and the verdict with what was not met.
+FOLDER: a release of one concept, or a run that `safear-edit compare` left (OUT/runs/*). A row holds the three erasure
+rates, each group's losses, its worst member, CIR, and what of the verdict was not met.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,42 +25,23 @@ SLICES = {"direct": "by name", "paraphrase": "held-out names", "template": "held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a row per release as it is done; 2 and one line on stderr for what can't be made."""
+    """Print a row per folder; 2 and one line on stderr for one that holds no report."""
+    from safear_edit.compiler.recipe import read_recipe
+    from safear_edit.report.build import read_report
+
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies members", description=__doc__)
-    parser.add_argument("concepts", metavar="CONCEPT", nargs="+")
-    parser.add_argument("--models", nargs="+", default=["llamagen"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--method", default="vce")
-    parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--commit", default=None, help="in which the rows are recorded")
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
+    parser.add_argument("--commit", help="in which the rows are recorded", default=None)
     chosen = parser.parse_args(arguments)
     try:
-        for seed, model, concept in itertools.product(chosen.seeds, chosen.models, chosen.concepts):
-            report, command = _release(concept, model, seed, chosen)
-            made = {"command": command, "commit": chosen.commit, "date": datetime.now(UTC).date().isoformat()}
-            print(json.dumps(row(report, seed) | made, ensure_ascii=False), flush=True)
+        for folder in chosen.folders:
+            report = read_report(folder / "report.json")
+            made = {"command": report.reproduce.command, "commit": chosen.commit, "date": report.report.created[:10]}
+            print(json.dumps(row(report, read_recipe(folder / "recipe.json").seed) | made, ensure_ascii=False))
     except SafearError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def _release(concept: str, model: str, seed: int, chosen: argparse.Namespace) -> tuple[Report, str]:
-    """The report of one release, made if it isn't there, and the command that makes it."""
-    from safear_edit.pipeline import run
-    from safear_edit.pipeline.order import Order
-    from safear_edit.pipeline.state import RunOptions
-    from safear_edit.report.build import read_report
-
-    out = chosen.out / f"{model}-{concept}-{seed}"
-    command = f"safear-edit apply concepts/{concept}.yaml --model {model} --seed {seed}"
-    command += f" --method {chosen.method}" if chosen.method != "vce" else ""
-    command += "".join(f" --set {one}" for one in chosen.sets)
-    if not (out / "report.json").exists():
-        order = Order(concept, model, chosen.method, seed, tuple(chosen.sets))
-        run.apply([order], out, RunOptions(unsigned=True, command=command))
-    return read_report(out / "report.json"), command
 
 
 def row(report: Report, seed: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def test_a_row_says_what_was_lost_and_who_paid(tmp_path: Path) -> None:
     assert row["worst member"] is None or " in test-" in row["worst member"]
 
 
-def test_a_typo_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert members.main(["picaso", "--out", str(tmp_path)]) == 2
+def test_a_folder_without_a_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert members.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "picaso" in error and not list(tmp_path.iterdir())
+    assert error.count("\n") == 1 and "report.json" in error
