@@ -48,17 +48,13 @@ class NewPath(click.Path):
         return path
 
 
-class Bytes(click.ParamType):
+def size(text: str) -> int:
     """A size such as 16GiB or 500MB, in bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", str(value).strip(), re.IGNORECASE)
-        if found is None:
-            self.fail(f"{value!r} is no size; write for instance 16GiB", param, context)
-        power = " KMGT".index(found[2].upper() or " ")
-        return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no size; write for instance 16GiB")
+    power = " KMGT".index(found[2].upper() or " ")
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 NEW = NewPath()
@@ -157,7 +153,7 @@ class Compiling(OfModel, ByMethod, Seeded, OnDevice, InDtype):
 
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
     memory: int | None = option(
-        "--memory", type=Bytes(), help="What training may take, as 16GiB: layers run again, batches in parts."
+        "--memory", type=size, help="What training may take, as 16GiB: layers run again, batches in parts."
     )
     found: Path | None = option("--map", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found.")
 

@@ -161,7 +161,7 @@ class Sample:
 
     def of(self, which: list[int]) -> Sample:
         """Some of them."""
-        rows, present = ([values[i] for i in which] for values in (self.rows, self.present))
+        rows, present = [self.rows[i] for i in which], [self.present[i] for i in which]
         return Sample(self.unsafe[which], self.safe[which], rows, present, self.drawn)
 
 

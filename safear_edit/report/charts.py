@@ -189,7 +189,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 def _title(axes: Axes, title: str, *, rows: int) -> None:
     axes.tick_params(axis="y", labelsize=8.5 if rows < 12 else 8)
     _plain(axes, "", "x")
-    axes.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)  # type: ignore[union-attr]
+    axes.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
 
 
 def _plain(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
