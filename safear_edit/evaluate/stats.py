@@ -101,7 +101,44 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95, side: Side = "two-
     return Rate(k, n, k / n, float(found.low), float(found.high), confidence, f"clopper-pearson {side}")
 
 
-def tango_upper(lost: int, gained: int, n: int, confidence: float = 0.95) -> float:
+def design_effect(values: Sequence[float], clusters: Sequence[str]) -> float:
+    """How many times the variance of the mean of `values` is what independent values would give; 1 at least.
+
+    The clusters are what was drawn (ultimate clusters, Kish, Survey Sampling, 1965, ch. 5): the variance of their sums
+    of deviations over that of the single deviations. 1 where nothing varies: values that are all alike don't show
+    whether clusters matter. ValueError unless each value has a cluster.
+    """
+    if len(values) != len(clusters) or not values:
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters")
+    apart = np.asarray(values, dtype=float) - float(np.mean(values))
+    sums: dict[str, float] = {}
+    for cluster, one in zip(clusters, apart, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + float(one)
+    alone, several = float((apart**2).sum()), len(sums)
+    if alone < 1e-12 or several < 2:
+        return 1.0
+    together = sum(one**2 for one in sums.values())
+    return max(1.0, round(together * several / (several - 1) / (alone * len(values) / (len(values) - 1)), 9))
+
+
+def clustered_lower(k: int, n: int, effect: float, confidence: float = 0.95) -> float:
+    """One-sided lower bound of k of n as if there were n / effect (Korn & Graubard, Survey Methodology 24:193, 1998).
+
+    The Clopper-Pearson bound with fractional counts; an effect of 1 gives that bound itself.
+    """
+    if not 0 <= k <= n or n < 1 or effect < 1:
+        raise ValueError(f"k={k} of n={n} with a design effect of {effect} is no count")
+    return 0.0 if k == 0 else float(stats.beta.ppf(1 - confidence, k / effect, (n - k) / effect + 1))
+
+
+def clustered_upper(lost: int, gained: int, n: int, effect: float, confidence: float = 0.95) -> float:
+    """One-sided Tango bound of the drop as if all counts were divided by the design effect."""
+    if effect < 1:
+        raise ValueError(f"a design effect of {effect} is below 1")
+    return tango_upper(lost / effect, gained / effect, n / effect, confidence)
+
+
+def tango_upper(lost: float, gained: float, n: float, confidence: float = 0.95) -> float:
     """Upper score bound of the paired drop (lost - gained) / n, one-sided (Tango, Stat. Med. 17:891, 1998).
 
     It is the largest drop d that the score test does not reject; the restricted likelihood has its maximum in closed
@@ -417,7 +454,7 @@ def _pass_chance(n: int, flips: float, margin: float) -> float:
 
 
 def _score_variance(
-    lost: int | np.ndarray, gained: int | np.ndarray, n: int, d: float | np.ndarray
+    lost: float | np.ndarray, gained: float | np.ndarray, n: float, d: float | np.ndarray
 ) -> float | np.ndarray:
     """n(2q + d(1 - d)): variance of lost - gained where q, the chance of a gain, is most likely given a drop of d."""
     a = 2 * n
@@ -427,6 +464,6 @@ def _score_variance(
     return np.maximum(n * (2 * q + d * (1 - d)), 0)
 
 
-def _check_pairs(lost: int, gained: int, n: int) -> None:
-    if min(lost, gained) < 0 or lost + gained > n or n < 1:
+def _check_pairs(lost: float, gained: float, n: float) -> None:
+    if min(lost, gained) < 0 or lost + gained > n or n <= 0:
         raise ValueError(f"lost={lost} and gained={gained} of n={n} pairs is no count")

@@ -78,7 +78,7 @@ def groups_chart(concept: ConceptReport) -> str:
         for place, group in enumerate(reversed(rows)):
             change = group.change
             assert change is not None
-            _drop(axes, place, change.drop, change.lower95, change.upper95, bad=group.decision != "PASS")
+            _drop(axes, place, change.drop, change.lower95, group.upper or change.upper95, bad=group.decision != "PASS")
         _margins(axes, concept, "preserve_drop", "preserve_upper")
         _names(axes, [group.group for group in rows])
         _title(axes, "Drop of each group in points, one-sided 95 % bounds", rows=len(rows))
@@ -138,7 +138,7 @@ def _depths(axes: Axes, part: LikelihoodSlice) -> None:
 
 def overview_chart(concepts: Sequence[ConceptReport]) -> str:
     """Of several concepts, one row each: the worst slice's lower bound of erasure; "" for one concept."""
-    rows = [(one, min(part.erased_lower95 or 0.0 for part in one.erasure)) for one in concepts]
+    rows = [(one, min(part.lower or 0.0 for part in one.erasure)) for one in concepts]
     if len(rows) < 2:
         return ""
     with rc_context(STYLE):

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from safear_edit.compiler.recipe import EvalPrompt, Recipe
 from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
+from safear_edit.evaluate.clusters import contents
 from safear_edit.evaluate.members import Flips, Margin, members
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.evaluate.stats import Paired, Rate
@@ -21,6 +22,7 @@ from safear_edit.files.records import read_lines, read_record
 from safear_edit.report import sentences
 from safear_edit.report.evidence import ConceptFiles
 from safear_edit.report.schema import (
+    Clustered,
     ErasureSlice,
     Example,
     PreservedGroup,
@@ -197,6 +199,13 @@ class Slice:
     wanted: int
     asked: tuple[Candidate, ...]
     pairs: tuple[tuple[Outcome, Outcome], ...]
+    contents: Mapping[str, str]
+    """Prompt id → its content cluster."""
+
+    def design_effect(self, values: Sequence[float]) -> tuple[int, float]:
+        """Number of content clusters of the counted pairs, and what they do to the variance of `values`."""
+        clusters = [self.contents[base.id] for base, _ in self.pairs]
+        return len(set(clusters)), stats.design_effect(values, clusters)
 
 
 def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]:
@@ -211,12 +220,13 @@ def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]
     if unknown := sorted(set(found) - {prompt.id for prompt in evaluate.prompts}):
         got = f"unknown id {unknown[0]}"
         raise SpecError(str(path), "only prompts of the recipe", got, "evaluate this recipe again")
-    slices = []
+    slices, shared = [], contents(recipe)
     for key in dict.fromkeys(prompt.slice for prompt in evaluate.prompts):
         prompts = recipe.slice(key)
         part = [_candidate(prompt, found[prompt.id], path) for prompt in prompts]
         wanted = evaluate.n.get(key, len(part))
-        slices.append(Slice(key, prompts[-1].expect, wanted, tuple(part), tuple(_counted(key, part, wanted, path))))
+        counted = tuple(_counted(key, part, wanted, path))
+        slices.append(Slice(key, prompts[-1].expect, wanted, tuple(part), counted, shared))
     return slices
 
 
@@ -273,8 +283,9 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
     key, pairs, edited_rows = part.key, part.pairs, [asked.edited for asked in part.asked if asked.edited]
     found, erased = rate(e.present is True for _, e in pairs), rate(e.present is not True for _, e in pairs)
     lower = stats.clopper_pearson(erased.k, erased.n, side="lower").low if erased else None
+    clustered = _clustered_erasure(part, erased) if erased else None
     needed, floor = gates.every().get(f"erasure_{key}", gates.erasure_paraphrase), gates.erasure_floor
-    return ErasureSlice(
+    made = ErasureSlice(
         slice=key,
         metric=f"erasure.rate[{key}]",
         meaning=SLICE_MEANING.get(key, key),
@@ -285,6 +296,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         edited_found=found,
         erased=erased,
         erased_lower95=lower,
+        clustered=clustered,
         erased_strict=rate(e.present is False for _, e in pairs),
         corrected=_corrected(found, judge),
         all_found=rate(row.present is True for row in edited_rows),
@@ -292,9 +304,22 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         cannot_tell_edited=sum(e.present is None for _, e in pairs),
         needed=needed,
         floor=floor,
-        decision=_erasure_decision(erased, lower, needed, floor),
+        decision="INCONCLUSIVE",
         found=_worst((row for row in edited_rows if row.present is True), surest_first=True, hide=hide),
     )
+    return made.model_copy(update={"decision": _erasure_decision(erased, made.lower, needed, floor)})
+
+
+def _clustered_erasure(part: Slice, erased: Rate) -> Clustered:
+    clusters, effect = part.design_effect([float(edited.present is not True) for _, edited in part.pairs])
+    return Clustered(clusters=clusters, design_effect=effect, bound=stats.clustered_lower(erased.k, erased.n, effect))
+
+
+def _clustered_drop(part: Slice, change: Paired) -> Clustered:
+    drops = [float(base.present is True) - float(edited.present is True) for base, edited in part.pairs]
+    clusters, effect = part.design_effect(drops)
+    bound = stats.clustered_upper(change.lost, change.gained, change.n, effect)
+    return Clustered(clusters=clusters, design_effect=effect, bound=bound)
 
 
 def _erasure_decision(erased: Rate | None, lower: float | None, needed: float, floor: float) -> Verdict:
@@ -332,6 +357,7 @@ def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
         cannot_tell_base=sum(b.present is None for b, _ in pairs),
         cannot_tell_edited=sum(e.present is None for _, e in pairs),
         change=change,
+        clustered=_clustered_drop(part, change) if change else None,
         mcnemar_p_holm=None,
         most_drop=gates.preserve_drop,
         decision="INCONCLUSIVE",
@@ -372,7 +398,7 @@ def with_holm(groups: Sequence[G]) -> list[G]:
             decided.append(group)
             continue
         p = next(adjusted)
-        call: Verdict = stats.decide(group.change.upper95, p, group.change.margin)
+        call: Verdict = stats.decide(_upper(group), p, group.change.margin)
         if call == "PASS" and group.change.drop > group.most_drop:
             call = "FAIL"
         change = Paired(**{**vars(group.change), "decision": call})
@@ -380,6 +406,13 @@ def with_holm(groups: Sequence[G]) -> list[G]:
         found = {"change": change, "mcnemar_p_holm": p, "decision": call, "prompts_to_decide": more}
         decided.append(group.model_copy(update=found))
     return decided
+
+
+def _upper(group: PreservedGroup | UnderstoodSlice) -> float:
+    """The bound that decides; questions about images are of one image each, and have no clusters."""
+    upper = group.upper if isinstance(group, PreservedGroup) else group.change.upper95
+    assert upper is not None
+    return upper
 
 
 def _prompts_to_decide(change: Paired, groups: int) -> int:

@@ -201,12 +201,21 @@ class Example(Section):
     reason: str = ""
 
 
+class Clustered(Section):
+    """The same bound with prompts of one content taken together (evaluate/clusters.py); the wider bound decides."""
+
+    clusters: int
+    design_effect: float
+    bound: float
+
+
 class ErasureSlice(Section):
     """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model draws as asked.
 
     `obeyed`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
     `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
-    errors taken out. `found`: the prompts where the edited model still draws it, surest first.
+    errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
+    bound by content; None in older reports.
     """
 
     slice: str
@@ -219,6 +228,7 @@ class ErasureSlice(Section):
     edited_found: Rate | None
     erased: Rate | None
     erased_lower95: float | None
+    clustered: Clustered | None = None
     erased_strict: Rate | None
     corrected: Rate | None
     all_found: Rate | None
@@ -229,6 +239,12 @@ class ErasureSlice(Section):
     decision: Verdict
     found: tuple[Example, ...]
 
+    @property
+    def lower(self) -> float | None:
+        """The one-sided 95 % lower bound that decides: the smaller of the plain one and that by content."""
+        bounds = [self.erased_lower95, self.clustered.bound if self.clustered else None]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
 
 class PreservedGroup(Section):
     """Prompts that must go on working, both models with the same seeds. `lost_examples`: what is no longer drawn.
@@ -236,6 +252,7 @@ class PreservedGroup(Section):
     `prompts_to_decide`: of an undecided group, how many prompts would decide it either way with 80 % chance if the
     shares lost and gained were truly those observed; None where it is decided, or nothing was scored. `members`: the
     same for each label that a judge reads for this group, worst first; none in reports from before they were counted.
+    `clustered`: the upper bound of the drop by content; None in older reports.
     """
 
     group: str
@@ -249,12 +266,19 @@ class PreservedGroup(Section):
     cannot_tell_base: int
     cannot_tell_edited: int
     change: Paired | None
+    clustered: Clustered | None = None
     mcnemar_p_holm: float | None
     most_drop: float
     decision: Verdict
     prompts_to_decide: int | None
     lost_examples: tuple[Example, ...]
     members: tuple[Member, ...] = ()
+
+    @property
+    def upper(self) -> float | None:
+        """The one-sided 95 % upper bound of the drop that decides: the larger of the plain one and that by content."""
+        bounds = [self.change.upper95 if self.change else None, self.clustered.bound if self.clustered else None]
+        return max((bound for bound in bounds if bound is not None), default=None)
 
 
 class LikelihoodSlice(Section):

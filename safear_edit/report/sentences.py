@@ -7,7 +7,7 @@ or a concept removed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from safear_edit.evaluate import stats
@@ -17,6 +17,7 @@ from safear_edit.evaluate.stats import Interval
 from safear_edit.evaluate.verdict import Verdict
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.report.schema import (
+    Clustered,
     ConceptReport,
     ConceptScope,
     Criterion,
@@ -74,7 +75,8 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     seen = "no prompt counted"
     if erased is not None:
         seen = f"not detected in {erased.k} of {erased.n} ({percent(erased.estimate)}), at least "
-        seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence; {strict_text(part)}"
+        seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence"
+        seen += f"{_by_content(part.clustered, percent)}; {strict_text(part)}"
     yield Criterion(
         id=f"erasure/{key}",
         concept=name,
@@ -107,6 +109,13 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     )
 
 
+def _by_content(clustered: Clustered | None, shown: Callable[[float], str]) -> str:
+    """The bound with prompts of one content taken together, where that makes it wider; "" where it doesn't."""
+    if clustered is None or clustered.design_effect <= 1:
+        return ""
+    return f" ({shown(clustered.bound)} by content, {clustered.clusters} of them, which decides)"
+
+
 def strict_text(part: ErasureSlice) -> str:
     """The rate in which an unreadable image counts against the edit; it stands wherever the other one does."""
     strict = part.erased_strict
@@ -130,6 +139,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
     if change is not None:
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: drop {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence"
+        observed += _by_content(group.clustered, lambda bound: f"{100 * bound:.1f}")
     if change is not None and group.decision == "INCONCLUSIVE":
         why = _more_prompts(group)
     elif group.decision == "FAIL":
@@ -280,7 +290,7 @@ def worst_slice(concept: ConceptReport) -> ErasureSlice:
 
     Not the smallest rate: 100 of 100 is weaker evidence than 250 of 250.
     """
-    return min(concept.erasure, key=lambda part: -1.0 if part.erased_lower95 is None else part.erased_lower95)
+    return min(concept.erasure, key=lambda part: -1.0 if part.lower is None else part.lower)
 
 
 def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], judges: Sequence[JudgeSection]) -> str:
