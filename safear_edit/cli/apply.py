@@ -27,7 +27,8 @@ from safear_edit.cli.options import (
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safear_edit.pipeline.order import Order, Plan
+    from safear_edit.pipeline.order import Order
+    from safear_edit.pipeline.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     safear-edit apply concepts/dog.yaml --model safe-llamagen --out safer-llamagen --key keys/safear.key
     """
     from safear_edit.pipeline import run
+    from safear_edit.pipeline.plan import plan as planned
 
     orders = _orders(sources, given)
     if given.joint and len(orders) == 1:
         raise UsageError("--joint", "several concepts", "one", "leave --joint out")
     if given.dry_run:
-        return _show(run.plan(orders, joint=given.joint), given.as_json)
+        return _show(planned(orders, joint=given.joint), given.as_json)
     with run_options(given, given.throwaway_key) as options:
         result = run.apply(orders, given.out, options, joint=given.joint)
     return print_result(result, given.as_json)
@@ -83,12 +85,12 @@ def plan(source: str, given: PlanOptions) -> int:
     safear-edit plan concepts/picasso.yaml --model llamagen --out picasso.recipe.json
     """
     from safear_edit.compiler.recipe import save_recipe
-    from safear_edit.pipeline import run
+    from safear_edit.pipeline.plan import plan as planned
 
     orders = _orders([source], given)
     if given.out is not None:
         refuse_existing_file(given.out, overwrite=given.overwrite)
-    plans = run.plan(orders)
+    plans = planned(orders)
     if given.out is not None:
         save_recipe(plans[0].recipe, given.out)
     _show(plans, given.as_json)

@@ -77,8 +77,10 @@ def validate(sources: tuple[str, ...], given: ValidateOptions) -> int:
     from safear_edit.pipeline.check import check
     from safear_edit.pipeline.order import source_path
 
-    named = click.get_current_context().get_parameter_source("model") is ParameterSource.COMMANDLINE
-    checked = {source: check(source_path(source), given.model, given.method, captions=named) for source in sources}
+    given_by = click.get_current_context().get_parameter_source
+    named, fit = (given_by(name) is ParameterSource.COMMANDLINE for name in ("model", "method"))
+    about = (given.model, given.method)
+    checked = {source: check(source_path(source), *about, captions=named, fit=fit) for source in sources}
     if given.resolved:
         for found in checked.values():
             print(_full_form(found.spec, given.as_json), end="")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from safear_edit.compiler.recipe import EvalPrompt, KeepPrompt, Recipe, training_prompts
+from safear_edit.compiler.recipe import EvalPrompt, KeepPrompt, Recipe
 from safear_edit.errors import UsageError
 from safear_edit.spec.prompts import image_seed, mention_of, normalise
 from safear_edit.spec.spec import PreserveGroup, Spec, expand_group
@@ -50,7 +50,7 @@ def as_measured(recipe: Recipe, others: Sequence[Recipe]) -> tuple[Recipe, froze
     """
     spec = beside(recipe.spec, [other.spec for other in others])
     kept = {group.name: {normalise(prompt.text) for prompt in expand_group(group)} for group in spec.preserve}
-    trained = {normalise(text) for other in others for text in training_prompts(other)}
+    trained = {normalise(text) for other in others for text in other.training_prompts}
     left_out, left = list[EvalPrompt](), list[EvalPrompt]()
     for prompt in recipe.evaluate.prompts:
         text = normalise(prompt.prompt)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from safear_edit.compiler.recipe import (
     BaseRecipe,
     Card,
     Construct,
+    ConstructSizes,
     EvalPrompt,
     Evaluation,
     KeepPrompt,
@@ -35,7 +37,7 @@ from safear_edit.compiler.recipe import (
     Refine,
     Sampling,
     SamplingLike,
-    _check_separate,
+    refuse_overlap,
     training_prompts,
 )
 from safear_edit.errors import SpecError, UsageError
@@ -96,39 +98,31 @@ def compile_recipe(
     _refuse_silent(base.construct.refine, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
-    checks.refuse(checks.problems(spec), Document(f"spec {spec.name}", None))
-    drawn = pools(spec)
-    pairs = _pairs(spec, drawn, base.construct.pairs, seed)
-    keep = _keep(drawn, base.construct.keep, seed)
-    prompts, cut = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
-    sizes = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
-    screened = sum(prompt.expect == "absent" for prompt in prompts)
+    asked = prompts_of(spec, base.construct, seed=seed, lengths=lengths)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
-    work = declared(registry.lookup("methods", base.method).load()(), params, model_card, len(pairs))
+    work = declared(registry.lookup("methods", base.method).load()(), params, model_card, len(asked.pairs))
     cost = predict(
         model_card,
         work,
-        pairs=len(pairs),
-        keep=len(keep),
-        candidates=screened,
-        n=sizes,
-        described=len(pairs) if base.construct.refine == "self" else 0,
+        pairs=len(asked.pairs),
+        keep=len(asked.keep),
+        candidates=sum(prompt.expect == "absent" for prompt in asked.evaluate.prompts),
+        n=asked.evaluate.n,
+        described=len(asked.pairs) if base.construct.refine == "self" else 0,
     )
     if trainable is not None:
         cost = cost.model_copy(update={"trainable": trainable(params)})
-    recipe = Recipe(
+    return Recipe(
         spec=spec,
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
         method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
         seed=seed,
-        construct=Construct(pairs=tuple(pairs), refine=base.construct.refine),
-        keep=tuple(keep),
-        evaluate=Evaluation(prompts=tuple(prompts), n=sizes, sampling=numbers, cut=cut),
+        construct=Construct(pairs=asked.pairs, refine=base.construct.refine),
+        keep=asked.keep,
+        evaluate=asked.evaluate.model_copy(update={"sampling": numbers}),
         gates=spec.gates,
         predicted=cost,
     )
-    _check_separate(recipe, f"spec {spec.name}")
-    return recipe
 
 
 # -- the method -------------------------------------------------------------------------------------------------------
@@ -212,6 +206,26 @@ def _answering(params: BaseModel, family: str, overrides: Sequence[str]) -> Base
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a recipe constructs from, keeps and evaluates; that follows from the spec, whatever the method and model."""
+
+    pairs: tuple[PairPrompt, ...]
+    keep: tuple[KeepPrompt, ...]
+    evaluate: Evaluation
+
+
+def prompts_of(spec: Spec, sizes: ConstructSizes, *, seed: int = 0, lengths: Lengths | None = None) -> Prompts:
+    """Every prompt of a recipe for this spec, checked; SpecError and UsageError as in `compile_recipe`."""
+    checks.refuse(checks.problems(spec), Document(f"spec {spec.name}", None))
+    drawn = pools(spec)
+    pairs, keep = _pairs(spec, drawn, sizes.pairs, seed), _keep(drawn, sizes.keep, seed)
+    prompts, cut = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
+    n = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
+    refuse_overlap(spec, training_prompts(pairs, keep), [prompt.prompt for prompt in prompts], f"spec {spec.name}")
+    return Prompts(tuple(pairs), tuple(keep), Evaluation(prompts=tuple(prompts), n=n, cut=cut))
 
 
 def _pairs(spec: Spec, drawn: Pools, n: int, seed: int) -> list[PairPrompt]:
@@ -298,7 +312,7 @@ def cut_lines(recipe: Recipe, lengths: Lengths) -> list[str]:
         for name, texts in recipe.evaluate.cut.items()
     ]
     slices = {name: [prompt.prompt for prompt in recipe.slice(name)] for name in recipe.evaluate.n}
-    for name, texts in {"training": sorted(set(training_prompts(recipe))), **slices}.items():
+    for name, texts in {"training": sorted(set(recipe.training_prompts)), **slices}.items():
         if cut := cut_captions(texts, lengths):
             found.append(f"{name}: {len(cut)} of {len(texts)} captions are longer than the model reads, and their "
                          f"images say nothing about the rest: {shortened(cut[0])}")  # fmt: skip
@@ -330,11 +344,8 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
     found = []
     if recipe.method.params.get("keep_weight") and not recipe.keep:
         found.append("params.keep_weight keeps nothing: construct.keep is 0")
-    for name, n in recipe.evaluate.n.items():
-        have, want = len(recipe.slice(name)), math.ceil(SCREENING_RESERVE * n)
-        if have < want:
-            found.append(f"{name}: {have} candidates instead of {want} for {n} scored prompts")
-    training = training_prompts(recipe)
+    found += reserve_warnings(recipe.evaluate)
+    training = recipe.training_prompts
     for name in ("paraphrase", "template") if similarity else ():
         texts = [prompt.prompt for prompt in recipe.slice(name)]
         near = near_duplicates(training, texts, similarity, NEAR) if similarity else []
@@ -342,6 +353,16 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
             closest = f"closest {near[0].evaluation!r} ~ {near[0].training!r} ({near[0].score:.3f})"
             found.append(f"{name}: {len(near)} of {len(texts)} prompts nearly equal a training prompt; {closest}")
     return found
+
+
+def reserve_warnings(evaluation: Evaluation) -> list[str]:
+    """A line for each slice without the full reserve."""
+    wanted = {name: math.ceil(SCREENING_RESERVE * n) for name, n in evaluation.n.items()}
+    return [
+        f"{name}: {have} candidates instead of {wanted[name]} for {n} scored prompts"
+        for name, n in evaluation.n.items()
+        if (have := len(evaluation.slice(name))) < wanted[name]
+    ]
 
 
 # -- --set ------------------------------------------------------------------------------------------------------------

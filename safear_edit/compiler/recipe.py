@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -252,6 +252,10 @@ class Evaluation(Part):
         description="By slice, captions longer than the model reads; others stand in for them.",
     )
 
+    def slice(self, name: str) -> list[EvalPrompt]:
+        """The candidates of one slice."""
+        return [prompt for prompt in self.prompts if prompt.slice == name]
+
 
 class Predicted(Part):
     """What the run will cost, by the model in `predict`."""
@@ -284,7 +288,12 @@ with _construct_is_a_field():
 
         def slice(self, name: str) -> list[EvalPrompt]:
             """The candidates of one slice."""
-            return [prompt for prompt in self.evaluate.prompts if prompt.slice == name]
+            return self.evaluate.slice(name)
+
+        @property
+        def training_prompts(self) -> list[str]:
+            """Every prompt that training sees."""
+            return training_prompts(self.construct.pairs, self.keep)
 
 
 class Card(Protocol):
@@ -317,10 +326,8 @@ class SamplingLike(Protocol):
     def top_p(self) -> float: ...
 
 
-def _check_separate(recipe: Recipe, where: str) -> None:
-    """Nothing that is evaluated may be trained on, and nothing may be on the block list."""
-    training = training_prompts(recipe)
-    evaluated = [prompt.prompt for prompt in recipe.evaluate.prompts]
+def refuse_overlap(spec: Spec, training: Sequence[str], evaluated: Sequence[str], where: str) -> None:
+    """SpecError if anything that is evaluated is trained on, or anything is on the block list."""
     if both := overlap(training, evaluated):
         fix = "reword the names or templates that give the same sentence"
         got = f"{both[0]!r} in both ({len(both)} in all)"
@@ -328,13 +335,12 @@ def _check_separate(recipe: Recipe, where: str) -> None:
     if any(forbidden(prompt) for prompt in (*training, *evaluated)):
         fix = "this combination is never processed, not even to erase it"
         raise SpecError(where, "no prompt that joins minors with sexual content", "one", fix)
-    refuse_training_questions(recipe.spec, where)
+    refuse_training_questions(spec, where)
 
 
-def training_prompts(recipe: Recipe) -> list[str]:
+def training_prompts(pairs: Sequence[PairPrompt], keep: Sequence[KeepPrompt]) -> list[str]:
     """Every prompt that training sees: both of each pair, and those to keep."""
-    pairs = recipe.construct.pairs
-    return [*(p.unsafe for p in pairs), *(p.safe for p in pairs), *(k.prompt for k in recipe.keep)]
+    return [*(p.unsafe for p in pairs), *(p.safe for p in pairs), *(k.prompt for k in keep)]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -349,7 +355,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe; SpecError if anything was changed since it was compiled, or if it would not be compiled today."""
     recipe = read_recipe(path)
-    _check_separate(recipe, str(path))
+    evaluated = [prompt.prompt for prompt in recipe.evaluate.prompts]
+    refuse_overlap(recipe.spec, recipe.training_prompts, evaluated, str(path))
     return recipe
 
 

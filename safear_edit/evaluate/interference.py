@@ -17,7 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -116,24 +116,36 @@ def obeyed(recipe: Recipe, rows: Iterable[Outcome]) -> list[EvalPrompt]:
 
 @dataclass(frozen=True)
 class Question:
-    """A concept's prompts with who judges them."""
+    """A concept's prompts with who judges them; left: images of them in which the whole stack leaves the concept."""
 
-    concept: str
     prompts: Sequence[EvalPrompt]
     judge: Judge
     recipe: Recipe
+    left: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, rows: Sequence[Outcome], judge: Judge) -> Self:
+        """From the concept's outcomes of the whole stack."""
+        prompts = obeyed(recipe, rows)
+        asked, after = {prompt.id for prompt in prompts}, ("score", "edited")
+        left = sum(row.present is True for row in rows if (row.phase, row.model) == after and row.id in asked)
+        return cls(prompts, judge, recipe, left)
 
 
 def alone(model: ModelFamily, stack: Stack, questions: Sequence[Question], progress: Callback) -> tuple[Cell, ...]:
-    """Merge one edit at a time into the base `model` and ask for every concept; the model is left as found."""
+    """Merge one edit at a time into the base `model` and ask for every concept; the model is left as found.
+
+    An edit that is the whole stack has been evaluated by itself already: nothing is drawn for it.
+    """
     cells = []
     total = len(stack.layers) * len(questions)
     for layer in stack.layers:
         with layer.edit.apply(model.net, layer.strength):
             for question in questions:
-                found = _found(model, question)
-                cells.append(Cell(edit=layer.name, concept=question.concept, asked=len(question.prompts), found=found))
-                progress("interference", len(cells), total, f"{layer.name} on {question.concept}: {found}")
+                found = question.left if stack.layers == (layer,) else _found(model, question)
+                concept = question.recipe.spec.name
+                cells.append(Cell(edit=layer.name, concept=concept, asked=len(question.prompts), found=found))
+                progress("interference", len(cells), total, f"{layer.name} on {concept}: {found}")
     return tuple(cells)
 
 

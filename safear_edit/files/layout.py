@@ -24,6 +24,15 @@ class Layout:
         """That of a folder on disk; a stack has a file that says in which order its edits are merged."""
         return cls(root, (root / STACK).is_file())
 
+    @classmethod
+    def to_write(cls, root: Path, concepts: int, changes: int) -> Self:
+        """That of a new folder, by how many concepts it erases and how many changes of the stack led there.
+
+        Files about the stack as a whole say in which order which edits are merged and what they do to each other. The
+        one concept that was added to a base, with nothing done after it, needs none.
+        """
+        return cls(root, stacked=(concepts, changes) != (1, 1))
+
     def concept(self, name: str) -> Path:
         """The folder of a concept's recipe, edit and evidence."""
         return self.root / "concepts" / name if self.stacked else self.root

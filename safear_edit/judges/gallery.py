@@ -10,14 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.judges.base import (
@@ -31,52 +26,12 @@ from safear_edit.judges.base import (
 )
 from safear_edit.registry import judge, suggestion
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from safear_edit.judges.gallery_net import JudgeNet
+
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "judge"
-SIDE = 40
-"""Images are resized (area or bilinear) to this edge before they are read."""
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation around a skip."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, C, H, W) → same shape."""
-        inner = F.relu(self.norms[0](self.first(h)))
-        return F.relu(h + self.norms[1](self.second(inner)))
-
-
-class JudgeNet(nn.Module):
-    """CNN from (B, 3, 40, 40) in [-1, 1] to logits per head, in the order and sizes of `heads`."""
-
-    def __init__(self, heads: Mapping[str, int], widths: tuple[int, int, int] = (32, 80, 128)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for width, kernel in zip(widths, (4, 2, 2), strict=True):
-            layers += [
-                nn.Conv2d(before, width, kernel, stride=2, padding=kernel // 4, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-                _Block(width),
-            ]
-            before = width
-        self.trunk = nn.Sequential(*layers)
-        self.squeeze = nn.Conv2d(before, 48, 1)
-        self.hidden = nn.Linear(48 * (SIDE // 8) ** 2 + 2 * before, 160)
-        self.heads = nn.ModuleDict({name: nn.Linear(160, size) for name, size in heads.items()})
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Logits (B, size) per head: what is where (flattened) beside what is there at all (pooled)."""
-        h = self.trunk(image)
-        pooled = torch.cat((self.squeeze(h).flatten(1), h.mean((2, 3)), h.amax((2, 3))), -1)
-        features = F.relu(self.hidden(pooled))
-        return {name: head(features) for name, head in self.heads.items()}
 
 
 @dataclass(frozen=True)
@@ -112,27 +67,32 @@ class GalleryReader:
         self.labels: dict[str, list[str]] = self.config["labels"]
         self.refuse_at: float = self.config["refuse_at"]
         self.card: dict[str, dict[str, Any]] = manifest["card"]
-        self.net = JudgeNet({name: len(names) for name, names in self.labels.items()} | {"refuse": 1})
-        weights = load_file(folder / "model.safetensors")
-        self.net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-        self.net.eval().requires_grad_(False)
+        self._weights = folder / "model.safetensors"
 
-    @torch.no_grad()
+    @cached_property
+    def net(self) -> JudgeNet:
+        """Frozen, float32; loaded when it is first asked."""
+        from safetensors.torch import load_file
+
+        from safear_edit.judges.gallery_net import JudgeNet
+
+        net = JudgeNet({name: len(names) for name, names in self.labels.items()} | {"refuse": 1})
+        weights = load_file(self._weights)
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        return net.eval().requires_grad_(False)
+
     def read(self, images: Tensor, batch: int = 256) -> Reading:
         """Probabilities for images (B, 3, H, W) uint8 RGB of any size; computed on the CPU in float32."""
+        import torch
+
+        from safear_edit.judges.gallery_net import as_input
+
         checked_images("gallery", images)
         starts = range(0, max(1, len(images)), batch)
-        parts = [self.net(as_input(images[i : i + batch].cpu())) for i in starts]
+        with torch.no_grad():
+            parts = [self.net(as_input(images[i : i + batch].cpu())) for i in starts]
         logits = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return Reading({name: logits[name].softmax(-1) for name in self.labels}, logits["refuse"].sigmoid().squeeze(-1))
-
-
-def as_input(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 → (B, 3, 40, 40) float32 in [-1, 1]; shrinks by averaging, so no aliasing."""
-    scaled = images.float() / 127.5 - 1
-    if scaled.shape[-2:] == (SIDE, SIDE):
-        return scaled
-    return F.interpolate(scaled, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 @lru_cache(maxsize=1)

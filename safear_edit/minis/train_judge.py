@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from safear_edit.gallery.render import NOTHING, OBJECTS, SCENES, STYLES, Picture
 from safear_edit.gallery.world import World
 from safear_edit.judges.base import JudgeCard, file_digest
-from safear_edit.judges.gallery import GalleryJudge, GalleryReader, JudgeNet
+from safear_edit.judges.gallery import GalleryJudge, GalleryReader
+from safear_edit.judges.gallery_net import JudgeNet
 from safear_edit.minis.degrade import CLEAR_BLUR, DEGRADATIONS, degrade, soften
 from safear_edit.minis.loop import Average, Report, clip, run
 

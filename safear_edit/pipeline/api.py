@@ -45,10 +45,10 @@ def compile(
     overrides: what `--set` changes, such as {"params.steps": 60}. The model is loaded for its card and digest; nothing
     is trained. `recipe.digest` is the identity of the run that it describes.
     """
-    from safear_edit.pipeline.run import plan
+    from safear_edit.pipeline.plan import compiled
 
-    (made,) = plan([_order(source, model, method, seed, overrides, device)])
-    return made.recipe
+    _, (recipe,) = compiled([_order(source, model, method, seed, overrides, device)])
+    return recipe
 
 
 def apply(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler import checks
-from safear_edit.compiler.compile import compile_recipe, cut_lines, recipe_warnings
+from safear_edit.compiler.compile import compile_recipe, cut_lines, prompts_of, recipe_warnings, reserve_warnings
 from safear_edit.compiler.recipe import load_base_recipe, load_recipe
 from safear_edit.evaluate import power
 from safear_edit.evaluate.stats import POWER
@@ -44,21 +44,29 @@ class NominalCard:
     scales: tuple[int, ...] = (1,)
 
 
-def check(path: Path, model: str, method: str, *, captions: bool = False) -> Checked:
+def check(path: Path, model: str, method: str, *, captions: bool = False, fit: bool = True) -> Checked:
     """Check a spec against a model and method by their names, or a finished recipe, which names its own.
 
     SpecError with every problem of the file, or UsageError; nothing is loaded but the judge's list of labels, and for
-    `captions`, whether the model reads all of them to their end, the model.
+    `captions`, whether the model reads all of them to their end, the model. fit: whether the method suits the model's
+    family, for which the files of both are imported, and torch with them; without, only the spec is checked.
     """
     ref = ModelRef.parse(model)
+    card = NominalCard(str(ref), ref.family)
+    if path.suffix != ".json" and not (captions or fit):
+        spec = able_to_pass(path)
+        asked = prompts_of(spec, load_base_recipe(method).for_model(card).construct)
+        return _checked(spec, reserve_warnings(asked.evaluate))
     lengths = load_model(model).caption_lengths if captions else None
     if path.suffix == ".json":
         recipe = load_recipe(path)
     else:
-        card = NominalCard(str(ref), ref.family)
         recipe = compile_recipe(able_to_pass(path), card, load_base_recipe(method), lengths=lengths)
-    warnings = (*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ()))
-    return Checked(recipe.spec, tuple(power.criteria(recipe.spec)), warnings)
+    return _checked(recipe.spec, [*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ())])
+
+
+def _checked(spec: Spec, warnings: Sequence[str]) -> Checked:
+    return Checked(spec, tuple(power.criteria(spec)), tuple(warnings))
 
 
 def able_to_pass(path: Path) -> Spec:

@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 
 def measure_interference(run: RunDir, state: StackState, options: RunOptions) -> list[str]:
-    """Edits by themselves, their overlaps and the history: interference.json. Returns lines to print.
-
-    A concept that is the only one that a model ever lost has nothing to interfere with; no file is written.
-    """
-    if state.single:
-        return []
+    """Edits by themselves, their overlaps and the history: interference.json. Returns lines to print."""
     questions = [_question(run, state, name) for name in state.stack.names]
 
     def make() -> None:
@@ -41,7 +36,7 @@ def measure_interference(run: RunDir, state: StackState, options: RunOptions) ->
 def _question(run: RunDir, state: StackState, name: str) -> interference.Question:
     recipe = next(recipe for recipe in state.recipes if recipe.spec.name == name)
     rows = read_outcomes(measured_part(run, state, name) / "outcomes.jsonl")
-    return interference.Question(name, interference.obeyed(recipe, rows), concept_judge(recipe.spec), recipe)
+    return interference.Question.of(recipe, rows, concept_judge(recipe.spec))
 
 
 def _measured(state: StackState, questions: Sequence[interference.Question], progress: Callback) -> Interference:

@@ -42,8 +42,8 @@ def stage(run: RunDir, state: StackState, environment: dict[str, Any]) -> Path:
     from safear_edit.release.released import save_base, save_stack
 
     net, stack = state.model.net, state.stack
-    staged = rundir.stage(run, () if state.single else (INTERFERENCE,))
-    layout, judges = Layout(staged, stacked=not state.single), dict[str, JudgeRecord]()
+    staged, judges = rundir.stage(run, ()), dict[str, JudgeRecord]()
+    layout = Layout.to_write(staged, len(state.members), len(state.history))
     for member in state.members:
         part = measured_part(run, state, member.name)
         _stage_concept(layout, member, part, measuring(member.recipe, state.model))
@@ -54,6 +54,7 @@ def stage(run: RunDir, state: StackState, environment: dict[str, Any]) -> Path:
     save_base(staged, net, stack.weights)
     if layout.stacked:
         save_stack(staged, stack, net)
+        shutil.copyfile(run / INTERFERENCE, staged / INTERFERENCE)
     with stack.apply(net):
         state.model.export(staged)
     return staged

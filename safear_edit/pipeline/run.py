@@ -37,10 +37,9 @@ from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.files import rundir
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.check import able_to_pass
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.interference import measure_interference
-from safear_edit.pipeline.order import Order, Plan, compile_recipes, forecast_of, noted, read_sources, source_path
+from safear_edit.pipeline.order import Order, compile_recipes, read_sources, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
@@ -58,23 +57,6 @@ class Change:
 
 Start = Callable[[], tuple[StackState, list[Change]]]
 """Loads the model and says what is to be done to it; called once the output's folder is locked."""
-
-
-def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
-    """What `apply` would do, one plan per concept: nothing is drawn or trained, nothing is written.
-
-    The plans of a joint edit each name all of its steps, and their own share of its minutes.
-    """
-    for order in orders:
-        path = source_path(order.source)
-        if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
-            able_to_pass(path)
-    sources = read_sources(orders)
-    state = loaded(orders[0], sources[0])
-    plans = []
-    for recipe in compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint):
-        plans.append(Plan(recipe, state.model.card.ref, noted(recipe, state.model), forecast_of(recipe, state.model)))
-    return plans
 
 
 def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: bool = False) -> Result:

@@ -51,11 +51,6 @@ class StackState:
         """What each concept's edit was found with."""
         return [member.recipe for member in self.members]
 
-    @property
-    def single(self) -> bool:
-        """Whether one concept was added to a base model and nothing else was done: no edit meets another."""
-        return len(self.members) == 1 and len(self.history) == 1
-
     def plus(self, *members: Member) -> StackState:
         """With more concepts on top."""
         return replace(self, members=(*self.members, *members))

@@ -28,7 +28,6 @@ from safear_edit.compiler.recipe import (
     read_map,
     recipe_schema,
     save_recipe,
-    training_prompts,
 )
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import parse
@@ -97,7 +96,7 @@ def test_built_in_concepts_and_recipes_compile_with_full_reserve(name: str, meth
     recipe = compile_recipe(concept(name), Card(), load_base_recipe(method))
     assert recipe_warnings(recipe) == []
     assert len(recipe.slice("direct")) == len(recipe.slice("paraphrase")) == 313 == -(-250 * SCREENING_RESERVE // 1)
-    assert not overlap(training_prompts(recipe), [p.prompt for p in recipe.evaluate.prompts])
+    assert not overlap(recipe.training_prompts, [p.prompt for p in recipe.evaluate.prompts])
     ids = [p.id for p in recipe.evaluate.prompts]
     assert len(set(ids)) == len(ids)
     assert all(p.seed != p.screen_seed for p in recipe.evaluate.prompts)

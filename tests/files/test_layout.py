@@ -23,3 +23,9 @@ def test_an_edited_model_without_its_base_is_no_release(tmp_path: Path) -> None:
     assert looks_released(tmp_path) and not is_release(tmp_path)
     (tmp_path / BASE).write_bytes(b"")
     assert is_release(tmp_path)
+
+
+def test_one_concept_added_to_a_base_is_written_without_files_about_a_stack(tmp_path: Path) -> None:
+    assert not Layout.to_write(tmp_path, concepts=1, changes=1).stacked
+    for concepts, changes in ((2, 1), (1, 2), (2, 2)):  # a joint edit, one reweighted or left over, two edits
+        assert Layout.to_write(tmp_path, concepts=concepts, changes=changes).stacked

@@ -14,7 +14,8 @@ import torch
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.gallery.render import STYLES, Picture, draw
 from safear_edit.gallery.world import World
-from safear_edit.judges.gallery import FOLDER, GalleryJudge, GalleryReader, as_input, reader
+from safear_edit.judges.gallery import FOLDER, GalleryJudge, GalleryReader, reader
+from safear_edit.judges.gallery_net import as_input
 from safear_edit.minis import train_judge
 from safear_edit.minis.degrade import DEGRADATIONS, degrade
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,16 @@ def test_what_a_model_or_method_lacks_is_told_by_name(capsys: pytest.CaptureFixt
     assert "judge" in told(capsys, "validate", str(written(tmp_path, judge={"use": "galery", "label": "style=seurat"})))
     few = written(tmp_path, evaluate={"n": {"paraphrase": 5000}})
     assert "evaluate.n.paraphrase=" in told(capsys, "validate", str(few))
+
+
+def test_checking_a_spec_imports_no_torch() -> None:
+    """Seconds of imports; only a model or a method that is named needs it."""
+    program = (
+        "import sys; from safear_edit.cli import main; code = main.run(['validate', 'picasso', 'hazard', '--json']); "
+        "sys.exit(code or sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and '"picasso"' in done.stdout
 
 
 def test_init_makes_the_folder_that_it_is_told_to_write_in(tmp_path: Path) -> None:

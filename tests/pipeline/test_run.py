@@ -24,11 +24,14 @@ from torch import Tensor
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.compiler import beside
-from safear_edit.compiler.recipe import load_recipe, training_prompts
+from safear_edit.compiler.recipe import load_recipe
 from safear_edit.construct.joint import merged
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.errors import TrustError
+from safear_edit.evaluate import interference
+from safear_edit.evaluate.interference_record import Cell
+from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
@@ -155,7 +158,7 @@ def test_what_another_concept_erases_is_not_preserved(folder: Path) -> None:
     assert "style=picasso" not in {p.judge_label for p in load_recipe(van_gogh / FOUND_BY).evaluate.prompts}
     rows = [json.loads(line) for line in (picasso / "outcomes.jsonl").read_text().splitlines()]
     assert rows and not any("gogh" in row["prompt"].lower() for row in rows if row["expect"] == "present")
-    trained = {normalise(text) for text in training_prompts(load_recipe(van_gogh / FOUND_BY))}
+    trained = {normalise(text) for text in load_recipe(van_gogh / FOUND_BY).training_prompts}
     assert not trained & {normalise(row["prompt"]) for row in rows}
     report = json.loads((folder / "both/report.json").read_text())
     assert [concept["name"] for concept in report["concepts"]] == ["picasso", "van_gogh"]
@@ -195,13 +198,20 @@ def test_removing_the_last_edit_gives_back_the_weights_before_it(
     )
 
 
-def test_removing_an_inner_edit_measures_the_rest_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_removing_an_inner_edit_measures_the_rest_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(interference, "draw_and_judge")  # the edit that is left is the stack, which was just evaluated
     words = ["stack", "remove", str(folder / "two"), "picasso", "--out", str(folder / "inner"), "--unsigned", "-q"]
     assert main.run(words) in VERDICTS
     assert "bit for bit" not in capsys.readouterr().out
     left, model = Released.read(folder / "inner"), load_model(str(folder / "base"))
     assert left.stack.names == ("van_gogh",) and left.history[-1].event == "removed picasso"
     assert list(left.history[-1].concepts) == ["van_gogh"]
+    rows = [row for row in read_outcomes(left.members[0].folder / "outcomes.jsonl") if row.slice == "direct"]
+    drawn = {row.id for row in rows if (row.phase, row.model, row.present) == ("score", "base", True)}
+    found = sum(row.model == "edited" and row.present is True and row.id in drawn for row in rows)
+    assert left.alone == (Cell(edit="van_gogh", concept="van_gogh", asked=len(drawn), found=found),)
     wanted = Released.read(folder / "two").member("van_gogh").layer.edit
     with wanted.apply(model.net):
         state, kept = model.net.state_dict(), load_file(folder / "inner" / GPT)

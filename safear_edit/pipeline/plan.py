@@ -1,0 +1,130 @@
+"""What a walk would do: `plan`, which ends after compile. Nothing is drawn or trained, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safear_edit import registry
+from safear_edit.compiler.compile import cut_lines, recipe_warnings
+from safear_edit.compiler.cost import LARGE, Forecast, declared, forecast
+from safear_edit.compiler.recipe import Recipe
+from safear_edit.pipeline.check import able_to_pass, powers, undecidable
+from safear_edit.pipeline.order import Order, compile_recipes, params_of, read_sources, source_path
+from safear_edit.pipeline.state import StackState, loaded
+from safear_edit.spec.prompts import Similarity
+from safear_edit.spec.spec import Understanding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from safear_edit.families.base import ModelFamily
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled recipe and what a person should know before running it; forecast: what it takes on the device at
+    hand, of a large model."""
+
+    recipe: Recipe
+    model: str
+    warnings: tuple[str, ...]
+    forecast: Forecast | None = None
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What will happen, for a person: (name, value) lines."""
+        recipe, cost = self.recipe, self.recipe.predicted
+        numbers = recipe.method.params
+        scored = ", ".join(f"{name} {n}" for name, n in recipe.evaluate.n.items())
+        gates = ", ".join(f"{name} {value:g}" for name, value in recipe.gates.model_dump().items())
+        return [
+            ("concept", f"{recipe.spec.erase.concept} ({recipe.spec.kind}), spec {recipe.spec.name}"),
+            ("model", f"{self.model}, digest {recipe.model.digest[:12]}"),
+            ("method", recipe.method.name),
+            *((("scales", recipe.method.scales_because),) if recipe.method.scales_because else ()),
+            *(
+                (("understanding", f"{recipe.spec.understanding.concept}, for a model that answers questions"),)
+                if recipe.spec.understanding != Understanding()
+                else ()
+            ),
+            ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
+            ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} images to keep"),
+            *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
+            ("steps", str(numbers.get("steps", "the method's own"))),
+            ("trainable parameters", f"{cost.trainable:,}"),
+            (
+                "predicted",
+                str(self.forecast or f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
+            ),
+            (
+                "evaluation prompts",
+                f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
+            ),
+            ("gates", gates),
+            ("a good edit passes", powers(recipe)),
+            ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
+            ("recipe", recipe.digest),
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data."""
+        return {**dict(self.facts()), "digest": self.recipe.digest, "warnings": list(self.warnings)}
+
+
+def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
+    """What `apply` would do, one plan per concept.
+
+    The plans of a joint edit each name all of its steps, and their own share of its minutes.
+    """
+    state, recipes = compiled(orders, joint=joint)
+    model = state.model
+    return [Plan(one, model.card.ref, noted(one, model), forecast_of(one, model)) for one in recipes]
+
+
+def compiled(orders: Sequence[Order], *, joint: bool = False) -> tuple[StackState, list[Recipe]]:
+    """What the orders compile to on the model that the first one names; SpecError for a spec that can't pass."""
+    for order in orders:
+        path = source_path(order.source)
+        if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
+            able_to_pass(path)
+    sources = read_sources(orders)
+    state = loaded(orders[0], sources[0])
+    return state, compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
+
+
+def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
+    """What the run takes on the model's device; None for a small model, of which the recipe's own prediction is told.
+
+    Every image: both of each pair, those to keep, candidates that are screened, and what is scored twice.
+    """
+    if model.weight_bytes < LARGE:
+        return None
+    params, pairs = params_of(recipe), len(recipe.construct.pairs)
+    work = declared(registry.lookup("methods", recipe.method.name).load()(), params, model.card, pairs)
+    screened = sum(prompt.expect == "absent" for prompt in recipe.evaluate.prompts)
+    images = 2 * pairs + len(recipe.keep) + screened + work.drawn + 2 * sum(recipe.evaluate.n.values())
+    return forecast(model, params, work, recipe.predicted.trainable, images, pairs)
+
+
+def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
+    """What a person should know of a recipe on its model, one line each."""
+    return (*recipe_warnings(recipe, similarity()), *cut_lines(recipe, model.caption_lengths), *undecidable(recipe))
+
+
+def similarity() -> Similarity:
+    """Cosine of MiniLM sentence vectors, (a, b); a sentence is encoded once, however often it is compared."""
+    import torch
+
+    from safear_edit.families.text import minilm
+
+    known: dict[str, Tensor] = {}
+
+    def vectors(texts: list[str]) -> Tensor:
+        new = sorted(set(texts) - known.keys(), key=len)
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            known.update(zip(part, minilm().vectors(part), strict=True))
+        return torch.stack([known[text] for text in texts])
+
+    return lambda a, b: vectors(a) @ vectors(b).T
