@@ -29,6 +29,8 @@ from safear_edit.families.merged import without_edits
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.records import read_lines, read_record
 from safear_edit.files.weights import write_weights
+from safear_edit.judges.base import judged
+from safear_edit.judges.draw import draw, encoded
 from safear_edit.progress import Callback
 
 if TYPE_CHECKING:
@@ -210,24 +212,25 @@ class _Drawn:
 def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge) -> _Drawn:
     """Unsafe and safe images drawn together."""
     prompts = [prompt for unsafe, safe, _ in part for prompt in (unsafe, safe)]
-    ids = _draw(model, prompts, [seed for *_, seed in part for _ in range(2)])
-    return _Drawn(ids[0::2], ids[1::2], _reasons(judge.look(model.decode(ids))), [])
+    ids = draw(model, encoded(model, prompts), [seed for *_, seed in part for _ in range(2)])
+    return _Drawn(ids[0::2], ids[1::2], _reasons(judge, model.decode(ids)), [])
 
 
 def _in_turn(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge, refiner: Refiner) -> _Drawn:
     """The unsafe images, what the model says of them, then the safe ones; none is drawn or decoded twice."""
     seeds = [seed for *_, seed in part]
-    unsafe_ids = _draw(model, [unsafe for unsafe, *_ in part], seeds)
+    unsafe_ids = draw(model, encoded(model, [unsafe for unsafe, *_ in part]), seeds)
     shown = model.decode(unsafe_ids)
     told = refiner.told(model, shown, [safe for _, safe, _ in part])
-    safe_ids = _draw(model, [one.safe for one in told], seeds)
-    reasons = _reasons(judge.look(torch.stack([shown, model.decode(safe_ids)], 1).flatten(0, 1)))
+    safe_ids = draw(model, encoded(model, [one.safe for one in told]), seeds)
+    reasons = _reasons(judge, torch.stack([shown, model.decode(safe_ids)], 1).flatten(0, 1))
     blocked = [FORBIDDEN if one.why == FORBIDDEN else why for one, why in zip(told, reasons, strict=True)]
     return _Drawn(unsafe_ids, safe_ids, blocked, told)
 
 
-def _reasons(judgements: Sequence[Judgement]) -> list[str | None]:
+def _reasons(judge: Judge, pixels: Tensor) -> list[str | None]:
     """Why each pair is dropped, from the judgements on its two images, unsafe and safe by turns."""
+    judgements = judged({"concept": judge}, pixels, ["concept"] * len(pixels))
     return [_why_dropped(unsafe, safe) for unsafe, safe in zip(judgements[0::2], judgements[1::2], strict=True)]
 
 
@@ -252,20 +255,11 @@ def build_keep(
         with how:
             for start in range(0, len(which), batch):
                 part = which[start : start + batch]
-                drawn |= zip(
-                    part, _draw(model, [wanted[i][0] for i in part], [wanted[i][1] for i in part]), strict=True
-                )
+                captions = encoded(model, [wanted[i][0] for i in part])
+                drawn |= zip(part, draw(model, captions, [wanted[i][1] for i in part]), strict=True)
                 progress("keep", len(drawn), len(wanted), "")
     ids = torch.stack([drawn[i] for i in range(len(wanted))])
     return Keep([prompt for prompt, _ in wanted], ids, tuple(marks) if any(marks) else None)
-
-
-def _draw(model: ModelFamily, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-    """Sampled ids on the CPU; equal captions are encoded once."""
-    distinct = list(dict.fromkeys(prompts))
-    place = {prompt: i for i, prompt in enumerate(distinct)}
-    condition = model.condition(distinct).rows(torch.tensor([place[prompt] for prompt in prompts]))
-    return model.generate(condition, seeds).cpu()
 
 
 def _why_dropped(unsafe: Judgement, safe: Judgement) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from safear_edit.evaluate.saliency import Saliency, saliency
 from safear_edit.evaluate.stats import clopper_pearson
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import write_atomic
+from safear_edit.judges.draw import ImageRequest, draw_and_judge
 
 if TYPE_CHECKING:
     from safear_edit.construct.pairs import Pairs
@@ -155,16 +157,12 @@ def _gap(model: ModelFamily, pairs: Pairs, rows: Tensor) -> Tensor:
 def switching(model: ModelFamily, pairs: Pairs, judge: Judge, groups: Sequence[int], progress: Callback) -> list[int]:
     """Images with the concept when the first k groups are the unsafe image's and the rest is drawn under the
     neutral caption with the same seed, for k = 0 … len(groups)."""
-    neutral = model.condition(pairs.safe)
-    hits = []
-    for k in range(len(groups) + 1):
-        length = sum(groups[:k])
-        if k == len(groups):
-            ids = pairs.unsafe_ids.to(model.device)
-        else:
-            ids = model.generate(neutral, pairs.seeds, prefix=pairs.unsafe_ids[:, :length].to(model.device))
-        hits.append(sum(judgement.present is True for judgement in judge.look(model.decode(ids))))
-        progress("switching", k + 1, len(groups) + 1, f"{hits[-1]} of {len(pairs)}")
+    requests = [ImageRequest(prompt, seed, "concept") for prompt, seed in zip(pairs.safe, pairs.seeds, strict=True)]
+    hits = list[int]()
+    for length in accumulate(groups, initial=0):
+        drawn = draw_and_judge(model, requests, {"concept": judge}, None, prefix=pairs.unsafe_ids[:, :length])
+        hits.append(sum(image.judgement.present is True for image in drawn))
+        progress("switching", len(hits), len(groups) + 1, f"{hits[-1]} of {len(pairs)}")
     return hits
 
 

@@ -8,6 +8,7 @@ judge is right on images whose truth is known.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,11 +106,16 @@ def judged(judges: Mapping[str, Judge], images: Tensor, labels: Sequence[str]) -
     """One judgement for each image of (B, 3, H, W) uint8, about its own label.
 
     The images of one label are looked at together, each once: one pass of a detector per label, not per image.
+    UsageError for a score that is no number: a judgement without one is no evidence.
     """
     judgements: dict[int, Judgement] = {}
     for label in dict.fromkeys(labels):
         rows = [row for row, other in enumerate(labels) if other == label]
-        judgements.update(zip(rows, judges[label].look(images[rows]), strict=True))
+        found = judges[label].look(images[rows])
+        if bad := [judgement.score for judgement in found if not math.isfinite(judgement.score)]:
+            fix = "check the judge's weights; a judgement without a score is no evidence"
+            raise UsageError(f"judge {judges[label].id}", "a finite score", str(bad[0]), fix)
+        judgements.update(zip(rows, found, strict=True))
     return [judgements[row] for row in range(len(labels))]
 
 

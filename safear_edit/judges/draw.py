@@ -1,13 +1,13 @@
 """Draws images and has them judged: the only place where both happen, in batches, kept on disk where a folder is given.
 
-It lies here, below the methods, because Safe-CB judges what it has drawn while it searches; the evaluation, the gate,
-the interference of a stack, `eval --prompts` and the studies call it from above.
+It lies here, below the construction and the methods, because pairs are judged, and Safe-CB judges what it has drawn
+while it searches; the evaluation, the gate, the interference of a stack, `map`, `eval --prompts` and the studies call
+it from above.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safear_edit.errors import UsageError
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.files.atomic import digest_of, json_digest
 from safear_edit.files.weights import write_weights
@@ -85,30 +84,40 @@ def draw_and_judge(
         images = _read(path, about, part) if path else None
         if images is None:
             given = None if prefix is None else prefix[start : start + batch]
-            images = _drawn(model, encode(tuple(one.prompt for one in part)), part, judges, sampling, given)
+            condition = encode(tuple(one.prompt for one in part))
+            ids = draw(model, condition, [one.seed for one in part], sampling, given)
+            images = _judged(model, ids, part, judges)
             if path:
                 _write(path, about, images)
         progress(stage, start + len(part), len(requests), "")
         yield from images
 
 
-@torch.no_grad()
-def _drawn(
+def draw(
     model: ModelFamily,
     condition: Condition,
-    requests: Sequence[ImageRequest],
-    judges: Mapping[str, Judge],
-    sampling: Sampling | None,
-    prefix: Tensor | None,
-) -> list[JudgedImage]:
+    seeds: Sequence[int],
+    sampling: Sampling | None = None,
+    prefix: Tensor | None = None,
+) -> Tensor:
+    """Tokens (B, N) or bits (B, N, d) of one batch, on the CPU; arguments as in `draw_and_judge`."""
     generate = model.generate if prefix is None else partial(model.generate, prefix=prefix)
-    ids = generate(condition, [one.seed for one in requests], sampling)
+    return generate(condition, seeds, sampling).cpu()
+
+
+def encoded(model: ModelFamily, prompts: Sequence[str]) -> Condition:
+    """The condition of every prompt; equal ones are encoded once."""
+    distinct = list(dict.fromkeys(prompts))
+    place = {prompt: row for row, prompt in enumerate(distinct)}
+    return model.condition(distinct).rows(torch.tensor([place[prompt] for prompt in prompts]))
+
+
+@torch.no_grad()
+def _judged(
+    model: ModelFamily, ids: Tensor, requests: Sequence[ImageRequest], judges: Mapping[str, Judge]
+) -> list[JudgedImage]:
     judgements = judged(judges, model.decode(ids), [one.label for one in requests])
-    for one, judgement in zip(requests, judgements, strict=True):
-        if not math.isfinite(judgement.score):
-            fix = "check the judge's weights; a judgement without a score is no evidence"
-            raise UsageError(f"judge {judges[one.label].id}", "a finite score", str(judgement.score), fix)
-    return [JudgedImage(*row) for row in zip(requests, judgements, ids.cpu(), strict=True)]
+    return [JudgedImage(*row) for row in zip(requests, judgements, ids, strict=True)]
 
 
 # -- part files -------------------------------------------------------------------------------------------------------
