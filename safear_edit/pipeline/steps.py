@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safear_edit import registry
 from safear_edit.compiler.compile import method_params
-from safear_edit.compiler.recipe import Recipe, training_prompts
+from safear_edit.compiler.recipe import Recipe
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.progress import Callback
@@ -62,7 +62,7 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
 def captions_of(recipe: Recipe) -> list[str]:
     """Every prompt that a run of the recipe draws or scores."""
-    return list(dict.fromkeys([*training_prompts(recipe), *(one.prompt for one in recipe.evaluate.prompts)]))
+    return list(dict.fromkeys([*recipe.training_prompts, *(one.prompt for one in recipe.evaluate.prompts)]))
 
 
 def concept_judge(spec: Spec) -> Judge:

@@ -24,7 +24,7 @@ import yaml
 
 from safear_edit import registry
 from safear_edit.compiler.compile import method_params
-from safear_edit.compiler.recipe import BaseRecipe, Range, Recipe, training_prompts
+from safear_edit.compiler.recipe import BaseRecipe, Range, Recipe
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.cartography import evidence
 from safear_edit.evaluate.sampled import judges_of, sampling_of
@@ -109,7 +109,7 @@ def candidates(recipe: Recipe) -> tuple[list[ImageRequest], list[ImageRequest]]:
     """Prompts of the training half: those that ask for the concept, KEPT of each member that training may see. Those
     that the edit isn't trained on come first; seeds are of this purpose alone."""
     spec = recipe.spec
-    drawn, used = pools(spec), {*training_prompts(recipe)}
+    drawn, used = pools(spec), {*recipe.training_prompts}
 
     def first(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
         ordered = choose(prompts, len(prompts), "tune")
