@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ class ApplyOptions(Compiling, Publishing):
         metavar="TRUST",
         help="Sign with a key that is then forgotten; its public half goes there.",
     )
+    draft: bool = option("--draft", is_flag=True, help="Publish although a spec still has texts of `init` to replace.")
 
 
 @click.command()
@@ -66,7 +67,7 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     if given.dry_run:
         return _show(planned(orders, joint=given.joint), given.as_json)
     with run_options(given, given.throwaway_key) as options:
-        result = run.apply(orders, given.out, options, joint=given.joint)
+        result = run.apply(orders, given.out, replace(options, draft=given.draft), joint=given.joint)
     return print_result(result, given.as_json)
 
 

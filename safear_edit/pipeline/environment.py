@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from safear_edit.compiler.recipe import Recipe
     from safear_edit.families.base import ModelFamily
+    from safear_edit.release.keys import SigningKey
     from safear_edit.report.evidence import SourceCommit
 
 
@@ -28,12 +29,15 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def environment(model: ModelFamily, recipes: Sequence[Recipe], command: str, started: datetime) -> dict[str, Any]:
-    """Machine, versions, plug-ins and command, for the report: what a second person needs to repeat the run."""
+def environment(
+    model: ModelFamily, recipes: Sequence[Recipe], command: str, started: datetime, key: SigningKey | None
+) -> dict[str, Any]:
+    """Machine, versions, plug-ins, command and signer, for the report: what a second person needs to repeat the run."""
     import torch
 
     from safear_edit.compiler.plugins import plugins_of
-    from safear_edit.report.evidence import Machine
+    from safear_edit.release.keys import THROWAWAY
+    from safear_edit.report.evidence import Machine, Signer
 
     machine = Machine(
         started=started.isoformat(timespec="seconds"),
@@ -47,6 +51,7 @@ def environment(model: ModelFamily, recipes: Sequence[Recipe], command: str, sta
         git=_git(),
         packages={name: version_of(name) or "not installed" for name in PACKAGES},
         plugins=plugins_of(model.card.family, recipes),
+        signer=Signer(key=key.hint, thrown_away=key.origin == THROWAWAY) if key else "none",
     )
     return machine.model_dump(mode="json")
 

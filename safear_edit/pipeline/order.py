@@ -15,6 +15,7 @@ from safear_edit.compiler.compile import compile_recipe, method_params, refuse_u
 from safear_edit.compiler.cost import LARGE, declared, free_bytes, within
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
+from safear_edit.spec.draft import left_as_drafted
 from safear_edit.spec.spec import Spec, load_spec
 
 if TYPE_CHECKING:
@@ -94,6 +95,15 @@ def read_source(order: Order) -> Source:
     recipe = load_recipe(path)
     refuse_unstated(recipe, str(path))
     return recipe
+
+
+def refuse_drafts(sources: Sequence[Source]) -> None:
+    """UsageError if a spec still says what `init` wrote there for a person to replace: a report would print it."""
+    for source in sources:
+        if left := left_as_drafted(source.spec):
+            got = f"what `init` wrote in {', '.join(left)}"
+            fix = "replace or remove it, or pass --draft for a trial"
+            raise UsageError(f"spec {source.spec.name}", "texts of your own", got, fix)
 
 
 def model_of(order: Order, source: Source) -> str:

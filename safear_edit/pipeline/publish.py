@@ -115,14 +115,16 @@ def rebuild_report(folder: Path, trust: Path | None = None) -> tuple[Result, str
     trust: public keys against which its signature is verified; without them nothing is said of it but that. TrustError
     for a bad signature, and for files that are not those of the report that lies there.
     """
-    from safear_edit.release.verify import signature_of
+    from safear_edit.release.approve import approvals
+    from safear_edit.release.verify import signature_of, verify_folder
     from safear_edit.report.html import render_html
     from safear_edit.report.rebuild import rebuild
 
     signature = f"signature {signature_of(folder, trust)}"
     report = rebuild(folder)
     result = Result(folder, report, trust is not None, unsigned_on_purpose=True, signature=signature)
-    return result, render_html(report, folder)
+    people = approvals(verify_folder(folder, trust)) if trust else ()
+    return result, render_html(report, folder, [f"by {one.name}, {one.role}, {one.when}" for one in people])
 
 
 # -- 6 release --------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.interference import measure_interference
-from safear_edit.pipeline.order import Order, compile_recipes, read_sources, source_path
+from safear_edit.pipeline.order import Order, compile_recipes, read_sources, refuse_drafts, source_path
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
@@ -66,6 +66,8 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
     before anything is loaded for sources that can't be read or name a concept twice; then as `walk`.
     """
     sources = read_sources(orders)
+    if not options.draft:
+        refuse_drafts(sources)
 
     def start() -> tuple[StackState, list[Change]]:
         state = loaded(orders[0], sources[0])
@@ -90,7 +92,7 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
             state = _evaluated(run, state, change.event, options)
         _audit(run, state, options)
         notes = (*state.notes, *measure_interference(run, state, options))
-        staged = stage(run, state, environment(state.model, state.recipes, options.command, started))
+        staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
         report = write_report(staged)
         if options.key is not None:
             sign(staged, report, state.recipes, options.key)

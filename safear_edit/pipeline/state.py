@@ -99,6 +99,7 @@ class RunOptions:
     key: signs the release; None leaves it unsigned, `unsigned` says that this is meant so. overwrite: replace an output
     that is there. command: as it was typed, for the report. say: gets a line now and then, progress every stage.
     base_images: where the base model's images stay for other walks of the same concept; None: in the run's own folder.
+    draft: publish although a spec still says what `init` wrote for a person to replace.
     """
 
     key: SigningKey | None = None
@@ -108,6 +109,7 @@ class RunOptions:
     progress: Callback = silent
     say: Callable[[str], None] = lambda line: None
     base_images: Path | None = None
+    draft: bool = False
 
     def progress_of(self, name: str) -> Callback:
         """The callback with the concept before every stage's name."""

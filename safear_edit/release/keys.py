@@ -36,6 +36,8 @@ from safear_edit.errors import UsageError
 from safear_edit.files.atomic import sync_folder, write_atomic
 from safear_edit.redact import redact
 
+THROWAWAY = "a throw-away key"
+"""Origin of a key that nobody can have kept."""
 KEY_VARIABLE, PASSWORD_VARIABLE = "SAFEAR_SIGNING_KEY", "SAFEAR_SIGNING_KEY_PASSWORD"
 PUBLIC_VARIABLE = "SAFEAR_SIGNING_PUBLIC_KEY"
 """Path of the public key that belongs to a key URI: a KMS signs, it doesn't say whom to trust."""
@@ -130,7 +132,7 @@ def throwaway(trust: Path) -> SigningKey:
     hint = hashlib.sha256(pem).hexdigest()
     trust.mkdir(parents=True, exist_ok=True)
     write_atomic(trust / f"throwaway-{hint[:8]}.pub", pem)
-    return _local(key, "a throw-away key", hint)
+    return _local(key, THROWAWAY, hint)
 
 
 def find_signer(key: str | Path | None, environ: Mapping[str, str]) -> SigningKey | None:

@@ -57,6 +57,7 @@ from safear_edit.report.evidence import (
     RunFiles,
     file_digest,
 )
+from safear_edit.report.governance import with_items
 from safear_edit.report.schema import (
     EVIDENCE,
     NOT_STATED,
@@ -124,8 +125,8 @@ def build_report(run: RunFiles) -> Report:
     scope = sentences.scope(
         [_scope(recipe.spec) for recipe in recipes], concepts, said("intended_use"), said("out_of_scope")
     )
-    subject = _subject(run, base, concepts, machine.command)
-    return Report(
+    subject = _subject(run, base, concepts, machine)
+    report = Report(
         report=About(
             id=digest_of_inputs(inputs),
             created=machine.finished,
@@ -157,6 +158,7 @@ def build_report(run: RunFiles) -> Report:
             expected=f"the same recipe on the same kind of machine gives weights_digest {subject.weights_digest}",
         ),
     )
+    return with_items(report)
 
 
 @dataclass(frozen=True)
@@ -437,7 +439,7 @@ def _base_model(card: BaseCard) -> BaseModelSection:
     )
 
 
-def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptReport], command: str) -> Subject:
+def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptReport], machine: Machine) -> Subject:
     files = tuple(_model_files(run.model, _evidence(run))) if run.model else ()
     return Subject(
         name="-".join([base.family, base.variant, "edited", *(concept.name for concept in concepts)]),
@@ -447,7 +449,8 @@ def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptRe
         files=files,
         signature="model.sig beside this report covers every file of the folder, this report included; "
         "`safear-edit verify` checks it and names the key, which this page can't know",
-        verify=verify_command(command),
+        verify=verify_command(machine.command),
+        signer=sentences.signed_by(machine.signer),
     )
 
 

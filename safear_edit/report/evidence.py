@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -188,6 +189,13 @@ class SourceCommit(StrictRecord):
     dirty: bool = False
 
 
+class Signer(StrictRecord):
+    """The key that a run was given: sha256 of its public half, and whether nobody can have kept the private one."""
+
+    key: str
+    thrown_away: bool
+
+
 class Machine(StrictRecord):
     """environment.json: what a second person needs to repeat the run. What else is in it is printed as it is."""
 
@@ -203,3 +211,4 @@ class Machine(StrictRecord):
     git: SourceCommit | None = None
     packages: dict[str, str] = Field(default_factory=dict)
     plugins: tuple[Plugin, ...] = ()
+    signer: Signer | Literal["none"] | None = None

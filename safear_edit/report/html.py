@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from urllib.parse import urlencode
@@ -60,8 +60,10 @@ class FigureGroup:
     pairs: tuple[FigurePair, ...]
 
 
-def render_html(report: Report, root: Path) -> str:
+def render_html(report: Report, root: Path, approved: Sequence[str] = ()) -> str:
     """The page. Image sheets are read from `root` (their paths are relative to it) and must be the report's own.
+
+    approved: who has approved the release since it was signed, one line each; a release's own page can't know.
 
     SpecError when a sheet is missing or its sha256 isn't the one in the report.
     """
@@ -80,7 +82,7 @@ def render_html(report: Report, root: Path) -> str:
     ]
     overview = Markup(charts.overview_chart(report.concepts))
     page = environment().get_template("report.html")
-    return page.render(r=report, drawn=drawn, overview=overview, figures=figures, pictures=pictures)
+    return page.render(r=report, drawn=drawn, overview=overview, figures=figures, pictures=pictures, approved=approved)
 
 
 def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:

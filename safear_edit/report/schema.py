@@ -101,6 +101,7 @@ class Subject(Section):
     """The edited model. `weights_digest`: sha256 over the lines "<sha256>  <name>" of `files`, ordered by name.
 
     verify: the command that checks the signature, with the folder and the place of the key that the run was given.
+    signer: which key signs, and what that shows; "" in older reports.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Subject(Section):
     files: tuple[File, ...]
     signature: str
     verify: str = "safear-edit verify FOLDER --trust KEYDIR"
+    signer: str = ""
 
 
 class EditSection(Section):
@@ -453,8 +455,20 @@ class Approval(Section):
     signature: str = NOT_STATED
 
 
+class GovernanceItem(Section):
+    """One item of a rule, and whether the report says something about it (governance.py). No claim of compliance."""
+
+    framework: str
+    item: str
+    asks: str
+    status: Literal["filled", "empty", "not applicable"]
+    where: str
+
+
 class Governance(Section):
     """People and rules, which a program can't know: what the specs say under `governance`, never guessed.
+
+    items: what rules ask for and where it is; none in older reports.
 
     A date and a signature of approval can't be written before the result is there: they stay with whoever approves.
     """
@@ -465,6 +479,7 @@ class Governance(Section):
     reviewer: str = NOT_STATED
     approval: Approval = Approval()
     mappings: str = NOT_STATED
+    items: tuple[GovernanceItem, ...] = ()
 
 
 class Environment(Section):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Literal
 
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell
@@ -16,6 +17,7 @@ from safear_edit.evaluate.members import Member, worst
 from safear_edit.evaluate.stats import Interval
 from safear_edit.evaluate.verdict import Verdict
 from safear_edit.files.names import OWN_WEIGHTS
+from safear_edit.report.evidence import Signer
 from safear_edit.report.schema import (
     Clustered,
     ConceptReport,
@@ -529,6 +531,18 @@ def stack_summary(cells: Sequence[Cell], concepts: Mapping[str, str]) -> str:
         less = worst.found < worst.asked
         sentences.append(sentence if less else "No edit alone takes another concept out of any image.")
     return " ".join(sentences) or "No concept could be asked for."
+
+
+def signed_by(signer: Signer | Literal["none"] | None) -> str:
+    """Which key signs what a run made, and what its signature can show; "" where the run didn't say."""
+    if signer is None:
+        return ""
+    if signer == "none":
+        return "by nobody: the run had no key, and a folder without model.sig proves nothing"
+    told = f"with key {signer.key[:16]} (sha256 of its public half, {signer.key})"
+    if signer.thrown_away:
+        return f"{told}, made for this run and forgotten: it shows that nothing was changed since, not who made it"
+    return f"{told}; whose key that is you must know by another way"
 
 
 def youden(judge: Validation) -> float:

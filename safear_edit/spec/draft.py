@@ -17,8 +17,19 @@ from safear_edit.spec.text import NAME_PATTERN
 
 TEMPLATE = Path(__file__).parent / "templates" / "draft.yaml.j2"
 KINDS: tuple[str, ...] = get_args(Spec.model_fields["kind"].annotation)
+_TEXT = re.compile(r"^#?\s*(description|safety_note|[a-z_]+): ([A-Z][^#]*?)(?: #.*)?$", re.MULTILINE)
+"""A line of the template whose value is a sentence for a person to replace."""
 INSTEAD = ("a cat", "a house")
 """What is drawn in an object's place: the first that isn't the object itself."""
+
+
+def left_as_drafted(spec: Spec) -> tuple[str, ...]:
+    """Fields of a spec that still say what `init` wrote there for a person to replace."""
+    drafted = {(name, text.strip()) for name, text in _TEXT.findall(TEMPLATE.read_text(encoding="utf-8"))}
+    said = {"description": spec.description, "safety_note": spec.safety_note}
+    people = {f"governance.{name}": text for name, text in spec.governance if isinstance(text, str)}
+    every = {**said, **people}.items()
+    return tuple(name for name, text in every if (name.rpartition(".")[2], text.strip()) in drafted)
 
 
 def spec_template(name: str, kind: str = "style") -> str:

@@ -150,7 +150,7 @@ def test_what_a_run_says_of_its_machine_is_what_the_report_reads(tmp_path: Path)
 
     model = LlamaGen.pico()
     root = make_run(tmp_path)
-    write_json(root / "environment.json", environment(model, [], "a command", datetime.now(UTC)))
+    write_json(root / "environment.json", environment(model, [], "a command", datetime.now(UTC), None))
     write_json(root / "base.json", base_card(model))
     report = build_report(RunFiles.find(root))
     assert report.environment.other == {} and report.environment.packages["torch"] != "not installed"

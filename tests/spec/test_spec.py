@@ -20,7 +20,7 @@ from safear_edit.files.strict import parse_yaml, read_yaml
 from safear_edit.gallery import captions
 from safear_edit.gallery.render import OBJECTS, STYLES
 from safear_edit.registry import builtin_folder
-from safear_edit.spec.draft import spec_template
+from safear_edit.spec.draft import left_as_drafted, spec_template
 from safear_edit.spec.extend import full_form
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import Spec, load_spec, spec_schema
@@ -278,3 +278,16 @@ def test_a_concept_with_a_chinese_or_japanese_name_is_checked_as_one_in_latin_le
 def test_spaces_of_any_width_are_plain_spaces() -> None:
     spec = parse(Spec, parse_yaml(DRAFT.replace("the artist Rembrandt", '"the\u00a0artist\u3000Rembrandt"'), "draft"))
     assert spec.erase.aliases[1] == "the artist Rembrandt"
+
+
+def test_texts_that_init_left_for_a_person_are_known() -> None:
+    drafted = parse(Spec, full_form(parse_yaml(TEMPLATE, "draft")))
+    assert left_as_drafted(drafted) == ("description", "safety_note")
+    said = {
+        "description": "the estate asked for it",
+        "safety_note": "",
+        "governance": {"reviewer": "Who checks the report"},
+    }
+    own = Spec.model_validate({**drafted.model_dump(), **said})
+    assert left_as_drafted(own) == ("governance.reviewer",)
+    assert left_as_drafted(load_spec(builtin_folder("concepts") / "picasso.yaml")) == ()
