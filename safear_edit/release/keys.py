@@ -154,7 +154,7 @@ def find_signer(key: str | Path | None, environ: Mapping[str, str]) -> SigningKe
         raise UsageError(KEY_VARIABLE, "the text of a PEM key", "something else", "for a file pass --key FILE")
     if "\n" not in text:  # CI systems store a multi-line secret with its line ends escaped
         text = text.replace("\\r", "").replace("\\n", "\n")
-    return _from_pem(text.encode(), KEY_VARIABLE, password)
+    return _from_pem(_bytes_of(text), KEY_VARIABLE, password)
 
 
 def _refuse_secret(given: str) -> None:
@@ -235,7 +235,7 @@ def _remote(uri: str, public: str | None, pin: str | None) -> SigningKey:
 def _from_pem(pem: bytes, where: str, password: str | None) -> SigningKey:
     """A private key from PEM bytes; the errors of the parser are replaced, for they may quote what they read."""
     try:
-        key = load_pem_private_key(pem, password.encode() if password else None)
+        key = load_pem_private_key(pem, _bytes_of(password) if password else None)
     except TypeError:
         if password:  # the only other reason for a TypeError: a password for a key that has none
             return _from_pem(pem, where, None)
@@ -250,6 +250,11 @@ def _from_pem(pem: bytes, where: str, password: str | None) -> SigningKey:
     _curve(key.public_key(), where)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return _local(key, where, hashlib.sha256(public_pem(key.public_key())).hexdigest())
+
+
+def _bytes_of(text: str) -> bytes:
+    """What stood in an environment variable; bytes that aren't UTF-8 are surrogates in the text."""
+    return text.encode(errors="surrogateescape")
 
 
 def _curve(key: object, where: str) -> None:

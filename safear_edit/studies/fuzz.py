@@ -46,9 +46,22 @@ HOSTILE: tuple[Any, ...] = (
     "\x1b[2J", "a\nb", "e\u0301", "../../x", "/etc/passwd", "<b>[l](http://a)", [], {}, [[]], {"": 0},
     ["x"] * 1000, *RAW,
 )  # fmt: skip
+CHANGED_SPEC = """schema_version: 1
+extends: gallery/style
+name: picasso
+erase: {concept: Picasso, aliases: [Picasso, cubism, Pablo Picasso]}
+anchor: {alias: a painting}
+paraphrases: {train: [the painter of Guernica], held_out: [P. Picasso, the cubist movement, a cubist artist]}
+preserve:
+  add: {more: {Gauguin: style=gauguin}, other-styles: {Klimt: style=klimt}}
+  drop: [dog]
+  n: {plain: 40}
+judge: {label: style=picasso}
+"""
+"""A short spec with every kind of change to its set."""
 MODEL_FILES = (("llamagen", "safear.json"), ("infinity", "safear.json"), ("janus", "safear.json"),
-               ("janus", "config.json"), ("janus", "tokenizer_config.json"))  # fmt: skip
-"""Configurations of shipped models, by family."""
+               ("janus", "config.json"), ("janus", "tokenizer_config.json"), ("janus", "tokenizer.json"))  # fmt: skip
+"""Configurations and the tokenizer of shipped models, by family."""
 TEXTS = ("", "\t", "\r", "\ufeff", "\x00", "nan", "-1", "1e400", "9" * 5000, "'", '"', ",", ": ", "- ", "&a ", "*a",
          "!!x ", "::error::x", "\u00e9", "\U0001f600", "[" * 60, "=", "#", "x" * 5000)  # fmt: skip
 
@@ -59,13 +72,17 @@ class Late(BaseException):
 
 @dataclass(frozen=True)
 class Target:
-    """Something that is read: a valid file or folder `sample`, a way to break it, and its reader."""
+    """Something that is read: a valid file or folder `sample`, a way to break it, and its reader.
+
+    file: the one file of a folder that `damage` breaks; "" where it is any of them, or the sample is a file itself.
+    """
 
     name: str
     sample: Path
     damage: Damage
     read: Callable[[Path], object]
     weight: int = 10
+    file: str = ""
 
 
 # -- breaking one thing -----------------------------------------------------------------------------------------------
@@ -122,6 +139,14 @@ def break_json(path: Path, chance: random.Random) -> None:
     return _replace(path, broken_json(path.read_text(), chance).encode(errors="surrogatepass"))
 
 
+def break_structure(path: Path, chance: random.Random) -> None:
+    """One change to what a YAML file says, written as JSON, which is YAML too."""
+    import yaml
+
+    data = yaml.safe_load(path.read_text())
+    _replace(path, broken_json(json.dumps(data), chance).encode(errors="surrogatepass"))
+
+
 def broken_json(text: str, chance: random.Random) -> str:
     """The document with one value exchanged, lost, doubled or put in, one key renamed or written twice."""
     data = json.loads(text)
@@ -175,6 +200,15 @@ def break_header(path: Path, chance: random.Random) -> None:
         return break_bytes(path, chance)
     header = broken_json(data[8 : 8 + length].decode(), chance).encode(errors="surrogatepass")
     return _replace(path, len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+def break_sealed(path: Path, chance: random.Random) -> None:
+    """One change to a baseline, and its digest made good."""
+    from safear_edit.gate.baseline import SEAL
+
+    break_text(path, chance)
+    text = path.read_bytes().rpartition(f"{SEAL}\t".encode())[0]
+    _replace(path, text + f"{SEAL}\t{hashlib.sha256(text).hexdigest()}\n".encode())
 
 
 # -- a release, signed again ------------------------------------------------------------------------------------------
@@ -283,43 +317,92 @@ def execute(target: Target, chance: random.Random, scratch: Path) -> str | None:
 
 def file_targets(folder: Path) -> list[Target]:
     """Readers of single files, each with a small valid sample in `folder`."""
-    import torch
-    from PIL import Image
+    return [*_plain_targets(folder), *_prompt_targets(folder), *_tensor_targets(folder), *_image_targets(folder)]
 
+
+def _plain_targets(folder: Path) -> Iterator[Target]:
+    """Spec, base recipe, frozen attacks, and keys."""
     from safear_edit.attacks.lock import Frozen, Replay, read_lock, write_lock
     from safear_edit.compiler.recipe import load_base_recipe
-    from safear_edit.evaluate.image_folder import CAPTIONS, folder_source
-    from safear_edit.files.weights import read_weights, write_pickle, write_weights
     from safear_edit.registry import find_builtin
-    from safear_edit.release.keys import generate, load_public
-    from safear_edit.spec.prompt_files import read_prompts
+    from safear_edit.release.keys import find_signer, generate, load_public
 
     shutil.copyfile(find_builtin("concepts", "picasso"), folder / "spec.yaml")
     shutil.copyfile(find_builtin("recipes", "vce"), folder / "recipe.yaml")
     replay = Replay(prompt="a cat by P.", sealed=None, seed="7", settings={"cfg": 2.0})
-    write_lock(
-        folder / "attacks.lock",
-        [
-            Frozen(
-                concept="p",
-                attack="aliases",
-                replay=replay,
-                seeds=("7", "8"),
-                found=1,
-                judge="j",
-                judge_digest="a" * 64,
-                base_digest="b" * 64,
-                change="c",
-            )
-        ],
-    )
-    public = generate(folder / "keys").public
-    (folder / "p.csv").write_text('id,prompt,seed\na,"a dog, running",1\nb,a cat,2\n')
-    (folder / "p.jsonl").write_text('{"id": "a", "prompt": "a dog", "seed": 1}\n{"prompt": "a cat"}\n')
-    (folder / "p.txt").write_text("a dog\na cat on a mat\n")
+    frozen = Frozen(concept="p", attack="aliases", replay=replay, seeds=("7", "8"), found=1, judge="j",
+                    judge_digest="a" * 64, base_digest="b" * 64, change="c")  # fmt: skip
+    write_lock(folder / "attacks.lock", [frozen])
+    pair = generate(folder / "keys")
+    (folder / "changes.yaml").write_text(CHANGED_SPEC)
+    recipe = partial(run_reader, lambda path: load_base_recipe(str(path)))
+    yield Target("spec", folder / "spec.yaml", break_text, lambda p: run_verb("validate", str(p)))
+    yield Target("spec's structure", folder / "changes.yaml", break_structure, lambda p: run_verb("validate", str(p)))
+    yield Target("base recipe", folder / "recipe.yaml", break_text, recipe)
+    yield Target("recipe's structure", folder / "recipe.yaml", break_structure, recipe)
+    yield Target("attacks.lock", folder / "attacks.lock", break_json, partial(run_reader, read_lock))
+    yield Target("public key", pair.public, break_bytes, partial(run_reader, load_public))
+    yield Target("environment's key", pair.private, break_bytes,
+                 partial(run_reader, lambda path: find_signer(None, _environment(path))))  # fmt: skip
+
+
+def _environment(path: Path) -> dict[str, str]:
+    """The file's bytes as the system hands them to a program in a variable."""
+    from safear_edit.release.keys import KEY_VARIABLE
+
+    return {KEY_VARIABLE: os.fsdecode(path.read_bytes().replace(b"\0", b""))}
+
+
+def _prompt_targets(folder: Path) -> Iterator[Target]:
+    """Files of prompts in every format that is text."""
+    from safear_edit.spec.prompt_files import read_prompts
+
+    rows = [{"id": "a", "prompt": "a dog", "seed": 1}, {"id": "b", "prompt": "a cat"}]
+    texts = {
+        "csv": 'id,prompt,seed\na,"a dog, running",1\nb,a cat,2\n',
+        "tsv": 'id\tprompt\tseed\na\t"a dog\trunning"\t1\nb\ta cat\t2\n',
+        "txt": "a dog\na cat on a mat\n",
+        "json": json.dumps(rows),
+        "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+    }
+    for kind, text in texts.items():
+        path = folder / f"p.{kind}"
+        path.write_text(text)
+        breaking = break_json if kind.startswith("json") else break_text
+        yield Target(f"prompts {kind}", path, breaking, partial(run_reader, read_prompts))
+
+
+def _tensor_targets(folder: Path) -> Iterator[Target]:
+    """Weights, and the training pairs of the construct step."""
+    import torch
+
+    from safear_edit.construct.pairs import Pairs
+    from safear_edit.construct.pairs_record import PairStats
+    from safear_edit.files.weights import read_weights, write_pickle, write_weights
+
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(4, dtype=torch.bfloat16)}
     write_weights(folder / "w.safetensors", tensors)
     write_pickle(folder / "w.pt", {"model": tensors})
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    Pairs(["a", "b"], ["c", "d"], [1, 2], ids, ids, PairStats(2, 2, {})).save(folder / "pairs")
+    yield Target("safetensors", folder / "w.safetensors", break_header, partial(run_reader, read_weights))
+    yield Target("pickle", folder / "w.pt", break_bytes, partial(run_reader, partial(read_weights, allow_pickle=True)),
+                 weight=1)  # fmt: skip
+    yield Target("pairs", folder / "pairs", partial(_break_file, name="pairs.jsonl"), partial(run_reader, Pairs.load),
+                 file="pairs.jsonl")  # fmt: skip
+
+
+def _image_targets(folder: Path) -> Iterator[Target]:
+    """Images of the three formats, and a folder of them with captions."""
+    from PIL import Image
+
+    from safear_edit.evaluate.image_folder import CAPTIONS, folder_source
+    from safear_edit.files.images import read_image
+
+    for kind in ("png", "jpg", "webp"):
+        path = folder / f"one.{kind}"
+        Image.new("RGB", (9, 7), (80, 9, 9)).save(path)
+        yield Target(f"image {kind}", path, break_bytes, partial(run_reader, lambda p: read_image(p, "image")))
     (folder / "images").mkdir()
     for number in range(3):
         Image.new("RGB", (9, 7), (number * 80, 9, 9)).save(folder / "images" / f"{number}.png")
@@ -327,20 +410,8 @@ def file_targets(folder: Path) -> list[Target]:
                                   for n in range(2)]  # fmt: skip
     rows.append({"file": "2.png", "prompt": "a dog", "group": "neighbours"})
     (folder / "images" / CAPTIONS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        Target("spec", folder / "spec.yaml", break_text, lambda p: run_verb("validate", str(p))),
-        Target("base recipe", folder / "recipe.yaml", break_text,
-               partial(run_reader, lambda path: load_base_recipe(str(path)))),
-        Target("attacks.lock", folder / "attacks.lock", break_json, partial(run_reader, read_lock)),
-        Target("public key", public, break_bytes, partial(run_reader, load_public)),
-        Target("prompts csv", folder / "p.csv", break_text, partial(run_reader, read_prompts)),
-        Target("prompts jsonl", folder / "p.jsonl", break_json, partial(run_reader, read_prompts)),
-        Target("prompts txt", folder / "p.txt", break_text, partial(run_reader, read_prompts)),
-        Target("safetensors", folder / "w.safetensors", break_header, partial(run_reader, read_weights)),
-        Target("pickle", folder / "w.pt", break_bytes,
-               partial(run_reader, partial(read_weights, allow_pickle=True)), weight=1),
-        Target("images", folder / "images", _break_images, partial(run_reader, partial(folder_source, size=8))),
-    ]  # fmt: skip
+    yield Target("images", folder / "images", _break_images, partial(run_reader, partial(folder_source, size=8)),
+                 file=CAPTIONS)  # fmt: skip
 
 
 def _break_images(folder: Path, chance: random.Random) -> None:
@@ -369,16 +440,17 @@ def release_targets(release: Path, folder: Path) -> list[Target]:
         verbs += [("check", "DIR", "--baseline", str(baseline)),
                   ("check", "DIR", "--baseline", str(baseline), "--trust", trust, "--json")]  # fmt: skip
         targets.append(Target("baseline", baseline, break_text, partial(run_reader, read_baseline)))
+        against = lambda path: run_verb("check", str(sample), "--baseline", str(path))  # noqa: E731
+        targets.append(Target("baseline, sealed again", baseline, break_sealed, against))
     else:
         print(f"no baseline of {release} was accepted; its reader is left out", file=sys.stderr)
     breaking: Damage = partial(break_release, key=key)
     for words in verbs:
         targets.append(Target(f"release: {' '.join(words[:2] if words[0] == 'stack' else words[:1])}", sample, breaking,
                               partial(_on, words)))  # fmt: skip
-    targets.append(Target("claims", sample, lambda p, c: break_statement(p / "claims.jsonl", c, key),
-                          partial(_on, ("verify", "DIR", "--trust", trust))))  # fmt: skip
-    targets.append(Target("model.sig", sample, lambda p, c: break_statement(p / "model.sig", c, key),
-                          partial(_on, ("verify", "DIR", "--trust", trust))))  # fmt: skip
+    for name, file in (("claims", "claims.jsonl"), ("model.sig", "model.sig")):
+        targets.append(Target(name, sample, lambda p, c, file=file: break_statement(p / file, c, key),  # type: ignore[misc]
+                              partial(_on, ("verify", "DIR", "--trust", trust)), file=file))  # fmt: skip
     for name, read in (("recipe.json", load_recipe), ("outcomes.jsonl", read_outcomes), ("report.json", read_report)):
         if (sample / name).exists():
             targets.append(Target(name, sample / name, break_json, partial(run_reader, read)))
@@ -399,7 +471,7 @@ def model_targets(folder: Path) -> Iterator[Target]:
         sample = folder / f"model-{family}"
         if not sample.exists():
             shutil.copytree(PACKAGE / "minis" / family, sample, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-        yield Target(f"{family} {name}", sample, partial(_break_file, name=name), read, weight=4)
+        yield Target(f"{family} {name}", sample, partial(_break_file, name=name), read, weight=4, file=name)
 
 
 def _break_file(folder: Path, chance: random.Random, name: str) -> None:

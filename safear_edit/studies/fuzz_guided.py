@@ -17,21 +17,28 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from safear_edit.studies.fuzz import MEMORY, SLOW, Target, file_targets, release_targets
+from safear_edit.studies.fuzz import MEMORY, SLOW, Target, file_targets, model_targets, release_targets
 
-TARGETS = ("attacks.lock", "base recipe", "prompts csv", "prompts jsonl", "prompts txt", "public key", "safetensors",
-           "spec")  # fmt: skip
-ON_RELEASE = ("baseline", "outcomes.jsonl", "recipe.json", "report.json")
+TARGETS = ("attacks.lock", "base recipe", "environment's key", "image jpg", "image png", "image webp", "images",
+           "pairs", "prompts csv", "prompts json", "prompts jsonl", "prompts tsv", "prompts txt", "public key",
+           "safetensors", "spec")  # fmt: skip
+ON_MODELS = ("janus config.json", "janus tokenizer.json", "janus tokenizer_config.json")
+ON_RELEASE = ("baseline", "claims", "model.sig", "outcomes.jsonl", "recipe.json", "report.json")
 """Readers of one file, by fuzz's names; a pickle's runs in another process, where nothing could be watched."""
 
 
 def reading(target: Target, scratch: Path) -> Callable[[bytes], None]:
-    """What is called with every input: it raises whatever the reader raises that it may not."""
-    path = scratch / target.sample.name
+    """What is called with every input: it raises whatever the reader raises that it may not.
+
+    Of a folder, one file is what the input says, and the others are the sample's.
+    """
+    place = scratch / target.sample.name
+    if target.file:
+        shutil.copytree(target.sample, place)
 
     def one(data: bytes) -> None:
-        path.write_bytes(data)
-        target.read(path)
+        (place / target.file).write_bytes(data)
+        target.read(place)
 
     return one
 
@@ -39,7 +46,7 @@ def reading(target: Target, scratch: Path) -> Callable[[bytes], None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Search until the time is up; atheris ends the process. Exit code 2 without atheris."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies fuzz_guided", description=__doc__)
-    parser.add_argument("target", choices=[*TARGETS, *ON_RELEASE])
+    parser.add_argument("target", choices=[*TARGETS, *ON_MODELS, *ON_RELEASE])
     parser.add_argument("--release", type=Path, help=f"a signed release, for {', '.join(ON_RELEASE)}")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of inputs that reach new code; it is kept")
@@ -55,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (folder / "samples").mkdir()
     with atheris.instrument_imports(include=["safear_edit"]):
         found = file_targets(folder / "samples")
+        if options.target in ON_MODELS:
+            found += model_targets(folder / "samples")
         if options.target in ON_RELEASE:
             found += release_targets(options.release, folder / "samples")
         (target,) = (one for one in found if one.name == options.target)
-    shutil.copyfile(target.sample, options.corpus / f"sample{target.sample.suffix}")
+    sample = target.sample / target.file
+    shutil.copyfile(sample, options.corpus / f"sample{sample.suffix}")
     limits = [f"-max_total_time={options.seconds}", f"-timeout={SLOW}", f"-rss_limit_mb={MEMORY >> 20}"]
     atheris.Setup([sys.argv[0], *limits, str(options.corpus)], reading(target, folder))
     atheris.Fuzz()

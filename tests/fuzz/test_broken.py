@@ -23,19 +23,11 @@ from safear_edit.studies import fuzz
 from tests.gate.test_baseline import released
 from tests.release.test_claims import inputs
 
-FILES = (
-    "spec",
-    "base recipe",
-    "attacks.lock",
-    "public key",
-    "prompts csv",
-    "prompts jsonl",
-    "prompts txt",
-    "safetensors",
-    "images",
-)
-ON_RELEASE = ("baseline", "release: verify", "release: report", "release: check", "release: stack ls",
-              "claims", "model.sig", "outcomes.jsonl", "report.json")  # fmt: skip
+FILES = ("spec", "spec's structure", "base recipe", "recipe's structure", "attacks.lock", "public key",
+         "environment's key", "prompts csv", "prompts tsv", "prompts json", "prompts jsonl", "prompts txt",
+         "safetensors", "pairs", "image png", "image jpg", "image webp", "images")  # fmt: skip
+ON_RELEASE = ("baseline", "baseline, sealed again", "release: verify", "release: report", "release: check",
+              "release: stack ls", "claims", "model.sig", "outcomes.jsonl", "report.json")  # fmt: skip
 few = settings(
     max_examples=12,
     deadline=None,

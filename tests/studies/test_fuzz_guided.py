@@ -16,7 +16,7 @@ def test_every_target_takes_its_sample_and_refuses_other_bytes(tmp_path: Path) -
     found = {target.name: target for target in fuzz.file_targets(tmp_path / "samples")}
     for name in TARGETS:
         one = reading(found[name], tmp_path)
-        one(found[name].sample.read_bytes())
+        one((found[name].sample / found[name].file).read_bytes())
         one(b"\xff\x00{")
 
 
