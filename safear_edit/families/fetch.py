@@ -16,13 +16,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from safear_edit.errors import SafearError, TrustError, UsageError
 from safear_edit.families.reference import ModelRef, Variant, published
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.strict import parse_json, read_json
+from safear_edit.files.strict import read_json
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -159,11 +159,9 @@ def _wanted(parts: Sequence[Part], known: Mapping[str, Mapping[str, Any]], cache
             raise UsageError(f"repository {part.repository}", f"the file {missing[0]}", got, fix)
         names = [*part.files, *(name for name in part.more if name in there)]
         for index in [name for name in names if name.endswith(INDEX)]:
-            text = _downloaded(part.repository, index, commit, cache).read_text(encoding="utf-8")
-            data = parse_json(text, f"{part.repository}/{index}").data
-            folder = index.rpartition("/")[0]
-            shards = sorted({f"{folder}/{shard}".lstrip("/") for shard in data["weight_map"].values()})
-            if strange := [name for name in shards if name not in there]:
+            path, folder = _downloaded(part.repository, index, commit, cache), index.rpartition("/")[0]
+            shards = _shards(path, f"{part.repository}/{index}", folder)
+            if strange := [name for name in shards if name not in there or not _stays_inside(name)]:
                 fix = "the repository is incomplete; fetch its files by hand"
                 raise UsageError(f"{part.repository}/{index}", "shards of the repository", strange[0], fix)
             names += shards
@@ -173,6 +171,16 @@ def _wanted(parts: Sequence[Part], known: Mapping[str, Mapping[str, Any]], cache
             yield File(
                 place, part.repository, commit, name, int(there[name].size or 0), large.sha256 if large else None
             )
+
+
+def _shards(path: Path, where: str, folder: str) -> list[str]:
+    """Names of the files that an index in `folder` spreads the weights over, as the repository has them."""
+    data = read_json(path).data
+    names = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        fix = "the repository has changed; fetch its files by hand"
+        raise UsageError(where, "an index with a weight_map of file names", "another file", fix)
+    return sorted({f"{folder}/{name}".lstrip("/") for name in names.values()})
 
 
 def _refuse_full(files: Sequence[File], cache: Path) -> None:
@@ -203,10 +211,21 @@ def _known(home: Path) -> dict[str, dict[str, Any]]:
     """What `pulled.json` says; empty without one."""
     path = home / PULLED
     found = read_json(path).data if path.is_file() else {}
-    keys = {"repository", "commit", "size", "sha256"}
-    if not isinstance(found, dict) or not all(isinstance(one, dict) and keys <= one.keys() for one in found.values()):
-        raise TrustError(str(path), "files with repository, commit, size and sha256", "others", "remove it, pull again")
+    if not isinstance(found, dict) or not all(map(_stays_inside, found)) or not all(map(_pinned, found.values())):
+        expected = "files inside its folder with repository, commit, size and sha256"
+        raise TrustError(str(path), expected, "others", "remove it, pull again")
     return found
+
+
+def _stays_inside(place: str) -> bool:
+    """Whether a file of this name lies below the folder that it is put into."""
+    path = PurePosixPath(place)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in place
+
+
+def _pinned(facts: Any) -> bool:
+    kinds = {"repository": str, "commit": str, "size": int, "sha256": str}
+    return isinstance(facts, dict) and all(type(facts.get(name)) is kind for name, kind in kinds.items())
 
 
 def _changed(path: Path, expected: str, got: str) -> TrustError:

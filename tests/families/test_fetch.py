@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
@@ -202,6 +203,46 @@ def test_repositories_that_cant_be_had(hub: Hub, tmp_path: Path) -> None:
     assert "404" in refused(tmp_path / "hub")
     assert "emu3:gen: expected a variant with a repository" in refused(tmp_path / "hub", ref=ModelRef("emu3", "gen"))
     assert "ships with this package" in refused(tmp_path / "hub", ref=ModelRef("llamagen", "mini"))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [b"{", b"[]", b"{}", b'{"weight_map": 3}', b'{"weight_map": {}}', b'{"weight_map": {"a": 1}}', b"\xff", b"[" * 5000,
+     b'{"weight_map": {"a": "../../../../escaped.safetensors"}}'],
+)  # fmt: skip
+def test_an_index_that_is_none_or_leads_outside_is_one_line(hub: Hub, tmp_path: Path, index: bytes) -> None:
+    hub.files["google/flan-t5-xl"]["model.safetensors.index.json"] = index
+    hub.files["google/flan-t5-xl"]["../../../../escaped.safetensors"] = b"outside"
+    said = refused(tmp_path / "hub", SafearError)
+    assert "index.json" in said or "JSON" in said, said
+    assert pulled(XL, tmp_path / "hub") is None and not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told.update({"../../kept.txt": told["vq_ds16_t2i.pt"]}),
+        lambda told: told.update({"/etc/hostname": told["vq_ds16_t2i.pt"]}),
+        lambda told: told["vq_ds16_t2i.pt"].update(size="2"),
+        lambda told: told["vq_ds16_t2i.pt"].update(commit=None),
+        lambda told: told.update({"": told["vq_ds16_t2i.pt"]}),
+        lambda told: told.update({"a": []}),
+    ],
+)
+def test_a_record_of_what_was_fetched_can_not_name_files_elsewhere(
+    hub: Hub, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Else `pull` would take a file of the user's for a damaged one, and remove it."""
+    home = pull(XL, cache=tmp_path / "hub")
+    kept = home.parent.parent / "kept.txt"
+    kept.write_text("mine")
+    told = json.loads((home / fetch.PULLED).read_text())
+    change(told)
+    (home / fetch.PULLED).write_text(json.dumps(told))
+    assert "pull again" in refused(tmp_path / "hub", TrustError)
+    assert kept.read_text() == "mine"
+    with pytest.raises(TrustError, match="inside its folder"):
+        pulled(XL, tmp_path / "hub")
 
 
 def test_no_room_is_said_before_anything_is_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
