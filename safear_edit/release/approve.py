@@ -77,6 +77,7 @@ def _read(predicate: Mapping[str, Any], key: str) -> Approval:
         "when": predicate.get("approvedOn"),
     }
     for field, text in texts.items():
-        if not isinstance(text, str) or len(text) > LONGEST:
-            raise TrustError(f"approval, {field}", "a text", repr(text)[:40], "ask the approver to approve again")
+        if not isinstance(text, str) or len(text) > LONGEST or not text.isprintable():
+            expected = f"at most {LONGEST} printable characters"
+            raise TrustError(f"approval, {field}", expected, ascii(text)[:40], "ask the approver to approve again")
     return Approval(**{field: str(text) for field, text in texts.items()}, key=key)

@@ -10,8 +10,10 @@ import pytest
 
 from safear_edit.cli import main
 from safear_edit.release import keys
-from safear_edit.release.claims import write_claims
-from safear_edit.release.signing import CLAIMS, SIGNATURE, sign_folder
+from safear_edit.release.approve import APPROVAL_TYPE
+from safear_edit.release.claims import statement_about, write_claims
+from safear_edit.release.signing import CLAIMS, SIGNATURE, sign_folder, sign_statement
+from safear_edit.release.verify import verify_folder
 from tests.release.test_claims import inputs
 from tests.release.test_verify import Release
 
@@ -75,3 +77,33 @@ def test_no_key_is_one_line(
     monkeypatch.delenv(keys.KEY_VARIABLE, raising=False)
     assert main.run(["approve", str(release.folder), *ADA]) == 2
     assert "--key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "\x1b[2J", "x" * 501, "\udcff"])
+def test_a_name_that_is_none_is_one_line_and_nothing_is_signed(
+    release: Release, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = release.lines()
+    words = ["approve", str(release.folder), "--name", name, "--role", "r", "--key", str(private(release))]
+    assert main.run(words) == 2 and release.lines() == before
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "--name" in said and said.strip().isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"note": "fine\n::error::x"}, {"approver": {"name": "\x1b[2Jx", "role": "r"}}, {"approver": "Ada"},
+     {"approvedOn": 3}, {"note": "x" * 501}, {"approver": {"name": "Ada"}}],
+)  # fmt: skip
+def test_an_approval_that_a_trusted_key_bent_is_one_line(
+    release: Release, capsys: pytest.CaptureFixture[str], change: dict[str, object]
+) -> None:
+    signer = keys.find_signer(private(release), {})
+    assert signer is not None
+    files = verify_folder(release.folder, release.trust).files
+    plain = {"approver": {"name": "Ada", "role": "r"}, "note": "", "approvedOn": "2026-01-01T00:00:00Z"}
+    line = sign_statement(statement_about(files, APPROVAL_TYPE, {**plain, **change}), signer)
+    (release.folder / CLAIMS).write_text("\n".join([*release.lines(), line]) + "\n")
+    assert main.run(["verify", str(release.folder), "--trust", str(release.trust)]) == 4
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "approval" in said and said.strip().isprintable()
