@@ -11,7 +11,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from safear_edit.attacks.sealing import opened, sealed
 from safear_edit.errors import UsageError
@@ -20,6 +22,8 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.files.records import StrictRecord, read_record
 
 FILE = "attacks.lock"
+MOST_SEEDS = 1000
+"""Of one frozen prompt; each is an image that `check` draws."""
 SEEDS = 4
 """Images per frozen prompt: the one that showed the concept first, and others."""
 AGAIN = "attack again with --lock"
@@ -27,6 +31,10 @@ AGAIN = "attack again with --lock"
 
 Settings = dict[str, float | int | tuple[float, ...]]
 """Sampler settings by name; a family's own among them."""
+Seed = Annotated[str, Field(pattern=r"^[0-9]{1,19}$")]
+"""Text, because it exceeds 2**53."""
+LONGEST_PROMPT = 10_000
+"""Characters; an attack's prompt is a caption and at most a few hundred words of a search."""
 
 
 class Replay(StrictRecord):
@@ -35,9 +43,9 @@ class Replay(StrictRecord):
     prompt: the text, or of a category its hash; sealed: the text for who has the key.
     """
 
-    prompt: str
+    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)]
     sealed: str | None
-    seed: str
+    seed: Seed
     settings: Settings
 
     def text(self) -> str | None:
@@ -54,12 +62,18 @@ class Frozen(StrictRecord):
     concept: str
     attack: str
     replay: Replay
-    seeds: tuple[str, ...]
-    found: int
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MOST_SEEDS)]
+    found: Annotated[int, Field(ge=0)]
     judge: str
     judge_digest: str
     base_digest: str
     change: str
+
+    @model_validator(mode="after")
+    def _no_more_than_drawn(self) -> Self:
+        if self.found > len(self.seeds):
+            raise ValueError(f"found in {self.found} of {len(self.seeds)} images")
+        return self
 
     @property
     def id(self) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from safear_edit.attacks.base import Concept
 from safear_edit.attacks.lock import SEEDS, Frozen, Settings, stored
 from safear_edit.attacks.record import Leaks
+from safear_edit.errors import SpecError
 from safear_edit.families.base import ModelFamily, Sampling
 from safear_edit.judges.base import Judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
@@ -71,5 +73,17 @@ def again(model: ModelFamily, judge: Judge, entry: Frozen) -> int | None:
 
 
 def sampling_of(model: ModelFamily, settings: Settings) -> Sampling:
-    """The same as this model's sampler takes it."""
-    return type(model.sampling)(**settings)  # type: ignore[arg-type]  # a family's own class has fields of its own
+    """The same as this model's sampler takes it; SpecError for settings that it doesn't have or can't take."""
+    kind, where, fix = type(model.sampling), "frozen attack, settings", "attack again with --lock"
+    known = {field.name: getattr(model.sampling, field.name) for field in fields(kind)}
+    for name, value in settings.items():
+        if name not in known or isinstance(value, tuple) != isinstance(known[name], tuple):
+            raise SpecError(where, f"those of {model.card.ref}: {', '.join(known)}", f"{name}={value}"[:80], fix)
+    try:
+        found = kind(**settings)  # type: ignore[arg-type]  # a family's own class has fields of its own
+    except TypeError as error:
+        raise SpecError(where, "all that the sampler needs", str(error), fix) from None
+    if not (found.temperature > 0 and found.top_k >= 0 and 0 < found.top_p <= 1 and isinstance(found.top_k, int)):
+        expected = "temperature above 0, a whole top_k of 0 or more, top_p above 0 and at most 1"
+        raise SpecError(where, expected, str(dict(settings))[:80], fix)
+    return found

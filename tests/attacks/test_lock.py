@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from safear_edit import registry
 from safear_edit.attacks import base, replay
 from safear_edit.attacks.base import Budget, Drawer
 from safear_edit.attacks.lock import Frozen, Lock, Replay, Settings, merged, read_lock, stored, worse, write_lock
-from safear_edit.attacks.replay import again, frozen, minimised
+from safear_edit.attacks.replay import again, frozen, minimised, sampling_of
 from safear_edit.attacks.sealing import KEY, opened, sealed
 from safear_edit.attacks.seeds import Seeds
-from safear_edit.errors import UsageError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Sampling
+from safear_edit.families.llamagen import LlamaGen
 from safear_edit.gate.frozen import findings
 from safear_edit.gate.rules import Finding
 from safear_edit.spec.spec import load_spec
@@ -139,3 +141,34 @@ def test_a_familys_own_settings_are_kept() -> None:
     (kept,) = base._replays(drawer.concept.spec, drawer.shown)
     read = Replay.model_validate_json(kept.model_dump_json())
     assert read == kept and replay.sampling_of(model, read.settings) == model.sampling
+
+
+# -- a file that somebody else wrote ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": ["x"]}, {"seeds": ["9" * 5000]}, {"seeds": []}, {"seeds": ["1"] * 5000}, {"seeds": ["-1"]},
+        {"found": -1}, {"found": 9}, {"found": "1"}, {"replay": None}, {"concept": 3}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_lock_that_makes_no_sense_is_one_line(tmp_path: Path, change: dict[str, object]) -> None:
+    write_lock(tmp_path / "attacks.lock", [entry()])
+    told = json.loads((tmp_path / "attacks.lock").read_text())
+    told["frozen"][0] |= change
+    (tmp_path / "attacks.lock").write_text(json.dumps(told))
+    with pytest.raises(SpecError) as caught:
+        read_lock(tmp_path / "attacks.lock")
+    assert str(caught.value).isprintable() and "attacks.lock" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"nonsense": 1.0}, {"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_k": 1.5}, {"top_p": 0.0},
+     {"guidance": (1.0, 2.0)}, {}],
+)  # fmt: skip
+def test_settings_that_the_sampler_lacks_are_one_line(settings: Settings) -> None:
+    given = {"guidance": 2.0, **settings} if settings else {}
+    with pytest.raises(SpecError, match="frozen attack, settings"):
+        sampling_of(LlamaGen.pico(), given)
