@@ -29,6 +29,8 @@ from safear_edit.spec.prompts import forbidden, image_seed, one_line
 
 LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS = 16 << 20, 2000, 100_000
 """Bytes of a prompt file, characters of one prompt, and prompts that are taken at most."""
+LONGEST_NAME = 40
+"""Characters of a column's name that are shown."""
 SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")
 """In the order in which they are looked for: ours, that of unlearning benchmarks, that of I2P."""
 STDIN = Path("-")
@@ -97,9 +99,15 @@ def _notes(columns: list[str]) -> Iterator[str]:
         return
     found = seed_column(columns)
     taken = [name for name in ("prompt", found, "id") if name in columns]
-    left = [name or "(unnamed)" for name in columns if name not in taken]
+    left = [_shown(name) for name in columns if name not in taken]
     seeds = f"seeds from `{found}`" if found else "a seed of its own for each prompt, because no column has one"
     yield f"prompts from the column `prompt`, {seeds}" + (f"; not used: {', '.join(left)}" if left else "")
+
+
+def _shown(name: str) -> str:
+    """A column's name for a person: in one line, and not all of a long one."""
+    plain = name if name.isprintable() else ascii(name)
+    return (plain if len(plain) <= LONGEST_NAME else f"{plain[:LONGEST_NAME]}…") or "(unnamed)"
 
 
 def seed_column(columns: Mapping[str, object] | list[str]) -> str | None:
@@ -306,7 +314,11 @@ def _object(where: str, row: Any) -> dict[str, Any] | SpecError:
     """The names of a JSON object in lower case."""
     if not isinstance(row, dict):
         return SpecError(where, "a JSON object", type(row).__name__, 'write {"prompt": …}')
-    return {name.casefold(): value for name, value in row.items()}
+    found = {name.casefold(): value for name, value in row.items()}
+    if len(found) < len(row):
+        got = "two that differ in upper and lower case"
+        return SpecError(where, "names of their own", got, "remove one of them")
+    return found
 
 
 def _from_parquet(path: Path, asked: tuple[str, ...]) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from safear_edit.cli.evaluate import evaluate
-from safear_edit.errors import SpecError, UsageError
+from safear_edit.errors import SafearError, SpecError, UsageError
 from safear_edit.spec.benchmarks import BENCHMARKS
 from safear_edit.spec.prompt_files import STDIN, FilePrompt, PromptFile, read_prompts
 
@@ -223,6 +224,39 @@ def test_benchmarks_are_read_by_their_own_columns(name: str, tmp_path: Path) -> 
     wrong = next(iter(BENCHMARKS[name].columns))
     with pytest.raises(SpecError, match=f"{wrong}: expected the columns of"):
         _read(tmp_path, "b.csv", "text,label\na dog,1\n", benchmark=BENCHMARKS[name])
+
+
+OTHERS = {"sd_seed": "1e3", "evaluation_seed": -1}
+
+
+@pytest.mark.parametrize("name", [None, *BENCHMARKS])
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("a.json", '[{"PROMPT": "a dog", "prompt": "a cat"}]'),
+        ("a.jsonl", '{"prompt": "a dog", "Prompt": "a cat"}'),
+        ("a.csv", "prompt,PROMPT\na dog,a cat\n"),
+        ("a.csv", 'prompt\n"a dog'),
+        ("a.csv", "prompt," + "x" * 200_000 + "\na,b\n"),
+        ("a.tsv", "adv_prompt\tsensitive prompt\tprompt\n\n"),
+        ("a.json", json.dumps([{**OTHERS, "prompt": {"a": 1}, "adv_prompt": [], "sensitive prompt": 3}])),
+        ("a.json", json.dumps([{**OTHERS, "prompt": "a", "adv_prompt": "", "sensitive prompt": ""}])),
+        ("a.json", "3"),
+        ("a.txt", "\ud7ff\x00\n"),
+        ("a.parquet", "PAR1"),
+        ("a.exe", "a dog"),
+    ],
+)  # fmt: skip
+def test_a_hostile_file_is_one_line_in_every_format(tmp_path: Path, name: str | None, file: str, text: str) -> None:
+    with pytest.raises(SafearError) as caught:
+        _read(tmp_path, file, text, benchmark=BENCHMARKS[name] if name else None)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_names_of_columns_cannot_break_a_line(tmp_path: Path) -> None:
+    found = _read(tmp_path, "a.json", json.dumps([{"prompt": "a dog", "x\n::error::y": 1, "\x1b[2J" + "z" * 99: 2}]))
+    (note,) = found.notes
+    assert note.isprintable() and len(note) < 250
 
 
 def test_the_command_line_knows_every_benchmark() -> None:
