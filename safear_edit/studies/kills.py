@@ -1,64 +1,182 @@
-"""Kill walks with SIGKILL at random moments, run the same command again, and compare the end with a quiet run.
+"""Kill walks at random moments, give the same command again, and compare the end with an undisturbed run.
 
-    python -m safear_edit.studies kills --model llamagen --kills 15 --out kills
+    python -m safear_edit.studies kills --kills 50 --out kills
+    python -m safear_edit.studies kills --kills 50 --out kills-pico --pico
 
-A walk survives if it ends with the same weights, edits and outcomes to the bit, the same file names, a signature that
-verifies, and nothing left beside its output. Small numbers: what is drawn is not looked at, only that it is the same.
+Single, stacked and joint walks on every embedded mini, in turn; with --pico on the smallest network of each mini's
+family, with random weights and a coin for a judge: the same steps and files in a tenth of the time.
+
+A walk is killed up to three times, by SIGKILL, SIGTERM or SIGINT drawn at random, each at a random share of the
+processor time that the undisturbed walk took (wall time would depend on what else the machine does). It survives if it
+ends with the same weights, edits and outcomes to the bit, the same file names, a signature that verifies, and nothing
+left beside its output. Small numbers: what is drawn is not looked at, only that it is the same.
+
+Each walk is a child of this process, forked with the libraries imported, which runs the command as the console script
+does. Each killed walk is a line of OUT/rows.jsonl; the same command goes on after the last one. Linux only: the
+child's processor time is read from /proc.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
-from safear_edit.files.atomic import json_digest, sha256_file
+from safear_edit.files.atomic import json_digest, sha256_file, write_atomic
+from safear_edit.studies.rows import ROWS, Row, read_rows, write_rows
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "single": ("picasso",),
     "stacked": ("picasso", "van_gogh"),
     "joint": ("picasso", "van_gogh", "--joint"),
 }
-SETS = ("construct.pairs=16", "construct.keep=6", "params.steps=4", "params.save_every=1", "params.batch=4",
-        "params.keep_batch=2", "evaluate.n.direct=6", "evaluate.n.paraphrase=6", "evaluate.n.template=4")  # fmt: skip
-TIMED = frozenset({"environment.json", "report.json", "report.html", "evidence.html", "README.md", "bom.cdx.json",
-                   "model.sig", "claims.jsonl"})  # fmt: skip
+MODELS = ("llamagen", "infinity", "janus")
+SETS = ("construct.keep=2", "params.steps=3", "params.save_every=1", "params.batch=2", "params.keep_batch=2",
+        "evaluate.n.direct=2", "evaluate.n.paraphrase=2", "evaluate.n.template=1")  # fmt: skip
+PAIRS = {False: "construct.pairs=12", True: "construct.pairs=60"}
+"""By --pico: eight must be usable, and a coin leaves a quarter."""
+KEPT = 2
+"""Prompts of each preserved group."""
+COIN = '''"""A judge that says yes or no by the bytes of an image."""
+
+import hashlib
+
+from safear_edit.judges.base import Judge, Judgement
+
+
+class Coin(Judge):
+    """Heads or tails."""
+
+    def __init__(self, label, threshold=None):
+        self.id, self.label, self.threshold = f"coin:{label}", label, 0.5
+        self.digest = hashlib.sha256(label.encode()).hexdigest()
+
+    def look(self, images):
+        seen = [hashlib.sha256(self.label.encode() + image.numpy().tobytes()).digest()[0] / 255 for image in images]
+        return [Judgement(score > 0.5, score, "tossed") for score in seen]
+'''
+PLUGIN = {
+    "safear_coin.py": COIN,
+    "safear_coin-0.dist-info/METADATA": "Metadata-Version: 2.1\nName: safear-coin\nVersion: 0\n",
+    "safear_coin-0.dist-info/entry_points.txt": "[safear_edit.judges]\ncoin = safear_coin:Coin\n",
+}
+"""A distribution of one judge, as pip would install it."""
+TIMED = frozenset({"environment.json", "report.json", "report.html", "README.md", "bom.cdx.json", "model.sig",
+                   "claims.jsonl"})  # fmt: skip
 """Files that say when and how long; their presence is compared, not their bytes."""
 VERDICTS = (0, 1, 3)
+SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
+"""How a process ends that was sent each of them: -N killed by the system, else its own exit code."""
+PER_WALK = 3
+"""Kills of one walk at most; a command that ends before its moment isn't killed."""
+MOST = 1000
+"""Walks of a kind at most, for moments may fall behind a walk's end."""
+WATCHED_EVERY = 0.005
+"""Seconds between two looks at a child's processor time."""
 
 
 @dataclass(frozen=True)
-class Survival:
-    """One walk that was killed `at` these seconds after each start; `faults` is empty if it survived."""
+class Walk:
+    """One kind of walk: the words after `safear-edit` but for --out."""
 
     shape: str
-    at: tuple[float, ...]
-    faults: tuple[str, ...]
+    model: str
+    words: tuple[str, ...]
+
+    def into(self, out: Path) -> list[str]:
+        """The command that writes `out`."""
+        return [*self.words, "--out", str(out)]
 
 
-def command(shape: str, model: str, out: Path, key: Path, sets: Sequence[str]) -> list[str]:
-    """The walk's command line."""
-    words = [sys.executable, "-m", "safear_edit", "apply", *SHAPES[shape], "--model", model, "--out", str(out), "-q"]
-    return [*words, "--key", str(key), *(word for value in sets for word in ("--set", value))]
+def walks(models: Sequence[str], folder: Path, *, pico: bool) -> list[Walk]:
+    """Every shape on every model; what they read is in `folder`."""
+    key, found = folder / "keys" / "safear.key", list[Walk]()
+    for shape in SHAPES:
+        for model in models:
+            spec = {name: str(folder / f"{name}.yaml") if pico else name for name in ("picasso", "van_gogh")}
+            ref = str(folder / "models" / model) if pico else model
+            concepts = [spec.get(word, word) for word in SHAPES[shape]]
+            sets = [word for value in (PAIRS[pico], *SETS, *_kept(shape)) for word in ("--set", value)]
+            words = ("apply", *concepts, "--model", ref, "-q", "--key", str(key), *sets)
+            found.append(Walk(shape, model, words))
+    return found
 
 
-def small(shape: str) -> list[str]:
-    """SETS, and few images of every preserve group that the shape's concepts share."""
+def _kept(shape: str) -> list[str]:
+    """Few images of every preserve group that the shape's concepts share."""
     from safear_edit.registry import find_builtin
     from safear_edit.spec.spec import load_spec
 
     specs = [load_spec(find_builtin("concepts", name)) for name in SHAPES[shape] if not name.startswith("-")]
     shared = set.intersection(*({group.name for group in spec.preserve} for spec in specs))
-    return [*SETS, *(f"preserve.{name}.n=6" for name in sorted(shared))]
+    return [f"preserve.{name}.n={KEPT}" for name in sorted(shared)]
+
+
+def prepare(folder: Path, *, pico: bool) -> None:
+    """Keys, and for --pico the coin on Python's path, specs that it judges, and the models; what is there stays."""
+    from safear_edit.release.keys import generate
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "keys").exists():
+        generate(folder / "keys")
+    if not pico:
+        return
+    for name, text in PLUGIN.items():
+        (folder / "plugin" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "plugin" / name).write_text(text)
+    sys.path.insert(0, str(folder.resolve() / "plugin"))
+    for name in ("picasso", "van_gogh"):
+        _judged_by_the_coin(name, folder / f"{name}.yaml")
+    if not (folder / "models").exists():
+        _in_a_child(lambda: _export_pico(folder / "models"))
+
+
+def _judged_by_the_coin(name: str, path: Path) -> None:
+    import yaml
+
+    from safear_edit.registry import find_builtin
+    from safear_edit.spec.spec import load_spec
+
+    data = load_spec(find_builtin("concepts", name)).model_dump(mode="json")
+    data["judge"]["use"] = "coin"
+    write_atomic(path, yaml.safe_dump(data))
+
+
+def _export_pico(folder: Path) -> None:
+    from safear_edit.registry import lookup
+
+    for name in MODELS:
+        (folder / name).mkdir(parents=True)
+        lookup("families", name).load().pico().export(folder / name)
+
+
+def _in_a_child(make: Callable[[], None]) -> None:
+    """So that the process from which all walks are forked has run no network. RuntimeError if it fails."""
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            make()
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        raise RuntimeError("the models could not be made")
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -77,29 +195,8 @@ def _digest(path: Path) -> str:
     return json_digest(told)
 
 
-def quiet(words: Sequence[str]) -> float:
-    """Run to the end; the seconds it took. RuntimeError unless it ends with a verdict."""
-    began = time.monotonic()
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode not in VERDICTS:
-        raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[-500:]}")
-    return time.monotonic() - began
-
-
-def killed(words: Sequence[str], after: float) -> bool:
-    """Start, and kill the whole process group after so many seconds; False if it had ended before."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        process.wait(timeout=after)
-        return False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-
-
-def faults_of(out: Path, expected: dict[str, str], trust: Path) -> tuple[str, ...]:
-    """What differs from the quiet run's folder, what is left over, and whether the signature holds."""
+def faults_of(out: Path, expected: dict[str, str], trust: Path) -> list[str]:
+    """What differs from the undisturbed run's folder, what is left over, and whether the signature holds."""
     from safear_edit.errors import SafearError
     from safear_edit.release.verify import verify_folder
 
@@ -112,56 +209,167 @@ def faults_of(out: Path, expected: dict[str, str], trust: Path) -> tuple[str, ..
         verify_folder(out, trust)
     except SafearError as error:
         faults.append(str(error))
-    return tuple(faults)
+    return faults
 
 
-def torment(shape: str, options: argparse.Namespace, kills: int, chance: random.Random) -> list[Survival]:
-    """Walks of one shape, each killed up to three times, until `kills` have been made."""
-    folder: Path = options.out
-    key, trust = folder / "keys" / "safear.key", folder / "keys"
-    reference = folder / shape
-    sets = options.sets or small(shape)
-    taken = quiet(command(shape, options.model, reference, key, sets))
-    print(f"{shape}: the quiet run took {taken:.0f} s", flush=True)
-    expected, found, made = contents(reference), list[Survival](), 0
-    while made < kills:
-        out, at = folder / f"{shape}-killed", list[float]()
-        words = command(shape, options.model, out, key, sets)
-        for _ in range(min(3, kills - made)):
-            after = chance.uniform(0.5, 0.85 * taken)
-            if not killed(words, after):
-                break
-            at.append(after)
-        if not out.exists():
-            quiet(words)
-        made += len(at)
-        one = Survival(shape, tuple(at), faults_of(out, expected, trust))
-        found.append(one)
-        print(f"{shape}: killed after {', '.join(f'{t:.1f}' for t in at) or 'nothing'} s: "
-              f"{'; '.join(one.faults) or 'survived'}", flush=True)  # fmt: skip
-        shutil.rmtree(out)
-    return found
+# -- running and killing ----------------------------------------------------------------------------------------------
+
+
+def start(words: Sequence[str], log: Path) -> int:
+    """Fork a child that runs the command and writes what it says to `log`; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        _be(words, log)
+    return pid
+
+
+def _be(words: Sequence[str], log: Path) -> NoReturn:
+    from safear_edit.cli import main, terminal
+
+    code = 70
+    try:
+        os.setsid()
+        end = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(end, 1)
+        os.dup2(end, 2)
+        terminal.be_a_program()
+        code = main.run(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def spent(pid: int) -> float:
+    """Seconds of processor time that a process and its threads took; those of one that has ended stay until reaped."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def finished(words: Sequence[str], log: Path) -> float:
+    """Run to the end; the processor time it took. RuntimeError unless it ends with a verdict."""
+    pid = start(words, log)
+    _, status, usage = os.wait4(pid, 0)
+    if (code := os.waitstatus_to_exitcode(status)) not in VERDICTS:
+        raise RuntimeError(f"exit {code}: {log.read_text()[-500:].strip()}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def killed(words: Sequence[str], after: float, number: signal.Signals, log: Path) -> tuple[float, int]:
+    """Start, and send the signal after so much processor time: the time then, and how the process ended."""
+    pid = start(words, log)
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return after, os.waitstatus_to_exitcode(status)
+        if (at := spent(pid)) >= after:
+            os.killpg(pid, number)
+            _, status = os.waitpid(pid, 0)
+            return at, os.waitstatus_to_exitcode(status)
+        time.sleep(WATCHED_EVERY)
+
+
+# -- the study --------------------------------------------------------------------------------------------------------
+
+
+def undisturbed(walk: Walk, folder: Path) -> tuple[float, dict[str, str]]:
+    """Processor time and contents of a walk that nobody kills; made once in `folder`."""
+    reference = folder / f"{walk.model}-{walk.shape}"
+    told = reference.with_suffix(".json")
+    if told.exists():
+        found = json.loads(told.read_text())
+        return found["seconds"], found["contents"]
+    shutil.rmtree(reference, ignore_errors=True)
+    seconds = finished(walk.into(reference), folder / "log")
+    expected = contents(reference)
+    write_atomic(told, json.dumps({"seconds": seconds, "contents": expected}) + "\n")
+    shutil.rmtree(reference)
+    return seconds, expected
+
+
+def torment(walk: Walk, number: int, folder: Path) -> Row:
+    """One walk: killed, continued, compared. Signals and moments follow from what it is and its number."""
+    seconds, expected = undisturbed(walk, folder)
+    chance = random.Random(f"{walk.model} {walk.shape} {number}")
+    out, log = folder / "walk" / f"{walk.model}-{walk.shape}-killed", folder / "log"
+    shutil.rmtree(out.parent, ignore_errors=True)  # of a study that was itself killed
+    out.parent.mkdir()
+    kills, faults = list[dict[str, Any]](), list[str]()
+    for _ in range(PER_WALK):
+        sent = chance.choice(list(SIGNALS))
+        at, code = killed(walk.into(out), chance.uniform(0, seconds), sent, log)
+        if code in VERDICTS:
+            break
+        kills.append({"signal": sent.name, "at": round(at, 2), "share": round(at / seconds, 3), "exit": code})
+        if code != SIGNALS[sent]:
+            faults.append(f"{sent.name} ended it with {code}: {log.read_text()[-300:].strip()}")
+    if not out.exists():
+        finished(walk.into(out), log)
+    faults += faults_of(out, expected, folder / "keys")
+    shutil.rmtree(out.parent)
+    return {"model": walk.model, "walk": walk.shape, "number": number, "seconds": round(seconds, 2), "kills": kills,
+            "faults": faults}  # fmt: skip
+
+
+def rounds(found: Sequence[Walk], wanted: int, rows: Sequence[Row]) -> Iterator[tuple[Walk, int]]:
+    """(walk, number) of what remains, in turn, until each model has its kills; `rows` grows meanwhile."""
+    done = {(row["walk"], row["model"], row["number"]) for row in rows}
+    for number in range(MOST):
+        for walk in found:
+            made = sum(len(row["kills"]) for row in rows if row["model"] == walk.model)
+            if made < wanted and (walk.shape, walk.model, number) not in done:
+                yield walk, number
+
+
+def table(rows: Sequence[Row], size: str) -> list[dict[str, Any]]:
+    """A line per mini and walk: kills by signal, and the walks that ended as the undisturbed one."""
+    lines = []
+    for model, shape in dict.fromkeys((row["model"], row["walk"]) for row in rows):
+        those = [row for row in rows if (row["model"], row["walk"]) == (model, shape)]
+        sent = Counter(kill["signal"] for row in those for kill in row["kills"])
+        shares = [kill["share"] for row in those for kill in row["kills"]]
+        same = {"k": sum(not row["faults"] for row in those), "n": len(those)}
+        lines.append({"model": f"{model}:{size}", "walk": shape, "kills": len(shares), **{s.name: sent[s.name]
+                      for s in SIGNALS}, "killed at, share of the walk": {"from": min(shares, default=0), "to":
+                      max(shares, default=0)}, "walks that ended as undisturbed": same})  # fmt: skip
+    return lines
+
+
+def _imported() -> None:
+    """Every module of the program and what it imports, once for all children; nothing is run."""
+    import safear_edit
+
+    for one in pkgutil.walk_packages(safear_edit.__path__, "safear_edit."):
+        if not one.name.startswith(("safear_edit.studies", "safear_edit.minis", "safear_edit.__main__")):
+            importlib.import_module(one.name)
+    gc.freeze()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Kill, continue, compare, print; 1 if a walk did not survive."""
-    from safear_edit.release.keys import generate
-
-    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies kills", description=__doc__)
-    parser.add_argument("--model", default="llamagen", help="a mini")
-    parser.add_argument("--kills", type=int, default=15, help="in all, shared among the shapes")
-    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
-    parser.add_argument("--set", dest="sets", action="append", help=f"default: {' '.join(SETS)}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder to work in")
+    parser = argparse.ArgumentParser(prog="python -m safear_edit.studies kills", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--pico", action="store_true", help="random networks of the smallest size, and a coin")
+    parser.add_argument("--kills", type=int, default=50, help="of each model, over its three walks")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no walk after these")
+    parser.add_argument("--out", type=Path, required=True, help="the study's folder; the same one continues")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True)
-    generate(options.out / "keys")
-    chance, found = random.Random(options.seed), list[Survival]()
-    for number, shape in enumerate(options.shapes):
-        share = options.kills // len(options.shapes) + (number < options.kills % len(options.shapes))
-        found += torment(shape, options, share, chance)
-    survived = [one for one in found if not one.faults]
-    print(f"{sum(len(one.at) for one in found)} kills in {len(found)} walks of {options.model}: {len(survived)} "
-          "walks ended as the quiet one")  # fmt: skip
-    return 0 if len(survived) == len(found) else 1
+    prepare(options.out, pico=options.pico)
+    _imported()
+    rows, end = read_rows(options.out / ROWS), time.monotonic() + 60 * options.minutes
+    for walk, number in rounds(walks(options.models, options.out, pico=options.pico), options.kills, rows):
+        if time.monotonic() > end:
+            break
+        rows.append(torment(walk, number, options.out))
+        write_rows(options.out / ROWS, rows)
+        _tell(rows[-1])
+    for line in table(rows, "pico" if options.pico else "mini"):
+        print(json.dumps(line))
+    return 1 if any(row["faults"] for row in rows) else 0
+
+
+def _tell(row: Row) -> None:
+    kills = ", ".join(f"{kill['signal']} at {kill['at']:.1f} s" for kill in row["kills"]) or "not killed"
+    said = "; ".join(row["faults"]) or "survived"
+    print(f"{row['model']} {row['walk']} {row['number']} ({row['seconds']:.1f} s): {kills}: {said}", flush=True)
