@@ -11,7 +11,8 @@ processor time that the undisturbed walk took (wall time would depend on what el
 ends with the same weights, edits and outcomes to the bit, the same file names, a signature that verifies, and nothing
 left beside its output. Small numbers: what is drawn is not looked at, only that it is the same.
 
-Each walk is a child of this process, forked with the libraries imported, which runs the command as the console script
+Each walk is a child of this process, forked with the libraries imported and
+the text encoder loaded, which runs the command as the console script
 does. Each killed walk is a line of OUT/rows.jsonl; the same command goes on after the last one. Linux only: the
 child's processor time is read from /proc.
 """
@@ -336,12 +337,14 @@ def table(rows: Sequence[Row], size: str) -> list[dict[str, Any]]:
 
 
 def _imported() -> None:
-    """Every module of the program and what it imports, once for all children; nothing is run."""
+    """Every module of the program and what it imports, and the minis' text encoder, once for all children."""
     import safear_edit
+    from safear_edit.families.text import minilm
 
     for one in pkgutil.walk_packages(safear_edit.__path__, "safear_edit."):
         if not one.name.startswith(("safear_edit.studies", "safear_edit.minis", "safear_edit.__main__")):
             importlib.import_module(one.name)
+    minilm()
     gc.freeze()
 
 

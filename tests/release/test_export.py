@@ -16,6 +16,8 @@ from torch import Tensor
 
 from safear_edit import registry
 from safear_edit.cli import main
+from safear_edit.editor.edit import Edit, stacked
+from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.janus import from_original
@@ -23,7 +25,8 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.families.omnimamba import from_published, untied
 from safear_edit.families.reference import all_published
-from tests.release.test_released import release
+from safear_edit.release.export import export
+from tests.release.test_released import edit, release
 
 
 @pytest.fixture(scope="module")
@@ -83,53 +86,78 @@ def test_every_family_that_is_built_in_has_a_layout() -> None:
     assert {name for name, _ in LAYOUTS} == set(registry.families())
 
 
-@pytest.fixture(params=LAYOUTS, ids=[f"{name}-{layout}" for name, layout in LAYOUTS])
-def pair(request: pytest.FixtureRequest) -> tuple[ModelFamily, ModelFamily, str]:
-    """(the base, the same with every editable layer changed, the layout)."""
-    name, layout = request.param
-    kind = registry.lookup("families", name).load()
-    base, edited = kind.pico(), kind.pico()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for module in edited.editable("all"):
-            weight = edited.net.get_submodule(module).weight
-            weight.add_(0.1 * torch.randn(weight.shape, generator=draw))
-    return base, edited, layout
+def _adapter(model: ModelFamily) -> Edit:
+    return edit(model, 1, "all")
 
 
-def test_other_code_loads_the_edited_model(pair: tuple[ModelFamily, ModelFamily, str], tmp_path: Path) -> None:
-    base, edited, layout = pair
+def _weights(model: ModelFamily) -> Edit:
+    """Whole weights changed, as full fine-tuning leaves them."""
+    lora = edit(model, 2, "all")
+    changed = {name: lora.delta(name) for name in lora.weights}
+    return Edit("delta", changed, lora.info.model_copy(update={"method": "esd", "rank": None, "alpha": None}))
+
+
+def _table(model: ModelFamily) -> Edit:
+    """The rows that feed image tokens back, as Safe-CB leaves them."""
+    info = _weights(model).info.model_copy(update={"method": "safe_cb"})
+    return Edit("delta", {model.table_name: torch.full_like(model.image_table().detach(), 0.5)}, info)
+
+
+def _exported(base: ModelFamily, layout: str, folder: Path, *edits: Edit) -> Path:
+    """A release of `base` with these edits, exported."""
+    layers = (Layer(f"number-{number}", one, 1.0) for number, one in enumerate(edits, 1))
+    export(release(folder / "release", base, Stack(tuple(layers))), layout, folder / "out")
+    return folder / "out"
+
+
+def _shows(base: ModelFamily, layout: str, folder: Path, *edits: Edit) -> None:
+    """Other code gets the edited, not the base model's logits from `folder`."""
     ids = base.generate(base.condition([PROMPT]), [3])
-    edited.export(tmp_path, layout)
     with torch.no_grad():
-        found = OTHERS[edited.name, layout](tmp_path, edited, ids)
-        wanted, before = (model.logits(model.condition([PROMPT]), ids) for model in (edited, base))
+        before = base.logits(base.condition([PROMPT]), ids).clone()
+        with stacked(base.net, [(one, 1.0) for one in edits]):
+            wanted = base.logits(base.condition([PROMPT]), ids).clone()
+        found = OTHERS.get((base.name, layout), _peft)(folder, base, ids)
     count = found.shape[1]
     torch.testing.assert_close(found, wanted[:, :count], rtol=0, atol=2e-3)
     assert (found - before[:, :count]).abs().max() > 0.1
 
 
-def test_a_table_reaches_other_code_or_is_refused(pair: tuple[ModelFamily, ModelFamily, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "layout"), LAYOUTS, ids=["-".join(one) for one in LAYOUTS])
+def test_other_code_gets_a_releases_adapters_and_weights(family: str, layout: str, tmp_path: Path) -> None:
+    base = registry.lookup("families", family).load().pico()
+    edits = (_adapter(base), _weights(base))
+    _shows(base, layout, _exported(base, layout, tmp_path, *edits), *edits)
+
+
+@pytest.mark.parametrize("family", dict(LAYOUTS))
+def test_peft_gets_a_releases_adapters(family: str, tmp_path: Path) -> None:
+    base = registry.lookup("families", family).load().pico()
+    _shows(base, "peft", _exported(base, "peft", tmp_path, _adapter(base)), _adapter(base))
+
+
+WITH_TABLE = [one for one in LAYOUTS if "codebook" in registry.lookup("families", one[0]).load().provides]
+WITHOUT_A_PLACE = ("janus", "omnimamba", "vila_u")
+"""Families whose published layouts have no tensor for an edited table that leaves the tokenizer alone."""
+
+
+@pytest.mark.parametrize(("family", "layout"), WITH_TABLE, ids=["-".join(one) for one in WITH_TABLE])
+def test_other_code_gets_a_releases_table_or_is_told_what_it_needs(family: str, layout: str, tmp_path: Path) -> None:
     """An edit of the rows that feed image tokens back (Safe-CB): carried where they are rows of their own."""
-    _, edited, layout = pair
-    if "codebook" not in edited.provides:
-        pytest.skip("no table")
-    ids = edited.generate(edited.condition([PROMPT]), [3])
-    with torch.no_grad():
-        before = edited.logits(edited.condition([PROMPT]), ids)
-        edited.set_image_table(edited.image_table().detach() + 0.5)
-    if edited.name in ("janus", "omnimamba", "vila_u"):
-        with pytest.raises(UsageError, match="the published image table, got an edited one"):
-            edited.export(tmp_path, layout)
-        assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.pt*"))
-        return
-    edited.export(tmp_path, layout)
-    with torch.no_grad():
-        found = OTHERS[edited.name, layout](tmp_path, edited, ids)
-        wanted = edited.logits(edited.condition([PROMPT]), ids)
-    count = found.shape[1]
-    torch.testing.assert_close(found, wanted[:, :count], rtol=0, atol=2e-3)
-    assert (found - before[:, :count]).abs().max() > 0.1
+    base = registry.lookup("families", family).load().pico()
+    if family in WITHOUT_A_PLACE:
+        with pytest.raises(UsageError, match=r"the published image table, got an edited one.*safear"):
+            _exported(base, layout, tmp_path, _table(base))
+        assert not (tmp_path / "out").exists()
+    else:
+        _shows(base, layout, _exported(base, layout, tmp_path, _table(base)), _table(base))
+
+
+def test_peft_has_no_form_for_edits_of_weights(tmp_path: Path) -> None:
+    base = LlamaGen.pico()
+    with pytest.raises(UsageError, match="adapter edits, got number-1's edit changes weights directly"):
+        _exported(base, "peft", tmp_path, _weights(base))
+    assert not (tmp_path / "out").exists()
 
 
 PROMPT = "a red house"
@@ -203,6 +231,18 @@ def _vila_u(folder: Path, model: Any, ids: Tensor) -> Tensor:
     other.net.load_state_dict({**other.net.state_dict(), **own})
     other.set_image_table(other.tokenizer.codebook.detach().clone())
     return other.logits(other.condition([PROMPT]), ids)
+
+
+def _peft(folder: Path, model: Any, ids: Tensor) -> Tensor:
+    """The adapter put on the base network by peft."""
+    from peft import PeftModel
+
+    own = model.net
+    model.net = PeftModel.from_pretrained(own, str(folder / "1-number-1")).merge_and_unload()
+    try:
+        return model.logits(model.condition([PROMPT]), ids)
+    finally:
+        model.net = own
 
 
 OTHERS: dict[tuple[str, str], Callable[[Path, Any, Tensor], Tensor]] = {

@@ -17,6 +17,7 @@ from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.interference_record import Interference
+from safear_edit.families.base import ModelFamily
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE
 from safear_edit.pipeline import publish
@@ -27,7 +28,7 @@ from safear_edit.spec.spec import load_spec
 STRENGTHS = {"one": 1.0, "two": 0.5}
 
 
-def edit(model: LlamaGen, seed: int, part: str = "attention") -> Edit:
+def edit(model: ModelFamily, seed: int, part: str = "attention") -> Edit:
     """An adapter that nobody trained."""
     random, tensors = torch.Generator().manual_seed(seed), dict[str, Tensor]()
     for name in model.editable(part):
@@ -39,15 +40,16 @@ def edit(model: LlamaGen, seed: int, part: str = "attention") -> Edit:
     return Edit("lora", tensors, info)
 
 
-def stack_of(model: LlamaGen) -> Stack:
+def stack_of(model: ModelFamily) -> Stack:
     return Stack(tuple(Layer(name, edit(model, i), s) for i, (name, s) in enumerate(STRENGTHS.items())))
 
 
-def release(folder: Path) -> Path:
-    """What a walk releases, but for evidence."""
-    model, spec = LlamaGen.pico(seed=0), load_spec(find_builtin("concepts", "picasso"))
+def release(folder: Path, model: ModelFamily | None = None, stack: Stack | None = None) -> Path:
+    """What a walk releases, but for evidence; by default two edits of a LlamaGen."""
+    spec = load_spec(find_builtin("concepts", "picasso"))
+    model = model or LlamaGen.pico(seed=0)
+    stack = stack or stack_of(model)
     recipe = compile_recipe(spec, model.card, load_base_recipe("vce"), overrides=["construct.pairs=8"])
-    stack = stack_of(model)
     for layer in stack.layers:
         target = folder / "concepts" / layer.name
         layer.edit.save(target / "edit")
