@@ -11,10 +11,9 @@ processor time that the undisturbed walk took (wall time would depend on what el
 ends with the same weights, edits and outcomes to the bit, the same file names, a signature that verifies, and nothing
 left beside its output. Small numbers: what is drawn is not looked at, only that it is the same.
 
-Each walk is a child of this process, forked with the libraries imported and
-the text encoder loaded, which runs the command as the console script
-does. Each killed walk is a line of OUT/rows.jsonl; the same command goes on after the last one. Linux only: the
-child's processor time is read from /proc.
+Each walk is a child of this process, forked with the libraries imported and the text encoder loaded, which runs the
+command as the console script does. Each killed walk is a line of OUT/rows.jsonl; the same command goes on after the
+last one. Linux only: the child's processor time is read from /proc.
 """
 
 from __future__ import annotations
@@ -233,6 +232,7 @@ def _be(words: Sequence[str], log: Path) -> NoReturn:
         end = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(end, 1)
         os.dup2(end, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         terminal.be_a_program()
         code = main.run(words)
         sys.stdout.flush()
