@@ -74,8 +74,8 @@ PLUGIN = {
     "safear_coin-0.dist-info/entry_points.txt": "[safear_edit.judges]\ncoin = safear_coin:Coin\n",
 }
 """A distribution of one judge, as pip would install it."""
-TIMED = frozenset({"environment.json", "report.json", "report.html", "README.md", "bom.cdx.json", "model.sig",
-                   "claims.jsonl"})  # fmt: skip
+TIMED = frozenset({"environment.json", "report.json", "report.html", "evidence.html", "README.md", "bom.cdx.json",
+                   "model.sig", "claims.jsonl"})  # fmt: skip
 """Files that say when and how long; their presence is compared, not their bytes."""
 VERDICTS = (0, 1, 3)
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
