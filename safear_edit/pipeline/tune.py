@@ -223,7 +223,10 @@ def tune(
         _go_on(study_kind, study, {name: recipe.method.params[name] for name in ranges})
         objective = partial(_trial, study_kind, probe, material, recipe, ranges, progress)
         study.optimize(objective, n_trials=trials, timeout=60 * minutes)
-        found = [_told(one) for one in study.get_trials(deepcopy=False)]
+        try:
+            found = [_told(one) for one in study.get_trials(deepcopy=False)]
+        except KeyError as error:
+            raise _damaged(out / JOURNAL, error) from None
         return _show(out, found, source.base.for_model(model.card), recipe, command)
 
 
@@ -269,11 +272,14 @@ def _study(optuna: Any, out: Path, name: str) -> optuna.Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
-    if any(one != name for one in optuna.get_all_study_names(storage)):
+    try:
+        storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+        known = optuna.get_all_study_names(storage)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its lines lack
+        raise _damaged(out / JOURNAL, error) from None
+    if any(one != name for one in known):
         got = "one of another spec, model, seed or ranges"
         raise UsageError(str(out), "a search of this very recipe", got, "choose another --out")
-    known = optuna.get_all_study_names(storage)
     done = len(optuna.load_study(study_name=name, storage=storage).trials) if known else 0
     sampler = optuna.samplers.TPESampler(seed=done, multivariate=False)  # a call that goes on tries others
     directions = ["minimize"] * len(FIGURES)
@@ -281,6 +287,11 @@ def _study(optuna: Any, out: Path, name: str) -> optuna.Study:
         storage=storage, study_name=name, load_if_exists=True, directions=directions, sampler=sampler
     )
     return study
+
+
+def _damaged(path: Path, error: Exception) -> UsageError:
+    got = f"others ({type(error).__name__})"
+    return UsageError(str(path), "the trials as Optuna wrote them", got, "choose another --out, or remove the file")
 
 
 def _go_on(optuna: Any, study: optuna.Study, defaults: Mapping[str, Any]) -> None:

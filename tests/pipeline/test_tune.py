@@ -17,7 +17,7 @@ from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Range, load_base_recipe
-from safear_edit.errors import SpecError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.records import parse
@@ -141,3 +141,10 @@ def test_a_hopeless_trial_ends_after_the_first_images() -> None:
 def test_a_range_is_two_ends_or_choices(data: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         parse(Range, Document("recipe", data))
+
+
+@pytest.mark.parametrize("text", ["hello\n", "\x00\n", "[]\n", "3\n", '{"op_code": 0}\n', '{"op_code": 4, "a": 1}\n'])
+def test_a_damaged_journal_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / tune.JOURNAL).write_text(text)
+    with pytest.raises(UsageError, match="the trials as Optuna wrote them"):
+        tune._study(optuna, tmp_path, "x")
