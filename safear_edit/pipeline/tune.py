@@ -268,15 +268,19 @@ def _first(pairs: Pairs) -> Pairs:
 
 
 def _study(optuna: Any, out: Path, name: str) -> optuna.Study:
-    """The study in OUT's journal; UsageError if that is of another recipe or other ranges."""
+    """The study in OUT's journal; UsageError if that is of another recipe or other ranges, or damaged."""
+    try:
+        return _opened(optuna, out, name)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # whatever the journal's lines lack
+        raise _damaged(out / JOURNAL, error) from None
+
+
+def _opened(optuna: Any, out: Path, name: str) -> optuna.Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    try:
-        storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
-        known = optuna.get_all_study_names(storage)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # whatever its lines lack
-        raise _damaged(out / JOURNAL, error) from None
+    storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+    known = optuna.get_all_study_names(storage)
     if any(one != name for one in known):
         got = "one of another spec, model, seed or ranges"
         raise UsageError(str(out), "a search of this very recipe", got, "choose another --out")
