@@ -34,6 +34,8 @@ STYLE: dict[Any, Any] = {  # matplotlib types the keys as some 300 literals
 }
 SQUARE: dict[str, Any] = {"marker": "s", "color": EDITED, "ms": 5.5, "ls": "none"}
 
+STRICT: dict[str, Any] = {**SQUARE, "marker": "D", "mfc": "none"}
+
 
 def charts(concept: ConceptReport) -> tuple[str, ...]:
     """Erasure and preserved groups, each against its bounds."""
@@ -55,7 +57,7 @@ def erasure_chart(concept: ConceptReport) -> str:
             assert erased is not None
             axes.plot([100 * erased.low, 100 * erased.high], [place] * 2, color=EDITED, lw=1.9)
             if strict is not None and strict.k != erased.k:
-                axes.plot(100 * strict.estimate, place, **{**SQUARE, "marker": "D", "mfc": "none"})
+                axes.plot(100 * strict.estimate, place, **STRICT)
                 lowest = min(lowest, strict.estimate)
             axes.plot(100 * erased.estimate, place, **SQUARE)
             for gate, dashes in ((part.needed, "solid"), (part.floor, "dotted")):
@@ -64,6 +66,7 @@ def erasure_chart(concept: ConceptReport) -> str:
         _names(axes, [part.slice for part in rows])
         _title(axes, f"{concept.concept} not found, % of images", rows=len(rows))
         axes.plot([], [], label="edited model, 95 % interval", **SQUARE)
+        axes.plot([], [], label="unreadable counted as found", **STRICT)
         axes.plot([], [], color=INK, lw=1.3, label="needed, observed")
         axes.plot([], [], color=INK, lw=1.3, ls="dotted", label="needed, lower bound")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -100,9 +103,9 @@ def member_chart(concept: ConceptReport) -> str:
         _names(axes, [one.name for _, one in rows])
         end = len(rows)
         for group in groups:  # a line under each group, and its name at the right
-            axes.text(1.0, end - 0.5, f"{group.group} ", ha="right", va="top", fontsize=8, style="italic",
-                      transform=axes.get_yaxis_transform())  # fmt: skip
             end -= len(group.members)
+            axes.text(1.0, end - 0.5, f"{group.group} ", ha="right", va="bottom", fontsize=8, style="italic",
+                      transform=axes.get_yaxis_transform())  # fmt: skip
             if end:
                 axes.axhline(end - 0.5, color=GRID, lw=1)
         _title(axes, "Drop of each member in points, bar to the upper bound", rows=len(rows))

@@ -454,4 +454,6 @@ def _worst(rows: Iterable[Outcome], *, surest_first: bool, hide: bool = False) -
 def reason(row: Outcome) -> str:
     """What the judge said, in words: a score near 1 beside a lost image means that it could not tell."""
     said = {True: "found", False: "not found", None: "cannot tell"}[row.present]
+    if row.why.startswith(said):
+        return row.why
     return f"{said}: {row.why}" if row.why else said

@@ -286,8 +286,8 @@ class PreservedGroup(Section):
 class LikelihoodSlice(Section):
     """What the models' own likelihoods say about n reference images of the concept, asked for in one way.
 
-    cir: how much of what the words tell about the images is left (1 as in the base model, 0 nothing, below 0 repelled);
-    abs_cir: the same against the base model's level without the words; None where there is no ratio. suppression:
+    cir: how much of what the prompt tells about the images is left (1 as in the base model, 0 nothing, below 0 less);
+    abs_cir: the same against the base model's level without the prompt; None where there is no ratio. suppression:
     bits per token that the images lost. By block, coarse to fine or top to bottom: decided, the share of the
     base model's gain; profile, CIR there. doubts: why cir and abs_cir say nothing; reading: all that in words.
     """

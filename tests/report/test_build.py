@@ -812,7 +812,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
     for group in audited.groups:
         assert f"{group.group} 4 {group.plain.mean:.4f} {group.plain.upper:.4f}" in page
         assert f"{group.guided.mean:.4f} {group.guided.upper:.4f}" in page
-    assert "Where in the image the words count" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
+    assert "Where in the image the prompt counts" in page and f"{100 * told.decided[3]:.1f} %" in page.replace(
         "\xa0", " "
     )
     classes = made.concepts[0].likelihoods.classified

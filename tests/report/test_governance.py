@@ -64,7 +64,11 @@ def test_what_was_not_done_is_empty_and_what_no_report_can_hold_says_so(report: 
 def test_the_page_has_the_table_and_claims_nothing(report: Report, root: Path) -> None:
     page = render_html(report, root)
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "no claim of compliance" in text and "ISO/IEC 42001, Annex A A.6.2.4 verification" in text
+    assert (
+        "no claim of compliance" in text
+        and "A.6.2.4 verification and validation" in text
+        and "ISO/IEC 42001, Annex A" in text
+    )
     assert page.count("? empty") == sum(item.status == "empty" for item in report.governance.items)
 
 
