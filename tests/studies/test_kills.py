@@ -53,8 +53,7 @@ def test_each_signal_ends_a_command_in_its_way(
 
 def test_a_command_that_ends_before_its_moment_is_not_killed(tmp_path: Path) -> None:
     at, code = kills.killed(["--version"], 1000.0, signal.SIGKILL, tmp_path / "log")
-    assert code == 0 and (tmp_path / "log").read_text().startswith("safear-edit ")
-    assert at == 1000.0
+    assert (at, code) == (1000.0, 0)
 
 
 def test_the_next_call_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
