@@ -1,0 +1,113 @@
+"""What a loaded model takes on its device, and how a search is made to fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from safear_edit.compiler import cost
+from safear_edit.compiler.cost import Speed, Work, stage_bytes, training_bytes, training_seconds, within
+from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
+from safear_edit.errors import UsageError
+from safear_edit.families.infinity import Infinity
+from safear_edit.families.janus import Janus
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.methods.vce import VCE
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen.pico()
+
+
+PARAMS = VCE.Params(batch=8, keep_batch=4, keep_weight=1.0, steps=10)
+
+
+def work(params: BaseModel) -> Work:
+    assert isinstance(params, VCE.Params)
+    return VCE().work(params, LlamaGen.pico().card, 8)
+
+
+def training(model: LlamaGen, params: BaseModel) -> int:
+    return stage_bytes(model, params, work(params), 1000)["training"]
+
+
+def test_a_search_that_fits_is_left_alone_and_one_that_does_not_saves_memory(model: LlamaGen) -> None:
+    again = PARAMS.model_copy(update={"recompute": True})
+    halves, quarters = (again.model_copy(update={"accumulate": parts}) for parts in (2, 4))
+    sizes = [training(model, params) for params in (PARAMS, again, halves, quarters)]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    for params, size in zip((PARAMS, again, halves, quarters), sizes, strict=True):
+        assert within(model, PARAMS, work, 1000, size) == params, "the first that fits, the cheapest"
+    with pytest.raises(UsageError, match=r"--memory: expected at least .* GiB"):
+        within(model, PARAMS, work, 1000, sizes[-1] - 1)
+
+
+def test_numbers_that_a_person_set_stay(model: LlamaGen) -> None:
+    cut = PARAMS.model_copy(update={"accumulate": 2})
+    found = within(model, cut, work, 1000, training(model, cut) - 1)
+    assert (found.recompute, found.accumulate) == (True, 2)  # type: ignore[attr-defined]
+
+
+def test_a_method_without_such_numbers_fits_or_is_refused(model: LlamaGen) -> None:
+    class Params(BaseModel):
+        batch: int = 2
+
+    def own(_: BaseModel) -> Work:
+        return Work(1, 2)
+
+    assert within(model, Params(), own, 0, 2**40) == Params()
+    with pytest.raises(UsageError, match="--memory"):
+        within(model, Params(), own, 0, 1)
+
+
+@pytest.mark.parametrize("kind", [LlamaGen, Infinity, Janus])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_keeps_what_its_family_says(kind: type[LlamaGen], dtype: torch.dtype) -> None:
+    """Storages that autograd holds, from pictures of pico size: narrow layers keep relatively more beside their width,
+    so the bound is wide here; rehearsals (examples/results) measure published widths."""
+    model = kind.pico()
+    model.net.to(dtype)
+    prompts = ["a dog"] * 4
+    ids = model.generate(model.condition(prompts), range(4))
+    kept = dict[int, int]()
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        held.append(tensor)
+        return tensor
+
+    held = list[torch.Tensor]()
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.net.state_dict().values()}
+    with borrowed(model.net, ()):
+        weights = adapter_weights(inject(model.net, model.editable("all"), Tuning(rank=1), seed=0))
+        own |= {weight.untyped_storage().data_ptr() for weight in weights.values()}
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            model.logits(model.condition(prompts), ids)
+    measured = sum(size for place, size in kept.items() if place not in own)
+    assert 0.3 < measured / training_bytes(model, Tuning(), Work(1, 4)) < 1.5
+
+
+def test_time_falls_with_speed_and_grows_with_layers_that_run_again(model: LlamaGen) -> None:
+    slow, fast = Speed(1e9, 1e9), Speed(2e9, 1e9)
+    once, again = PARAMS, PARAMS.model_copy(update={"recompute": True})
+    found = training_seconds(model, work(once), once, 8, slow)
+    assert training_seconds(model, work(once), once, 8, fast) == pytest.approx(found / 2)
+    assert 1.1 * found < training_seconds(model, work(again), again, 8, slow) < 1.4 * found
+
+
+def test_drawing_reads_all_weights_at_every_step(model: LlamaGen) -> None:
+    speed = Speed(1e30, 1e9)
+    one, many = (cost.drawing_seconds(model, count, speed) for count in (1, 64))
+    assert one == pytest.approx(many) and cost.drawing_seconds(model, 128, speed) == pytest.approx(2 * many)
+
+
+def test_a_forecast_names_the_stage_that_needs_most(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "speed_of", lambda model: Speed(1e9, 1e9))
+    found = cost.forecast(model, PARAMS, work(PARAMS), 1000, 10, 8)
+    assert str(found).endswith("on cpu, float32") and max(found.stages.values()) / 2**30 < 3
+    text = replace(found, stages={"captions": 2**33, "training": 2**30})
+    assert "8.0 GiB (captions)" in str(text)
