@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from safear_edit.cli.options import ForProgram, option, print_json, print_table, taking
 from safear_edit.compiler.recipe import BaseRecipe, load_base_recipe
+from safear_edit.compiler.sources import notes_of, source_of
 from safear_edit.families.fetch import pulled
 from safear_edit.families.load import shipped
 from safear_edit.families.reference import ModelRef, Variant, published
@@ -20,10 +20,8 @@ from safear_edit.registry import (
     PACKAGE,
     Entry,
     builtin_folder,
-    builtin_names,
     entries,
     families,
-    find_builtin,
     marks,
     unknown,
 )
@@ -144,8 +142,7 @@ def numbers(method: str, model: str) -> list[Number]:
     base, ref = load_base_recipe(method), ModelRef.parse(model)
     own = base.for_model(NominalCard(str(ref), ref.family))
     params = method_params(own.method, own.params, f"recipe {method}")
-    written = find_builtin("recipes", method) if method in builtin_names("recipes") else None
-    notes = comments(written.read_text(encoding="utf-8")) if written else {}
+    notes = notes_of(method)
     values = {name: getattr(params, name) for name in type(params).model_fields}
     found = _numbers("params", type(params).model_json_schema(), values, base, str(ref), notes)
     sizes = {name: getattr(own.construct, name) for name in ConstructSizes.model_fields}
@@ -163,10 +160,7 @@ def _numbers(
     found = []
     for name, value in values.items():
         facts = schema["properties"][name]
-        source = notes.get(f"{section}.{name}", "the method's default")
-        for pattern, instead in base.models.items():
-            if name in getattr(instead, section) and base.applies(pattern, ref):
-                source = f"{pattern}: {notes.get(f'models.{pattern}', '')}".rstrip(": ")
+        source = ": ".join(word for word in source_of(section, name, base, ref, notes) if word)
         shown = "null" if value is None else list(value) if isinstance(value, tuple) else value
         found.append(Number(f"{section}.{name}", str(shown), type_words(facts), facts.get("description", ""), source))
     return found
@@ -192,26 +186,6 @@ def type_words(facts: Mapping[str, Any]) -> str:
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{words} {facts[key]:g}" for key, words in bounds.items() if key in facts]
     return ", ".join([names.get(kind, kind), " and ".join(limits)]).rstrip(", ")
-
-
-_KEY = re.compile(r'^(?P<indent> *)(?:"(?P<quoted>[^"]+)"|(?P<plain>\w+)):(?P<rest>.*)$')
-
-
-def comments(text: str) -> dict[str, str]:
-    """The comment beside each key of a recipe, by "section.key"; a comment goes on in lines that hold nothing else."""
-    found, section, last = dict[str, str](), "", ""
-    for line in text.splitlines():
-        if match := _KEY.match(line):
-            key = match["quoted"] or match["plain"]
-            if not match["indent"]:
-                section, last = key, ""
-                continue
-            last = f"{section}.{key}" if len(match["indent"]) == 2 else ""
-            if last and " #" in match["rest"]:
-                found[last] = match["rest"].partition(" #")[2].strip()
-        elif last in found and line.lstrip().startswith("#"):
-            found[last] += f" {line.strip(' #')}"
-    return found
 
 
 @dataclass(frozen=True)

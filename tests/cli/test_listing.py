@@ -7,7 +7,8 @@ import json
 import pytest
 
 from safear_edit.cli import main
-from safear_edit.cli.listing import comments, numbers, type_words
+from safear_edit.cli.listing import numbers, type_words
+from safear_edit.compiler.sources import comments
 from safear_edit.errors import UsageError
 
 
