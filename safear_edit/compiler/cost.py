@@ -186,7 +186,7 @@ def within(
         if size <= budget:
             return one
     fix = "take --dtype bfloat16, a smaller batch or part, or a larger device"
-    raise UsageError("--memory", f"at least {min(needed) / 2**30:.1f} GiB", f"{budget / 2**30:.1f} GiB", fix)
+    raise UsageError("--memory", f"at least {min(needed) / 2**30:.2f} GiB", f"{budget / 2**30:.2f} GiB", fix)
 
 
 def _savings(model: ModelFamily, params: BaseModel) -> list[dict[str, object]]:

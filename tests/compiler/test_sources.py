@@ -10,7 +10,7 @@ def test_every_number_that_a_published_size_takes_has_its_source() -> None:
     base, notes = load_base_recipe("svare"), notes_of("svare")
     for ref, where in (("infinity:2b", "infinity:2b"), ("infinity:125m", ""), ("llamagen:xl-256", "")):
         pattern, comment = source_of("params", "part", base, ref, notes)
-        assert pattern == where and comment.startswith("paper")
+        assert pattern == where and comment.removeprefix("the ").startswith("paper")
     assert source_of("params", "steps", base, "infinity:mini", notes) == ("*:mini", notes["models.*:mini"])
 
 

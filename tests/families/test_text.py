@@ -85,7 +85,7 @@ def test_a_t5_is_in_memory_only_while_it_encodes_what_is_new(tmp_path: Path, mon
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", fail)
+    monkeypatch.setattr(text, "_t5", fail)
     resumed = T5(tmp_path)
     resumed.keep(prompts, file, "a run")
     assert torch.equal(resumed.states(["a cat", "cat"])[0], states)
@@ -102,6 +102,21 @@ def test_a_t5_forgets_the_oldest_captions(tmp_path: Path, monkeypatch: pytest.Mo
     encoder.states(["a dog", "cat"])
     encoder.states(["dog cat"])
     assert set(encoder._known) == {"cat", "dog cat"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_t5_is_what_transformers_makes_of_the_folder(tmp_path: Path, dtype: torch.dtype) -> None:
+    from transformers import T5EncoderModel
+
+    tiny_t5(tmp_path)
+    theirs = T5EncoderModel.from_pretrained(tmp_path, local_files_only=True, dtype=dtype)
+    own = T5(tmp_path, dtype=dtype)._net
+    found = own.state_dict()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+        for name, tensor in theirs.state_dict().items()
+    )
+    assert own.encoder.embed_tokens.weight is own.shared.weight
 
 
 def test_half_precision_states_are_near_and_gradients_flow_through_an_open_t5(tmp_path: Path) -> None:
