@@ -10,6 +10,7 @@ from safear_edit import registry
 from safear_edit.compiler.compile import cut_lines, recipe_warnings
 from safear_edit.compiler.cost import LARGE, Forecast, declared, forecast
 from safear_edit.compiler.recipe import Recipe
+from safear_edit.compiler.sources import reconstructed
 from safear_edit.pipeline.check import able_to_pass, powers, undecidable
 from safear_edit.pipeline.order import Order, compile_recipes, params_of, read_sources, source_path
 from safear_edit.pipeline.state import StackState, loaded
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Plan:
     """A compiled recipe and what a person should know before running it; forecast: what it takes on the device at
-    hand, of a large model."""
+    hand, of a large model; reconstructed: its method's numbers that nobody published."""
 
     recipe: Recipe
     model: str
     warnings: tuple[str, ...]
     forecast: Forecast | None = None
+    reconstructed: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
@@ -40,7 +42,7 @@ class Plan:
         gates = ", ".join(f"{name} {value:g}" for name, value in recipe.gates.model_dump().items())
         return [
             ("concept", f"{recipe.spec.erase.concept} ({recipe.spec.kind}), spec {recipe.spec.name}"),
-            ("model", f"{self.model}, digest {recipe.model.digest[:12]}"),
+            ("model", f"{self.model}, digest {recipe.model.digest[:12]}, {recipe.model.dtype}"),
             ("method", recipe.method.name),
             *((("scales", recipe.method.scales_because),) if recipe.method.scales_because else ()),
             *(
@@ -49,6 +51,7 @@ class Plan:
                 else ()
             ),
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
+            *((("reconstructed", ", ".join(self.reconstructed)),) if self.reconstructed else ()),
             ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} images to keep"),
             *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
             ("steps", str(numbers.get("steps", "the method's own"))),
@@ -78,8 +81,13 @@ def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
     The plans of a joint edit each name all of its steps, and their own share of its minutes.
     """
     state, recipes = compiled(orders, joint=joint)
-    model = state.model
-    return [Plan(one, model.card.ref, noted(one, model), forecast_of(one, model)) for one in recipes]
+    return [planned(state.model, order, recipe) for order, recipe in zip(orders, recipes, strict=True)]
+
+
+def planned(model: ModelFamily, order: Order, recipe: Recipe) -> Plan:
+    """What a person should know of a recipe before running it."""
+    about = noted(recipe, model), forecast_of(recipe, model), reconstructed_for(order, model)
+    return Plan(recipe, model.card.ref, *about)
 
 
 def compiled(orders: Sequence[Order], *, joint: bool = False) -> tuple[StackState, list[Recipe]]:
@@ -91,6 +99,15 @@ def compiled(orders: Sequence[Order], *, joint: bool = False) -> tuple[StackStat
     sources = read_sources(orders)
     state = loaded(orders[0], sources[0])
     return state, compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
+
+
+def reconstructed_for(order: Order, model: ModelFamily) -> tuple[str, ...]:
+    """Numbers that no paper and no released code gives for a published size; a mini's are all measured here, and what a
+    person set or a finished recipe says isn't traced."""
+    if order.source.endswith(".json") or model.weight_bytes < LARGE:
+        return ()
+    given = {override.partition("=")[0].removeprefix("params.") for override in order.overrides}
+    return tuple(name for name in reconstructed(order.method, model.card.ref) if name not in given)
 
 
 def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
