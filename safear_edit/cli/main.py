@@ -29,6 +29,7 @@ from safear_edit.cli import (
     stack,
     terminal,
     tune,
+    view,
 )
 from safear_edit.errors import EXIT_CODES, SafearError, SpecError
 
@@ -112,6 +113,6 @@ def verbs(context: click.Context) -> None:
         print(context.get_help())
 
 
-for _file in (apply, compare, tune, specs, listing, evaluate, attack, audit, approve, gate, stack, doctor):
+for _file in (apply, compare, tune, view, specs, listing, evaluate, attack, audit, approve, gate, stack, doctor):
     for _verb in _file.VERBS:
         verbs.add_command(_verb)
