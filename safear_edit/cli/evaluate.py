@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ class EvalOptions(Seeded, OnDevice, Shown):
     )
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
     include_cut: bool = option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
+    out: Path | None = option("--out", type=NEW, help="With --prompts: write images, CSV and a page to this folder.")
     suite: str | None = option(
         "--suite", type=click.Choice(["likelihood", "understanding", "quality"]), help="Instead of prompts."
     )
@@ -68,7 +70,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     what CLIP sees of the images that both draw, of the concept's prompts and of what must stay.
 
     \b
-    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt
+    safear-edit eval safe-llamagen --spec concepts/picasso.yaml --prompts examples/prompts.txt --out judged
     safear-edit eval safe-llamagen --spec concepts/picasso.yaml --suite likelihood
     """
     from safear_edit.pipeline import eval as pipeline
@@ -78,6 +80,8 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     if (given.prompts is None) == (given.suite is None):
         got = "neither" if given.prompts is None else "both"
         raise UsageError("eval", "--prompts FILE or --suite", got, "give one of them")
+    if given.out is not None and given.prompts is None:
+        raise UsageError("--out", "--prompts FILE", f"--suite {given.suite}", "leave --out out")
     spec, seed, device = given.spec, given.seed, given.device
     with shown_progress(given) as progress:
         if given.prompts is not None:
@@ -90,6 +94,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
                 include_cut=given.include_cut,
                 skip_bad=given.skip_bad,
                 layout=given.layout,
+                out=given.out,
                 progress=progress,
             )
         elif given.suite == "likelihood":
@@ -180,25 +185,61 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 
 @dataclass(frozen=True)
 class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
-    model: str = option("--model", required=True, help="family[:variant] or a directory.")
+    model: str | None = option("--model", help="family[:variant] or a directory; then all words are prompts.")
     count: int = option("--n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
     out: Path = option("--out", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
 
 
 @click.command()
-@click.argument("prompts", nargs=-1, required=True)
+@click.argument("words", metavar="PROMPT... | MODEL... PROMPT", nargs=-1, required=True)
 @taking(GenerateOptions)
-def generate(prompts: tuple[str, ...], given: GenerateOptions) -> int:
-    """Draw images: PROMPT after PROMPT, with seeds SEED, SEED+1, …
+def generate(words: tuple[str, ...], given: GenerateOptions) -> int:
+    """Draw images with seeds SEED, SEED+1, …: with --model PROMPT after PROMPT, else one PROMPT by MODEL after MODEL.
+
+    Several models draw the same seeds, and side-by-side.png has them under each other.
 
     \b
     safear-edit generate --model safe-llamagen "a house on a beach, in the style of Pablo Picasso" --n 4
+    safear-edit generate llamagen safe-llamagen "a house by Pablo Picasso" --n 6
     """
+    if given.model is None:
+        return _side_by_side(words, given)
+    return _by_one(given.model, words, given)
+
+
+def _side_by_side(words: Sequence[str], given: GenerateOptions) -> int:
+    from safear_edit.pipeline.generate import side_by_side
+
+    *models, prompt = words
+    if not models:
+        raise UsageError("generate", "--model MODEL, or MODEL... PROMPT", "a prompt alone", "name the model")
+    with shown_progress(given) as progress:
+        drawn, sheet = side_by_side(
+            models,
+            [prompt],
+            count=given.count,
+            seed=given.seed,
+            device=given.device,
+            dtype=given.dtype,
+            out=given.out,
+            overwrite=given.overwrite,
+            progress=progress,
+            say=progress.say,
+        )
+    if given.as_json:
+        made = [{"model": name, "files": [str(path) for path in paths]} for name, paths in drawn]
+        print_json({"sheet": str(sheet), "models": made})
+    else:
+        print("\n".join([*(str(path) for _, paths in drawn for path in paths), str(sheet)]))
+    return 0
+
+
+def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
     from safear_edit.pipeline.generate import generate as draw
 
     with shown_progress(given) as progress:
         ref, paths = draw(
-            given.model,
+            model,
             prompts,
             count=given.count,
             seed=given.seed,

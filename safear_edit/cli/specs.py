@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from safear_edit.cli.options import (
+    FOLDER,
     NEW,
     ByMethod,
     ForProgram,
@@ -22,36 +24,66 @@ from safear_edit.cli.options import (
     shown_progress,
     taking,
 )
+from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
+    from safear_edit.spec.draft import Words
     from safear_edit.spec.spec import Spec
 
 
 @dataclass(frozen=True)
 class InitOptions(Replacing):
-    kind: str = option("--kind", type=click.Choice(["style", "object", "category"]), default="style", show_default=True)
+    described: str | None = option("--from", metavar="TEXT", help="Propose names, paraphrases and label for this.")
+    assistant: Path | None = option(
+        "--assistant", type=FOLDER, help="A local instruction model that proposes names of what no built-in concept is."
+    )
+    yes: bool = option("--yes", "-y", is_flag=True, help="Take every proposal; without, a terminal is asked.")
+    kind: str | None = option(
+        "--kind", type=click.Choice(["style", "object", "category"]), help="Default: style, or what --from is near to."
+    )
     out: Path | None = option("--out", type=NEW, help="The file to write (default: NAME.yaml).")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @taking(InitOptions)
-def init(name: str, given: InitOptions) -> int:
-    """Write a spec with a comment on every field, to be filled in.
+def init(name: str | None, given: InitOptions) -> int:
+    """Write a spec with a comment on every field, to be filled in; with --from its words are proposed.
 
     \b
     safear-edit init hokusai
+    safear-edit init --from "the woodblock prints of Hokusai"
     """
     from safear_edit.files.atomic import write_atomic
-    from safear_edit.spec.draft import spec_template
+    from safear_edit.spec.draft import draft_words, filled
 
-    target = given.out or Path(f"{name}.yaml")
-    text = spec_template(name, given.kind)
+    if given.described is None and (name is None or given.assistant or given.yes):
+        got = "no name" if name is None else "--assistant or --yes"
+        raise UsageError("init", 'a NAME, or --from "TEXT"', got, "give --from with what is to be erased")
+    if given.described is None:
+        words = draft_words(name or "", given.kind or "style")
+    else:
+        words = _proposed(given.described, name, given)
+    target = given.out or Path(f"{words.name}.yaml")
+    text = filled(words)
     refuse_existing_file(target, overwrite=given.overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, text)
     print(f"{target}: edit it, then: safear-edit validate {target}")
     return 0
+
+
+def _proposed(text: str, name: str | None, given: InitOptions) -> Words:
+    """Words proposed for a description; whoever sits at a terminal says yes or no to each."""
+    from safear_edit.pipeline import suggest
+
+    assistant = suggest.local_assistant(given.assistant) if given.assistant else None
+    found = suggest.propose(text, name=name or "", kind=given.kind or "", assistant=assistant)
+    for line in found.lines():
+        print(f"note: {line}", file=sys.stderr)
+    if not given.yes and sys.stdin.isatty():
+        found = suggest.confirmed(found, lambda question: click.confirm(question, default=True, err=True))
+    return found.words
 
 
 @dataclass(frozen=True)

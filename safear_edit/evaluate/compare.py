@@ -8,10 +8,15 @@ says, so it is left out of the rates unless it is asked for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge
 
 
+T = TypeVar("T")
 BATCH = 32
 """Images drawn together."""
 CAPTIONS = 512
@@ -149,13 +155,29 @@ def seen_by(
     sampling: Sampling | None,
     progress: Callback,
     store: Path | None = None,
+    keep: Callable[[int, NDArray[np.uint8]], None] | None = None,
 ) -> tuple[Seen, ...]:
-    """Draw and judge every prompt with one model; UsageError if there is none."""
+    """Draw and judge every prompt with one model; UsageError if there is none. keep: gets each image (H, W, 3) by its
+    number."""
     if not prompts:
         raise UsageError("eval", "at least one prompt", "none", "write one per line")
     requests = [ImageRequest(one.prompt, one.seed, "concept") for one in prompts]
     drawn = draw_and_judge(model, requests, {"concept": judge}, sampling, store, batch=BATCH, progress=progress)
-    return tuple(Seen(image.judgement.present, image.judgement.score) for image in drawn)
+    found = list[Seen]()
+    for start, part in enumerate(batched(drawn, BATCH)):
+        found += [Seen(image.judgement.present, image.judgement.score) for image in part]
+        if keep:
+            pixels = model.decode(torch.stack([image.ids for image in part]).to(model.device))
+            for number, image in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy(), start * BATCH):
+                keep(number, image)
+    return tuple(found)
+
+
+def batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The images in lists of `size` (itertools has this from Python 3.12 on)."""
+    rest = iter(images)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 @dataclass(frozen=True)

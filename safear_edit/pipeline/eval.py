@@ -94,15 +94,18 @@ def compare(
     include_cut: bool = False,
     skip_bad: bool = False,
     layout: str | None = None,
+    out: Path | None = None,
     progress: Callback = silent,
 ) -> Comparison:
     """Judge two models on a file of prompts; of one released folder, the model and its base.
 
     A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
     rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
-    user's cache until the end, so that the same call continues after it was killed.
+    user's cache until the end, so that the same call continues after it was killed. out: a new folder for images, a CSV
+    and a page (pipeline/judged.py); UsageError for one that exists.
     """
     from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, seen_by, without
+    from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
 
@@ -114,19 +117,27 @@ def compare(
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
     store = _store(pair, json_digest([[one.prompt, str(one.seed)] for one in file.prompts]), judge.digest)
-    before = seen_by(pair.base, asked, judge, pair.sampling, overall.of(first, 0), store and store / "reference")
+    pages = Judged.of(out, hide=concept.kind == "category") if out else None
+    base_store = store and store / "reference"
+    before = seen_by(
+        pair.base, asked, judge, pair.sampling, overall.of(first, 0), base_store, pages and pages.keeping(0, asked)
+    )
     with pair.edited() as other:
         known = {one.id for one in cut}
         cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
         kept = asked if include_cut else without(asked, cut)
         own = store and store / f"other-{other.card.digest[:16]}"
-        after = seen_by(other, kept, judge, pair.sampling, overall.of(second, len(asked)), own)
+        progress_of, keep = overall.of(second, len(asked)), pages and pages.keeping(1, kept)
+        after = seen_by(other, kept, judge, pair.sampling, progress_of, own, keep)
     if store:
         shutil.rmtree(store, ignore_errors=True)
     seen = dict(zip(asked, before, strict=True))
     both = (tuple(seen[one] for one in kept), after)
     notes = file.notes if store else (*file.notes, "no folder in the user's cache: a killed call would begin again")
-    return Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
+    found = Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
+    if pages:
+        pages.publish(found)
+    return found
 
 
 QUALITY = 96

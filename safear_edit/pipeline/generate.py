@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,13 @@ from safear_edit.progress import Callback, silent
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from safear_edit.construct.sheets import Strip
     from safear_edit.families.base import ModelFamily
 
 
 BATCH = 32
 """Images drawn together, and lost at most when the command is interrupted."""
+SHEET = "side-by-side.png"
 MARK = "safear-edit"
 """The PNG text that says what an image is of: a digest of model, sampling, device, prompt and seed."""
 
@@ -80,6 +83,65 @@ def generate(
             _write_png(one.path, image, _digest(drawn_by, one))
         progress("images", len(wanted) - len(missing) + start + len(part), len(wanted), "")
     return model.card.ref, [one.path for one in wanted]
+
+
+def side_by_side(
+    models: Sequence[str],
+    prompts: Sequence[str],
+    *,
+    count: int,
+    seed: int,
+    device: str,
+    out: Path,
+    overwrite: bool,
+    dtype: str = "auto",
+    progress: Callback = silent,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[tuple[str, list[Path]]], Path]:
+    """The same images by several models, each in a folder of its own, and a sheet with the models under each other.
+
+    As `generate`, model after model: one is in memory at a time. Returns what each gave, and the sheet.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from safear_edit.construct.sheets import tile, write_sheet
+
+    names = [f"{number}-{_short(text)}" for number, text in enumerate(models, 1)]
+    for text in models:
+        ModelRef.parse(text)
+    drawn = [
+        generate(
+            text,
+            prompts,
+            count=count,
+            seed=seed,
+            device=device,
+            out=out / name,
+            overwrite=overwrite,
+            dtype=dtype,
+            progress=partial(_of_model, progress, name),
+            say=say,
+        )
+        for text, name in zip(models, names, strict=True)
+    ]
+    strips: list[Strip] = []
+    for row, prompt in enumerate(prompts):
+        for text, (_, paths) in zip(models, drawn, strict=True):
+            images = [np.asarray(Image.open(path)) for path in paths[row * count : (row + 1) * count]]
+            strips.append((f"{text}: {prompt}", [[tile(image, hidden=False) for image in images]]))
+    sheet = out / SHEET
+    write_sheet(sheet, strips, hidden=False, about={"caption": "; ".join(prompts), "selection": "every image"})
+    return [(text, paths) for text, (_, paths) in zip(models, drawn, strict=True)], sheet
+
+
+def _short(text: str) -> str:
+    """A folder name that a person recognises."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(text).name)[:40].strip("-.") or "model"
+
+
+def _of_model(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
+    progress(f"{name}: {stage}", done, total, info)
 
 
 def _refuse(taken: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from safear_edit.cli import main
 from safear_edit.errors import UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline import generate as pipeline
@@ -18,7 +19,7 @@ PROMPTS = ("a house", "\u5bb6")
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> LlamaGen:
     made = LlamaGen.pico()
-    monkeypatch.setattr(pipeline, "load_model", lambda text, device: made)
+    monkeypatch.setattr(pipeline, "load_model", lambda *given: made)
     monkeypatch.setattr(pipeline, "BATCH", 3)
     return made
 
@@ -74,3 +75,25 @@ def test_a_caption_that_is_not_read_to_its_end_is_named(model: LlamaGen, tmp_pat
     long = "a house with " + "a lot of light and " * 12 + "by Picasso"
     draw(tmp_path, ("a house", long), count=1, say=said.append)
     assert len(said) == 1 and said[0].startswith("warning: only 32 of ") and said[0].endswith(long)
+
+
+def test_models_side_by_side(model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"count": 2, "seed": 7, "device": "cpu", "out": tmp_path / "out", "overwrite": False}
+    drawn, sheet = pipeline.side_by_side(["llamagen", "llamagen:mini"], ["a house"], **settings)
+    assert [name for name, _ in drawn] == ["llamagen", "llamagen:mini"]
+    assert [[path.parent.name for path in paths] for _, paths in drawn] == [["1-llamagen"] * 2, ["2-llamagen-mini"] * 2]
+    first, second = ([path.read_bytes() for path in paths] for _, paths in drawn)
+    assert first == second, "the same model and seeds"
+    tile = model.card.image_size
+    with Image.open(sheet) as page:
+        assert page.height > 2 * tile and page.width > 2 * tile
+
+
+def test_the_last_word_is_the_prompt(model: LlamaGen, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    end = ["--out", str(tmp_path / "out"), "--device", "cpu", "-q"]
+    assert main.run(["generate", "llamagen", "llamagen:mini", "a house", "--n", "1", *end]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("side-by-side.png")
+    assert main.run(["generate", "a house", *end]) == 2
+    assert "name the model" in capsys.readouterr().err
+    assert main.run(["generate", "llamagn", "a house", *end]) == 2
+    assert "did you mean 'llamagen'" in capsys.readouterr().err

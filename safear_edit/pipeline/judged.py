@@ -1,0 +1,87 @@
+"""What `eval --prompts … --out DIR` leaves: every image of both models, judgements.csv and a page."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safear_edit.construct.sheets import small_tile
+from safear_edit.evaluate.compare import Comparison, Seen
+from safear_edit.files.rundir import refuse_existing
+from safear_edit.pipeline import page as pages
+from safear_edit.spec.prompt_files import FilePrompt
+
+SIDES = ("first", "second")
+CSV, PAGE = "judgements.csv", "index.html"
+SAID = {True: "found", False: "not found", None: "cannot tell"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The folder while it is made, beside its place; hide: images are reduced to blocks first (categories)."""
+
+    out: Path
+    work: Path
+    hide: bool
+
+    @classmethod
+    def of(cls, out: Path, *, hide: bool) -> Judged:
+        """UsageError for a folder that exists: told before anything is drawn."""
+        refuse_existing(out, overwrite=False)
+        work = out.absolute().with_name(f".{out.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)
+        for side in SIDES:
+            (work / side).mkdir(parents=True)
+        return cls(out.absolute(), work, hide)
+
+    def keeping(self, side: int, prompts: Sequence[FilePrompt]) -> Callable[[int, NDArray[np.uint8]], None]:
+        """Writes the image of the prompt with that number."""
+
+        def keep(number: int, image: NDArray[np.uint8]) -> None:
+            small_tile(image, hidden=self.hide).save(self.work / image_name(side, prompts[number]))
+
+        return keep
+
+    def publish(self, found: Comparison) -> None:
+        """CSV and page, then the folder in its place by one rename."""
+        with (self.work / CSV).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            columns = [f"{what} {name}" for name in found.models for what in ("said of", "score of", "image of")]
+            writer.writerow(["id", "prompt", "seed", *columns])
+            for i, one in enumerate(found.prompts):
+                cells = [cell for side, seen in enumerate(found.seen) for cell in _cells(side, one, seen[i])]
+                writer.writerow([one.id, one.prompt, str(one.seed), *cells])
+        (self.work / PAGE).write_text(_page(found), encoding="utf-8")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.work.rename(self.out)
+
+
+def image_name(side: int, prompt: FilePrompt) -> str:
+    """Where the image of a prompt and seed lies; ids of a person's file may be anything."""
+    return f"{SIDES[side]}/{hashlib.sha256(f'{prompt.id}|{prompt.prompt}|{prompt.seed}'.encode()).hexdigest()[:16]}.png"
+
+
+def _cells(side: int, prompt: FilePrompt, seen: Seen) -> tuple[str, str, str]:
+    return SAID[seen.present], f"{seen.score:.4f}", image_name(side, prompt)
+
+
+def _page(found: Comparison) -> str:
+    rows = []
+    for i, one in enumerate(found.prompts):
+        cells = [html.escape(one.prompt), str(one.seed)]
+        for side, seen in enumerate(found.seen):
+            said, score, name = _cells(side, one, seen[i])
+            cells.append(f"{pages.image(name, said)}<br>{said} {score}")
+        rows.append(cells)
+    lines = [*found.summary(), *found.notes, *found.warnings()]
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    table = pages.raw_table(("prompt", "seed", *found.models), rows)
+    return pages.document("Judged images", f"<h1>Judged images</h1>{told}{table}")
