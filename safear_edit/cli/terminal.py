@@ -29,7 +29,7 @@ from safear_edit.redact import redact
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
 """Exit codes that no SafearError carries: a fault of ours, Ctrl-C, a command that can't be parsed."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-RESUMING = frozenset({"apply", "stack", "eval", "generate"})
+RESUMING = frozenset({"apply", "compare", "eval", "generate", "stack", "tune"})
 """Verbs whose finished steps or batches are kept: the same command continues after them."""
 PLAIN = {"−": "-", "–": "-", "—": "-", "…": "...", "±": "+/-", "≥": ">=", "≤": "<=", "×": "x", "→": "->", "’": "'",
          "“": '"', "”": '"', "·": ".", "Δ": "d", "≈": "~"}  # fmt: skip

@@ -157,7 +157,7 @@ def test_a_signal_ends_with_a_word(number: signal.Signals, tmp_path: Path) -> No
 
 def test_what_an_interrupted_verb_keeps() -> None:
     """`eval` and `generate` keep their batches (test_walk.py and test_generate.py interrupt them); `map` keeps none."""
-    for verb in ("apply", "stack", "eval", "generate"):
+    for verb in ("apply", "compare", "stack", "eval", "generate", "tune"):
         assert "continues" in terminal.what_is_kept(verb)
     assert "continues" not in terminal.what_is_kept("map") and "continues" not in terminal.what_is_kept(None)
 
