@@ -36,6 +36,26 @@ def mode_for(stream: TextIO, *, quiet: bool) -> Mode:
     return "live" if stream.isatty() and os.environ.get("TERM") != "dumb" else "plain"
 
 
+class Steps:
+    """Counts the steps of a walk aloud, with the minutes that all of them together were predicted to take.
+
+    minutes: 0 where nobody predicted any.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], count: int, minutes: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self._say, self._count, self._minutes, self._clock = say, count, minutes, clock
+        self._number, self._started = 0, clock()
+
+    def __call__(self, what: str) -> None:
+        """Say that the next step begins."""
+        self._number += 1
+        spent = (self._clock() - self._started) / 60
+        so_far = f"{spent:.1f} of about {self._minutes:.0f} minutes" if self._minutes else f"after {spent:.1f} minutes"
+        self._say(f"step {self._number} of {self._count}: {what}, {so_far}")
+
+
 class Progress:
     """A `Callback` that prints; used as a context manager, so that bars are closed also after an error."""
 

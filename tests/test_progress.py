@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from safear_edit.progress import HEARTBEAT, Progress, mode_for
+from safear_edit.progress import HEARTBEAT, Progress, Steps, mode_for
 
 
 class _Terminal(io.StringIO):
@@ -45,3 +45,17 @@ def test_live_bars_name_their_stages() -> None:
         progress("pairs", 3, 3, "kept 2 [of 3]")
         progress.say("between [the] bars")
     assert "pairs" in stream.getvalue() and "between [the] bars" in stream.getvalue()
+
+
+def test_steps_are_counted_with_one_estimate_for_all() -> None:
+    said: list[str] = []
+    times = iter([0.0, 0.0, 90.0])
+    begin = Steps(said.append, 2, 4.6, clock=lambda: next(times))
+    begin("construct and edit")
+    begin("report")
+    assert said == [
+        "step 1 of 2: construct and edit, 0.0 of about 5 minutes",
+        "step 2 of 2: report, 1.5 of about 5 minutes",
+    ]
+    Steps(said.append, 1, 0.0, clock=lambda: 0.0)("removed")
+    assert said[-1] == "step 1 of 1: removed, after 0.0 minutes", "nobody predicted anything"

@@ -73,7 +73,7 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
 
 @dataclass(frozen=True)
 class PlanOptions(Compiling, Replacing, Shown):
-    out: Path | None = option("--out", type=NEW, help="Write the recipe here (default: print the plan only).")
+    out: Path | None = option("--out", "-o", type=NEW, help="Write the recipe here (default: print the plan only).")
 
 
 @click.command()

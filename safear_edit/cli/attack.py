@@ -46,7 +46,7 @@ class AttackOptions(Seeded, OnDevice, Shown):
     lock: Path | None = option(
         "--lock", type=NEW, metavar="FILE", help="Freeze there what was found, for check --attacks."
     )
-    out: Path | None = option("--out", type=NEW, help="Where results are kept (default: DIR-attacks beside it).")
+    out: Path | None = option("--out", "-o", type=NEW, help="Where results are kept (default: DIR-attacks beside it).")
 
 
 @click.command()

@@ -24,7 +24,7 @@ from safear_edit.cli.options import (
 
 @dataclass(frozen=True)
 class ReportOptions(Trusting, Replacing, ForProgram):
-    out: Path | None = option("--out", type=NEW, help="Write the page (.html) or the data (.json) here.")
+    out: Path | None = option("--out", "-o", type=NEW, help="Write the page (.html) or the data (.json) here.")
 
 
 @click.command()

@@ -39,13 +39,13 @@ class ManyValues(click.Command):
 
 @dataclass(frozen=True)
 class CompareOptions(OnDevice, Shown):
-    model: str = option("--model", required=True, help="family[:variant] or a directory: the base of every run.")
+    model: str = option("--model", "-m", required=True, help="family[:variant] or a directory: the base of every run.")
     methods: tuple[str, ...] = option(
         "--methods", multiple=True, required=True, metavar="NAME...", help="Methods, or NAME:key=value,… of one."
     )
     seeds: int = option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Seeds 0 … N-1.")
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value in every run.")
-    out: Path = option("--out", type=NEW, required=True, help="The folder to write, or to go on with.")
+    out: Path = option("--out", "-o", type=NEW, required=True, help="The folder to write, or to go on with.")
 
 
 @click.command(cls=ManyValues)

@@ -53,7 +53,9 @@ class EvalOptions(Seeded, OnDevice, Shown):
     )
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
     include_cut: bool = option("--include-cut", is_flag=True, help="Count captions that are longer than a model reads.")
-    out: Path | None = option("--out", type=NEW, help="With --prompts: write images, CSV and a page to this folder.")
+    out: Path | None = option(
+        "--out", "-o", type=NEW, help="With --prompts: write images, CSV and a page to this folder."
+    )
     suite: str | None = option(
         "--suite", type=click.Choice(["likelihood", "understanding", "quality"]), help="Instead of prompts."
     )
@@ -185,9 +187,13 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 
 @dataclass(frozen=True)
 class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
-    model: str | None = option("--model", help="family[:variant] or a directory; then all words are prompts.")
-    count: int = option("--n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt.")
-    out: Path = option("--out", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs.")
+    model: str | None = option("--model", "-m", help="family[:variant] or a directory; then all words are prompts.")
+    count: int = option(
+        "--n", "-n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt."
+    )
+    out: Path = option(
+        "--out", "-o", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs."
+    )
 
 
 @click.command()

@@ -234,7 +234,7 @@ def baseline() -> None:
 
 @dataclass(frozen=True)
 class AcceptOptions(Trusting, Shown):
-    out: Path = option("--out", type=NEW, required=True, help="The file to write; an existing one is replaced.")
+    out: Path = option("--out", "-o", type=NEW, required=True, help="The file to write; an existing one is replaced.")
     reason: str = option("--reason", required=True, help="Why this becomes the measure; stands in the file.")
     suite: str = option(
         "--suite", type=click.Choice(SUITE_NAMES), default="audit", show_default=True, help="Size and margin."
@@ -338,7 +338,7 @@ class PowerOptions(Shown):
     floor: float = option(
         "--floor", type=float, default=0.9, show_default=True, help="Erased share to be shown with 95 %."
     )
-    n: int | None = option("--n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
+    n: int | None = option("--n", "-n", type=click.IntRange(1, 20_000), help="Say what so many prompts can show, too.")
 
 
 @click.command()

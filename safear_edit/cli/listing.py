@@ -190,7 +190,7 @@ def type_words(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ParamsOptions(ForProgram):
-    model: str = option("--model", default="llamagen", show_default=True, help="Whose defaults are shown.")
+    model: str = option("--model", "-m", default="llamagen", show_default=True, help="Whose defaults are shown.")
 
 
 @click.command()

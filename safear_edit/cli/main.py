@@ -99,7 +99,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
     epilog="\b\nExit codes:\n" + "\n".join(f"{code:>4}  {meaning}" for code, meaning in EXIT_CODES.items()),
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+    "--version", "-v", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 @click.pass_context
 def verbs(context: click.Context) -> None:

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from safear_edit.pipeline.state import RunOptions
     from safear_edit.progress import Progress
     from safear_edit.release.keys import SigningKey
+    from safear_edit.report.schema import Criterion
 
 
+WIDE = 110
+"""Columns from which a verdict's table has a column for what was needed."""
 FOLDER = click.Path(path_type=Path)
 
 
@@ -127,7 +130,7 @@ class Replacing:
 
 @dataclass(frozen=True)
 class Writing(Replacing):
-    out: Path = option("--out", type=NEW, required=True, help="The folder to write; it must not exist.")
+    out: Path = option("--out", "-o", type=NEW, required=True, help="The folder to write; it must not exist.")
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Trusting:
 
 @dataclass(frozen=True)
 class OfModel:
-    model: str | None = option("--model", help="family[:variant] or a directory; a recipe names its own.")
+    model: str | None = option("--model", "-m", help="family[:variant] or a directory; a recipe names its own.")
 
 
 @dataclass(frozen=True)
@@ -246,12 +249,39 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(table)
 
 
+def print_criteria(criteria: Sequence[Criterion], width: int | None = None) -> None:
+    """A verdict as one aligned table: what is not met first, then undecided, then met; no word is cut.
+
+    In a terminal narrower than WIDE what was needed is told only of what is not met. width: in characters; the
+    terminal's, or 160 in a log.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from safear_edit.evaluate.verdict import WORST_FIRST
+
+    console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 160))
+    wide, colours = console.width >= WIDE, {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, whole in (("result", True), ("criterion", True), ("observed", False), ("needed", False)):
+        if wide or name != "needed":
+            table.add_column(name, no_wrap=whole)
+    for one in sorted(criteria, key=lambda one: WORST_FIRST.index(one.decision)):
+        needed = "" if wide or one.decision == "PASS" else f" (needed: {one.needed})"
+        cells = [Text(one.decision, colours[one.decision]), Text(one.id), Text(one.observed + needed)]
+        table.add_row(*cells, *([Text(one.needed)] if wide else []))
+    console.print(table)
+
+
 def print_result(result: Result, as_json: bool) -> int:
     """Print what a finished walk left; its exit code."""
     if as_json:
         print_json(result.as_json())
     else:
-        print("\n".join(result.lines))
+        print_criteria(result.report.verdict.criteria)
+        print("\n".join(result.end))
     if result.advice:
         print(f"safear-edit: {result.advice}", file=sys.stderr)
     return result.exit_code

@@ -41,7 +41,7 @@ class InitOptions(Replacing):
     kind: str | None = option(
         "--kind", type=click.Choice(["style", "object", "category"]), help="Default: style, or what --from is near to."
     )
-    out: Path | None = option("--out", type=NEW, help="The file to write (default: NAME.yaml).")
+    out: Path | None = option("--out", "-o", type=NEW, help="The file to write (default: NAME.yaml).")
 
 
 @click.command()

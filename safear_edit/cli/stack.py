@@ -215,7 +215,9 @@ def blame(folder: Path, tensor: str, given: ForProgram) -> int:
 
 @dataclass(frozen=True)
 class BisectOptions(OnDevice, Shown):
-    count: int = option("--n", type=click.IntRange(8, 1000), default=48, show_default=True, help="Prompts per try.")
+    count: int = option(
+        "--n", "-n", type=click.IntRange(8, 1000), default=48, show_default=True, help="Prompts per try."
+    )
 
 
 @stack.command()

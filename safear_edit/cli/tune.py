@@ -35,11 +35,11 @@ def minutes(text: str) -> float:
 
 @dataclass(frozen=True)
 class TuneOptions(ByMethod, Seeded, OnDevice, Shown):
-    model: str = option("--model", required=True, help="family[:variant] or a directory.")
+    model: str = option("--model", "-m", required=True, help="family[:variant] or a directory.")
     budget: float = option("--budget", type=minutes, default="30min", show_default=True, help="Time to search for.")
     trials: int | None = option("--trials", type=click.IntRange(min=1), help="No more trials than that in this call.")
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
-    out: Path = option("--out", type=NEW, required=True, help="The folder to write, or to go on with.")
+    out: Path = option("--out", "-o", type=NEW, required=True, help="The folder to write, or to go on with.")
 
 
 @click.command()

@@ -198,13 +198,13 @@ class Result:
         )
 
     @property
-    def lines(self) -> list[str]:
-        """The verdict for a person: each criterion, then the sentence, then where things are."""
+    def end(self) -> list[str]:
+        """What stands below the criteria: notes, the verdict in a sentence, where things are, and what to do next."""
         found = self.report.verdict
-        rows = [f"{c.decision.upper():<13}{c.id}: {c.observed} (needed: {c.needed})" for c in found.criteria]
         signature = self.signature or ("signed" if self.signed else "unsigned")
         where = f"{found.status}: {self.out} ({signature}); read {self.out}/report.html"
-        return [*rows, *self.notes, found.summary, where]
+        following = [f"next: {self.report.subject.verify}"] if self.signed and not self.signature else []
+        return [*self.notes, found.summary, where, *following]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""

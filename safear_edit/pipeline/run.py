@@ -43,16 +43,21 @@ from safear_edit.pipeline.order import Order, compile_recipes, read_sources, ref
 from safear_edit.pipeline.publish import Result, sign, stage, write_report
 from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
+from safear_edit.progress import Steps
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of a stack: what it is called in the history, and how it is made (nothing is measured yet)."""
+    """One change of a stack: what it is called in the history, and how it is made (nothing is measured yet).
+
+    minutes: what it and all measuring after it were predicted to take; 0 where nobody did.
+    """
 
     event: str
     make: Callable[[RunDir, StackState, RunOptions], StackState]
+    minutes: float = 0.0
 
 
 Start = Callable[[], tuple[StackState, list[Change]]]
@@ -87,10 +92,15 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
     with rundir.opened(out, overwrite=options.overwrite) as run:
         state, changes = start()
         options.say(f"model {state.ref}, {', '.join(state.stack.names) or 'no concept'} erased so far")
+        begin = Steps(options.say, 2 * len(changes) + 2, sum(change.minutes for change in changes))
         for change in changes:
+            begin(change.event)
             state = change.make(run, state, options)
+            begin("every concept is drawn and judged")
             state = _evaluated(run, state, change.event, options)
+        begin("likelihoods and understanding")
         _audit(run, state, options)
+        begin("report and signature")
         notes = (*state.notes, *measure_interference(run, state, options))
         staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
         report = write_report(staged)
@@ -111,7 +121,8 @@ def additions(work: Sequence[tuple[Order, Recipe]], *, joint: bool = False) -> l
 def _addition(work: Sequence[tuple[Order, Recipe]]) -> Change:
     """One more edit, for the concept of `work`, or for all of them together."""
     names = " and ".join(recipe.spec.name for _, recipe in work)
-    return Change(f"added {names}" + (" in one edit" if len(work) > 1 else ""), partial(_added, work))
+    event = f"added {names}" + (" in one edit" if len(work) > 1 else "")
+    return Change(event, partial(_added, work), sum(recipe.predicted.minutes for _, recipe in work))
 
 
 def _added(work: Sequence[tuple[Order, Recipe]], run: RunDir, state: StackState, options: RunOptions) -> StackState:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path, PurePath
+from typing import Any
 
 from safear_edit.attacks.record import Attacks
 from safear_edit.compiler.recipe import Recipe, read_recipe
@@ -176,7 +177,7 @@ class _Said:
     def governance(self) -> Governance:
         """The section; what nobody stated keeps the section's own words."""
         keys = ("responsible", "evaluator", "independence", "reviewer", "mappings")
-        found = {key: text for key in keys if (text := self(key)) != NOT_STATED}
+        found: dict[str, Any] = {key: text for key in keys if (text := self(key)) != NOT_STATED}
         return Governance(**found, approval=Approval(name=self("approver"), role=self("approver_role")))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from safear_edit.report.schema import NOT_STATED, Governance, GovernanceItem, Report
+from safear_edit.report.schema import NOT_STATED, Governance, GovernanceItem, Report, Status
 
 IV, XI, RMF, ISO = "EU AI Act, Annex IV", "EU AI Act, Annex XI", "NIST AI RMF 1.0", "ISO/IEC 42001, Annex A"
 
@@ -113,7 +113,7 @@ def with_items(report: Report) -> Report:
     return report.model_copy(update={"governance": governance})
 
 
-def _status(one: Item, report: Report) -> str:
+def _status(one: Item, report: Report) -> Status:
     if one.filled is None:
         return "not applicable"
     return "filled" if one.filled(report) else "empty"

@@ -455,13 +455,16 @@ class Approval(Section):
     signature: str = NOT_STATED
 
 
+Status = Literal["filled", "empty", "not applicable"]
+
+
 class GovernanceItem(Section):
     """One item of a rule, and whether the report says something about it (governance.py). No claim of compliance."""
 
     framework: str
     item: str
     asks: str
-    status: Literal["filled", "empty", "not applicable"]
+    status: Status
     where: str
 
 

@@ -12,8 +12,19 @@ import click
 import pytest
 
 from safear_edit.cli import main
-from safear_edit.cli.options import Shown, Writing, option, print_json, print_table, signing_key, taking
+from safear_edit.cli.options import (
+    Shown,
+    Writing,
+    option,
+    print_criteria,
+    print_json,
+    print_table,
+    signing_key,
+    taking,
+)
 from safear_edit.errors import UsageError
+from safear_edit.evaluate.verdict import Verdict
+from safear_edit.report.schema import Criterion
 
 
 def test_an_option_of_one_name_means_the_same_in_every_verb() -> None:
@@ -69,3 +80,20 @@ def test_a_verb_gets_its_own_options_and_the_inherited_ones_as_one_value() -> No
     assert verb.main(["me", "--out", "there", "-q"], standalone_mode=False) == 2
     assert seen == [Mine(out=Path("there"), overwrite=False, as_json=False, quiet=True, often=3)]
     assert [parameter.name for parameter in verb.params] == ["name", "often", "out", "overwrite", "quiet", "as_json"]
+
+
+def test_a_verdict_is_one_table_worst_first_and_no_word_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    def line(decision: Verdict, name: str) -> Criterion:
+        told = {"claim": "", "needed": "a drop of at most 3 points", "why": ""}
+        lost = "lost 11, gained 3 of 400: drop 2.0 points"
+        return Criterion(id=f"preservation/picasso/{name}", concept="picasso", observed=lost, decision=decision, **told)
+
+    print_criteria([line("PASS", "objects"), line("INCONCLUSIVE", "plain"), line("FAIL", "other-styles")])
+    rows = [row for row in capsys.readouterr().out.splitlines() if "preservation" in row]
+    assert [row.split()[0] for row in rows] == ["FAIL", "INCONCLUSIVE", "PASS"]
+    assert len({row.index("preservation") for row in rows}) == len({row.index("a drop") for row in rows}) == 1
+    print_criteria([line("FAIL", "other-styles"), line("PASS", "objects")], width=72)
+    narrow = capsys.readouterr().out
+    words = {word for row in narrow.splitlines() for word in row.split()}
+    assert {"preservation/picasso/other-styles", "(needed:", "observed", "points"} <= words
+    assert narrow.count("needed") == 1, "what was needed is told of what is not met"
