@@ -33,7 +33,7 @@ ROWS_PER_BATCH = 64
 ROW_BYTES = 2**31
 """How much the keys and values of images that are sampled together may take, with and without their captions."""
 PIXELS_PER_BATCH = 2**19
-"""Pixels that a tokenizer encodes or decodes together: its widest layers take about 2 KiB for each."""
+"""Pixels that a tokenizer encodes or decodes together: its widest layers take about 3 KiB for each."""
 OWN = "safear"
 """The layout in which a family writes what it loads again, also what no published layout has a place for."""
 REPLACED = "replaced_image_table"

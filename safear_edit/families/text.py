@@ -309,7 +309,8 @@ def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5Encod
 
     In float16 the last layer of each block stays float32, as in transformers: its sums exceed that format.
     """
-    path, net = weight_file(folder), _empty_t5(folder).to(dtype)
+    path, net = weight_file(folder), _empty_t5(folder)
+    nn.Module.to(net, dtype)
     if dtype == torch.float16:
         for block in net.encoder.block:
             block.layer[-1].DenseReluDense.wo.float()
@@ -318,7 +319,8 @@ def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5Encod
         refuse_misfit(own, stored.like, str(path), stored.like.keys() - own.keys())
         fill(net, stored, device, ignore=(EMBEDDED,))
     net.encoder.embed_tokens = net.shared
-    return net.to(device)
+    nn.Module.to(net, device)  # what is left: buffers
+    return net
 
 
 def _kept(file: Path, identity: str) -> dict[str, Tensor]:

@@ -301,9 +301,9 @@ def test_a_published_size_is_drawn_in_batches_that_fit_into_memory(monkeypatch: 
     assert (model.rows_per_batch, model.images_per_batch) == (64, 64)
     model.card = replace(model.card, image_size=256)
     monkeypatch.setattr(model.net, "config", llamagen.PUBLISHED["xl-256"])
-    assert model.rows_per_batch == 2**31 // (2 * 2 * 36 * 1280 * 257 * 4) == 22 and model.images_per_batch == 8
+    assert model.rows_per_batch == 2**31 // (2 * 2 * 36 * 1280 * 257 * 4) == 11 and model.images_per_batch == 8
     monkeypatch.setattr(model.net, "config", llamagen.PUBLISHED["xl-512"])
-    assert model.rows_per_batch == 5
+    assert model.rows_per_batch == 2
 
 
 def test_the_mini_is_shipped_and_draws() -> None:
