@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from math import log, pi, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import OWN, Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, select_modules
+from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import guided, uniforms
@@ -47,9 +48,6 @@ from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
 from safear_edit.files.weights import assign_strict, filled, opened, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 EPS = 1e-6
 LARGEST_SCALE = log(100)
@@ -677,7 +675,7 @@ class Settings:
 
 
 @family("infinity")
-class Infinity(ModelFamily):
+class Infinity(CaptionedFamily):
     """Infinity text-to-image: bitwise next-scale prediction (https://arxiv.org/abs/2412.04431)."""
 
     name = "infinity"
@@ -824,35 +822,10 @@ class Infinity(ModelFamily):
         return super().weight_bytes + sum(tensor.nbytes for tensor in self.bsq.state_dict().values())
 
     @property
-    def text_bytes(self) -> int:
-        """As the base class says."""
-        return self.text.nbytes
-
-    @property
     def depth_and_width(self) -> tuple[int, int]:
         """As the base class says."""
         config = self.net.config
         return config.depth, config.width
-
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
-        return Condition.encoded(self.text, prompts, self.device, self.dtype)
-
-    def open_condition(self, prompts: Sequence[str]) -> Condition:
-        """As the base class says."""
-        return Condition.encoded(self.text.open(), prompts, self.device, self.dtype)
-
-    def keep_captions(self, prompts: Sequence[str], file: Path, identity: str) -> None:
-        """As the base class says."""
-        self.text.keep(prompts, file, identity)
-
-    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
-        """The text encoder's."""
-        return self.text.word_table()
-
-    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
-        """As the base class says."""
-        return self.text.lengths(prompts)
 
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""

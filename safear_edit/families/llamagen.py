@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, ModelFamily, Sampling, select_modules
+from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling, select_modules
+from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import AGAIN, layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
@@ -33,9 +34,6 @@ from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uin
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.weights import filled, opened, write_pickle, write_weights
 from safear_edit.registry import family
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 MOST_TOKENS = 1 << 16
 """Of an image; published: 1024. No tensor of a checkpoint says how many there are, so this bounds what they take."""
@@ -412,7 +410,7 @@ class Settings:
 
 
 @family("llamagen")
-class LlamaGen(ModelFamily):
+class LlamaGen(CaptionedFamily):
     """LlamaGen text-to-image: raster next-token over VQ-16 (https://arxiv.org/abs/2406.06525)."""
 
     name = "llamagen"
@@ -504,35 +502,10 @@ class LlamaGen(ModelFamily):
         return super().weight_bytes + sum(tensor.nbytes for tensor in self.vq.state_dict().values())
 
     @property
-    def text_bytes(self) -> int:
-        """As the base class says."""
-        return self.text.nbytes
-
-    @property
     def depth_and_width(self) -> tuple[int, int]:
         """As the base class says."""
         config = self.net.config
         return config.n_layer, config.dim
-
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Caption features left-padded and trimmed to the longest prompt; zeros at the pads."""
-        return Condition.encoded(self.text, prompts, self.device, self.dtype)
-
-    def open_condition(self, prompts: Sequence[str]) -> Condition:
-        """As the base class says."""
-        return Condition.encoded(self.text.open(), prompts, self.device, self.dtype)
-
-    def keep_captions(self, prompts: Sequence[str], file: Path, identity: str) -> None:
-        """As the base class says."""
-        self.text.keep(prompts, file, identity)
-
-    def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
-        """The text encoder's."""
-        return self.text.word_table()
-
-    def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
-        """As the base class says."""
-        return self.text.lengths(prompts)
 
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""
