@@ -192,7 +192,7 @@ class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
         "--n", "-n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt."
     )
     out: Path = option(
-        "--out", "-o", type=NEW, default=Path("pictures"), show_default=True, help="Folder for the PNGs."
+        "--out", "-o", type=NEW, default=Path("images"), show_default=True, help="Folder for the PNGs."
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from pydantic import AliasChoices, Field
 
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.records import StrictRecord
@@ -40,12 +41,12 @@ class ShownImage(StrictRecord):
 
 
 class SheetNote(StrictRecord):
-    """What lies beside a sheet NAME.png as NAME.json."""
+    """What lies beside a sheet NAME.png as NAME.json; `images` was called `pictures` until 2026-11-29."""
 
     caption: str | None = None
     selection: str = "how the images were chosen is not stated"
     redaction: Literal["none", "pixelated"] = "none"
-    pictures: tuple[ShownImage, ...] = ()
+    images: tuple[ShownImage, ...] = Field(default=(), validation_alias=AliasChoices("images", "pictures"))
 
 
 Strip = tuple[str, Sequence[Sequence[Image.Image]]]

@@ -334,7 +334,7 @@ def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> 
             index += [_entry(one, image.tobytes(), strip, hide) for image in images]
         drawn.append((f"direct, image {number} after each scale: base above, edited below", rows))
     caption = "the same images as their first scales, one more from left to right; base above, edited below"
-    about = {"caption": caption, "selection": strip.selection, "pictures": index}
+    about = {"caption": caption, "selection": strip.selection, "images": index}
     write_sheet(path, drawn, hidden=hide, about=about)
 
 
@@ -359,7 +359,7 @@ def _write_sheet(path: Path, model: ModelFamily, strips: Sequence[_Strip], hide:
     about = {
         "caption": "; ".join(strip.title for strip in strips) + "; same prompts and seeds",
         "selection": " and ".join(dict.fromkeys(strip.selection for strip in strips)),
-        "pictures": index,
+        "images": index,
     }
     write_sheet(path, drawn, hidden=pixelated, about=about)
 

@@ -519,7 +519,7 @@ def _sheet(path: Path, root: Path, hidden: frozenset[str]) -> Sheet:
         )
     side = path.with_suffix(".json")
     note = read_record(SheetNote, side, "draw the sheet again") if side.is_file() else SheetNote()
-    shown = {picture.prompt_id for picture in note.pictures}
+    shown = {image.prompt_id for image in note.images}
     if note.redaction == "none" and (hidden & shown or (hidden and path.stem == PAIR_SHEET)):
         raise SpecError(str(path), "a pixelated sheet (the concept is a category)", "redaction none", "draw it again")
     return Sheet(

@@ -113,8 +113,8 @@ def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:
 
 def _figure_pairs(kept: Sheets, note: SheetNote) -> Iterator[FigurePair]:
     """Base and edited image of each prompt on a sheet, in its order."""
-    edited = {(one.prompt_id, one.selection): one for one in note.pictures if one.model == "edited"}
-    both = [(one, edited[one.prompt_id, one.selection]) for one in note.pictures if one.model == "base"]
+    edited = {(one.prompt_id, one.selection): one for one in note.images if one.model == "edited"}
+    both = [(one, edited[one.prompt_id, one.selection]) for one in note.images if one.model == "base"]
     tiles = kept.crops({(one.prompt_id, model) for one, _ in both for model in ("base", "edited")})
     for base, after in both:
         yield FigurePair(

@@ -91,7 +91,7 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     share = part.obeyed
     enough = share is not None and share.estimate >= gates.min_obeyed
     yield Criterion(
-        id=f"base-obeys/{key}",
+        id=f"prompt-adherence/{key}",
         concept=name,
         claim=f"{concept}: the base model draws it when {part.meaning}",
         needed=f"at least {percent(gates.min_obeyed)} of prompts, by screening seeds",

@@ -7,6 +7,9 @@ from typing import Any
 WORDS = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", "REGRESSED": "FAIL"}
 """Version 1 had three words for a criterion and three others for a comparison; version 2 has one set for both."""
 
+ADHERENCE, ADHERED = "prompt-adherence/", "base-obeys/"
+"""What the criterion on whether the base model draws what was asked is called, and was until 2026-11-29."""
+
 FORECAST = ("foretold", "agreement")
 """What a stack's section held besides until 2026-11-29: a forecast of conflicts that told no pair from another."""
 
@@ -20,7 +23,16 @@ def upgraded(data: Any) -> Any:
     stack = data.get("stack")
     if data.get("schema_version") == 2 and isinstance(stack, dict):
         data = {**data, "stack": {key: value for key, value in stack.items() if key not in FORECAST}}
+    verdict = data.get("verdict")
+    if isinstance(verdict, dict) and isinstance(verdict.get("criteria"), list):
+        data = {**data, "verdict": {**verdict, "criteria": [_named(one) for one in verdict["criteria"]]}}
     return data
+
+
+def _named(criterion: Any) -> Any:
+    if not isinstance(criterion, dict) or not isinstance(criterion.get("id"), str):
+        return criterion
+    return {**criterion, "id": criterion["id"].replace(ADHERED, ADHERENCE)}
 
 
 def _renamed(value: Any) -> Any:

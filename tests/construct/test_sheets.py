@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safear_edit.construct.sheets import GAP, LARGEST_TILE, MOSAIC, TITLE, page, tile, write_sheet
+from safear_edit.construct.sheets import GAP, LARGEST_TILE, MOSAIC, TITLE, SheetNote, page, tile, write_sheet
 from safear_edit.report.build import SHEET_BYTES
 
 
@@ -52,3 +52,8 @@ def test_the_file_says_what_was_done_to_it(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "a.json").read_text()) == {"caption": "x", "redaction": word}
         assert Image.open(tmp_path / "a.png").size == (80 + 2 * GAP, TITLE + 80 + 2 * GAP)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
+
+
+def test_the_index_of_an_older_sheet_is_read() -> None:
+    shown = [{"prompt_id": "direct-0"}]
+    assert SheetNote.model_validate({"pictures": shown}) == SheetNote.model_validate({"images": shown}) != SheetNote()

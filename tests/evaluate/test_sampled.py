@@ -258,14 +258,14 @@ def test_a_sheet_per_slice_names_its_pictures(model: ModelFamily, run: Path) -> 
     assert {path.stem for path in (run / "images").glob("slice-*.png")} == {f"slice-{name}" for name in slices}
     for name in slices:
         about = index_of(run / "images" / f"slice-{name}.png")
-        for picture in about["pictures"]:
+        for picture in about["images"]:
             row = rows[picture["prompt_id"], picture["model"]]
             assert (picture["seed"], picture["present"], row.slice) == (row.seed, row.present, name)
-        shown = [p["prompt_id"] for p in about["pictures"] if p["selection"] == "random"]
+        shown = [p["prompt_id"] for p in about["images"] if p["selection"] == "random"]
         scored_here = {row.id for row in rows.values() if row.slice == name}
         assert len(shown) == 2 * min(SHOWN, len(scored_here)) and set(shown) <= scored_here
         lost = {i for i in scored_here if _failed(rows[i, "base"], rows[i, "edited"])}
-        worst = {p["prompt_id"] for p in about["pictures"] if p["selection"] == "worst"}
+        worst = {p["prompt_id"] for p in about["images"] if p["selection"] == "worst"}
         assert worst == lost if len(lost) <= SHOWN else worst < lost
         assert ("worst" in about["selection"]) == bool(lost) and about["redaction"] == "none"
 
@@ -276,7 +276,7 @@ def _failed(base: Outcome, edited: Outcome) -> bool:
 
 def test_the_digest_is_of_the_picture_shown(model: ModelFamily, run: Path, recipe: Recipe) -> None:
     path = run / "images" / "slice-objects.png"
-    first = index_of(path)["pictures"][0]
+    first = index_of(path)["images"][0]
     page, side = Image.open(path), model.card.image_size
     tile = page.crop((4, 20, 84, 100)).resize((side, side), Image.Resampling.NEAREST)
     assert hashlib.sha256(tile.tobytes()).hexdigest() == first["sha256"]
@@ -296,7 +296,7 @@ def test_a_categorys_pictures_are_pixelated_and_stale_sheets_go(
         asked_for_it = path.stem.removeprefix("slice-") not in GROUPS
         about = index_of(path)
         assert about["redaction"] == ("pixelated" if asked_for_it else "none")
-        assert all((picture["prompt"] == WITHHELD) == asked_for_it for picture in about["pictures"])
+        assert all((picture["prompt"] == WITHHELD) == asked_for_it for picture in about["images"])
         colours = Image.open(path).crop((4, 20, 84, 100)).getcolors(80 * 80)
         assert (len(colours) <= 36) == asked_for_it
 
@@ -311,11 +311,9 @@ def test_a_next_scale_models_pictures_are_shown_scale_by_scale(tmp_path: Path) -
     pairs = [(_Scored(row, a), _Scored(row, b)) for a, b in zip(before, after, strict=True)]
     path = tmp_path / "slice-direct-by-scale.png"
     _write_scales(path, model, _Strip("direct", "random", pairs), False)
-    shown = index_of(path)["pictures"]
+    shown = index_of(path)["images"]
     assert len(shown) == 3 * 2 * 3
     last = [hashlib.sha256(model.decode(ids[None])[0].permute(1, 2, 0).numpy().tobytes()).hexdigest() for ids in before]
     assert [shown[i]["sha256"] for i in (2, 8, 14)] == last
     _write_scales(path, model, _Strip("direct", "random", pairs), True)
-    assert index_of(path)["redaction"] == "pixelated" and all(
-        p["prompt"] == WITHHELD for p in index_of(path)["pictures"]
-    )
+    assert index_of(path)["redaction"] == "pixelated" and all(p["prompt"] == WITHHELD for p in index_of(path)["images"])

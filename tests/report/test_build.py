@@ -322,10 +322,10 @@ def test_prompts_of_a_category_are_withheld(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["random", "pairs"])
 def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name: str, redaction: str | None) -> None:
     images = make_run(tmp_path, kind="category") / "images"
-    words: Row = {"caption": "x", "selection": "random", "pictures": [{"prompt_id": "direct-0008"}]}
+    words: Row = {"caption": "x", "selection": "random", "images": [{"prompt_id": "direct-0008"}]}
     if name == "pairs":
         _sheet(images / "pairs.png")
-        words.pop("pictures")
+        words.pop("images")
     _write(images / f"{name}.json", words | ({"redaction": redaction} if redaction else {}))
     with pytest.raises(SpecError, match=rf"{name}\.png: expected a pixelated sheet"):
         build_report(RunFiles.find(tmp_path))
@@ -405,7 +405,7 @@ def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
         return row | {"present": False} if row["phase"] == "screen" else None
 
     report = built(tmp_path, change=deaf)
-    assert decisions(report)["base-obeys/testpainter/direct"] == "INCONCLUSIVE"
+    assert decisions(report)["prompt-adherence/testpainter/direct"] == "INCONCLUSIVE"
     assert decisions(report)["erasure/testpainter/direct"] == "INCONCLUSIVE"
     assert verdict(report) == ("INCONCLUSIVE", 3)
 
@@ -427,7 +427,7 @@ def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
     write_recipe(root / "recipe.json", recipe)
     report = build_report(RunFiles.find(root))
     assert decisions(report)["erasure/testpainter/direct"] == "PASS"
-    assert decisions(report)["base-obeys/testpainter/direct"] == "INCONCLUSIVE"
+    assert decisions(report)["prompt-adherence/testpainter/direct"] == "INCONCLUSIVE"
 
 
 def _drop(key: str, model: str) -> Change:

@@ -9,7 +9,7 @@ import pytest
 from safear_edit.errors import SpecError
 from safear_edit.report.build import read_report
 from safear_edit.report.schema import Report
-from safear_edit.report.versions import WORDS, upgraded
+from safear_edit.report.versions import ADHERED, ADHERENCE, WORDS, upgraded
 from tests.report.test_build import built
 
 OLD = {new: old for old, new in WORDS.items() if old != "REGRESSED"}
@@ -56,3 +56,13 @@ def test_a_forecast_in_an_older_stack_is_left_out() -> None:
     stack = {"edits": [], "summary": "s"}
     older = {"schema_version": 2, "stack": stack | {"foretold": [{"first": "a"}], "agreement": []}}
     assert upgraded(older) == {"schema_version": 2, "stack": stack}
+
+
+def test_the_criterion_on_prompt_adherence_is_known_by_its_old_name(tmp_path: Path) -> None:
+    report = built(tmp_path)
+    text = report.to_json()
+    old = text.replace(ADHERENCE, ADHERED)
+    assert old != text
+    path = tmp_path / "old.json"
+    path.write_text(old)
+    assert read_report(path) == report
