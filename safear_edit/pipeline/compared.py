@@ -288,13 +288,13 @@ def contact_sheet(path: Path, model: ModelFamily, runs: Sequence[Ran]) -> Path |
         with Edit.load(one.folder / "edit").apply(model.net):
             strips.append((f"{name}: {one.report.verdict.status}", [_drawn(model, one, chosen, hide)]))
     shown = [WITHHELD if hide and prompt.expect == "absent" else prompt.prompt for prompt in chosen]
-    about = {"caption": "; ".join(shown), "selection": "the first prompts of the recipe that the base model obeys"}
+    about = {"caption": "; ".join(shown), "selection": "the first prompts that the base model follows"}
     write_sheet(path, strips, hidden=hide, about=about)
     return path
 
 
 def _chosen(runs: Sequence[Ran]) -> list[EvalPrompt]:
-    """Of the prompts that every run scored and the base model obeys: by name first, then one per preserved member."""
+    """Of the prompts that every run scored and the base model follows: by name first, then one per preserved member."""
     obeyed = [{row.id for row in _scored_by_base(one)} for one in runs]
     prompts = read_recipe(runs[0].folder / "recipe.json").evaluate.prompts
     there = [prompt for prompt in prompts if all(prompt.id in ids for ids in obeyed)]

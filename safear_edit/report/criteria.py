@@ -246,10 +246,11 @@ def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candi
 
 
 def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
-    """The first `wanted` prompts that the base model obeys (or all that it obeys); all prompts if none was screened.
+    """The first `wanted` prompts for which the base model draws what was asked, or all of these.
 
     A recipe holds reserve candidates, so a run could leave out images that it doesn't like. Only the recipe's order
-    may decide: SpecError unless the scored prompts are the first of the obeyed ones, and as many as were promised.
+    may decide: SpecError unless the scored prompts are the first of those, and as many as were promised. Where none was
+    screened, all prompts count.
     """
     screened = any(asked.obeyed is not None for asked in part)
     eligible = [asked for asked in part if asked.obeyed] if screened else list(part)
