@@ -191,9 +191,7 @@ class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
     count: int = option(
         "--n", "-n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt."
     )
-    out: Path = option(
-        "--out", "-o", type=NEW, default=Path("images"), show_default=True, help="Folder for the PNGs."
-    )
+    out: Path = option("--out", "-o", type=NEW, default=Path("images"), show_default=True, help="Folder for the PNGs.")
 
 
 @click.command()
