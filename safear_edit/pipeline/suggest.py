@@ -16,7 +16,7 @@ from typing import Any
 from safear_edit import registry
 from safear_edit.errors import UsageError
 from safear_edit.files.strict import read_yaml
-from safear_edit.pipeline.order import similarity
+from safear_edit.pipeline.plan import similarity
 from safear_edit.spec.draft import Words, draft_words
 from safear_edit.spec.prompts import Similarity, normalise
 from safear_edit.spec.spec import Spec, load_spec
