@@ -281,7 +281,9 @@ def print_result(result: Result, as_json: bool) -> int:
         print_json(result.as_json())
     else:
         print_criteria(result.report.verdict.criteria)
-        print("\n".join(result.end))
+        print("\n".join(result.lines))
+        if result.signed and not result.signature:
+            print(f"next: {result.report.subject.verify}")
     if result.advice:
         print(f"safear-edit: {result.advice}", file=sys.stderr)
     return result.exit_code

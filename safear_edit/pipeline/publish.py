@@ -198,13 +198,12 @@ class Result:
         )
 
     @property
-    def end(self) -> list[str]:
-        """What stands below the criteria: notes, the verdict in a sentence, where things are, and what to do next."""
+    def lines(self) -> list[str]:
+        """What stands below the criteria: notes, the verdict in a sentence, and where things are."""
         found = self.report.verdict
         signature = self.signature or ("signed" if self.signed else "unsigned")
         where = f"{found.status}: {self.out} ({signature}); read {self.out}/report.html"
-        following = [f"next: {self.report.subject.verify}"] if self.signed and not self.signature else []
-        return [*self.notes, found.summary, where, *following]
+        return [*self.notes, found.summary, where]
 
     def as_json(self) -> dict[str, Any]:
         """The same as data."""

@@ -1,4 +1,5 @@
-"""bom.cdx.json: a short CycloneDX 1.6 bill of materials of the edited model: identity, ancestor, numbers, limits.
+"""bom.cdx.json: a CycloneDX 1.6 bill of materials of the edited model: identity, ancestor, numbers, limits, and what
+took part in making and measuring it.
 
 The library that validates it drops `modelCard` when it reads a BOM back, so the dict is written once and never
 round-tripped. The format wants every number as a string.
@@ -24,6 +25,7 @@ SHA256_DIGITS = 64
 def bom(report: Report) -> Json:
     """The BOM as a dict; the serial number follows from the report, so the same report gives the same BOM."""
     reference = f"model:{report.report.id}"
+    parts = [_model(report, f"{reference}/model"), *_others(report)]
     generator, _, version = report.report.generator.partition(" ")
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -35,8 +37,8 @@ def bom(report: Report) -> Json:
             "tools": {"components": [{"type": "application", "name": generator, "version": version}]},
             "component": {"type": "machine-learning-model", "name": report.subject.name, "bom-ref": reference},
         },
-        "components": [_model(report, f"{reference}/model"), *map(_plugin, report.environment.plugins)],
-        "dependencies": [{"ref": reference, "dependsOn": [f"{reference}/model"]}],
+        "components": parts,
+        "dependencies": [{"ref": reference, "dependsOn": sorted({part["bom-ref"] for part in parts})}],
     }
 
 
@@ -68,6 +70,28 @@ def _model(report: Report, reference: str) -> Json:
         },
         "modelCard": _card(report),
     }
+
+
+def _others(report: Report) -> Iterator[Json]:
+    """What took part beside the model: files of the base, judges, prompt sets, packages and plug-ins."""
+    for name, digest in report.base_model.files.items():
+        yield {"type": "file", "bom-ref": f"base:{name}", "name": name, "scope": "excluded", **_hashes(digest)}
+    labels: dict[tuple[str, str], list[str]] = {}
+    for judge in report.judges:
+        labels.setdefault((judge.id.partition(":")[0], judge.digest), []).append(judge.label)
+    for number, ((name, digest), asked) in enumerate(labels.items()):
+        told = {"name": f"judge {name}", "description": f"looked for {', '.join(asked)}"}
+        yield {"type": "machine-learning-model", "bom-ref": f"judge:{number}:{name}", "version": digest[:12], **told,
+               **_hashes(digest)}  # fmt: skip
+    for concept in report.concepts:
+        for part in concept.protocol.prompt_sets:
+            name = f"prompts {concept.name}/{part.slice}"
+            told = {"description": f"first {part.wanted} of {part.n} candidates, {part.source}"}
+            yield {"type": "data", "bom-ref": name.replace(" ", ":"), "name": name, **told, **_hashes(part.sha256)}
+    for name, version in report.environment.packages.items():
+        told = {"name": name, "version": version, "purl": f"pkg:pypi/{name.lower().replace('_', '-')}@{version}"}
+        yield {"type": "library", "bom-ref": f"package:{name}", **told}
+    yield from map(_plugin, report.environment.plugins)
 
 
 def _plugin(one: Plugin) -> Json:

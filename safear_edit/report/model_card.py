@@ -29,6 +29,7 @@ def model_card(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": _escaped, "percent": percent, "rate": rate_text, "points": points, "ratio": _ratio}
+    environment.tests["search"] = lambda text, pattern: re.search(pattern, text) is not None
     text = environment.get_template("card.md").render(r=report, card_data=_front_matter(report).to_yaml())
     return str(ModelCard(text))
 

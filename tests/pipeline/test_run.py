@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -558,3 +559,13 @@ def test_merged_material_keeps_a_shared_prompt_once() -> None:
     assert both.concept == "one+two" and both.pairs.unsafe == ["one a", "one b", "two a", "two b"]
     assert both.pairs.stats == PairStats(6, 4, {"bad": 2}) and both.pairs.unsafe_ids.shape == (4, 4)
     assert both.keep is not None and both.keep.prompts == ["x", "y", "z"] and both.keep.ids.shape == (3, 4)
+
+
+def test_the_cards_snippet_loads_the_edited_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (folder / "one" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(folder / "one")
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["images"].shape[:2] == (1, 3) and names["images"].dtype == torch.uint8
+    assert "images/before_after.png" in card and (folder / "one" / "images" / "before_after.png").exists()

@@ -27,7 +27,16 @@ def report(tmp_path: Path) -> Report:
 def test_valid_and_as_measured(report: Report) -> None:
     text = to_json(report)
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    (model,) = json.loads(text)["components"]
+    model, *others = json.loads(text)["components"]
+    named = {part["name"]: part for part in others}
+    assert (
+        named["torch"]["purl"] == "pkg:pypi/torch@2" and named["model.safetensors"]["hashes"][0]["content"] == "a" * 64
+    )
+    assert named["judge gallery@test"]["hashes"][0]["content"] == "b" * 64
+    assert (
+        named["prompts testpainter/direct"]["hashes"][0]["content"] == report.concepts[0].protocol.prompt_sets[0].sha256
+    )
+    assert len({part["bom-ref"] for part in others}) == len(others)
     assert model["hashes"] == [{"alg": "SHA-256", "content": report.subject.weights_digest}]
     assert model["pedigree"]["ancestors"][0]["name"] == "testfamily:mini"
     metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
