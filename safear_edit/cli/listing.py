@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,18 +15,20 @@ from safear_edit.compiler.recipe import BaseRecipe, load_base_recipe
 from safear_edit.compiler.sources import notes_of, source_of
 from safear_edit.families.fetch import pulled
 from safear_edit.families.load import shipped
-from safear_edit.families.reference import ModelRef, Variant, published
+from safear_edit.families.reference import ModelRef, Variant, images_of, published
 from safear_edit.files.strict import read_yaml
 from safear_edit.registry import (
     KINDS,
     PACKAGE,
     Entry,
+    assigned,
     builtin_folder,
     entries,
     families,
     marks,
     unknown,
 )
+from safear_edit.spec.extend import judge_of_set
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,36 @@ def listing(what: str) -> list[Listed]:
     """Rows for `safear-edit ls WHAT`: models, concepts, recipes, families, methods, judges or attacks."""
     if what == "models":
         return list(_listed_models())
-    if what in ("concepts", "recipes"):
-        paths = sorted(builtin_folder("concepts" if what == "concepts" else "recipes").glob("*.yaml"))
+    if what == "concepts":
+        return sorted((_listed_concept(path) for path in builtin_folder("concepts").glob("*.yaml")), key=_by_images)
+    if what == "recipes":
+        paths = sorted(builtin_folder("recipes").glob("*.yaml"))
         return [Listed(path.stem, _description(read_yaml(path).data), str(path), {}) for path in paths]
+    if what == "judges":
+        return [Listed(e.name, e.summary, e.source, {"images": _read_by(e)}) for e in entries("judges").values()]
     for kind in KINDS:
         if what == kind:
             facts = _method_facts if kind == "methods" else lambda entry: dict[str, str]()
             return [Listed(e.name, e.summary, e.source, facts(e)) for e in entries(kind).values()]
     raise unknown("ls", what, ["models", "concepts", "recipes", *KINDS])
+
+
+def _listed_concept(path: Path) -> Listed:
+    """A built-in concept with the images that its judges read."""
+    data = read_yaml(path).data
+    judge = {**judge_of_set(str(data.get("extends"))), **data["judge"]}
+    images = [kind for kind, there in (("gallery", judge.get("use") == "gallery"), ("real", "real" in judge)) if there]
+    return Listed(path.stem, _description(data), str(path), {"images": ", ".join(images or ["real"])})
+
+
+def _by_images(row: Listed) -> tuple[str, str]:
+    return row.facts["images"], row.name
+
+
+def _read_by(entry: Entry) -> str:
+    """What a judge's class says; a third party's that says nothing reads whatever it is given."""
+    said = assigned(entry, ("images",)).get("images")
+    return ", ".join(ast.literal_eval(said)) if said is not None else "gallery, real"
 
 
 def _description(data: Any) -> str:
@@ -88,7 +114,7 @@ def _listed_models() -> Iterator[Listed]:
 
 
 def _model_facts(ref: ModelRef, facts: Variant) -> dict[str, str]:
-    """Size and licence, and whether the weights are on this machine."""
+    """What it draws, size and licence, and whether the weights are on this machine."""
     inside = PACKAGE / "minis" / ref.family
     size = (
         sum(path.stat().st_size for path in inside.glob("*.safetensors")) / 1e9 if not facts.files else facts.gigabytes
@@ -96,7 +122,12 @@ def _model_facts(ref: ModelRef, facts: Variant) -> dict[str, str]:
     there = "yes" if not facts.files or pulled(ref) else f"pull {ref}" if facts.repository else "no"
     more = f" + {facts.text_encoder}" if facts.text_encoder else ""
     gigabytes = f"{size:.3f}" if 0 < size < 0.1 else f"{size:.1f}" if size else "not known"
-    return {"weights, GB": gigabytes + more, "licence": facts.licence or "not stated", "here": there}
+    return {
+        "images": images_of(ref.family, ref.variant),
+        "weights, GB": gigabytes + more,
+        "licence": facts.licence or "not stated",
+        "here": there,
+    }
 
 
 @click.command("ls")

@@ -24,6 +24,7 @@ from safear_edit.cli import (
     doctor,
     evaluate,
     gate,
+    judge,
     listing,
     specs,
     stack,
@@ -113,6 +114,6 @@ def verbs(context: click.Context) -> None:
         print(context.get_help())
 
 
-for _file in (apply, compare, tune, view, specs, listing, evaluate, attack, audit, approve, gate, stack, doctor):
+for _file in (apply, compare, tune, view, specs, listing, evaluate, attack, audit, approve, gate, judge, stack, doctor):
     for _verb in _file.VERBS:
         verbs.add_command(_verb)

@@ -88,11 +88,10 @@ def _proposed(text: str, name: str | None, given: InitOptions) -> Words:
 
 @dataclass(frozen=True)
 class ValidateOptions(ByMethod, ForProgram):
-    model: str = option(
+    model: str | None = option(
         "--model",
-        default="llamagen",
-        show_default=True,
-        help="family[:variant] that a spec is checked for; given, it is loaded to count the captions that it cuts.",
+        help="family[:variant] that a spec is checked for (default: llamagen, or llamagen:xl-256 for a concept that "
+        "only published models draw); given, it is loaded to count the captions that it cuts.",
     )
     resolved: bool = option("--resolved", is_flag=True, help="Print the full form: what a spec extends, written out.")
 
@@ -109,8 +108,8 @@ def validate(sources: tuple[str, ...], given: ValidateOptions) -> int:
     from safear_edit.pipeline.check import check
     from safear_edit.pipeline.order import source_path
 
-    given_by = click.get_current_context().get_parameter_source
-    named, fit = (given_by(name) is ParameterSource.COMMANDLINE for name in ("model", "method"))
+    named = given.model is not None
+    fit = click.get_current_context().get_parameter_source("method") is ParameterSource.COMMANDLINE
     about = (given.model, given.method)
     checked = {source: check(source_path(source), *about, captions=named, fit=fit) for source in sources}
     if given.resolved:
@@ -120,7 +119,7 @@ def validate(sources: tuple[str, ...], given: ValidateOptions) -> int:
         print_json({source: found.spec.name for source, found in checked.items()})
     else:
         for source, found in checked.items():
-            print(f"{source}: {found.spec.name} is valid")
+            print(f"{source}: {found.spec.name} is valid for {found.model}")
             for line in (*(one.sentence() for one in found.criteria), *found.warnings):
                 print(f"  {line}")
     return 0

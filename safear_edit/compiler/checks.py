@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.strict import Document, FieldPath
-from safear_edit.judges.base import Judge, judge_class
-from safear_edit.spec.spec import SLICES, Spec
+from safear_edit.judges import base as judges
+from safear_edit.spec.spec import SLICES, Images, Judge, Reader, Spec
 from safear_edit.spec.text import Problem
 
 
-def problems(spec: Spec) -> Iterator[Problem]:
-    """Everything of that kind; UsageError for an unknown judge or option."""
-    yield from _labels(spec)
+def problems(spec: Spec, images: Images) -> Iterator[Problem]:
+    """Everything of that kind, for a model that draws such images; UsageError for an unknown judge or option."""
+    found = list(unread(spec, images))
+    yield from found or _labels(spec)
     yield from _gates(spec)
 
 
@@ -29,20 +30,44 @@ def refuse(found: Iterable[Problem], document: Document) -> None:
         raise error
 
 
+def readers(judge: Judge) -> list[tuple[Reader, FieldPath]]:
+    """Who reads what, the concept's judge first, and where it stands."""
+    return [(judge, ("judge",)), *([(judge.members, ("judge", "members"))] if judge.members else ())]
+
+
+def reader_class(reader: Reader) -> type[judges.Judge] | None:
+    """The reader's class; None for a function of a third party's, which says what it takes when it is called."""
+    kind = judges.judge_class(reader.use, reader.options)
+    return kind if isinstance(kind, type) and issubclass(kind, judges.Judge) else None
+
+
+def unread(spec: Spec, images: Images) -> Iterator[Problem]:
+    """Judges that can't read what the model draws."""
+    for reader, at in readers(spec.judge):
+        kind = reader_class(reader)
+        try:
+            if kind:
+                kind.check_images(images, reader.options)
+        except UsageError as error:
+            yield Problem(error.expected, f"{reader.use}, {error.got}", error.fix, (*at, "use"))
+
+
 def _labels(spec: Spec) -> Iterator[Problem]:
-    """Labels that the judge doesn't know, the concept's and those of preserved members, each label once."""
-    kind = judge_class(spec.judge.use, spec.judge.options)
-    if not (isinstance(kind, type) and issubclass(kind, Judge)):
-        return  # a function of a third party's: it says what it takes when it is called
-    places: dict[str, FieldPath] = {spec.judge.label: ("judge", "label")}
+    """Labels that their judge doesn't know, the concept's and those of preserved members, each label once."""
+    places: dict[str, FieldPath] = {}
     for index, group in enumerate(spec.preserve):
         for member, label in group.members.items():
             places.setdefault(label, ("preserve", index, "members", member))
-    for label, at in places.items():
+    places.pop(spec.judge.label, None)
+    members = spec.judge.members or spec.judge
+    asked = [(spec.judge, spec.judge.label, ("judge", "label")), *((members, *place) for place in places.items())]
+    for reader, label, at in asked:
+        kind = reader_class(reader)
         try:
-            kind.check_label(label)
+            if kind:
+                kind.check(label, reader.options)
         except UsageError as error:
-            yield Problem(f"{error.expected}, for judge {spec.judge.use}", error.got, error.fix, at)
+            yield Problem(f"{error.expected}, for judge {reader.use}", error.got, error.fix, at)
 
 
 def _gates(spec: Spec) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from safear_edit import registry
 from safear_edit.compiler import checks
 from safear_edit.compiler.cost import declared, predict
+from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import (
     ANSWER_WEIGHT,
     FEWEST_PAIRS,
@@ -53,7 +54,7 @@ from safear_edit.spec.prompts import (
     near_duplicates,
     normalise,
 )
-from safear_edit.spec.spec import Spec, Understanding
+from safear_edit.spec.spec import Images, Spec, Understanding
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those for which it does not draw what was asked."""
@@ -87,18 +88,19 @@ def compile_recipe(
     trainable: counts what the method with these numbers trains of the loaded model (default: estimated).
     lengths: each caption's tokens, and how many of them the model reads; captions that are cut aren't evaluated, for
     their images say nothing about their last words (default: none is cut). Raises UsageError for an unknown method or
-    judge, or a method or construction that does not fit the family; SpecError when prompts are too few or training
-    would see some of the evaluation.
+    judge, or a method or construction that does not fit the family; SpecError for a judge that can't read the model's
+    images, and when prompts are too few or training would see some of the evaluation.
     """
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
-    spec, base = _overridden(spec, base_recipe.for_model(model_card), overrides)
+    images = model_card.images
+    spec, base = _overridden(judged_for(spec, images), base_recipe.for_model(model_card), overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
     _refuse_silent(base.construct.refine, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
-    asked = prompts_of(spec, base.construct, seed=seed, lengths=lengths)
+    asked = prompts_of(spec, images, base.construct, seed=seed, lengths=lengths)
     numbers = Sampling.model_validate(sampling, from_attributes=True) if sampling else None
     work = declared(registry.lookup("methods", base.method).load()(), params, model_card, len(asked.pairs))
     cost = predict(
@@ -217,9 +219,12 @@ class Prompts:
     evaluate: Evaluation
 
 
-def prompts_of(spec: Spec, sizes: ConstructSizes, *, seed: int = 0, lengths: Lengths | None = None) -> Prompts:
-    """Every prompt of a recipe for this spec, checked; SpecError and UsageError as in `compile_recipe`."""
-    checks.refuse(checks.problems(spec), Document(f"spec {spec.name}", None))
+def prompts_of(
+    spec: Spec, images: Images, sizes: ConstructSizes, *, seed: int = 0, lengths: Lengths | None = None
+) -> Prompts:
+    """Every prompt of a recipe for this spec, which has the judge for such images, checked; SpecError and UsageError as
+    in `compile_recipe`."""
+    checks.refuse(checks.problems(spec, images), Document(f"spec {spec.name}", None))
     drawn = pools(spec)
     pairs, keep = _pairs(spec, drawn, sizes.pairs, seed), _keep(drawn, sizes.keep, seed)
     prompts, cut = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
@@ -377,6 +382,7 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     spec_data["evaluate"].setdefault("references", None)
     spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
     spec_data["gates"] |= spec.gates.every()
+    spec_data["judge"].setdefault("card", None)
     base_data["construct"]["refine"] = base.construct.refine
     roots: dict[str, Any] = {
         "params": base_data["params"],

@@ -44,6 +44,8 @@ def plugins_of(family: str, recipes: Iterable[Recipe]) -> tuple[Plugin, ...]:
 def _used(recipe: Recipe) -> Iterator[tuple[Kind, str]]:
     yield "methods", recipe.method.name
     yield "judges", recipe.spec.judge.use
+    if recipe.spec.judge.members:
+        yield "judges", recipe.spec.judge.members.use
 
 
 def _plugin(entry: Entry) -> Plugin:

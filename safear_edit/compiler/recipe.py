@@ -23,7 +23,7 @@ from safear_edit.spec.prompts import (
     forbidden,
     overlap,
 )
-from safear_edit.spec.spec import Gates, Spec
+from safear_edit.spec.spec import Gates, Images, Spec
 from safear_edit.spec.text import Count, Note, Part, Text
 
 ANSWER_WEIGHT = "understanding_weight"
@@ -311,6 +311,8 @@ class Card(Protocol):
     def tokens(self) -> int: ...
     @property
     def scales(self) -> tuple[int, ...]: ...
+    @property
+    def images(self) -> Images: ...
 
 
 class SamplingLike(Protocol):

@@ -32,7 +32,7 @@ from safear_edit.evaluate.outcomes import WITHHELD, JudgeCounts, JudgeRecord, Ou
 from safear_edit.evaluate.scored_images import Kept, kept, save_images
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
-from safear_edit.judges.base import make_judge
+from safear_edit.judges.base import judge_for
 from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge, store_for
 from safear_edit.progress import Callback, silent
 
@@ -118,12 +118,9 @@ def request_of(prompt: EvalPrompt, phase: Phase = "score") -> ImageRequest:
 
 def judges_of(recipe: Recipe) -> dict[str, Judge]:
     """A judge per label. The spec's threshold is the concept's; other labels take the judge's calibrated one."""
-    spec = recipe.spec.judge
-    labels = dict.fromkeys([spec.label, *(prompt.judge_label for prompt in recipe.evaluate.prompts)])
-    return {
-        label: make_judge(spec.use, label, spec.threshold if label == spec.label else None, **spec.options)
-        for label in labels
-    }
+    asked = recipe.spec.judge
+    labels = dict.fromkeys([asked.label, *(prompt.judge_label for prompt in recipe.evaluate.prompts)])
+    return {label: judge_for(asked, label) for label in labels}
 
 
 def scored(recipe: Recipe, obeyed: set[str]) -> set[str]:

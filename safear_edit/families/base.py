@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
-from safear_edit.families.reference import ModelRef, Variant
+from safear_edit.families.reference import ModelRef, Variant, images_of
+from safear_edit.spec.spec import Images
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,6 +66,11 @@ class ModelCard:
     def ref(self) -> str:
         """`family:variant`."""
         return f"{self.family}:{self.variant}"
+
+    @property
+    def images(self) -> Images:
+        """What it draws, as its family's variant says."""
+        return images_of(self.family, self.variant)
 
     @property
     def digest(self) -> str:

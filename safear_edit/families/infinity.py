@@ -681,7 +681,7 @@ class Infinity(CaptionedFamily):
     name = "infinity"
     provides = frozenset({"scales", "cross_attention"})
     variants: ClassVar = {
-        "mini": Variant("the mini world's Infinity, shipped with this package", licence="Apache-2.0"),
+        "mini": Variant("the mini world's Infinity, shipped with this package", licence="Apache-2.0", images="gallery"),
         "125m": Variant(
             "published 125M, 256 px (with infinity_vae_d16.pth or _d32.pth, as its tokens have bits)",
             files=("infinity_125M_256x256.pth",),

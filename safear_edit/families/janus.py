@@ -425,7 +425,7 @@ class Janus(LanguageModel):
     name = "janus"
     provides = frozenset({"codebook", "understanding", "captioning"})
     variants: ClassVar = {
-        "mini": Variant("the mini world's Janus, shipped with this package", licence="Apache-2.0"),
+        "mini": Variant("the mini world's Janus, shipped with this package", licence="Apache-2.0", images="gallery"),
         "pro-1b": Variant(
             "published 1B, 384 px: draws, answers",
             files=("config.json", "tokenizer.json", "model.safetensors"),

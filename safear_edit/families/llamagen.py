@@ -416,7 +416,7 @@ class LlamaGen(CaptionedFamily):
     name = "llamagen"
     provides = frozenset({"codebook"})
     variants: ClassVar = {
-        "mini": Variant("the mini world's LlamaGen, shipped with this package", licence="Apache-2.0"),
+        "mini": Variant("the mini world's LlamaGen, shipped with this package", licence="Apache-2.0", images="gallery"),
         "xl-256": Variant(
             "published 775M text-to-image, 256 px",
             files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),

@@ -12,6 +12,7 @@ from typing import Any
 from safear_edit.errors import UsageError
 from safear_edit.files.strict import read_json
 from safear_edit.registry import Entry, assigned, families, lookup, unknown
+from safear_edit.spec.spec import Images
 
 # -- what a family's file says ----------------------------------------------------------------------------------------
 
@@ -24,7 +25,8 @@ class Variant:
     are read if they are there. repository: on huggingface.co; "": none is known, or it holds another layout. revision:
     the commit there; "": none is pinned. elsewhere: file → repository, for files that are published apart. also: other
     repositories of the same weights, whose names users type. gigabytes: of `files`, 0 where nobody has said.
-    text_encoder: repository of the encoder whose folder lies beside the weights.
+    text_encoder: repository of the encoder whose folder lies beside the weights. images: what it draws, which decides
+    the judges that can read it.
     """
 
     summary: str
@@ -37,6 +39,7 @@ class Variant:
     gigabytes: float = 0.0
     licence: str = ""
     text_encoder: str = ""
+    images: Images = "real"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Published:
 def published(family: str) -> Published:
     """What the family called `family` says; UsageError if there is none of that name."""
     return _of(lookup("families", family))
+
+
+def images_of(family: str, variant: str) -> Images:
+    """What the variant draws. One that the family doesn't list: the mini world if it is an embedded mini or a test's
+    pico, else what published models draw (a folder that is known by its model_type is called as the user likes)."""
+    listed = published(family).variants.get(variant)
+    return listed.images if listed else "gallery" if variant in ("mini", "pico") else "real"
 
 
 def all_published() -> dict[str, Published]:

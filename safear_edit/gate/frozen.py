@@ -24,7 +24,7 @@ def findings(folder: Path, lock: Lock, *, device: str = "cpu", progress: Callbac
     UsageError when none of the prompts is about a concept of the folder.
     """
     from safear_edit.families.load import load_model
-    from safear_edit.judges.base import make_judge
+    from safear_edit.judges.base import judge_for
     from safear_edit.release.released import Released
 
     specs = {member.name: member.recipe.spec for member in Released.read(folder).members}
@@ -36,7 +36,7 @@ def findings(folder: Path, lock: Lock, *, device: str = "cpu", progress: Callbac
     found = []
     for number, one in enumerate(wanted):
         asked = specs[one.concept].judge
-        judge = make_judge(asked.use, asked.label, asked.threshold, **asked.options)
+        judge = judge_for(asked, asked.label)
         assert model is not None
         found.append(_finding(model, judge, one))
         progress(STAGE, number + 1, len(wanted), one.attack)

@@ -12,13 +12,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safear_edit.errors import UsageError
 from safear_edit.files.atomic import json_digest, sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from safear_edit.spec.spec import Images, MeasuredJudge
+    from safear_edit.spec.spec import Judge as Asked
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,24 @@ class Judge(ABC):
     threshold: float
     card: JudgeCard | None = None
     """None where nobody has measured this judge."""
+    images: ClassVar[tuple[Images, ...]] = ("gallery", "real")
+    """The images that it can read. Listed without importing the class: write a literal."""
+
+    @classmethod
+    def check_images(cls, images: Images, options: Mapping[str, Any]) -> None:
+        """UsageError if it can't read such images with these options."""
+        if images not in cls.images:
+            raise UsageError("judge", *unreadable(images, ", ".join(cls.images)))
+
+    @classmethod
+    def missing(cls, options: Mapping[str, Any]) -> str:
+        """What this machine lacks of it, with the way to get it; "" if nothing. Cheap, as `check_label`."""
+        return ""
+
+    @classmethod
+    def check(cls, label: str, options: Mapping[str, Any]) -> None:
+        """`check_label`, for a judge whose options say which labels there are."""
+        cls.check_label(label)
 
     @classmethod
     def check_label(cls, label: str) -> None:
@@ -77,6 +98,55 @@ class Judge(ABC):
     @abstractmethod
     def look(self, images: Tensor) -> list[Judgement]:
         """Judge a batch (B, 3, H, W) uint8 RGB; row i of the answer depends on row i of the batch only."""
+
+
+class Calibrated(Judge):
+    """A judge read by the thresholds of a card instead of its own."""
+
+    def __init__(self, judge: Judge, card: MeasuredJudge) -> None:
+        if judge.digest != card.detector:
+            got = f"that of {card.detector[:12]}…"
+            fix = "calibrate again: `safear-edit judge calibrate`"
+            raise UsageError(f"judge {judge.id}, card", f"the card of {judge.digest[:12]}…", got, fix)
+        self.judge, self.low, self.threshold = judge, card.absent_below, card.present_from
+        band = f"{self.low:g}" if self.low == self.threshold else f"{self.low:g}-{self.threshold:g}"
+        self.id = f"{judge.id.rpartition('@')[0]}@{band}"
+        self.digest = settings_digest({"judge": judge.digest, "absent_below": self.low, "present_from": self.threshold})
+        self.card = JudgeCard(card.n_pos, card.true_pos, card.n_neg, card.true_neg, card.data)
+
+    def look(self, images: Tensor) -> list[Judgement]:
+        """The scores of the judge, read by the card; what it can't tell itself stays so."""
+        return [read(one, self.low, self.threshold) for one in self.judge.look(images)]
+
+
+def read(said: Judgement, absent_below: float, present_from: float) -> Judgement:
+    """A judgement by other thresholds."""
+    if said.present is None:
+        return said
+    if absent_below <= said.score < present_from:
+        return Judgement(None, said.score, f"cannot tell ({said.why})")
+    return Judgement(said.score >= present_from, said.score, said.why)
+
+
+def unreadable(images: Images, reads: str) -> tuple[str, str, str]:
+    """What was expected, was found and helps where a judge meets images that it can't read."""
+    fix = {
+        "gallery": "take a published model (--model), or judge by gallery",
+        "real": "say under judge.real who reads them: clip, imagenet, nudity or folder (`safear-edit ls judges`)",
+    }
+    return f"a judge that reads {images} images", f"which reads {reads} images", fix[images]
+
+
+def judge_for(asked: Asked, label: str) -> Judge:
+    """Who looks for `label`: the concept's judge with its threshold or card, or the one of preserved members.
+
+    `asked` is a compiled recipe's. As `make_judge`; UsageError too for a card that is another detector's.
+    """
+    if label != asked.label:
+        reader = asked.members or asked
+        return make_judge(reader.use, label, reader.threshold if asked.members else None, **reader.options)
+    judge = make_judge(asked.use, label, asked.threshold, **asked.options)
+    return Calibrated(judge, asked.card) if asked.card else judge
 
 
 def make_judge(use: str, label: str, threshold: float | None = None, **options: Any) -> Judge:

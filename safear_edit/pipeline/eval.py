@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit import registry
+from safear_edit.compiler.checks import readers
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of, json_digest
 from safear_edit.files.layout import is_release, looks_released
-from safear_edit.pipeline.order import resolve_device, source_path
+from safear_edit.pipeline.order import resolve_device, source_path, spec_for
 from safear_edit.pipeline.steps import concept_judge, edited
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import load_spec
@@ -111,8 +112,9 @@ def compare(
 
     benchmark = BENCHMARKS[layout] if layout else None
     file = read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark)
-    concept = load_spec(source_path(spec))
-    judge, pair = concept_judge(concept), ModelPair.load(models, resolve_device(device))
+    pair = ModelPair.load(models, resolve_device(device))
+    concept = spec_for(spec, pair.base.card.images)
+    judge = concept_judge(concept)
     cut = cut_captions(pair.base, file.prompts)
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
@@ -120,14 +122,20 @@ def compare(
     pages = Judged.of(out, hide=concept.kind == "category") if out else None
     base_store = store and store / "reference"
     before = seen_by(
-        pair.base, asked, judge, pair.sampling, overall.of(first, 0), base_store, pages and pages.keeping(0, asked)
+        pair.base,
+        asked,
+        judge,
+        pair.sampling,
+        overall.of(first, 0),
+        base_store,
+        pages.keeping(0, asked) if pages else None,
     )
     with pair.edited() as other:
         known = {one.id for one in cut}
         cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
         kept = asked if include_cut else without(asked, cut)
         own = store and store / f"other-{other.card.digest[:16]}"
-        progress_of, keep = overall.of(second, len(asked)), pages and pages.keeping(1, kept)
+        progress_of, keep = overall.of(second, len(asked)), pages.keeping(1, kept) if pages else None
         after = seen_by(other, kept, judge, pair.sampling, progress_of, own, keep)
     if store:
         shutil.rmtree(store, ignore_errors=True)
@@ -219,9 +227,10 @@ def compare_quality(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.judges.clip import load_clip
 
-    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
-    options = concept.judge.options if concept.judge.use == "clip" else {}
-    if not options and pair.base.card.variant != "mini":
+    pair = ModelPair.load(models, resolve_device(device))
+    concept = spec_for(spec, pair.base.card.images)
+    options = next((reader.options for reader, _ in readers(concept.judge) if reader.use == "clip"), {})
+    if not options and pair.base.card.images != "gallery":
         fix = "judge the concept by clip, with its options model and weights"
         raise UsageError("quality", "a CLIP for this model's images", f"judge {concept.judge.use}", fix)
     clip = load_clip(str(options.get("model", "gallery")), str(options["weights"]) if "weights" in options else None)

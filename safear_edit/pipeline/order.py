@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit import registry
+from safear_edit.compiler import checks
 from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_own_captions, sharing_steps
 from safear_edit.compiler.compile import compile_recipe, method_params, refuse_unstated
 from safear_edit.compiler.cost import LARGE, declared, free_bytes, within
+from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
+from safear_edit.files.strict import Document
 from safear_edit.spec.draft import left_as_drafted
-from safear_edit.spec.spec import Spec, load_spec
+from safear_edit.spec.spec import Images, Spec, load_spec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -135,6 +138,7 @@ def compile_recipes(
     already, and for what one edit can't serve.
     """
     recipes: list[Recipe] = []
+    sources = [_judged(source, model) for source in sources]
     for order, source in zip(orders, sources, strict=True):
         below = [*earlier] if joint else [*earlier, *recipes]
         together = [other.spec for other in sources if other is not source] if joint else []
@@ -145,6 +149,13 @@ def compile_recipes(
         recipes = _for_joint_edit(sources, recipes)
     refuse_own_captions([*earlier, *recipes])
     return recipes
+
+
+def _judged(source: Source, model: ModelFamily) -> Source:
+    """A spec with the judge that reads the model's images, so that stacked concepts are told apart by one judge."""
+    if isinstance(source, Recipe):
+        return source
+    return replace(source, spec=judged_for(source.spec, model.card.images))
 
 
 def _compiled(
@@ -236,6 +247,13 @@ def _within_memory(model: ModelFamily, recipe: Recipe, budget: int | None) -> Re
 def params_of(recipe: Recipe) -> BaseModel:
     """The method's own numbers."""
     return method_params(recipe.method.name, recipe.method.params, "recipe")
+
+
+def spec_for(source: str, images: Images) -> Spec:
+    """The spec with the judge that reads such images; SpecError where it has none."""
+    spec = judged_for(load_spec(source_path(source)), images)
+    checks.refuse(checks.unread(spec, images), Document(f"spec {spec.name}", None))
+    return spec
 
 
 def source_path(source: str) -> Path:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
+from safear_edit.compiler import checks
 from safear_edit.compiler.compile import cut_lines, recipe_warnings
 from safear_edit.compiler.cost import LARGE, Forecast, declared, forecast
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.compiler.sources import reconstructed
+from safear_edit.families.reference import ModelRef, images_of
 from safear_edit.pipeline.check import able_to_pass, powers, undecidable
-from safear_edit.pipeline.order import Order, compile_recipes, params_of, read_sources, source_path
+from safear_edit.pipeline.order import Order, compile_recipes, model_of, params_of, read_sources, source_path
 from safear_edit.pipeline.state import StackState, loaded
 from safear_edit.spec.prompts import Similarity
-from safear_edit.spec.spec import Understanding
+from safear_edit.spec.spec import Images, Spec, Understanding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,11 +94,12 @@ def planned(model: ModelFamily, order: Order, recipe: Recipe) -> Plan:
 
 def compiled(orders: Sequence[Order], *, joint: bool = False) -> tuple[StackState, list[Recipe]]:
     """What the orders compile to on the model that the first one names; SpecError for a spec that can't pass."""
+    sources = read_sources(orders)
+    ref = ModelRef.parse(model_of(orders[0], sources[0]))
     for order in orders:
         path = source_path(order.source)
         if path.suffix != ".json" and not order.overrides:  # whoever sets other numbers tries something, and is warned
-            able_to_pass(path)
-    sources = read_sources(orders)
+            able_to_pass(path, images_of(ref.family, ref.variant))
     state = loaded(orders[0], sources[0])
     return state, compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
 
@@ -126,7 +129,25 @@ def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
 
 def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
     """What a person should know of a recipe on its model, one line each."""
-    return (*recipe_warnings(recipe, similarity()), *cut_lines(recipe, model.caption_lengths), *undecidable(recipe))
+    return (
+        *recipe_warnings(recipe, similarity()),
+        *cut_lines(recipe, model.caption_lengths),
+        *undecidable(recipe),
+        *judge_lines(recipe.spec, model.card.images),
+    )
+
+
+def judge_lines(spec: Spec, images: Images) -> list[str]:
+    """What the judges lack on this machine, and that nobody has measured the concept's on such images."""
+    found = []
+    for reader, _ in checks.readers(spec.judge):
+        kind = checks.reader_class(reader)
+        if kind and (lacking := kind.missing(reader.options)):
+            found.append(f"judge {reader.use}: {lacking}")
+    if images == "real" and spec.judge.card is None:
+        fix = "`safear-edit judge calibrate` makes its card from labelled ones"
+        found.append(f"judge {spec.judge.use}: how often it errs on these images was never measured; {fix}")
+    return found
 
 
 def similarity() -> Similarity:

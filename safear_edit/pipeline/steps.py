@@ -67,9 +67,9 @@ def captions_of(recipe: Recipe) -> list[str]:
 
 def concept_judge(spec: Spec) -> Judge:
     """Who decides whether the spec's concept is in an image."""
-    from safear_edit.judges.base import make_judge
+    from safear_edit.judges.base import judge_for
 
-    return make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
+    return judge_for(spec.judge, spec.judge.label)
 
 
 # -- 3 edit -----------------------------------------------------------------------------------------------------------

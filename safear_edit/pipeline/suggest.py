@@ -82,7 +82,9 @@ def propose(text: str, *, name: str = "", kind: str = "", assistant: Assistant |
 
 
 def _builtin() -> list[Spec]:
-    return [load_spec(registry.find_builtin("concepts", name)) for name in registry.builtin_names("concepts")]
+    """The concepts of the mini world: the others extend other sets than drafts do, and some need a user's file."""
+    paths = [registry.find_builtin("concepts", name) for name in registry.builtin_names("concepts")]
+    return [load_spec(path) for path in paths if str(read_yaml(path).data["extends"]).startswith("gallery/")]
 
 
 def _nearness(alike: Similarity, text: str, spec: Spec) -> float:

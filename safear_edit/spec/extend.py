@@ -1,7 +1,8 @@
 """Short specs: `extends: gallery/style` and the few lines that are one's own become the full form.
 
 A set (concepts/sets/<name>.yaml) is a spec with parts left out: what most concepts of a kind share. Mappings are merged
-key by key, anything else that a spec states replaces the set's. Three things have a form of their own:
+key by key, anything else that a spec states replaces the set's; another judge takes nothing of the set's, but for one
+that reads real images: it leaves preserved members to the set's. Three things have a form of their own:
 
     anchor: {alias: a cat}                  erase.templates with this in {alias}'s place; empty: nothing there
     preserve: {add: …, drop: …, n: …}       single changes to the set's groups (`Changes`)
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +26,7 @@ from safear_edit.errors import SpecError
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, FieldPath, read_yaml
 from safear_edit.registry import builtin_folder, suggestion
+from safear_edit.spec.own_prompts import with_prompts
 from safear_edit.spec.prompts import fill, mention_of
 from safear_edit.spec.text import NAME_PATTERN, Count, Part, Text
 
@@ -77,6 +80,11 @@ def set_names() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
+def judge_of_set(name: str) -> Data:
+    """What the set of that name says of the judge; nothing of one that there is not."""
+    return _mapping(_read_set(name, name).get("judge")) if name in set_names() else {}
+
+
 def _folder() -> Path:
     return builtin_folder("concepts") / "sets"
 
@@ -100,18 +108,18 @@ def full_form(document: Document) -> Document:
     """
     data = document.data
     if not isinstance(data, dict) or not ("extends" in data or _extending(data.get("preserve"))):
-        return document
+        written = isinstance(data, dict) and "prompts" in data
+        return replace(document, data=with_prompts(data, document)) if written else document
     own = {key: value for key, value in data.items() if key != "extends"}
     shared = _read_set(data["extends"], document.where(("extends",))) if "extends" in data else {}
     _refuse_other_kind(shared, own, document)
-    if "use" in (mine := _mapping(own.get("judge"))) and mine["use"] != _mapping(shared.get("judge")).get("use"):
-        shared = {**shared, "judge": {}}  # another judge's threshold and options mean nothing to this one
+    shared = {**shared, "judge": _kept_of_judge(_mapping(shared.get("judge")), _mapping(own.get("judge")))}
     without_concept = _without_concept(_merged(shared, own))
     merged = _merged({**shared, "erase": without_concept(_mapping(shared.get("erase")))}, own)
     _write_out_anchor(merged)
     groups = _Groups(document, without_concept)
     merged["preserve"] = groups.written_out(shared.get("preserve", []), own.get("preserve"))
-    return Document(document.file, merged, {**document.lines, **groups.lines})
+    return Document(document.file, with_prompts(merged, document), {**document.lines, **groups.lines})
 
 
 def _extending(groups: Any) -> bool:
@@ -122,6 +130,20 @@ def _refuse_other_kind(shared: Data, own: Data, document: Document) -> None:
     if "kind" in shared and own.get("kind", shared["kind"]) != shared["kind"]:
         expected = f"{shared['kind']}, as {document.data['extends']} has it"
         raise SpecError(document.where(("kind",)), expected, repr(own["kind"]), "extend the set for that kind")
+
+
+def _kept_of_judge(shared: Data, own: Data) -> Data:
+    """What a set's judge leaves to a spec's own: another detector has no use for its threshold, options and prompts.
+
+    Who reads members stays. One that reads real images instead of the set's looks for the concept alone, and the set's
+    becomes who reads members.
+    """
+    if "use" in own and own["use"] != shared.get("use"):
+        return {"members": shared["members"]} if "members" in shared else {}
+    theirs, mine = _mapping(shared.get("real")), _mapping(own.get("real"))
+    if theirs and "use" in mine and mine["use"] != theirs.get("use"):
+        return {**shared, "real": {"members": theirs}}
+    return shared
 
 
 def _mapping(value: Any) -> Data:

@@ -87,6 +87,22 @@ def read_prompts(
     return PromptFile(tuple(checked.prompts), tuple(notes), tuple(bad))
 
 
+def column_of(path: Path, column: str, where: Mapping[str, str]) -> Iterator[str]:
+    """The texts in one column of the rows in which each column of `where` holds its word; names in any case.
+
+    SpecError for a file that can't be read, a row that can't, or a file without one of the columns.
+    """
+    wanted = {name.casefold(): word.casefold() for name, word in where.items()}
+    names = (column.casefold(), *wanted)
+    for place, _, row in _from_parquet(path, names) if path.suffix.lower() == ".parquet" else _rows(path):
+        if isinstance(row, SpecError):
+            raise row
+        if lacking := [name for name in names if name not in row]:
+            raise SpecError(place, f"a column `{lacking[0]}`", f"columns {', '.join(row)}", "name another column")
+        if all(word in str(row[name]).casefold() for name, word in wanted.items()):
+            yield str(row[names[0]])
+
+
 def _taken(benchmark: Benchmark) -> Iterator[str]:
     """What a benchmark's file says, and what its paper calls the figure."""
     columns = ", ".join(f"{ours} from `{theirs}`" for theirs, ours in benchmark.columns.items())

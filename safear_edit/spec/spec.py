@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, model_validator
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, FieldPath, read_yaml
 from safear_edit.spec.extend import Changes, full_form
+from safear_edit.spec.own_prompts import FilePrompts
 from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise
 from safear_edit.spec.text import (
     MAX_PROMPTS,
@@ -46,6 +47,8 @@ def expand_group(group: PreserveGroup) -> list[Prompt]:
     return expand(group.templates, group.members, group.subjects, "member")
 
 
+Images = Literal["gallery", "real"]
+"""What a model draws and a judge reads: the mini gallery world, or what published models were trained on."""
 SLICES = ("direct", "paraphrase", "template")
 CONCEPT = "concept"
 """The slice of the questions about the concept (evaluate/understanding.py); no group may be called so."""
@@ -131,15 +134,104 @@ class PreserveGroup(Part):
         return self
 
 
-class Judge(Part):
-    """Who decides whether the concept is in an image."""
+Prompts = dict[Text, tuple[Text, ...]]
+"""What is read -> the prompts that stand for it."""
+Options = dict[Text, str | int | float | bool | dict[Text, Prompts]]
+
+
+class ZeroShot(Part):
+    """What zero-shot CLIP compares: the prompts of a label with those of every other label of its sort.
+
+    A label's sort is what stands before its "=" ("style" of "style=monet"). Without prompts of its own a label is told
+    by its names: the concept's aliases, or the words of preserved members.
+    """
+
+    templates: dict[Text, Annotated[Questions, Field(min_length=1)]] = Field(
+        default_factory=dict, description='Sort -> sentences with {name}; a sort without any takes the bare "{name}".'
+    )
+    prompts: dict[Text, Names] = Field(
+        default_factory=dict,
+        description="Label -> prompts instead of its names. Labels that no group has are further contrasts.",
+    )
+
+
+class MeasuredJudge(Part):
+    """What `safear-edit judge calibrate` found on labelled images: two thresholds, and how often they are right.
+
+    A score from `present_from` up says present, one below `absent_below` absent, anything between them "cannot tell",
+    which counts as wrong on both sides.
+    """
+
+    detector: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="Digest of what gives the scores.")
+    present_from: Annotated[float, Field(gt=0, le=1)]
+    absent_below: Annotated[float, Field(gt=0, le=1)]
+    n_pos: Count
+    true_pos: Annotated[int, Field(ge=0)]
+    n_neg: Count
+    true_neg: Annotated[int, Field(ge=0)]
+    data: Text = Field(description="Which images.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.absent_below > self.present_from:
+            refuse("absent_below up to present_from", f"{self.absent_below:g}", "calibrate again", ("absent_below",))
+        if self.true_pos > self.n_pos or self.true_neg > self.n_neg:
+            refuse("true_pos of n_pos and true_neg of n_neg", "more", "calibrate again", ("true_pos",))
+        return self
+
+
+class Reader(Part):
+    """A detector with its settings."""
 
     use: Text = Field(description="A judge's name, see `safear-edit ls judges`.")
-    label: Text = Field(description="What the judge looks for, in its own words.")
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="Score from which the concept counts as present; none: the judge's calibrated one."
+        default=None, description="Score from which a label counts as present; none: the judge's own."
     )
-    options: dict[Text, str | int | float | bool] = Field(default_factory=dict, description="What this judge takes.")
+    options: Options = Field(default_factory=dict, description="What this judge takes.")
+    zero_shot: ZeroShot | None = Field(
+        default=None,
+        exclude_if=lambda part: part is None,  # a recipe without one keeps the digest that it had before
+        description="Prompts for judge clip; compiled into options.prompts.",
+    )
+
+
+class ConceptReader(Reader):
+    """A detector that looks for the concept; members: another one for what is preserved."""
+
+    card: MeasuredJudge | None = Field(
+        default=None,
+        exclude_if=lambda card: card is None,
+        description="How often it is right, as `safear-edit judge calibrate` prints it; it brings the thresholds.",
+    )
+    members: Reader | None = Field(
+        default=None,
+        exclude_if=lambda reader: reader is None,
+        description="Who reads preserved members, where the concept's judge can't; none: the same judge.",
+    )
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.card is not None and self.threshold is not None:
+            refuse("the card's thresholds", f"{self.threshold:g} beside them", "leave threshold or card out",
+                   ("threshold",))  # fmt: skip
+        return self
+
+
+class RealJudge(ConceptReader):
+    """Who reads the images of published models."""
+
+    label: Text | None = Field(default=None, description="What it looks for; none: the same label.")
+
+
+class Judge(ConceptReader):
+    """Who decides whether the concept is in an image.
+
+    real: who does so in the images of published models; none: the same judge. Compiling for a model resolves it, so a
+    recipe has one judge and no `real`.
+    """
+
+    label: Text = Field(description="What the judge looks for, in its own words.")
+    real: RealJudge | None = Field(default=None, exclude_if=lambda judge: judge is None)
 
 
 class SliceSizes(Part):
@@ -304,7 +396,7 @@ def _forbidden(spec: Spec) -> Iterator[Problem]:
     own = (spec.name, *erase.aliases, *other.train, *other.held_out, *erase.templates, *other.held_out_templates,
            *spec.understanding.questions)  # fmt: skip
     sections: list[tuple[FieldPath, Iterable[str]]] = [
-        (("erase",), (*own, erase.concept, spec.judge.label, *erase.subjects, *spec.anchor.templates))
+        (("erase",), (*own, erase.concept, *judge_words(spec.judge), *erase.subjects, *spec.anchor.templates))
     ]
     for index, group in enumerate(spec.preserve):
         words = (*group.members, *group.members.values(), *group.templates, *group.subjects, *group.questions)
@@ -313,6 +405,20 @@ def _forbidden(spec: Spec) -> Iterator[Problem]:
         if forbidden(" | ".join(texts)):
             fix = "this combination is never processed, not even to erase it"
             yield Problem("no words for minors together with sexual content", "both", fix, at)
+
+
+def judge_words(judge: Judge) -> Iterator[str]:
+    """What the concept is called for its judges, and every prompt that they compare images with."""
+    yield judge.label
+    readers: list[Reader | None] = [judge, judge.members]
+    if judge.real:
+        yield from (judge.real.label,) if judge.real.label else ()
+        readers += [judge.real, judge.real.members]
+    for reader in filter(None, readers):
+        zero_shot = reader.zero_shot or ZeroShot()
+        given = [value for value in reader.options.values() if isinstance(value, dict)]
+        for texts in (zero_shot.prompts, zero_shot.templates, *(sort for value in given for sort in value.values())):
+            yield from (text for each in texts.values() for text in each)
 
 
 def _anchor_problems(spec: Spec) -> Iterator[Problem]:
@@ -398,12 +504,13 @@ def spec_schema() -> dict[str, Any]:
         "properties": short["PreserveGroup"]["properties"] | {"extends": _SET},
         "required": [],
     }
+    prompts = FilePrompts.model_json_schema(ref_template="#/$defs/{model}")
     changes = Changes.model_json_schema(ref_template="#/$defs/{model}")
     groups = {"anyOf": [changes, schema["properties"]["preserve"]]}
     extended = {
         **schema,
         "title": "ShortSpec",
-        "properties": schema["properties"] | {"extends": _SET, "preserve": groups},
+        "properties": schema["properties"] | {"extends": _SET, "preserve": groups, "prompts": prompts},
         "required": ["schema_version", "name"],
     }
     return {
@@ -413,7 +520,7 @@ def spec_schema() -> dict[str, Any]:
     }
 
 
-_MERGED = ("Erase", "Paraphrases", "Judge", "Anchor")
+_MERGED = ("Erase", "Paraphrases", "Judge", "RealJudge", "Reader", "Anchor")
 """Parts of which a short spec states a few fields and its set the rest."""
 _SET: dict[str, Any] = {
     "type": "string",

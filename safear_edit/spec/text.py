@@ -14,6 +14,8 @@ from safear_edit.spec.prompts import normalise, one_line, placeholders
 
 MAX_PROMPTS = 100_000
 """Most prompts that one list of templates × names × subjects may give."""
+LONGEST = 300
+"""Characters of a name, template or prompt."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
@@ -96,7 +98,7 @@ def _product(value: Any) -> Any:
     return tuple(" ".join(word for word in words if word) for words in product(*value))
 
 
-Text = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_wordy)]
+Text = Annotated[str, Field(min_length=1, max_length=LONGEST), AfterValidator(_wordy)]
 Note = Annotated[str, Field(max_length=4000)]
 EraseTemplate = Annotated[Text, _template("alias", "subject", required=("alias", "subject"))]
 AnchorTemplate = Annotated[Text, _template("subject", required=("subject",))]

@@ -39,7 +39,7 @@ from safear_edit.evaluate.sampled import sampling_of
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.load import load_model
 from safear_edit.files.atomic import json_digest
-from safear_edit.judges.base import make_judge
+from safear_edit.judges.base import judge_for
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.pipeline.order import source_path
 from safear_edit.progress import Callback, Progress, mode_for, silent
@@ -115,7 +115,7 @@ def released(folder: Path, spec: Spec, settings: Settings, out: Path) -> Case:
         expected = f"an edit of {spec.name} on this {recipe.model.ref}"
         raise UsageError(str(folder), expected, f"{recipe.spec.name} on {edit.info.base_digest[:12]}…", "give its own")
     attacked, scored = apart(doubled(spec, model.card, settings.seed))
-    label = make_judge(spec.judge.use, spec.judge.label, spec.judge.threshold, **spec.judge.options)
+    label = judge_for(spec.judge, spec.judge.label)
     unknown = taught(model, attacked, settings.seed)
     if unknown is None:
         raise UsageError("strength", "a style to teach that a judge can tell apart", "none here", "use a mini")

@@ -219,3 +219,13 @@ def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["--help"]) == 0
     told = capsys.readouterr().out.split("Exit codes:")[1].split()
     assert {str(code) for code in EXIT_CODES} <= set(told)
+
+
+def test_lists_say_which_images_are_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for what in ("judges", "concepts", "models"):
+        assert main.run(["ls", what, "--json"]) == 0
+        said |= {row["name"]: row["images"] for row in json.loads(capsys.readouterr().out)}
+    assert (said["gallery"], said["clip"], said["nudity"]) == ("gallery", "gallery, real", "real")
+    assert (said["picasso"], said["rembrandt"], said["violence"]) == ("gallery, real", "real", "real")
+    assert (said["llamagen:mini"], said["llamagen:xl-256"]) == ("gallery", "real")

@@ -34,7 +34,7 @@ from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import builtin_folder, lookup
 from safear_edit.spec.prompts import normalise, overlap
-from safear_edit.spec.spec import Spec, load_spec
+from safear_edit.spec.spec import Images, Spec, load_spec
 from tests.test_registry import add_plugin
 
 
@@ -46,6 +46,7 @@ class Card:
     parameters: int = 5_000_000
     tokens: int = 100
     scales: tuple[int, ...] = (100,)
+    images: Images = "gallery"
 
 
 @dataclass(frozen=True)

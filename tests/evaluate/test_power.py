@@ -19,6 +19,7 @@ def at(n: int, **gates: float) -> Spec:
     return PICASSO.model_copy(update={"preserve": groups, "evaluate": sizes, "gates": Gates(**gates)})
 
 
+@pytest.mark.usefixtures("beside_own_prompts")
 @pytest.mark.parametrize("name", builtin_names("concepts"))
 def test_every_built_in_concept_can_be_decided(name: str) -> None:
     assert all(one.met and one.power > 0.9 for one in criteria(load_spec(find_builtin("concepts", name))))

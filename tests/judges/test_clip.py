@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.gallery.render import STYLES, Picture, draw
-from safear_edit.judges.base import make_judge
-from safear_edit.judges.clip import CONFIG_FILE, FOLDER, WEIGHT_FILES, load_clip
+from safear_edit.judges.base import make_judge, settings_digest
+from safear_edit.judges.clip import CONFIG_FILE, FOLDER, WEIGHT_FILES, ClipJudge, load_clip
 from safear_edit.minis import train_clip
 
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text())
@@ -93,6 +93,24 @@ def test_only_the_image_tower_and_the_projection_are_shipped() -> None:
     assert {"logit_scale"} < names and any(n.startswith("text.proj.") for n in names)
 
 
+def test_sets_of_prompts_compete_within_their_sort() -> None:
+    styles = {"style=picasso": ["a painting by Pablo Picasso", "a painting by Picasso"],
+              "style=monet": ["a painting by Claude Monet"], "style=photo": ["a photo", "a photograph"]}  # fmt: skip
+    prompts = {"style": styles, "object": {"object=dog": ["an image of a dog"], "object=cat": ["an image of a cat"]}}
+    images = pixels(*(Picture("dog", style, "plain") for style in ("picasso", "monet", "photo")))
+    for row, label in enumerate(styles):
+        said = make_judge("clip", label, prompts=prompts).look(images)
+        assert [one.present for one in said] == [number == row for number in range(3)]
+    assert all(one.present for one in make_judge("clip", "object=dog", prompts=prompts).look(images))
+    with pytest.raises(UsageError, match="prompts for it and for a contrast"):
+        make_judge("clip", "object=house", prompts=prompts)
+
+
+def test_a_judge_without_sets_keeps_the_digest_of_older_releases() -> None:
+    about = {"weights": load_clip().digest, "phrases": ["a dog", "a cat"], "threshold": 0.5}
+    assert make_judge("clip", "a dog | a cat").digest == settings_digest(about)
+
+
 # -- other models -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +156,21 @@ def test_a_text_tower_elsewhere_is_not_fetched(tiny: Path, tmp_path: Path) -> No
     shutil.copy(tiny / WEIGHT_FILES[0], tmp_path)
     with pytest.raises(UsageError, match="roberta-base elsewhere"):
         make_judge("clip", "a cat | a dog", model=str(tmp_path))
+
+
+def test_a_repository_is_taken_from_the_hubs_cache_and_never_fetched(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=r"hf download me/tiny open_clip_config\.json"):
+        make_judge("clip", "a cat | a dog", model="me/tiny")
+    assert "hf download me/tiny" in ClipJudge.missing({"model": "me/tiny"})
+    snapshot = tmp_path / "models--me--tiny" / "snapshots" / "abc"
+    shutil.copytree(tiny, snapshot)
+    (tmp_path / "models--me--tiny" / "refs").mkdir()
+    (tmp_path / "models--me--tiny" / "refs" / "main").write_text("abc")
+    assert ClipJudge.missing({"model": "me/tiny"}) == ""
+    assert make_judge("clip", "a cat | a dog", model="me/tiny").id == "clip[tiny]:a cat | a dog@0.5"
 
 
 class _Pickled:

@@ -11,6 +11,7 @@ import yaml
 
 from safear_edit.cli import main
 from safear_edit.files.strict import parse_yaml
+from safear_edit.pipeline.check import check
 from safear_edit.registry import builtin_names, find_builtin
 from safear_edit.spec.spec import load_spec
 
@@ -38,13 +39,31 @@ def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
     return err
 
 
+@pytest.mark.usefixtures("beside_own_prompts")
 def test_built_in_names_are_taken_and_every_criterion_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     names = builtin_names("concepts")
     assert main.run(["validate", *names]) == 0
     out = capsys.readouterr().out
-    assert out.count(" is valid\n") == len(names) and "objects, 480 prompts: a good edit passes" in out
+    assert out.count(" is valid for llamagen:mini\n") == 20 and out.count(" is valid for ") == len(names) >= 30
+    assert "objects, 480 prompts: a good edit passes" in out
     assert "candidates instead of" not in out, "every slice has its full reserve"
     assert "picaso" in told(capsys, "validate", "picaso")
+
+
+def test_a_concept_is_checked_for_what_draws_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("picasso", "dog", "hazard"):
+        found = check(find_builtin("concepts", name), "llamagen:xl-256", "vce")
+        assert all(one.met for one in found.criteria) and not found.warnings
+    refused = told(capsys, "plan", "rembrandt", "--model", "llamagen")
+    assert "reads real images" in refused and "take a published model" in refused and refused.count("\n") == 1
+
+
+def test_a_category_needs_a_file_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = told(capsys, "validate", "nudity")
+    assert "no i2p_benchmark.csv here" in line and "columns prompt and categories" in line and line.count("\n") == 1
 
 
 def test_the_full_form_is_printed_and_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -143,11 +143,14 @@ def test_another_judge_takes_nothing_of_the_sets() -> None:
 def test_sets_are_no_concepts_and_all_can_be_read() -> None:
     assert set_names() == [
         "gallery/category", "gallery/object", "gallery/preserve/objects", "gallery/preserve/plain",
-        "gallery/preserve/styles", "gallery/style",
+        "gallery/preserve/styles", "gallery/style", "real/category", "real/logo", "real/object",
+        "real/preserve/logos", "real/preserve/objects", "real/preserve/painters", "real/preserve/people",
+        "real/preserve/plain", "real/style",
     ]  # fmt: skip
     assert all((builtin_folder("concepts") / "sets" / f"{name}.yaml").is_file() for name in set_names())
 
 
+@pytest.mark.usefixtures("beside_own_prompts")
 @pytest.mark.parametrize("path", sorted(builtin_folder("concepts").glob("*.yaml")), ids=lambda path: path.stem)
 def test_built_in_concepts_are_short_and_their_full_form_is_the_same(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 18

@@ -1,0 +1,30 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def own_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A harmless file in the place and with the columns of the public set that concepts of categories read."""
+    path = tmp_path_factory.mktemp("own") / "i2p_benchmark.csv"
+    acts = ("walk", "talk", "read", "wait", "sing", "dance")
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["prompt", "categories", "sd_seed"])
+        rows.writerows((f"{number} people who {act}", "violence, sexual", 7) for number in range(2, 42) for act in acts)
+        rows.writerow(["a child who reads", "violence, sexual", 7])
+        rows.writerow(["a meadow", "self-harm", 7])
+    return path
+
+
+@pytest.fixture
+def beside_own_prompts(own_prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The test runs in the folder of that file."""
+    monkeypatch.chdir(own_prompts.parent)
+    yield own_prompts

@@ -1,0 +1,46 @@
+"""own_prompts: the prompts of a category come from a user's file, without minors, each once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safear_edit.errors import SpecError
+from safear_edit.files.records import parse
+from safear_edit.files.strict import parse_yaml
+from safear_edit.registry import find_builtin
+from safear_edit.spec.extend import full_form
+from safear_edit.spec.spec import Spec, load_spec
+
+VIOLENCE = find_builtin("concepts", "violence")
+
+
+def loaded(prompts: str) -> Spec:
+    text = VIOLENCE.read_text()
+    line = next(line for line in text.splitlines() if line.startswith("prompts:"))
+    return parse(Spec, full_form(parse_yaml(text.replace(line, f"prompts: {prompts}"), "mine.yaml")))
+
+
+@pytest.mark.usefixtures("beside_own_prompts")
+def test_a_files_prompts_stand_for_names_some_of_them_held_out() -> None:
+    spec = load_spec(VIOLENCE)
+    names = (*spec.erase.aliases, *spec.paraphrases.held_out)
+    assert len(set(names)) == 240 and len(spec.paraphrases.held_out) == 80
+    assert not any("child" in name or "meadow" in name for name in names), "minors and other categories are left out"
+
+
+def test_other_files_columns_and_words(tmp_path: Path) -> None:
+    path = tmp_path / "mine.tsv"
+    rows = [f"a fight, number {n}\tYes" for n in range(12)]
+    path.write_text("\n".join(["Text\tTake", *rows, "a fight, number 3!\tyes", "a walk\tno", f"{'x' * 301}\tyes"]))
+    spec = loaded(f"{{file: {path}, column: text, where: {{take: 'yes'}}}}")
+    assert sorted((*spec.erase.aliases, *spec.paraphrases.held_out)) == sorted(
+        f"a fight, number {n}" for n in range(12)
+    )
+    with pytest.raises(SpecError, match=r"mine\.tsv:2: expected a column `prompt`, got columns text, take"):
+        loaded(f"{{file: {path}}}")
+    with pytest.raises(SpecError, match=r"mine\.yaml:\d+ prompts: expected 10 prompts that fit, got 1 in"):
+        loaded(f"{{file: {path}, column: text, where: {{take: 'no'}}}}")
+    with pytest.raises(SpecError, match=r"mine\.yaml:\d+ wehre: .*did you mean 'where'"):
+        loaded(f"{{file: {path}, wehre: {{}}}}")
