@@ -55,5 +55,7 @@ def test_the_file_says_what_was_done_to_it(tmp_path: Path) -> None:
 
 
 def test_the_index_of_an_older_sheet_is_read() -> None:
-    shown = [{"prompt_id": "direct-0"}]
-    assert SheetNote.model_validate({"pictures": shown}) == SheetNote.model_validate({"images": shown}) != SheetNote()
+    found = [
+        SheetNote.model_validate_json(f'{{"{key}": [{{"prompt_id": "direct-0"}}]}}') for key in ("pictures", "images")
+    ]
+    assert found[0] == found[1] and found[0].images[0].prompt_id == "direct-0"
