@@ -25,7 +25,7 @@ def as_version_1(value: Any) -> Any:
     return {
         key: ("REGRESSED" if one == "FAIL" else one)
         if key == "decision" and compared
-        else OLD[one]
+        else OLD.get(one, one)
         if key in ("decision", "status")
         else as_version_1(one)
         for key, one in value.items()
