@@ -239,6 +239,7 @@ def _side_by_side(words: Sequence[str], given: GenerateOptions) -> int:
 
 
 def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
+    from safear_edit.files.layout import looks_released
     from safear_edit.pipeline.generate import generate as draw
 
     with shown_progress(given) as progress:
@@ -257,7 +258,8 @@ def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
     if given.as_json:
         print_json({"model": ref, "files": [str(path) for path in paths]})
     else:
-        print(f"model {ref}")
+        edited = looks_released(Path(model))
+        print(f"model {ref}" + (f", an edited model: {model}/report.html says what was erased" if edited else ""))
         print("\n".join(map(str, paths)))
     return 0
 

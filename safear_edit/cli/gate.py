@@ -482,7 +482,7 @@ def _append_summary(path: Path, found: Conclusion, subject: str) -> None:
 
 def _print(found: Conclusion) -> None:
     rows = [(f.decision, f.id, f.observed, f.needed) for f in found.findings]
-    print_table(("", "rule", "seen", "needed"), rows)
+    print_table(("", "rule", "seen", "needed"), rows, whole=("rule",))
     for finding in found.findings:
         if finding.why:
             ids = f" ({', '.join(finding.prompts)})" if finding.prompts else ""
