@@ -227,7 +227,7 @@ def free_bytes(device: torch.device) -> int:
 
 # -- minutes on a device ----------------------------------------------------------------------------------------------
 
-EFFICIENCY = {"drawing": 0.45, "training": 0.5}
+EFFICIENCY = {"drawing": 0.45, "training": 0.9}
 """Share of the device's speed in a large matrix product, or of its bandwidth, that a stage reaches (the rehearsal of
 llamagen:xl-256 in bfloat16, examples/results)."""
 

@@ -312,8 +312,9 @@ def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5Encod
     path, net = weight_file(folder), _empty_t5(folder)
     nn.Module.to(net, dtype)
     if dtype == torch.float16:
-        for block in net.encoder.block:
-            block.layer[-1].DenseReluDense.wo.float()
+        for name, module in net.named_modules():
+            if name.endswith(".DenseReluDense.wo"):
+                module.float()
     own = {name: weight for name, weight in net.state_dict().items() if name != EMBEDDED}
     with opened(path) as stored:
         refuse_misfit(own, stored.like, str(path), stored.like.keys() - own.keys())
