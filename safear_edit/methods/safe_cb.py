@@ -489,9 +489,10 @@ def log_of(rounds: Sequence[Round]) -> MethodLog:
             + tuple((row.agreement or {}).get(name) for name in counted)
             for row in rounds
         ),
-        caption="“Found” and “cannot tell” are shares of images of training prompts under seeds of their own, as the "
+        caption="“Found” and “cannot tell” are shares of images of training prompts that no round learned from, as the "
         "search itself judged them; they are no evidence, and the section on erasure is. “Moved” is the divergence "
-        "(KL) from the base model on preserved training images, per token.",
+        "(KL) from the base model on preserved training images, per token. A later round is undone if it breaks more "
+        "images than it may, or gains too little: images that are readable without the concept, less what it moved.",
         figure="how much of each row of the image tokens' table lay in the directions that were taken out, before the "
         "edit and after each round",
     )
