@@ -102,7 +102,7 @@ class Workbench:
         self._questions = material.questions if answers else None
         branches = ((False, True) if params.caption_drop else (False,)) if reference else ()
         self._tables: dict[Hashable, dict[int, Tensor] | None] = {}
-        self._stored_bytes = 0
+        self.stored_bytes = 0
         self._reference = [self._references(drop, progress) for drop in branches]
 
     def scores(self, draw: Draw) -> Scores:
@@ -219,8 +219,8 @@ class Workbench:
         with adapter_off(self.model.net):
             if name not in self._tables:
                 size = compute(rows[:1]).numel() * 4 * count
-                fits = self._stored_bytes + size <= REFERENCE_BYTES
-                self._stored_bytes += size * fits
+                fits = self.stored_bytes + size <= REFERENCE_BYTES
+                self.stored_bytes += size * fits
                 self._tables[name] = {} if fits else None
             table = self._tables[name]
             if table is None:

@@ -23,8 +23,7 @@ from safear_edit.families.infinity import Infinity, bit_chances, inverse_cdf_bit
 from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.tokenizers.bsq import CodeSum, cell_bits
-from safear_edit.studies.speed_llamagen import STYLES, SUBJECTS
-from safear_edit.studies.timing import alternately
+from safear_edit.studies.contest import alternately, prompts
 
 
 @torch.no_grad()
@@ -74,8 +73,7 @@ class Race:
 
 def race(model: Infinity, batch: int, repeats: int, sampling: Sampling) -> Race:
     """Time `generate` and the plain loop alternately on `batch` images, after one round that compares the bits."""
-    prompts = [f"{SUBJECTS[i % len(SUBJECTS)]} in the style of {STYLES[i % len(STYLES)]}" for i in range(batch)]
-    condition, seeds = model.condition(prompts), range(batch)
+    condition, seeds = model.condition(prompts(batch)), range(batch)
     runs: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: model.generate(condition, seeds, sampling),
         "plain": lambda: plain_sample(model, condition, seeds, sampling),

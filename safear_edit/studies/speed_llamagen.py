@@ -30,8 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from safear_edit.construct.pairs import Material, Pairs
-from safear_edit.construct.pairs_record import PairStats
+from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings, adapter_off, adapter_weights, borrowed, inject
 from safear_edit.families.base import Condition, Sampling
@@ -42,10 +41,7 @@ from safear_edit.methods.base import fit_pairs
 from safear_edit.methods.ear import EAR, ear_loss, masked
 from safear_edit.methods.workbench import Workbench
 from safear_edit.progress import silent
-from safear_edit.studies.timing import alternately
-
-SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
-STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
+from safear_edit.studies.contest import alternately, material_of, prompts, relative
 
 ROUNDING = 2e-4
 """Largest distance of a draw from a border that rounding may explain: the tolerance of guided logits."""
@@ -162,8 +158,7 @@ def distances(
 def race(model: LlamaGen, batch: int, repeats: int, sampling: Sampling | None = None) -> Race:
     """Time `generate` and the plain loops alternately on `batch` images, after one round that compares the tokens."""
     used = sampling or model.sampling
-    prompts = [f"{SUBJECTS[i % len(SUBJECTS)]} in the style of {STYLES[i % len(STYLES)]}" for i in range(batch)]
-    condition, seeds = model.condition(prompts), range(batch)
+    condition, seeds = model.condition(prompts(batch)), range(batch)
     runs: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: model.generate(condition, seeds, used),
         "published": lambda: plain_sample(model, condition, seeds, used),
@@ -227,20 +222,6 @@ class EarRace:
     times_faster: float
 
 
-def ear_material(model: LlamaGen, pictures: int) -> Material:
-    """Pairs of the model's own images, which nobody judges: speed doesn't depend on what they show."""
-    subjects = [SUBJECTS[i % len(SUBJECTS)] for i in range(pictures)]
-    unsafe, safe = [f"{s} in the style of Picasso" for s in subjects], [f"a photo of {s}" for s in subjects]
-    seeds = list(range(pictures))
-    unsafe_ids, safe_ids = (model.generate(model.condition(prompts), seeds) for prompts in (unsafe, safe))
-    return Material("Picasso", Pairs(unsafe, safe, seeds, unsafe_ids, safe_ids, PairStats(pictures, pictures, {})))
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """|a - b| / |a|, Frobenius."""
-    return float((a - b).norm() / a.norm().clamp(min=1e-12))
-
-
 def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tuple[float, float]:
     """Largest relative distance of the two loops' losses and gradients over the first image's windows.
 
@@ -264,7 +245,7 @@ def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tu
 
 def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRace:
     """Time both loops alternately on the same images, windows and updates (batch 1, as published)."""
-    material, tokens = ear_material(model, pictures), model.card.tokens
+    material, tokens = material_of(model, pictures), model.card.tokens
     updates = pictures * -(-tokens // window)
     numbers = {"window": window, "batch": 1, "steps": updates, "warmup": 0, "threshold": 0.0, "learning_rate": 1e-4}
     params = EAR.Params.model_validate(numbers)

@@ -13,7 +13,8 @@ import tests
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.methods.ear import EAR
-from safear_edit.studies.speed_llamagen import SAME, PlainLoop, ear_distances, ear_material, ear_race, main, race
+from safear_edit.studies.contest import material_of
+from safear_edit.studies.speed_llamagen import SAME, PlainLoop, ear_distances, ear_race, main, race
 
 GOLDENS = tests.GOLDENS / "llamagen"
 
@@ -66,4 +67,4 @@ def test_a_loop_with_another_target_is_told_apart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("safear_edit.methods.ear.turned_away", lambda without, concept, eta: without)
     model = LlamaGen.pico()
     params = EAR.Params(window=6, batch=1, threshold=0.0)
-    assert max(ear_distances(model, ear_material(model, 2), params)) > SAME
+    assert max(ear_distances(model, material_of(model, 2), params)) > SAME

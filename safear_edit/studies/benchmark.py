@@ -1,0 +1,254 @@
+"""All speed claims in one table: `python -m safear_edit.studies benchmark`.
+
+Every line is a race in this process, on one thread: the same weights, captions and random numbers, ours against the
+plain way by turns. What both did is compared before any time is taken; a line whose contestants did not do the same
+ends the command with 1, and its times mean nothing. Seconds are CPU seconds, so that other work on the machine counts
+little.
+
+    drawing    each mini against the published loop (LlamaGen, Infinity) or transformers' `generate` (Janus)
+    training   a step of each method that learns from pairs against its plain form (speed_training.py), and EAR against
+               its published loop structure
+    growth     how the cost of drawing and training grows with what there is more of: the slope of log seconds over log
+               amount, 1 where twice as much takes twice as long
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from safear_edit.families.base import Sampling
+from safear_edit.families.infinity import Infinity
+from safear_edit.families.janus import Janus
+from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
+from safear_edit.families.load import load_model
+from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
+from safear_edit.studies.contest import material_of, prompts
+from safear_edit.studies.rows import Row, write_rows
+
+MINIS = ("llamagen", "infinity", "janus")
+SAME_GRADIENT = 1e-4
+"""Largest relative distance of gradients in float64; logits are float32 all the same, and that is left."""
+SAME_SHARE = 0.99
+"""Tokens that must agree: where rounding decides a draw, the rest of that image parts (speed_llamagen.py)."""
+COMMAND = "python -m safear_edit.studies benchmark"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One race: what was compared, whether both did the same, and what each took."""
+
+    what: str
+    same: bool
+    compared: str
+    ours: str = ""
+    plain: str = ""
+    times: float | None = None
+    memory: str = ""
+
+    def row(self) -> Row:
+        """The columns of the table; what has no value is null."""
+        shown = {"both did the same": self.compared, "ours": self.ours, "plain": self.plain}
+        faster = None if self.times is None else round(self.times, 2)
+        return {"what": self.what, **shown, "times as fast": faster, "memory beside the model": self.memory or None}
+
+
+# -- drawing ----------------------------------------------------------------------------------------------------------
+
+
+def drawing(model: object, batch: int, repeats: int) -> list[Line]:
+    """One mini against the way that others draw with it."""
+    match model:
+        case LlamaGen():
+            return _llamagen(model, batch, repeats)
+        case Infinity():
+            found = speed_infinity.race(model, batch, repeats, model.sampling)
+            what, same = f"drawing, infinity:mini, {batch} at a time", found.identical / found.bits
+            told = f"{found.identical} of {found.bits} bits"
+            seconds = f"{found.seconds['ours']:.2f} s", f"{found.seconds['plain']:.2f} s, published loop"
+            return [Line(what, same >= SAME_SHARE, told, *seconds, found.times_faster)]
+        case Janus():
+            other = speed_janus.race(model, batch, repeats)
+            what, same = f"drawing, janus:mini, {batch} at a time, greedy", other.identical / other.tokens
+            told = f"{other.identical} of {other.tokens} tokens"
+            seconds = f"{other.seconds['ours']:.2f} s", f"{other.seconds['transformers']:.2f} s, transformers"
+            return [Line(what, same >= SAME_SHARE, told, *seconds, other.times_faster)]
+        case _:
+            return []
+
+
+def _llamagen(model: LlamaGen, batch: int, repeats: int) -> list[Line]:
+    found = speed_llamagen.race(model, batch, repeats)
+    lines = []
+    for name, times in found.times_faster_than.items():
+        told = f"{found.identical[name]} of {found.tokens} tokens"
+        same = all(distance <= speed_llamagen.ROUNDING for distance in found.parted[name])
+        seconds = f"{found.seconds['ours']:.2f} s", f"{found.seconds[name]:.2f} s, {name} loop"
+        lines.append(Line(f"drawing, llamagen:mini, {batch} at a time", same, told, *seconds, times))
+    return lines
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def training(model: LlamaGen | Infinity | Janus, names: Sequence[str], repeats: int) -> Iterator[Line]:
+    """A step of each method on one mini; of EAR, whose published loop is another one, the whole training."""
+    material = speed_training.material_for(model)
+    for name in names:
+        found = speed_training.race(model, name, material, repeats)
+        worst = max(found.loss_distance, found.gradient_distance)
+        told = f"loss {found.loss_distance:.0e}, gradient {found.gradient_distance:.0e} apart"
+        seconds = f"{found.seconds['ours']:.3f} s", f"{found.seconds['plain']:.3f} s"
+        memory = f"{found.mib['ours']:.0f} against {found.mib['plain']:.0f} MiB"
+        what = f"a step of {name}, {model.name}:mini"
+        yield Line(what, worst <= SAME_GRADIENT, told, *seconds, found.times_faster, memory)
+    if isinstance(model, LlamaGen):
+        ear = speed_llamagen.ear_race(model, 2, 48, max(1, repeats // 3))
+        worst = max(ear.loss_distance, ear.gradient_distance, ear.update_distance)
+        told = f"losses, gradients and updates {worst:.0e} apart"
+        seconds = f"{ear.seconds['ours']:.2f} s", f"{ear.seconds['published']:.2f} s, published loop"
+        yield Line("training by EAR, 2 images", worst <= speed_llamagen.SAME, told, *seconds, ear.times_faster)
+
+
+# -- growth -----------------------------------------------------------------------------------------------------------
+
+
+def growth(repeats: int) -> Iterator[Line]:
+    """Random LlamaGen transformers and the mini, each with more and more of one thing."""
+    mini = cast("LlamaGen", load_model("llamagen"))
+
+    def draw(count: int) -> Callable[[], object]:
+        return lambda: [mini.generate(mini.condition(prompts(64)), range(64)) for _ in range(count // 64)]
+
+    def tokens(count: int) -> Callable[[], object]:
+        return _drawing(GPTConfig(256, 4, 4, 1024, block_size=count, caption_dim=64, cls_token_num=16))
+
+    def width(dim: int) -> Callable[[], object]:
+        return _drawing(GPTConfig(dim, 4, 4, 1024, block_size=64, caption_dim=64, cls_token_num=16))
+
+    def train(concepts: int) -> Callable[[], object]:
+        material = material_of(mini, 8)
+
+        def each() -> None:
+            for _ in range(concepts):
+                method, params = _vce(2)
+                method.fit(mini, material, params, seed=0, progress=_unheard)
+
+        return each
+
+    for what, amounts, make in (
+        ("drawing as prompts grow, 64 to 256", (64, 128, 256), draw),
+        ("drawing as tokens of an image grow, 64 to 576", (64, 256, 576), tokens),
+        ("drawing as the width grows, 128 to 512 (parameters with its square)", (128, 256, 512), width),
+        ("VCE as concepts grow, 1 to 4, one edit each", (1, 2, 4), train),
+    ):
+        seconds = [_median(make(amount), repeats) for amount in amounts]
+        shown = ", ".join(f"{s:.2f}" for s in seconds)
+        told = f"slope {slope(amounts, seconds):.2f}"
+        yield Line(what, True, "", f"{shown} s: {told}")
+
+
+def slope(amounts: Sequence[float], seconds: Sequence[float]) -> float:
+    """Of log seconds over log amount, least squares."""
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (amounts, seconds))
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / (x * x).sum())
+
+
+def _median(run: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def _drawing(config: GPTConfig) -> Callable[[], object]:
+    """16 images by a random transformer, without its tokenizer and text encoder."""
+    from safear_edit.families.llamagen import sample_ids
+    from safear_edit.families.sampling import inverse_cdf, uniforms
+
+    torch.manual_seed(0)
+    net = GPT(config)
+    with torch.no_grad():
+        features = torch.randn(16, 8, config.caption_dim)
+        mask = torch.ones(16, 8, dtype=torch.bool)
+        text, without = net.text_pass(features, mask), net.text_pass(net.unconditional(mask), mask)
+    draws = uniforms(range(16), config.block_size)
+    return lambda: sample_ids(net, text, without, Sampling(4.0), inverse_cdf(draws))
+
+
+def _vce(steps: int) -> tuple[Any, Any]:
+    from safear_edit.methods.vce import VCE
+
+    return VCE(), VCE.Params.model_validate({"steps": steps, "keep_weight": 0})
+
+
+def _unheard(stage: str, done: int, total: int, info: str = "") -> None:
+    """Nobody looks."""
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def lines(models: Sequence[str], batches: Sequence[int], repeats: int) -> Iterator[Line]:
+    """Every race, one after the other."""
+    for name in models:
+        model = load_model(name)
+        for batch in batches:
+            yield from drawing(model, batch, repeats)
+        if isinstance(model, LlamaGen | Infinity | Janus):
+            yield from training(model, speed_training.methods_for(model), repeats)
+    if "llamagen" in models:
+        yield from growth(repeats)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, and with --out write its rows; 1 if contestants of any line did not do the same."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--models", nargs="+", default=MINIS, choices=MINIS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="images drawn together")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="the rows, one JSON object a line, for examples/results")
+    parser.add_argument("--commit", help="in which the rows are recorded")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    made = {"command": COMMAND, "commit": chosen.commit, "date": datetime.now(UTC).date().isoformat()}
+    rows: list[Row] = [HEAD]
+    right = True
+    for line in lines(chosen.models, chosen.batch, chosen.repeats):
+        right &= line.same
+        rows.append(line.row() | made)
+        print(json.dumps(line.row(), ensure_ascii=False), file=sys.stderr, flush=True)
+        if chosen.out:
+            write_rows(chosen.out, rows)
+    print(_table(rows[1:]))
+    return 0 if right else 1
+
+
+HEAD: Row = {
+    "title": "Speed against the plain way",
+    "note": "One process, one thread, the same weights, captions and random numbers by turns; CPU seconds, medians. "
+    "What both did is compared first. Memory: what waits for the backward pass, and the second model or what is kept "
+    "of the first one's answers.",
+}
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """The rows as text, columns aligned."""
+    columns = [name for name in rows[0] if name not in ("command", "commit", "date")]
+    cells = [columns, *([str(row[name] if row[name] is not None else "") for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
