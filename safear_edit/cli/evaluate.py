@@ -23,6 +23,7 @@ from safear_edit.cli.options import (
     Writing,
     option,
     print_json,
+    print_json_list,
     print_table,
     shown_progress,
     taking,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from safear_edit.evaluate.stats import Interval
     from safear_edit.report.schema import Understood
 
+
+TABLE = 1000
+"""Prompts that are shown one by one to a person."""
 
 # -- eval -------------------------------------------------------------------------------------------------------------
 
@@ -140,9 +144,12 @@ def _span(found: Interval) -> str:
 
 def _show_judged(found: Comparison, as_json: bool) -> int:
     if as_json:
-        print_json(found.as_json())
+        print_json_list(found.as_json(), "rows", found.json_rows())
     else:
-        print_table(("prompt", "seed", *found.models), found.rows())
+        if len(found.prompts) <= TABLE:
+            print_table(("prompt", "seed", *found.models), found.rows())
+        else:
+            print(f"{len(found.prompts)} prompts are too many for a table: --json prints what was found in each")
         print("\n".join(found.summary()))
     for line in (*(f"note: {note}" for note in found.notes), *(f"warning: {text}" for text in found.warnings())):
         print(line, file=sys.stderr)

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -234,6 +234,17 @@ def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     wide = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
     print(harmless_json(json.dumps(document, indent=1, ensure_ascii=not wide)))
+
+
+def print_json_list(document: dict[str, Any], name: str, rows: Iterable[Any]) -> None:
+    """`document` with a list `name` at its end, as `print_json` would print it; no more than one row is in memory."""
+    wide = (sys.stdout.encoding or "utf-8").lower().replace("-", "").startswith("utf")
+    head = json.dumps(document, indent=1, ensure_ascii=not wide)
+    print(harmless_json(head.removesuffix("\n}")), end=f',\n "{name}": [')
+    for number, row in enumerate(rows):
+        text = json.dumps(row, indent=1, ensure_ascii=not wide).replace("\n", "\n  ")
+        print(",\n  " if number else "\n  ", harmless_json(text), sep="", end="")
+    print("\n ]\n}")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[str] = ()) -> None:

@@ -36,7 +36,7 @@ SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")
 STDIN = Path("-")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000
 class FilePrompt:
     """One prompt of the file with the seed of its image; `id` is the file's own, or the line."""
 

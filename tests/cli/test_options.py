@@ -18,6 +18,7 @@ from safear_edit.cli.options import (
     option,
     print_criteria,
     print_json,
+    print_json_list,
     print_table,
     signing_key,
     taking,
@@ -97,3 +98,13 @@ def test_a_verdict_is_one_table_worst_first_and_no_word_is_cut(capsys: pytest.Ca
     words = {word for row in narrow.splitlines() for word in row.split()}
     assert {"preservation/picasso/other-styles", "(needed:", "observed", "points"} <= words
     assert narrow.count("needed") == 1, "what was needed is told of what is not met"
+
+
+@pytest.mark.parametrize("rows", [[1], [{"a": "::error::x ä", "b": [1, 2]}, {"a": "\n##[group]"}]])
+def test_a_list_printed_row_by_row_is_the_document_printed_at_once(
+    rows: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_json({"n": 1, "more": {"x": []}, "rows": rows})
+    whole = capsys.readouterr().out
+    print_json_list({"n": 1, "more": {"x": []}}, "rows", iter(rows))
+    assert capsys.readouterr().out == whole
