@@ -159,7 +159,8 @@ def local_assistant(folder: Path) -> Assistant:
 
     def answer(question: str) -> str:
         turns = [{"role": "user", "content": question}]
-        told = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        how: dict[str, Any] = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        told: Any = tokenizer.apply_chat_template(turns, **how)
         ids = model.generate(**told, max_new_tokens=256, do_sample=False)
         return str(tokenizer.decode(ids[0, told["input_ids"].shape[1] :], skip_special_tokens=True))
 
