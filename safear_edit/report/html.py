@@ -90,25 +90,34 @@ def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:
 
     SpecError when a file isn't the one that the report was made from.
     """
-    found = []
+    found, folders = [], dict[Path, Sheets | None]()
     for sheet in report.images:
         path = root / sheet.file
-        index = path.parent / INDEX
-        name = index.relative_to(root).as_posix()
         if not path.stem.startswith("slice-") or not PAIR_SHEETS.match(path.stem):
             continue
-        if name not in report.reproduce.inputs:
-            return ()
-        for file, digest in report.reproduce.inputs.items():
-            if PurePath(file).parent == PurePath(name).parent:
-                _content(root / file, digest)
+        if path.parent not in folders:
+            folders[path.parent] = _kept_images(report, root, path.parent)
+        kept = folders[path.parent]
+        if kept is None:
+            continue
         _content(path, sheet.sha256)
-        kept = Sheets.of(index)
-        assert kept is not None
         concept = PurePath(sheet.file).parts[1] if len(PurePath(sheet.file).parts) > 2 else report.concepts[0].name
         pairs = tuple(_figure_pairs(kept, read_record(SheetNote, path.with_suffix(".json"))))
         found.append(FigureGroup(concept, path.stem.removeprefix("slice-"), pairs))
     return tuple(found)
+
+
+def _kept_images(report: Report, root: Path, folder: Path) -> Sheets | None:
+    """The kept images in a folder, if the report was made from them; SpecError if they aren't the same files."""
+    name = folder.relative_to(root).as_posix()
+    inputs = {
+        file: digest for file, digest in report.reproduce.inputs.items() if PurePath(file).parent.as_posix() == name
+    }
+    if f"{name}/{INDEX}" not in inputs:
+        return None
+    for file, digest in inputs.items():
+        _content(root / file, digest)
+    return Sheets.of(folder / INDEX)
 
 
 def _figure_pairs(kept: Sheets, note: SheetNote) -> Iterator[FigurePair]:

@@ -33,10 +33,13 @@ class Sheets:
             return None
         rows = {(row.id, str(row.model)): row for row in read_index(index).values()}
         names = tuple(sheet_name(number) for number in sorted({row.sheet for row in rows.values()}))
-        widths = {read_image(index.parent / name, str(index.parent / name)).width for name in names}
-        if len(widths) != 1 or min(widths) % COLUMNS:
-            raise SpecError(str(index.parent), f"sheets of {COLUMNS} columns", f"widths {sorted(widths)}", AGAIN)
-        return cls(index.parent, names, rows, widths.pop() // COLUMNS)
+        for name in names:
+            if not (index.parent / name).is_file():
+                raise SpecError(str(index.parent / name), "a sheet of scored images", "no such file", AGAIN)
+        first = read_image(index.parent / sheet_name(0), str(index.parent / sheet_name(0)))
+        if first.width % COLUMNS:
+            raise SpecError(str(index.parent), f"sheets of {COLUMNS} columns", f"{first.width} pixels wide", AGAIN)
+        return cls(index.parent, names, rows, first.width // COLUMNS)
 
     def tile(self, prompt: str, model: str) -> ScoredImage:
         """Where an image is; SpecError if none was kept."""
