@@ -539,7 +539,7 @@ def signed_by(signer: Signer | Literal["none"] | None) -> str:
         return ""
     if signer == "none":
         return "by nobody: the run had no key, and a folder without model.sig proves nothing"
-    told = f"with key {signer.key[:16]} (sha256 of its public half, {signer.key})"
+    told = f"with key {signer.key} (sha256 of its public half)"
     if signer.thrown_away:
         return f"{told}, made for this run and forgotten: it shows that nothing was changed since, not who made it"
     return f"{told}; whose key that is you must know by another way"
