@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import weight_file
+from safear_edit.families.memory import give_back
 from safear_edit.files.atomic import digest_of
 from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
@@ -221,8 +222,7 @@ class T5:
     def release(self) -> None:
         """Let go of the network; what was encoded stays known."""
         self._loaded = None
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """T5's; the tokenizer underneath transformers' own."""

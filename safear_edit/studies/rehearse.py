@@ -11,7 +11,6 @@ random. Disk: twice the model and its text encoder.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import resource
 import subprocess
@@ -50,6 +49,7 @@ from safear_edit.families.janus import SPECIAL, Vocabulary, build, read_config
 from safear_edit.families.language import byte_tokenizer
 from safear_edit.families.llamagen import GPT, PUBLISHED
 from safear_edit.families.load import load_model
+from safear_edit.families.memory import give_back
 from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
@@ -182,7 +182,7 @@ class Stages:
     @contextmanager
     def stage(self, name: str, **more: object) -> Iterator[Row]:
         """Measure what the block does; what it puts into the row that it is given stands there too."""
-        gc.collect()
+        give_back("cuda" if torch.cuda.is_available() else "cpu")  # what earlier stages let go of isn't this one's
         reset_peak()
         row, start = dict[str, Any](), time.process_time()
         yield row
