@@ -55,6 +55,26 @@ def test_an_assistants_names_are_split_between_training_and_evaluation() -> None
     assert few.words.held_out[0] == "the manner of Rembrandt"
 
 
+def test_a_local_instruction_model_is_asked(tmp_path: Path) -> None:
+    """A random one of four words: that it answers, and with words of its own, is all that can be said of it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"[UNK]": 0, "List": 1, "names": 2, "red": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    config = LlamaConfig(
+        vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, eos_token_id=None
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    answer = suggest.local_assistant(tmp_path)("List names")
+    assert set(answer.split()) <= {"List", "names", "red"}
+
+
 def test_a_no_takes_a_name_away() -> None:
     found = propose("the etchings of Rembrandt", name="rembrandt")
     left = confirmed(found, lambda question: "follower" not in question).words
