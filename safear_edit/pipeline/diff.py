@@ -286,7 +286,7 @@ def bisect(folder: Path, label: str, *, count: int = 48, device: str = "cpu", pr
 
 def _asking(released: Released, label: str) -> tuple[Recipe, list[EvalPrompt]]:
     """The prompts whose judge reads `label`, and a recipe that has them."""
-    labels = dict[str, tuple[Recipe, list[EvalPrompt]]]()
+    labels: dict[str, tuple[Recipe, list[EvalPrompt]]] = {}
     for member in released.members:
         for prompt in member.recipe.evaluate.prompts:
             recipe, found = labels.setdefault(prompt.judge_label, (member.recipe, []))
