@@ -109,13 +109,11 @@ def diff(first: str, second: str, device: str = "cpu") -> Difference:
     layers = {layer.edit.digest: layer for stack in stacks for layer in stack.layers}
     deltas = {name: after[name].float().cpu() - before[name].float().cpu() for name in shared}
     found = fitted(deltas, list(layers.values()))
-    steps = len(layers) + 2
-    changed = [_changed(name, before[name], deltas[name], found, list(layers.values()), steps) for name in shared]
-    stated = [{layer.edit.digest: layer.strength for layer in stack.layers} for stack in stacks]
-    parts = tuple(
-        Part(layer.name, digest, stated[1].get(digest, 0.0) - stated[0].get(digest, 0.0), found.get(digest))
-        for digest, layer in layers.items()
-    )
+    strengths = [{layer.edit.digest: layer.strength for layer in stack.layers} for stack in stacks]
+    stated = {digest: strengths[1].get(digest, 0.0) - strengths[0].get(digest, 0.0) for digest in layers}
+    edits, told = list(layers.values()), (stated, found)
+    changed = [_changed(name, before[name], deltas[name], told, edits) for name in shared]
+    parts = tuple(Part(layer.name, key, stated[key], found.get(key)) for key, layer in layers.items())
     return Difference((first, second), tuple(one for one in changed if one), parts, missing)
 
 
@@ -144,25 +142,31 @@ def fitted(deltas: Mapping[str, Tensor], layers: Sequence[Layer]) -> dict[str, f
 
 
 def _changed(
-    name: str, before: Tensor, delta: Tensor, found: Mapping[str, float], layers: Sequence[Layer], steps: int
+    name: str, before: Tensor, delta: Tensor, told: Sequence[Mapping[str, float]], layers: Sequence[Layer]
 ) -> Changed | None:
-    """None for the same bytes; each of `steps` merges may round every number once."""
+    """None for the same bytes. told: strengths by edit's digest, of which those that explain more count (a fit is drawn
+    off a little by what was tampered with elsewhere); each merge may round every number once."""
     if not delta.any():
         return None
     mine = [layer for layer in layers if name in layer.edit.weights]
-    left = delta.clone()
-    for layer in mine:
-        left -= found.get(layer.edit.digest, 0.0) * layer.edit.delta(name)
-    size, rounding = float(before.float().norm()), _rounding(before)
-    over = float(left.norm())
+    size, norm, rounding = float(before.float().norm()), float(delta.norm()), _rounding(before)
+    over = min(float(_rest(name, delta, strengths, mine).norm()) for strengths in told)
     return Changed(
         name,
-        float(delta.norm()),
-        float(delta.norm()) / (size or 1.0),
+        norm,
+        norm / (size or 1.0),
         rank(delta, rounding * size),
         tuple(layer.name for layer in mine),
-        over if over > steps * rounding * (size + float(delta.norm())) else 0.0,
+        over if over > (len(layers) + 2) * rounding * (size + norm) else 0.0,
     )
+
+
+def _rest(name: str, delta: Tensor, strengths: Mapping[str, float], layers: Sequence[Layer]) -> Tensor:
+    """What these edits at these strengths leave of a change."""
+    left = delta.clone()
+    for layer in layers:
+        left -= strengths.get(layer.edit.digest, 0.0) * layer.edit.delta(name)
+    return left
 
 
 def _rounding(tensor: Tensor) -> float:

@@ -36,7 +36,7 @@ def test_strengths_are_found_in_the_weights() -> None:
     deltas = {"w.weight": merged((a, 0.5), (b, -1.0)) - BASE}
     found = fitted(deltas, [a, b])
     assert found == pytest.approx({a.edit.digest: 0.5, b.edit.digest: -1.0}, abs=1e-5)
-    (row,) = [_changed("w.weight", BASE, deltas["w.weight"], found, [a, b], 4)]
+    (row,) = [_changed("w.weight", BASE, deltas["w.weight"], (found,), [a, b])]
     assert row and row.rank == 4 and row.edits == ("a", "b") and row.left == 0
     assert fitted(deltas, [a, a]) == {}, "the same change twice can't be told apart"
 
@@ -46,9 +46,19 @@ def test_what_no_edit_explains_is_left() -> None:
     extra = torch.zeros_like(BASE)
     extra[0, 0] = 0.01
     delta = merged((a, 1.0)) + extra - BASE
-    row = _changed("w.weight", BASE, delta, fitted({"w.weight": delta}, [a]), [a], 3)
+    row = _changed("w.weight", BASE, delta, (fitted({"w.weight": delta}, [a]),), [a])
     assert row and row.left == pytest.approx(0.01, rel=0.2) and row.rank == 3
-    assert _changed("w.weight", BASE, torch.zeros_like(BASE), {}, [], 2) is None
+    assert _changed("w.weight", BASE, torch.zeros_like(BASE), ({},), []) is None
+
+
+def test_a_fit_that_tampering_draws_off_blames_no_other_tensor() -> None:
+    a = layer("a", 1)
+    delta = merged((a, 1.0)) - BASE
+    off = {a.edit.digest: 1.01}
+    untouched = _changed("w.weight", BASE, delta, ({a.edit.digest: 1.0}, off), [a])
+    assert untouched and untouched.left == 0
+    only_fit = _changed("w.weight", BASE, delta, (off,), [a])
+    assert only_fit and only_fit.left > 0
 
 
 def test_rounding_has_no_rank() -> None:
