@@ -6,17 +6,11 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from safear_edit.cli.options import ForProgram, option, print_json, print_table, taking
-from safear_edit.compiler.recipe import BaseRecipe, load_base_recipe
-from safear_edit.compiler.sources import notes_of, source_of
-from safear_edit.families.fetch import pulled
-from safear_edit.families.load import shipped
-from safear_edit.families.reference import ModelRef, Variant, images_of, published
-from safear_edit.files.strict import read_yaml
 from safear_edit.registry import (
     KINDS,
     PACKAGE,
@@ -28,7 +22,10 @@ from safear_edit.registry import (
     marks,
     unknown,
 )
-from safear_edit.spec.extend import judge_of_set
+
+if TYPE_CHECKING:
+    from safear_edit.compiler.recipe import BaseRecipe
+    from safear_edit.families.reference import ModelRef, Variant
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,8 @@ def listing(what: str) -> list[Listed]:
     if what == "concepts":
         return sorted((_listed_concept(path) for path in builtin_folder("concepts").glob("*.yaml")), key=_by_images)
     if what == "recipes":
+        from safear_edit.files.strict import read_yaml
+
         paths = sorted(builtin_folder("recipes").glob("*.yaml"))
         return [Listed(path.stem, _description(read_yaml(path).data), str(path), {}) for path in paths]
     if what == "judges":
@@ -66,6 +65,9 @@ def listing(what: str) -> list[Listed]:
 
 def _listed_concept(path: Path) -> Listed:
     """A built-in concept with the images that its judges read."""
+    from safear_edit.files.strict import read_yaml
+    from safear_edit.spec.extend import judge_of_set
+
     data = read_yaml(path).data
     judge = {**judge_of_set(str(data.get("extends"))), **data["judge"]}
     images = [kind for kind, there in (("gallery", judge.get("use") == "gallery"), ("real", "real" in judge)) if there]
@@ -92,6 +94,8 @@ def _description(data: Any) -> str:
 
 def _method_facts(entry: Entry) -> dict[str, str]:
     """Paper, what a family must have, what is edited, and what the search took where that was measured."""
+    from safear_edit.compiler.recipe import load_base_recipe
+
     told, base = marks(entry), load_base_recipe(entry.name)
     part = base.params.get("part")
     edits = "the table of image tokens" if part is None else f"an adapter on linear layers: {part}"
@@ -105,6 +109,9 @@ def _method_facts(entry: Entry) -> dict[str, str]:
 
 
 def _listed_models() -> Iterator[Listed]:
+    from safear_edit.families.load import shipped
+    from safear_edit.families.reference import ModelRef, Variant, published
+
     for name, entry in families().items():
         for variant, facts in (published(name).variants or {"mini": Variant(entry.summary)}).items():
             ref = ModelRef(name, variant)
@@ -115,6 +122,9 @@ def _listed_models() -> Iterator[Listed]:
 
 def _model_facts(ref: ModelRef, facts: Variant) -> dict[str, str]:
     """What it draws, size and licence, and whether the weights are on this machine."""
+    from safear_edit.families.fetch import pulled
+    from safear_edit.families.reference import images_of
+
     inside = PACKAGE / "minis" / ref.family
     size = (
         sum(path.stat().st_size for path in inside.glob("*.safetensors")) / 1e9 if not facts.files else facts.gigabytes
@@ -167,7 +177,9 @@ class Number:
 def numbers(method: str, model: str) -> list[Number]:
     """What `--set` takes for a method (or recipe) on a model; UsageError for an unknown one of either."""
     from safear_edit.compiler.compile import method_params
-    from safear_edit.compiler.recipe import ConstructSizes
+    from safear_edit.compiler.recipe import ConstructSizes, load_base_recipe
+    from safear_edit.compiler.sources import notes_of
+    from safear_edit.families.reference import ModelRef
     from safear_edit.pipeline.check import NominalCard
 
     base, ref = load_base_recipe(method), ModelRef.parse(model)
@@ -188,6 +200,8 @@ def _numbers(
     ref: str,
     notes: Mapping[str, str],
 ) -> list[Number]:
+    from safear_edit.compiler.sources import source_of
+
     found = []
     for name, value in values.items():
         facts = schema["properties"][name]

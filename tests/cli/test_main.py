@@ -229,3 +229,12 @@ def test_lists_say_which_images_are_meant(capsys: pytest.CaptureFixture[str]) ->
     assert (said["gallery"], said["clip"], said["nudity"]) == ("gallery", "gallery, real", "real")
     assert (said["picasso"], said["rembrandt"], said["violence"]) == ("gallery, real", "real", "real")
     assert (said["llamagen:mini"], said["llamagen:xl-256"]) == ("gallery", "real")
+
+
+def test_help_reads_no_schema_and_no_model() -> None:
+    """A third of a second of imports otherwise, whenever the shell completes a word."""
+    program = (
+        "import sys; from safear_edit.cli import main; main.run(['--help']); "
+        "sys.exit(len({'pydantic', 'yaml', 'torch', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
