@@ -2,10 +2,11 @@
 
 `python -m safear_edit.studies rehearse llamagen:xl-256 --out FOLDER` makes files of the published layout in FOLDER,
 which must lie outside the repository, and goes through them as `apply` would: load, let the text encoder go, draw two
-images, take two steps of every method that fits, save the edit, export the edited model, load that, draw the same
-image. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread (the machine may be shared),
-the most memory that the stage held, and what compiler/cost.py predicts. Nothing is said about quality: the weights are
-random. Disk: twice the model and its text encoder.
+images, take two steps of VCE, save the edit, export the edited model, load that, draw the same image, and take two
+steps of every other method that fits. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread
+(the machine may be shared), the most memory that the stage held, and what compiler/cost.py predicts.
+
+Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ INFINITY = {
     "125m": (InfinityConfig(12, 768, 8, 4, 3072, 16, pool_heads=12), BSQConfig(16), "infinity_vae_d16.pth"),
     "2b": (InfinityConfig(), BSQConfig(32), "infinity_vae_d32reg.pth"),
 }
-"""Sizes of the published transformers (infinity/models/infinity.py of the release: infinity_layer12, infinity_2b)."""
+"""Sizes of the published transformers (infinity_layer12 and infinity_2b of the release)."""
 
 
 def infinity_files(folder: Path, variant: str) -> None:
