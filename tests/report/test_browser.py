@@ -5,6 +5,7 @@ Skipped where there is no Chromium (apt install chromium) or no axe-playwright-p
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = rng.integers(0, 256, (len(rows), 1, 1, 3)).astype(np.uint8)
     tiles = np.broadcast_to(colours, (len(rows), 8, 8, 3))
     save_images(root / "images", (kept(row.id, row.model, tiles[i].copy(), hidden=False) for i, row in enumerate(rows)))
+    machine = json.loads((root / "environment.json").read_text())
+    signer = {"key": "ab" * 32, "thrown_away": True}
+    (root / "environment.json").write_text(json.dumps({**machine, "signer": signer}))
     run = RunFiles.find(root)
     report = build_report(run)
     (root / "report.html").write_text(render_html(report, root))
