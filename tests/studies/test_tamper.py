@@ -51,7 +51,7 @@ def test_with_trust_nothing_passes_but_modes_and_the_order_of_claims(
     monkeypatch.setattr(tamper, "files_of", lambda folder: ["gpt.safetensors", "outcomes.jsonl"])
     code = tamper.main([str(release), "--trust", str(release.parent / "trust"), "--rows", str(tmp_path / "rows")])
     rows = {row["change"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
-    assert code == 1  # for the order of claims
+    assert code == 0
     for name, row in rows.items():
         if name not in ("setuid", "claims reordered"):
             assert row["let through with --trust"] == "", row
