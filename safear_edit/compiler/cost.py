@@ -227,9 +227,10 @@ def free_bytes(device: torch.device) -> int:
 
 # -- minutes on a device ----------------------------------------------------------------------------------------------
 
-EFFICIENCY = {"drawing": 0.45, "training": 0.9}
-"""Share of the device's speed in a large matrix product, or of its bandwidth, that a stage reaches (the rehearsal of
-llamagen:xl-256 in bfloat16, examples/results)."""
+EFFICIENCY = {"drawing": 0.45, "training": 1.0}
+"""Share of the device's speed in a large matrix product, or of its bandwidth, that a stage reaches, on one CPU: with
+these the minutes of the rehearsal of llamagen:xl-256 (examples/results) come out 2 to 43 % too long. No GPU was
+measured."""
 
 
 @dataclass(frozen=True)
