@@ -2,7 +2,7 @@
 
     OUT/runs/…          what each walk published, without its weights (`apply recipe.json` makes them again)
     OUT/rows.csv        counts per slice and member, a row each
-    OUT/table.md  pareto.svg  pareto.png  sheet-CONCEPT.png  index.html
+    OUT/index.html      the table (also alone, as Markdown), the Pareto plot (SVG, PNG), a contact sheet per concept
 
 A finished run is known by its recipe's digest and never repeated, so the same command continues, and one with more
 concepts, methods or seeds adds to what is there. The base model's images of a concept are drawn once for all its runs.

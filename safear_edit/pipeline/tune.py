@@ -2,7 +2,7 @@
 
     OUT/journal.log    Optuna's own record of the trials: the same command goes on with it
     OUT/best.yaml      the best recipe; `apply SPEC --method OUT/best.yaml` takes it
-    OUT/trials.csv  table.md  pareto.svg  pareto.png  index.html
+    OUT/index.html     the trials (also as CSV and Markdown) and their Pareto plot (SVG, PNG)
 
 The ranges are those of the method's recipe (`tune:`). A trial is a search on the same pairs, then images of training
 prompts under seeds that nothing else uses. Three figures are made small: the share of images about which the judge does
