@@ -221,3 +221,12 @@ def test_a_key_whose_line_ends_a_ci_system_escaped(tmp_path: Path) -> None:
     escaped = pair.private.read_text().replace("\n", "\\n")
     signer = keys.find_signer(None, {keys.KEY_VARIABLE: escaped})
     assert signer and signer.hint == pair.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["-----BEGIN \udcff", "-----BEGIN PRIVATE KEY-----\n\udc80\n-----END PRIVATE KEY-----"]
+)
+def test_bytes_in_the_environment_that_are_no_text_are_one_line(text: str) -> None:
+    for environ in ({keys.KEY_VARIABLE: text}, {keys.KEY_VARIABLE: text, keys.PASSWORD_VARIABLE: "\udcff"}):
+        with pytest.raises(UsageError, match="a private key in PEM"):
+            keys.find_signer(None, environ)
