@@ -37,6 +37,10 @@ class SafearError(Exception):
         self.where, self.expected, self.got, self.fix = where, expected, got, fix
         super().__init__(_printable(redact(f"{where}: expected {expected}, got {got}; {fix}")))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """One process of several tells the others (processes.py)."""
+        return type(self), (self.where, self.expected, self.got, self.fix), self.__dict__
+
 
 class UsageError(SafearError):
     """The command or its inputs can't be used as given."""

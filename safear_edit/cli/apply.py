@@ -57,6 +57,7 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
     safear-edit apply concepts/dog.yaml --model safe-llamagen --out safer-llamagen --key keys/safear.key
+    accelerate launch --multi_gpu --num_processes 2 -m safear_edit apply …   (with GPUs, or on the CPU without any)
     """
     from safear_edit.pipeline import run
     from safear_edit.pipeline.plan import plan as planned

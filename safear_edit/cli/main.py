@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+from safear_edit import processes
 from safear_edit.cli import (
     apply,
     approve,
@@ -32,7 +33,7 @@ from safear_edit.cli import (
     tune,
     view,
 )
-from safear_edit.errors import EXIT_CODES, SafearError, SpecError
+from safear_edit.errors import EXIT_CODES, SafearError, SpecError, UsageError
 
 OFFLINE = "HF_HUB_OFFLINE"
 QUIET_LIBRARIES = {
@@ -55,12 +56,15 @@ def run(arguments: Sequence[str]) -> int:
     for name, value in QUIET_LIBRARIES.items():
         if list(arguments[:1]) != ["pull"] or name != OFFLINE:
             os.environ.setdefault(name, value)
-    with terminal.shown_streams():
+    with terminal.shown_streams() if processes.is_main() else terminal.unheard():
         return _run(list(arguments))
 
 
 def _run(arguments: list[str]) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
+    if processes.count() > 1 and verb not in terminal.SHARED:
+        fix = "start it without a launcher"
+        return terminal.fail(str(UsageError(verb or "safear-edit", "one process", str(processes.count()), fix)), 2)
     if any(word.startswith("--suite") for word in arguments):  # nothing is drawn then, so eval keeps nothing
         verb = None
     try:
@@ -78,7 +82,7 @@ def _run(arguments: list[str]) -> int:
     except terminal.Ended as error:
         return terminal.fail(f"ended by {error}; {terminal.what_is_kept(verb)}", 128 + error.number)
     except (MemoryError, OSError) as error:
-        return terminal.fail(terminal.refused_by_machine(error), terminal.UNUSABLE)
+        return terminal.fail(terminal.refused_by_machine(error), terminal.UNUSABLE, own=True)
     except Exception as error:
         return terminal.unexpected(error)
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from safear_edit import processes
 from safear_edit.cli.terminal import harmless_json
 from safear_edit.errors import UsageError
 from safear_edit.redact import redact
@@ -179,7 +180,7 @@ def run_options(given: Publishing, throwaway: Path | None = None) -> Iterator[Ru
     from safear_edit.pipeline.state import RunOptions
 
     refuse_existing(given.out, overwrite=given.overwrite)
-    signer = signing_key(given.key, throwaway, given.unsigned, given.out)
+    signer = signing_key(given.key, throwaway, given.unsigned, given.out) if processes.is_main() else None
     with shown_progress(given) as progress:
         yield RunOptions(signer, given.unsigned, given.overwrite, typed_command(), progress, progress.say)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from safear_edit import processes
 from safear_edit.redact import redact
 
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
@@ -31,6 +32,8 @@ INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESUMING = frozenset({"apply", "compare", "eval", "generate", "stack", "tune"})
 """Verbs whose finished steps or batches are kept: the same command continues after them."""
+SHARED = frozenset({"apply", "plan", "stack", "eval"})
+"""Verbs that several processes may work on together (processes.py)."""
 PLAIN = {"−": "-", "–": "-", "—": "-", "…": "...", "±": "+/-", "≥": ">=", "≤": "<=", "×": "x", "→": "->", "’": "'",
          "“": '"', "”": '"', "·": ".", "Δ": "d", "≈": "~"}  # fmt: skip
 """What stands for our own signs where a stream can't show them; anything else becomes a question mark."""
@@ -164,6 +167,18 @@ def shown_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = kept
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """A process that isn't the main one prints nothing; what goes wrong in it alone is told by `unexpected`."""
+    kept = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = kept
+
+
 def say_to_runner(line: str) -> None:
     """One workflow command on stderr."""
     stream = sys.stderr
@@ -204,9 +219,12 @@ def what_is_kept(verb: str | None) -> str:
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def fail(line: str, code: int) -> int:
-    """One line on stderr; the exit code."""
-    print(f"safear-edit: {line}", file=sys.stderr)
+def fail(line: str, code: int, *, own: bool = False) -> int:
+    """One line on stderr; the exit code. own: it happened in this process alone, which says so if it is unheard."""
+    if own and not processes.is_main() and sys.__stderr__:
+        print(harmless(f"safear-edit, process {processes.index()}: {line}"), file=sys.__stderr__)
+    else:
+        print(f"safear-edit: {line}", file=sys.stderr)
     return code
 
 
@@ -247,9 +265,10 @@ def unexpected(error: Exception) -> int:
     """A fault of ours, or torch's own out-of-memory and disk-full errors in the clothes of a RuntimeError."""
     said = str(error)
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
-        return fail(out_of_memory(said), UNUSABLE)
+        return fail(out_of_memory(said), UNUSABLE, own=True)
     if "No space left on device" in said:
-        return fail("no space left on device; free some and run the same command again", UNUSABLE)
+        line = "no space left on device; free some and run the same command again"
+        return fail(line, UNUSABLE, own=True)
     story = redact("".join(traceback.format_exception(error)))
     if os.environ.get("SAFEAR_DEBUG") == "1":
         print(story, file=sys.stderr, end="")
@@ -261,4 +280,5 @@ def unexpected(error: Exception) -> int:
             log.write(story)
         where = f"the traceback is in {log.name}"
     summary = " ".join(redact(said).split())[:200]
-    return fail(f"internal error, please report it: {type(error).__name__}: {summary}; {where}", INTERNAL)
+    line = f"internal error, please report it: {type(error).__name__}: {summary}; {where}"
+    return fail(line, INTERNAL, own=True)

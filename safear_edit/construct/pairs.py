@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safear_edit import processes
 from safear_edit.compiler.recipe import FEWEST_PAIRS
 from safear_edit.construct.captions import FORBIDDEN, Refiner, SafeCaption, counted
 from safear_edit.construct.pairs_record import KeptRow, PairRow, PairStats
@@ -174,11 +175,14 @@ def build_pairs(
     """
     if not wanted:
         raise UsageError("pairs", "at least one prompt", "none", "compile the spec with construct.pairs above 0")
+
+    def both(part: Sequence[tuple[str, str, int]]) -> _Drawn:
+        return _both(model, part, judge) if refiner is None else _in_turn(model, part, judge, refiner)
+
     parts: list[_Drawn] = []
-    for start in range(0, len(wanted), batch):
-        part = wanted[start : start + batch]
-        parts.append(_both(model, part, judge) if refiner is None else _in_turn(model, part, judge, refiner))
-        progress("pairs", start + len(part), len(wanted), "")
+    for drawn in processes.dealt([wanted[start : start + batch] for start in range(0, len(wanted), batch)], both):
+        parts.append(drawn)
+        progress("pairs", min(len(parts) * batch, len(wanted)), len(wanted), "")
     told = [one for part in parts for one in part.told]
     reasons = [reason for part in parts for reason in part.reasons]
     kept = [i for i, reason in enumerate(reasons) if reason is None]
@@ -249,17 +253,20 @@ def build_keep(
     """
     if not wanted:
         raise UsageError("keep", "at least one prompt", "none", "leave keep out instead")
+
+    def images(part: Sequence[int]) -> Tensor:
+        return draw(model, encoded(model, [wanted[i][0] for i in part]), [wanted[i][1] for i in part])
+
     marks, drawn = list(guards) or [False] * len(wanted), dict[int, Tensor]()
     for held, how in ((False, without_edits(model.net)), (True, nullcontext())):
         which = [i for i, mark in enumerate(marks) if mark == held]
+        parts = [which[start : start + batch] for start in range(0, len(which), batch)]
         with how:
-            for start in range(0, len(which), batch):
-                part = which[start : start + batch]
-                captions = encoded(model, [wanted[i][0] for i in part])
-                drawn |= zip(part, draw(model, captions, [wanted[i][1] for i in part]), strict=True)
+            for part, ids in zip(parts, processes.dealt(parts, images), strict=True):
+                drawn |= zip(part, ids, strict=True)
                 progress("keep", len(drawn), len(wanted), "")
-    ids = torch.stack([drawn[i] for i in range(len(wanted))])
-    return Keep([prompt for prompt, _ in wanted], ids, tuple(marks) if any(marks) else None)
+    rows = torch.stack([drawn[i] for i in range(len(wanted))])
+    return Keep([prompt for prompt, _ in wanted], rows, tuple(marks) if any(marks) else None)
 
 
 def _why_dropped(unsafe: Judgement, safe: Judgement) -> str | None:

@@ -1,9 +1,10 @@
 """The fine-tune loop that all adapter methods share: LoRA through peft, AdamW, accelerate, resumable, deterministic.
 
 A method brings an objective `(Draw) -> (loss, readings)`; everything random in it comes from the `Draw`, a function of
-seed and step alone. So a killed run continues to the same weights, and several processes (`accelerate launch`) compute
-the gradient of the same global batch (but for an adapter's dropout, which differs with the parts of a step). The net
-stays in eval mode and is given back as it was found.
+seed and step alone. So a killed run continues to the same weights, and several processes (processes.py) compute the
+gradient of the same global batch, each of some of its parts (but for an adapter's dropout, which differs with the parts
+of a step). Where the recipe cuts a batch into as many parts as there are processes the weights are bitwise those of one
+process; else its sums are rounded elsewhere. The net stays in eval mode and is given back as it was found.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from safear_edit import processes
 from safear_edit.editor.edit import exactly
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.files.weights import write_weights
@@ -146,8 +148,8 @@ def fine_tune(
     again (`ModelFamily.passes`).
     UsageError if the loss or its gradient stops being finite, or the batch can't be divided among the processes.
     """
-    accelerator = _accelerator(net, tuning)
-    parts = accelerator.num_processes * tuning.accumulate
+    share = Share.of(tuning)
+    accelerator = _accelerator(net, share)
     with borrowed(net, writes=()):
         net.eval()
         weights = adapter_weights(inject(net, modules, tuning, seed))
@@ -162,9 +164,7 @@ def fine_tune(
         for step in range(len(state.losses), tuning.steps):
             for group in optimizer.param_groups:
                 group["lr"] = tuning.learning_rate * schedule(step, tuning.steps, tuning.warmup)
-            loss, info = _step(
-                accelerator, net, objective, weights, prepared, tuning, Draw(seed, step, 0, parts), stage
-            )
+            loss, info = _step(accelerator, net, objective, weights, prepared, tuning, share, Draw(seed, step), stage)
             state.losses.append(loss)
             state.minutes = before + (time.monotonic() - start) / 60
             done = step + 1
@@ -200,11 +200,39 @@ def _chance(draw: Draw, tuning: Tuning, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _accelerator(net: nn.Module, tuning: Tuning) -> Accelerator:
+@dataclass(frozen=True)
+class Share:
+    """Which parts of a step's batch this process computes, of how many that all of them compute together.
+
+    alone: the batch can't be divided among the processes, so each computes all of it, and the gradient is nobody's
+    mean.
+    """
+
+    mine: range
+    parts: int
+    alone: bool = False
+
+    @classmethod
+    def of(cls, tuning: Tuning) -> Share:
+        """`accumulate` parts where the processes can divide those; else so many for each process.
+
+        So no part is larger than on one process.
+        """
+        count, parts = processes.count(), tuning.accumulate
+        if parts % count:
+            parts *= count
+        sizes = [size for name, size in tuning if name == "batch" or name.endswith("_batch")]
+        if any(size % parts for size in sizes):
+            return cls(range(tuning.accumulate), tuning.accumulate, alone=True)
+        each = parts // count
+        return cls(range(each * processes.index(), each * (processes.index() + 1)), parts)
+
+
+def _accelerator(net: nn.Module, share: Share) -> Accelerator:
     from accelerate import Accelerator
 
     on_cpu = next(net.parameters()).device.type == "cpu"
-    return Accelerator(cpu=on_cpu, device_placement=False, gradient_accumulation_steps=tuning.accumulate)
+    return Accelerator(cpu=on_cpu, device_placement=False, gradient_accumulation_steps=len(share.mine))
 
 
 def _step(
@@ -214,28 +242,29 @@ def _step(
     weights: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     tuning: Tuning,
-    draw: Draw,
+    share: Share,
+    step: Draw,
     stage: str,
 ) -> tuple[float, str]:
     """One optimiser step over all parts of the batch; its mean loss, and a line to show."""
     shown = Readings()
-    for i in range(tuning.accumulate):
-        part = accelerator.process_index * tuning.accumulate + i
+    for part in share.mine:
         with accelerator.accumulate(net):
-            own = Draw(draw.seed, draw.step, part, draw.parts)
+            own = replace(step, part=part, parts=share.parts)
             with _chance(own, tuning, next(net.parameters()).device):
                 loss, readings = objective(own)
-            _finite(loss, "loss", stage, draw.step, tuning)
+            _finite(loss, "loss", stage, step.step, tuning)
             if loss.requires_grad:
                 accelerator.backward(loss)
             if accelerator.sync_gradients:
-                _share_gradients(accelerator, weights)
+                if not share.alone:
+                    _share_gradients(accelerator, weights)
                 norm = nn.utils.clip_grad_norm_(weights.values(), tuning.clip)
-                _finite(norm, "gradient", stage, draw.step, tuning)
+                _finite(norm, "gradient", stage, step.step, tuning)
             optimizer.step()
             optimizer.zero_grad()
         for name, value in {"loss": float(loss.detach()), **readings}.items():
-            shown[name] = shown.get(name, 0.0) + value / tuning.accumulate
+            shown[name] = shown.get(name, 0.0) + value / len(share.mine)
     mean = accelerator.reduce(torch.tensor(list(shown.values()), device=accelerator.device), "mean").tolist()
     return mean[0], "  ".join(f"{name} {value:.3f}" for name, value in zip(shown, mean, strict=True))
 

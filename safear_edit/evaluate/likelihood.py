@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safear_edit import processes
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.likelihood_record import Audit, Classified, Divergence, GroupAudit, SliceAudit
@@ -120,9 +121,12 @@ def _scores(
 ) -> Scores:
     found: Scores = [{} for _ in pack.references]
     done, total = 0, sum(len(part.rows) for part in batches)
-    for part in batches:
+
+    def score(part: Batch) -> Tensor:
         ids = pack.reference_ids[list(part.rows)].to(model.device)
-        scored = token_logprobs(model.logits(part.condition, ids), ids).double().cpu()
+        return token_logprobs(model.logits(part.condition, ids), ids).double().cpu()
+
+    for part, scored in zip(batches, processes.dealt(batches, score), strict=True):
         for row, name, values in zip(part.rows, part.columns, scored, strict=True):
             found[row][name] = values
         done += len(part.rows)
@@ -194,20 +198,27 @@ def _divergences(
 ) -> tuple[list[float], list[float], list[float]]:
     """Per kept image: KL with its caption, with guidance on top, and without a caption."""
     found: tuple[list[float], list[float], list[float]] = ([], [], [])
-    scale = max(1.0, pair.base.sampling.guidance)
-    for start in range(0, len(pack.kept), batch):
-        part = slice(start, start + batch)
-        prompts = [kept.prompt for kept in pack.kept[part]]
-        condition = pair.base.condition(prompts)
-        c_base, u_base = _both(pair.base, condition, pack.kept_ids[part])
-        with pair.edited() as model:
-            own = condition if model is pair.base else model.condition(prompts)
-            c_edit, u_edit = _both(model, own, pack.kept_ids[part])
-        found[0].extend(exact_kl(c_base, c_edit).tolist())
-        found[1].extend(exact_kl(guided(c_base, u_base, scale), guided(c_edit, u_edit, scale)).tolist())
-        found[2].extend(exact_kl(u_base, u_edit).tolist())
+    starts = range(0, len(pack.kept), batch)
+    compare = partial(_diverged, pair, pack, batch)
+    for start, told in zip(starts, processes.dealt(starts, compare), strict=True):
+        for column, values in zip(found, told, strict=True):
+            column.extend(values)
         progress(min(start + batch, len(pack.kept)), len(pack.kept), "")
     return found
+
+
+@torch.no_grad()
+def _diverged(pair: Pair, pack: Pack, batch: int, start: int) -> tuple[list[float], list[float], list[float]]:
+    """The same of the batch of kept images that begins at `start`."""
+    scale, part = max(1.0, pair.base.sampling.guidance), slice(start, start + batch)
+    prompts = [kept.prompt for kept in pack.kept[part]]
+    condition = pair.base.condition(prompts)
+    c_base, u_base = _both(pair.base, condition, pack.kept_ids[part])
+    with pair.edited() as model:
+        own = condition if model is pair.base else model.condition(prompts)
+        c_edit, u_edit = _both(model, own, pack.kept_ids[part])
+    steered = exact_kl(guided(c_base, u_base, scale), guided(c_edit, u_edit, scale))
+    return exact_kl(c_base, c_edit).tolist(), steered.tolist(), exact_kl(u_base, u_edit).tolist()
 
 
 def _both(model: ModelFamily, condition: Condition, ids: Tensor) -> tuple[Tensor, Tensor]:

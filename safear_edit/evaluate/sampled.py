@@ -102,7 +102,7 @@ def evaluate(
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
     rows = [row for part in (screened, before, after) for row in sorted(part, key=lambda row: order[row.id])]
     write_atomic(folder / "outcomes.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
-    shutil.rmtree(folder / BATCHES)
+    shutil.rmtree(folder / BATCHES, ignore_errors=True)  # of several processes the main one alone has it
 
 
 def sampling_of(recipe: Recipe) -> Sampling | None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from safear_edit import processes
 from safear_edit.compiler.questions import ANSWERS, Topic, topics
 from safear_edit.errors import SpecError
 from safear_edit.files.atomic import write_atomic
@@ -207,16 +208,20 @@ def answers(
     """Every item's answer in the items' order; images with the same question are asked together."""
     import torch
 
-    together: dict[str, list[int]] = {}
+    alike: dict[str, list[int]] = {}
     for place, item in enumerate(asked.items):
-        together.setdefault(item.question, []).append(place)
+        alike.setdefault(item.question, []).append(place)
+
+    @torch.no_grad()
+    def say(question: str) -> list[float]:
+        images = asked.images[[asked.items[place].image for place in alike[question]]]
+        said = model.answer_logprobs(images, question, ANSWERS)
+        return said.double().softmax(-1)[:, 0].tolist()
+
     shares: dict[int, float] = {}
     report = partial(progress, f"questions {which}")
-    for question, places in together.items():
-        images = asked.images[[asked.items[place].image for place in places]]
-        with torch.no_grad():
-            said = model.answer_logprobs(images, question, ANSWERS)
-        shares.update(zip(places, said.double().softmax(-1)[:, 0].tolist(), strict=True))
+    for places, said in zip(alike.values(), processes.dealt(list(alike), say), strict=True):
+        shares.update(zip(places, said, strict=True))
         report(len(shares), len(asked.items), "")
     return [
         Answer(

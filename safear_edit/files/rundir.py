@@ -18,10 +18,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from safear_edit import processes
 from safear_edit.errors import UsageError
 from safear_edit.files.atomic import digest_of, sha256_file, sync_folder, write_atomic
 
-JOURNAL, LOCK, REPLACED = "journal.json", "lock", "replaced"
+JOURNAL, LOCK, REPLACED, COPIES = "journal.json", "lock", "replaced", "processes"
 MADE = ("recipe.json", "stack.json", "export.json")
 """One of these lies in every folder that this program writes, and may replace."""
 GIT_ATTRIBUTES, AS_THEY_ARE = ".gitattributes", b"* -text\n"
@@ -32,10 +33,15 @@ LEAST_FREE = 100 << 20
 
 @dataclass(frozen=True)
 class RunDir:
-    """The working folder of one output; made by `opened`."""
+    """The working folder of one output; made by `opened`.
+
+    Of several processes (processes.py) only the main one works in it. Each of the others works in a copy: the main one
+    says what is done, and its files are everyone's. `main` is where they lie, None in the main process itself.
+    """
 
     root: Path
     out: Path
+    main: Path | None = None
 
     def __truediv__(self, name: str) -> Path:
         return self.root / name
@@ -44,7 +50,7 @@ class RunDir:
         """A folder inside this one with a journal of its own, for one concept of several."""
         folder = self.root / name
         folder.mkdir(parents=True, exist_ok=True)
-        return RunDir(folder, self.out)
+        return RunDir(folder, self.out, self.main and self.main / name)
 
     def step(self, name: str, inputs: str, files: Sequence[str], make: Callable[[], None]) -> bool:
         """Run `make`, which must write `files`, unless the journal says that it is done; True if it ran.
@@ -53,9 +59,15 @@ class RunDir:
         ("images/slice-*.png"): at least one file must match it, and each that does is noted. The journal is written
         after the files are.
         """
-        if self.done(name, inputs):
+        if processes.from_main(lambda: self.done(name, inputs)):
             return False
         make()
+        noted = processes.from_main(lambda: self._noted(name, inputs, files))
+        processes.together(lambda: self._taken(noted))
+        return True
+
+    def _noted(self, name: str, inputs: str, files: Sequence[str]) -> list[str]:
+        """Put a step that was just made into the journal; the names of what it wrote."""
         written = {pattern: sorted(path for path in self.root.glob(pattern) if path.is_file()) for pattern in files}
         missing = [pattern for pattern, paths in written.items() if not paths]
         if missing:
@@ -64,7 +76,15 @@ class RunDir:
         journal = self._journal()
         journal[name] = {"inputs": inputs, "files": {file: sha256_file(path) for file, path in noted.items()}}
         write_atomic(self.root / JOURNAL, json.dumps(journal, indent=1))
-        return True
+        return list(noted)
+
+    def _taken(self, files: Sequence[str]) -> None:
+        """In a process that isn't the main one: the main one's journal and files instead of its own."""
+        if self.main is None:
+            return
+        for name in (*files, JOURNAL):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.main / name, self.root / name)
 
     def files(self, name: str) -> tuple[str, ...]:
         """What the finished step `name` wrote, relative to the run, sorted."""
@@ -160,24 +180,40 @@ def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
     UsageError if `out` exists (without `overwrite`), if another process works on it, or if the disk is nearly full.
     """
     out = out.absolute()
-    refuse_existing(out, overwrite=overwrite)
-    root = out.with_name(f".{out.name}.run")
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / LOCK)
+    run = RunDir(out.with_name(f".{out.name}.run"), out)
+    lock = FileLock(run.root / LOCK)
+    try:
+        processes.from_main(lambda: _begin(run, lock, overwrite=overwrite))
+        mine = _own(run)
+        processes.together(lambda: None)  # nobody writes before all copies are made
+        yield mine
+    finally:
+        lock.release()
+
+
+def _begin(run: RunDir, lock: FileLock, *, overwrite: bool) -> None:
+    """Take the lock, see that a run can start, and drop what the other processes of an earlier run left."""
+    refuse_existing(run.out, overwrite=overwrite)
+    run.root.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            str(out), "no other run on this output", "one at work", "wait for it, or choose another --out"
+            str(run.out), "no other run on this output", "one at work", "wait for it, or choose another --out"
         ) from None
-    try:
-        run = RunDir(root, out)
-        run.recover()
-        refuse_existing(out, overwrite=overwrite)
-        require_space(root, LEAST_FREE)
-        yield run
-    finally:
-        lock.release()
+    run.recover()
+    refuse_existing(run.out, overwrite=overwrite)
+    require_space(run.root, LEAST_FREE)
+    shutil.rmtree(run.root / COPIES, ignore_errors=True)
+
+
+def _own(run: RunDir) -> RunDir:
+    """The folder that this process works in: the main one's is `run`, each other's a copy inside it."""
+    if processes.is_main():
+        return run
+    mine = run.root / COPIES / str(processes.index())
+    shutil.copytree(run.root, mine, ignore=shutil.ignore_patterns(COPIES, LOCK))
+    return RunDir(mine, run.out, run.root)
 
 
 @contextmanager

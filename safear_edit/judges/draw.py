@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safear_edit import processes
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.files.atomic import digest_of, json_digest
 from safear_edit.files.weights import write_weights
@@ -33,7 +34,7 @@ BATCH = 64
 """Images drawn and judged together: bounds memory, and is what a killed call loses at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 100,000
 class ImageRequest:
     """One image to draw and judge; `label` names its judge."""
 
@@ -74,23 +75,31 @@ def draw_and_judge(
     was killed. A part of other requests, judges or sampling, or a damaged one, is drawn again; which model draws is
     for the caller to tell apart, by a folder of its own (`store_for`).
 
+    On several processes each draws every so many-th batch, and all get all images: the batches, and so the images, are
+    those of one process.
+
     UsageError for a judge whose score is no number: a judgement without one is no evidence.
     """
     encode = captions or model.condition
-    for number, start in enumerate(range(0, len(requests), batch)):
-        part = requests[start : start + batch]
-        path = store / f"{number:05d}.safetensors" if store else None
-        about = _identity(part, judges, sampling or model.sampling) if path else ""
-        images = _read(path, about, part) if path else None
-        if images is None:
-            given = None if prefix is None else prefix[start : start + batch]
-            condition = encode(tuple(one.prompt for one in part))
-            ids = draw(model, condition, [one.seed for one in part], sampling, given)
-            images = _judged(model, ids, part, judges)
-            if path:
-                _write(path, about, images)
-        progress(stage, start + len(part), len(requests), "")
-        yield from images
+    kept = _Parts(store, requests, batch, lambda part: _identity(part, judges, sampling or model.sampling))
+
+    def drawn(number: int) -> list[JudgedImage]:
+        part = kept.asked(number)
+        given = None if prefix is None else prefix[number * batch : (number + 1) * batch]
+        condition = encode(tuple(one.prompt for one in part))
+        ids = draw(model, condition, [one.seed for one in part], sampling, given)
+        return _judged(model, ids, part, judges)
+
+    total, each = -(-len(requests) // batch), processes.count()
+    for turn in (range(first, min(first + each, total)) for first in range(0, total, each)):
+        found = kept.read(turn)
+        missing = [number for number in turn if number not in found]
+        for number, images in zip(missing, processes.dealt(missing, drawn), strict=True):
+            kept.write(number, images)
+            found[number] = images
+        for number in turn:
+            progress(stage, min((number + 1) * batch, len(requests)), len(requests), "")
+            yield from found[number]
 
 
 def draw(
@@ -133,6 +142,37 @@ def store_for(root: Path, *inputs: str) -> Path:
         if other != mine:
             shutil.rmtree(other)
     return mine
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The part files of one call in `folder`; with None nothing is kept. The main process alone reads and writes."""
+
+    folder: Path | None
+    requests: Sequence[ImageRequest]
+    batch: int
+    identity: Callable[[Sequence[ImageRequest]], str]
+
+    def asked(self, number: int) -> Sequence[ImageRequest]:
+        return self.requests[number * self.batch : (number + 1) * self.batch]
+
+    def read(self, numbers: Sequence[int]) -> dict[int, list[JudgedImage]]:
+        """The finished ones among these batches, by number."""
+        if self.folder is None:
+            return {}
+        return processes.from_main(lambda: {n: images for n in numbers if (images := self._read(n)) is not None})
+
+    def write(self, number: int, images: Sequence[JudgedImage]) -> None:
+        if self.folder is not None and processes.is_main():
+            _write(self._path(number), self.identity(self.asked(number)), images)
+
+    def _read(self, number: int) -> list[JudgedImage] | None:
+        part = self.asked(number)
+        return _read(self._path(number), self.identity(part), part)
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{number:05d}.safetensors"
 
 
 def _identity(requests: Sequence[ImageRequest], judges: Mapping[str, Judge], sampling: Sampling) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safear_edit import registry
+from safear_edit import processes, registry
 from safear_edit.compiler.checks import readers
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
@@ -103,22 +103,26 @@ def compare(
     A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
     rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
     user's cache until the end, so that the same call continues after it was killed. out: a new folder for images, a CSV
-    and a page (pipeline/judged.py); UsageError for one that exists.
+    and a page (pipeline/judged.py), by one process; UsageError for one that exists. Images come and go by the batch; of
+    each prompt its text and two judgements stay in memory.
     """
     from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, seen_by, without
     from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
 
+    if out and processes.count() > 1:
+        raise UsageError("--out", "one process", str(processes.count()), "leave it out, or start without a launcher")
     benchmark = BENCHMARKS[layout] if layout else None
-    file = read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark)
+    file = processes.from_main(lambda: read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark))
     pair = ModelPair.load(models, resolve_device(device))
     concept = spec_for(spec, pair.base.card.images)
     judge = concept_judge(concept)
     cut = cut_captions(pair.base, file.prompts)
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
-    store = _store(pair, json_digest([[one.prompt, str(one.seed)] for one in file.prompts]), judge.digest)
+    told = json_digest([[one.prompt, str(one.seed)] for one in file.prompts])
+    store = processes.from_main(lambda: _store(pair, told, judge.digest))
     pages = Judged.of(out, hide=concept.kind == "category") if out else None
     base_store = store and store / "reference"
     before = seen_by(
@@ -137,10 +141,10 @@ def compare(
         own = store and store / f"other-{other.card.digest[:16]}"
         progress_of, keep = overall.of(second, len(asked)), pages.keeping(1, kept) if pages else None
         after = seen_by(other, kept, judge, pair.sampling, progress_of, own, keep)
-    if store:
+    if store and processes.is_main():
         shutil.rmtree(store, ignore_errors=True)
-    seen = dict(zip(asked, before, strict=True))
-    both = (tuple(seen[one] for one in kept), after)
+    counted = {one.id for one in kept}
+    both = (tuple(seen for one, seen in zip(asked, before, strict=True) if one.id in counted), after)
     notes = file.notes if store else (*file.notes, "no folder in the user's cache: a killed call would begin again")
     found = Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
     if pages:

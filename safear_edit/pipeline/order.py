@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safear_edit import registry
+from safear_edit import processes, registry
 from safear_edit.compiler import checks
 from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_own_captions, sharing_steps
 from safear_edit.compiler.compile import compile_recipe, method_params, refuse_unstated
@@ -49,9 +49,14 @@ class Order:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` is the GPU if torch sees one; UsageError for a device that is not there."""
+    """`auto` is the GPU if torch sees one, of several processes each its own; UsageError for a device that isn't there.
+
+    Also for one that the processes don't talk by: torch can't mix them.
+    """
     import torch
 
+    if processes.count() > 1:
+        return processes.device(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

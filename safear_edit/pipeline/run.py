@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from safear_edit import processes
 from safear_edit.compiler.compile import cut_lines
 from safear_edit.compiler.recipe import Recipe, save_recipe
 from safear_edit.evaluate.interference import measured
@@ -76,7 +77,8 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
 
     def start() -> tuple[StackState, list[Change]]:
         state = loaded(orders[0], sources[0])
-        recipes = compile_recipes(state.model, state.ref, state.recipes, orders, sources, joint=joint)
+        compiled = partial(compile_recipes, state.model, state.ref, state.recipes, orders, sources, joint=joint)
+        recipes = processes.from_main(compiled)  # how much memory is free has a say in it
         return state, additions(list(zip(orders, recipes, strict=True)), joint=joint)
 
     return walk(start, out, options)
@@ -102,11 +104,18 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
         _audit(run, state, options)
         begin("report and signature")
         notes = (*state.notes, *measure_interference(run, state, options))
-        staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
-        report = write_report(staged)
-        if options.key is not None:
-            sign(staged, report, state.recipes, options.key)
-        run.publish(staged, overwrite=options.overwrite)
+        return processes.from_main(partial(_published, run, state, options, started, notes))
+
+
+def _published(
+    run: RunDir, state: StackState, options: RunOptions, started: datetime, notes: tuple[str, ...]
+) -> Result:
+    """5 report, 6 release."""
+    staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
+    report = write_report(staged)
+    if options.key is not None:
+        sign(staged, report, state.recipes, options.key)
+    run.publish(staged, overwrite=options.overwrite)
     return Result(run.out, report, options.key is not None, options.unsigned, notes)
 
 

@@ -16,6 +16,7 @@ from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import (
     Draw,
     Readings,
+    Share,
     Tuned,
     Tuning,
     adapter_off,
@@ -264,3 +265,23 @@ def test_schedule() -> None:
 def test_identity_depends_on_every_part() -> None:
     parts = [("a", torch.zeros(2)), ("a", torch.zeros(1, 2)), ("a", torch.ones(2)), ("b", torch.zeros(2))]
     assert len({identity_of(*part) for part in parts}) == 4
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "shares"),
+    [
+        (8, 1, [([0], 2), ([1], 2)]),  # cut for the processes
+        (8, 4, [([0, 1], 4), ([2, 3], 4)]),  # the recipe's parts, dealt out: none is smaller than asked
+        (9, 3, [([0, 1, 2], 3)] * 2),  # can't be divided: each computes everything
+    ],
+)
+def test_processes_share_a_batch_in_equal_parts(
+    batch: int, accumulate: int, shares: list[tuple[list[int], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning = Tuning(batch=batch, accumulate=accumulate)
+    assert Share.of(tuning) == Share(range(accumulate), accumulate, alone=batch % accumulate > 0)
+    for rank, (mine, parts) in enumerate(shares):
+        for name, value in {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        found = Share.of(tuning)
+        assert (list(found.mine), found.parts, found.alone) == (mine, parts, batch == 9)

@@ -1,0 +1,134 @@
+"""One command on several processes, as `accelerate launch` and `torchrun` start them.
+
+Every process takes the same steps in the same order. Work that divides is dealt out and everyone gets all of its
+results; the rest is done by all of them alike. What must happen once (a lock, a choice, a published folder) the first
+process does, the main one, and tells the others. So whatever is decided, all decide the same, and none waits for one
+that took another turn. On one process every function here is the plain thing.
+
+Talking is accelerate's and torch's: objects go from process to process as pickles, which is safe only because all of
+them are one command of one user.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safear_edit.errors import SafearError, UsageError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+J = TypeVar("J")
+T = TypeVar("T")
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Environment variables by which a launcher says which process this is, on this machine, and of how many."""
+
+
+def count() -> int:
+    """How many processes work on this command."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
+
+
+def index() -> int:
+    """Which of them this one is, from 0."""
+    return int(os.environ["RANK"]) if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return index() == 0
+
+
+def on_cpu() -> bool:
+    """Whether the processes talk, and work, without a GPU: there is none, or ACCELERATE_USE_CPU says so."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+
+
+def device(asked: str) -> str:
+    """The device of this process of several: UsageError for another than `auto` or the kind that they all have."""
+    own = "cpu" if on_cpu() else f"cuda:{os.environ['LOCAL_RANK']}"
+    if asked not in ("auto", own.partition(":")[0]):
+        fix = "take auto; ACCELERATE_USE_CPU=true keeps all of them off the GPU"
+        raise UsageError(f"--device {asked}", f"{own} in process {index()} of {count()}", "another", fix)
+    return own
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` gives in the main process, which alone calls it; every process must come here. `make` must not.
+
+    An expected failure of the main process is every process's. UsageError if a process has ended.
+    """
+    if count() == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    told = [_tried(make) if is_main() else None]
+    _state()
+    return _result(_talk(lambda: broadcast_object_list(told))[0])
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """Every process does its own `work`; everyone gets all results, by process. Failures as in `from_main`."""
+    if count() == 1:
+        return [work()]
+    from accelerate.utils import gather_object
+
+    mine = _tried(work)
+    _state()
+    return [_result(one) for one in _talk(lambda: gather_object([mine]))]
+
+
+def dealt(jobs: Sequence[J], do: Callable[[J], T]) -> Iterator[T]:
+    """`do` of every job, in order: job i is done by process i modulo their number, and everyone gets all results.
+
+    One job each is under way at a time, so that as few results wait in memory, and are lost with a killed process.
+    """
+    for start in range(0, len(jobs), count()):
+        mine = jobs[start : start + count()][index() : index() + 1]
+        for found in together(partial(_each, do, mine)):
+            yield from found
+
+
+def _each(do: Callable[[J], T], jobs: Sequence[J]) -> list[T]:
+    return [do(job) for job in jobs]
+
+
+# -- talking ----------------------------------------------------------------------------------------------------------
+
+
+def _state() -> PartialState:
+    """The group of processes, formed the first time that they talk."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=on_cpu())
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, SafearError | None]:
+    try:
+        return work(), None
+    except SafearError as error:
+        return None, error
+
+
+def _result(told: Any) -> Any:
+    value, error = told
+    if error is not None:
+        raise error
+    return value
+
+
+def _talk(exchange: Callable[[], T]) -> T:
+    """What the others say; a process that has ended breaks the connection."""
+    try:
+        return exchange()
+    except RuntimeError as error:  # torch's DistBackendError and DistNetworkError among them
+        got = f"a lost connection ({' '.join(str(error).split())[:80]})"
+        fix = "what is done is kept, and the same command continues"
+        raise UsageError(f"process {index()} of {count()}", "all processes at work", got, fix) from None

@@ -1,0 +1,136 @@
+"""Two processes (gloo, on the CPU) walk together: they publish what one process publishes, also after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from safear_edit import registry
+from safear_edit.cli import main
+from safear_edit.evaluate import sampled
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.spec.spec import load_spec
+from tests import ROOT
+from tests.pipeline.test_run import GPT, VERDICTS, apply
+
+JUDGE, BATCH = "tests.pipeline.test_run", 8
+CHILD = f"""
+import json, os, sys
+from safear_edit import registry
+from safear_edit.cli import main
+from safear_edit.evaluate import sampled
+from tests.pipeline import test_run
+
+class Coin(test_run.Coin):
+    looks = 0
+
+    def look(self, images):
+        Coin.looks += 1
+        if Coin.looks == int(os.environ.get("DIES_AT_LOOK", 0)) and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), 9)
+        return super().look(images)
+
+test_run.Coin = Coin
+coin = registry.Entry("judges", "coin", {JUDGE!r}, "Coin", "tosses", "a test")
+registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
+sampled.evaluate.__kwdefaults__["batch"] = {BATCH}
+sys.exit(max(main.run(words) for words in json.loads(sys.argv[1])))
+"""
+SAME = ("outcomes.jsonl", "judges.json", "likelihood.json", "pairs/pairs.jsonl", "recipe.json", GPT)
+"""Files of a release in which nothing is a time."""
+CUT = ("--set", "params.accumulate=2")
+"""A batch in as many parts as there are processes: their sum is then rounded alike."""
+
+
+def two(*commands: list[str], dies: int = 0) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each of two processes that give the commands one after the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads()), "DIES_AT_LOOK": str(dies)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, json.dumps(commands)],
+            env={**os.environ, **told, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny `base`, a spec that a coin judges, prompts, and `one`, made of them by one process."""
+    root = tmp_path_factory.mktemp("processes")
+    coin = registry.Entry("judges", "coin", JUDGE, "Coin", "tosses", "a test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+        patch.setitem(sampled.evaluate.__kwdefaults__, "batch", BATCH)
+        patch.chdir(root)
+        (root / "base").mkdir()
+        LlamaGen.pico(seed=0).export(root / "base")
+        data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
+        data["judge"]["use"] = "coin"
+        for group in data["preserve"]:
+            group["n"] = 4
+        (root / "picasso.yaml").write_text(yaml.safe_dump(data))
+        (root / "prompts.txt").write_text("".join(f"a house number {i}\n" for i in range(70)))
+        assert main.run(command("one")) in VERDICTS
+    return root
+
+
+def command(out: str) -> list[str]:
+    return apply(out, "picasso.yaml", "--model", "./base", "--unsigned", *CUT)
+
+
+EVAL = ["eval", "one", "--spec", "picasso.yaml", "--prompts", "prompts.txt", "--device", "cpu", "--json"]
+
+
+def test_a_killed_process_ends_both_and_the_next_run_gives_what_one_process_gives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (code, out, err), (killed, *_) = two(command("both"), dies=3)
+    assert (code, out, killed) == (2, "", -signal.SIGKILL), err
+    assert "process 0 of 2: expected all processes at work" in err and "Traceback" not in err, err
+    assert not Path("both").exists()
+    kept = json.loads(Path(".both.run/concepts/picasso/journal.json").read_text())
+    assert "construct" in kept and "evaluate" not in kept, "the kill came while images were judged"
+    (code, out, err), (other, *silence) = two(command("both"), EVAL)
+    assert code == other and code in VERDICTS and silence == ["", ""], err
+    assert not list(Path().glob(".*.run"))
+    for name in SAME:
+        assert (folder / "both" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+    capsys.readouterr()
+    coin = registry.Entry("judges", "coin", JUDGE, "Coin", "tosses", "a test")
+    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    assert main.run(EVAL) == 0
+    assert capsys.readouterr().out == out[out.index("{\n") :]
+
+
+def test_verbs_that_one_process_must_do_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main.run(["keygen", "keys"]) == 2
+    assert capsys.readouterr().err.startswith("safear-edit: keygen: expected one process, got 2")
