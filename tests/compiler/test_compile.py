@@ -302,7 +302,7 @@ def test_base_recipes_state_every_number_of_their_method() -> None:
         known = set(lookup("methods", name).load().Params.model_fields)
         assert known - set(base.params) <= {"accumulate", "recompute", "save_every", "keep_batch"}
         text = (builtin_folder("recipes") / f"{name}.yaml").read_text()
-        lines = text.partition("\nmeasured:")[0].splitlines()  # what `tune` searches between is no number of a run
+        lines = text.partition("\ntune:")[0].splitlines()  # what `tune` searches between is no number of a run
         assert all("#" in line for line in lines if line.startswith("  ") and name == "vce")
 
 
