@@ -229,7 +229,7 @@ class Blind(Judge):
 def test_a_judge_that_gives_no_number_is_refused(
     model: ModelFamily, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("safear_edit.evaluate.sampled.make_judge", lambda use, label, threshold: Blind(label))
+    monkeypatch.setattr("safear_edit.evaluate.sampled.judge_for", lambda asked, label: Blind(label))
     with pytest.raises(UsageError, match="a finite score, got nan"):
         evaluate(model, made_edit(model, 0.0), recipe, tmp_path, batch=BATCH)
     assert not (tmp_path / "outcomes.jsonl").exists()
