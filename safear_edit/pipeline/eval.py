@@ -125,15 +125,8 @@ def compare(
     store = processes.from_main(lambda: _store(pair, told, judge.digest))
     pages = Judged.of(out, hide=concept.kind == "category") if out else None
     base_store = store and store / "reference"
-    before = seen_by(
-        pair.base,
-        asked,
-        judge,
-        pair.sampling,
-        overall.of(first, 0),
-        base_store,
-        pages.keeping(0, asked) if pages else None,
-    )
+    keep = pages.keeping(0, asked) if pages else None
+    before = seen_by(pair.base, asked, judge, pair.sampling, overall.of(first, 0), base_store, keep)
     with pair.edited() as other:
         known = {one.id for one in cut}
         cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
