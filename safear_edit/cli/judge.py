@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def judge() -> None:
-    """Measure judges on labelled images."""
+    """Measure judges on labelled images.
+
+    \b
+    safear-edit judge calibrate labelled concepts/monet.yaml
+    """
 
 
 @dataclass(frozen=True)

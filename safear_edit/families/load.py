@@ -45,7 +45,9 @@ def load_model(
         fix = f"give a folder of weights of that family, or take {there}"
         raise UsageError(f"model {ref}", "weights that ship with this package", "none yet", fix)
     kind = resolve_dtype(dtype, ref, device)
-    model: ModelFamily = lookup("families", ref.family).load().load(ref, device=device, dtype=kind, **options)
+    if str(kind) != "torch.float32":  # a family of another package may know no other dtype
+        options["dtype"] = kind
+    model: ModelFamily = lookup("families", ref.family).load().load(ref, device=device, **options)
     return model
 
 

@@ -30,7 +30,8 @@ VERDICTS = (0, 1, 3)
 PART = ".safe.run/concepts/picasso"
 """Where an unfinished run keeps what it made for the concept."""
 RELEASED = {
-    "README.md", "report.json", "report.html", "bom.cdx.json", "model.sig", "claims.jsonl", "recipe.json",
+    "README.md", "report.json", "report.html", "evidence.html", "bom.cdx.json", "model.sig", "claims.jsonl",
+    "recipe.json",
     "picasso.yaml", "outcomes.jsonl", "likelihood.json", "environment.json", "base.json", "judges.json", "safear.json",
     "edit", "images", "pairs", ".gitattributes",
 }  # fmt: skip
