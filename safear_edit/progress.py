@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
@@ -27,6 +28,15 @@ HEARTBEAT = 15.0
 
 def silent(stage: str, done: int, total: int, info: str = "") -> None:
     """The callback of those who don't look."""
+
+
+def under(progress: Callback, name: str) -> Callback:
+    """The callback with `name` before every stage's own."""
+    return partial(_under, progress, name)
+
+
+def _under(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
+    progress(f"{name}: {stage}", done, total, info)
 
 
 def mode_for(stream: TextIO, *, quiet: bool) -> Mode:

@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from safear_edit.errors import SpecError, TrustError, UsageError
+from safear_edit.files.atomic import replacing, sync_folder
 from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
-from safear_edit.files.atomic import sync_folder
 from safear_edit.files.strict import parse_json, read_json
 from safear_edit.redact import clean_environment
 
@@ -226,16 +226,8 @@ def write_pickle(path: Path, content: Mapping[str, Tensor | Mapping[str, Tensor]
         data = value.detach().cpu()
         return data if data.untyped_storage().nbytes() == data.nbytes else data.clone()
 
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            torch.save({name: plain(value) for name, value in content.items()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path) as file:
+        torch.save({name: plain(value) for name, value in content.items()}, file)
 
 
 def assign_strict(net: nn.Module, weights: Mapping[str, Tensor], where: str, ignore: Collection[str] = ()) -> None:

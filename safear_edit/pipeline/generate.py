@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
 from safear_edit.pipeline.order import resolve_device
-from safear_edit.progress import Callback, silent
+from safear_edit.progress import Callback, silent, under
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +119,7 @@ def side_by_side(
             out=out / name,
             overwrite=overwrite,
             dtype=dtype,
-            progress=partial(_of_model, progress, name),
+            progress=under(progress, name),
             say=say,
         )
         for text, name in zip(models, names, strict=True)
@@ -138,10 +137,6 @@ def side_by_side(
 def _short(text: str) -> str:
     """A folder name that a person recognises."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", Path(text).name)[:40].strip("-.") or "model"
-
-
-def _of_model(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
-    progress(f"{name}: {stage}", done, total, info)
 
 
 def _refuse(taken: Sequence[Path]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from safear_edit.families.reference import ModelRef
 from safear_edit.files.layout import looks_released
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.order import Order, Source, dtype_of, model_of, resolve_device
-from safear_edit.progress import Callback, silent
+from safear_edit.progress import Callback, silent, under
 from safear_edit.release.released import Member, Released, stack_of
 
 if TYPE_CHECKING:
@@ -113,8 +112,4 @@ class RunOptions:
 
     def progress_of(self, name: str) -> Callback:
         """The callback with the concept before every stage's name."""
-        return partial(_named, self.progress, name)
-
-
-def _named(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
-    progress(f"{name}: {stage}", done, total, info)
+        return under(self.progress, name)

@@ -36,7 +36,7 @@ from safear_edit.pipeline import page as pages
 from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, read_source
 from safear_edit.pipeline.state import load_state
 from safear_edit.pipeline.steps import construct, material_of
-from safear_edit.progress import Callback, silent
+from safear_edit.progress import Callback, silent, under
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, image_seed
 
@@ -321,7 +321,7 @@ def _trial(
     numbers = recipe.method.params | {name: suggested(trial, name, one) for name, one in ranges.items()}
     params = method_params(recipe.method.name, numbers, f"trial {trial.number}")
     method = registry.lookup("methods", recipe.method.name).load()()
-    told = partial(_named, progress, f"trial {trial.number}")
+    told = under(progress, f"trial {trial.number}")
     edit = method.fit(probe.model, material, params, seed=recipe.seed, progress=told)
 
     def hopeless(left: float) -> None:
@@ -334,10 +334,6 @@ def _trial(
         trial.set_user_attr(name, value)
     told("measured", 1, 1, f"left {found.left:.0%}, {found.member} loses {found.loss:.0%}, CIR {found.cir:.2f}")
     return found.figures
-
-
-def _named(progress: Callback, name: str, stage: str, done: int, total: int, info: str = "") -> None:
-    progress(f"{name}: {stage}", done, total, info)
 
 
 def suggested(trial: optuna.Trial, name: str, one: Range) -> Any:
