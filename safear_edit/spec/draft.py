@@ -90,17 +90,12 @@ def _filled(texts: Sequence[str], concept: str, name: str) -> tuple[str, ...]:
     return tuple(text.format(concept=concept, name=name) for text in texts)
 
 
-def spec_template(name: str, kind: str = "style") -> str:
-    """A commented spec for NAME that is well-formed as it stands: what `safear-edit init` writes.
+def filled(words: Words) -> str:
+    """A commented spec with these words, well-formed as it stands: what `safear-edit init` writes.
 
     It is a draft: the words are guesses and the label is what the gallery judge would call it; a person replaces both,
-    and `validate` says so where the judge knows no such label. UsageError as `draft_words`.
+    and `validate` says so where the judge knows no such label. SpecError for words of which no spec can be made.
     """
-    return filled(draft_words(name, kind))
-
-
-def filled(words: Words) -> str:
-    """The template with these words, checked. SpecError for words of which no spec can be made."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)

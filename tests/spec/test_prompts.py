@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
-from safear_edit.spec.draft import spec_template
+from safear_edit.spec.draft import draft_words, filled
 from safear_edit.spec.extend import full_form
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import (
@@ -33,7 +33,7 @@ words = st.lists(st.text("abcdefgh ", min_size=1, max_size=6).filter(str.strip),
 
 
 def draft(kind: str = "style") -> Spec:
-    return parse(Spec, full_form(parse_yaml(spec_template("rembrandt", kind), "draft")))
+    return parse(Spec, full_form(parse_yaml(filled(draft_words("rembrandt", kind)), "draft")))
 
 
 def test_normalise() -> None:

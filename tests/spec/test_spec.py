@@ -20,7 +20,7 @@ from safear_edit.files.strict import parse_yaml, read_yaml
 from safear_edit.gallery import captions
 from safear_edit.gallery.render import OBJECTS, STYLES
 from safear_edit.registry import builtin_folder
-from safear_edit.spec.draft import left_as_drafted, spec_template
+from safear_edit.spec.draft import draft_words, filled, left_as_drafted
 from safear_edit.spec.extend import full_form
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import Spec, load_spec, spec_schema
@@ -29,6 +29,13 @@ CONCEPTS = sorted(builtin_folder("concepts").glob("*.yaml"))
 GALLERY = [path.stem for path in CONCEPTS if "extends: gallery/" in path.read_text()]
 DRAFT = (Path(__file__).parent / "rembrandt.yaml").read_text()
 """A spec in full form, as `init` wrote them when there were no shared sets."""
+
+
+def spec_template(name: str, kind: str = "style") -> str:
+    """What `init` writes for a name."""
+    return filled(draft_words(name, kind))
+
+
 TEMPLATE = spec_template("rembrandt")
 
 
