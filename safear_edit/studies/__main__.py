@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from safear_edit import studies
 from safear_edit.registry import suggestion
 
-PARTS = ("rows", "contest")
+PARTS = ("rows", "contest", "paper_claims")
 """Modules of this folder that are no study of their own."""
 
 

@@ -1,0 +1,416 @@
+"""The claims of each paper, the measured cells that speak about them, and what must be true of those for them to hold.
+
+Which claims a paper makes is from its text or, where that couldn't be had, from what others report of it (the notes say
+which). Numbers are never written here: they are read from the rows when the tables are made (papers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: the row of a file of examples/results that has these values, and a column of it."""
+
+    file: str
+    where: Mapping[str, Any]
+    column: str
+
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """text: what the paper says. cells: words → figure. holds: whether the figures bear it out; None: not tested.
+
+    why: what the finding rests on, or why there is none.
+    """
+
+    text: str
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    holds: Callable[[Figures], bool] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """name: of its file. title: the method and where it is published."""
+
+    name: str
+    title: str
+    note: str
+    claims: tuple[Claim, ...]
+
+
+def least(value: Any) -> float:
+    """The lower end of a cell, in its own unit; k of n in per cent."""
+    return _end(value, "from")
+
+
+def most(value: Any) -> float:
+    """The upper end."""
+    return _end(value, "to")
+
+
+def _end(value: Any, end: str) -> float:
+    match value:
+        case {"k": k, "n": n}:
+            return 100 * k / n
+        case {"from": _, "to": _}:
+            return float(value[end])
+    return float(value)
+
+
+def _all(figures: Figures, bound: float) -> bool:
+    return all(least(value) >= bound for value in figures.values())
+
+
+ERASED = 97.0
+"""Per cent by name from which a concept counts as erased, as the gates of `apply`."""
+
+REAL = "The minis draw no people and no photographs: NudeNet, I2P, COCO, FID and CLIP scores need published weights."
+
+
+# -- VCE --------------------------------------------------------------------------------------------------------------
+
+
+def _ablation(variant: str, column: str) -> Cell:
+    return Cell("llamagen-ablation", {"variant": variant}, column)
+
+
+WHOLE = "VCE, as `recipes/vce.yaml` has it"
+CONCEPTS = ("picasso (style)", "van_gogh (style)", "hazard (category)", "dog (object)")
+
+VCE = Paper(
+    "vce",
+    "VCE (https://arxiv.org/abs/2509.16986)",
+    "Abstract and reports of others only: the paper's text and tables could not be read. Every number of the method is "
+    "ours, and so is the keep term.",
+    (
+        Claim(
+            "Erases styles, objects and explicit content",
+            {name: Cell("llamagen-vce", {"concept": name}, "by name") for name in CONCEPTS},
+            lambda f: _all(f, ERASED),
+            "A harmless hazard sign stands in for explicit content.",
+        ),
+        Claim(
+            "Keeps more of what must stay than DPO",
+            {"VCE, other styles": _ablation(WHOLE, "other styles"), "DPO": _ablation("plain DPO", "other styles")},
+            lambda f: least(f["VCE, other styles"]) > most(f["DPO"]),
+            "Three seeds. DPO here is VCE without token drop, average, anchor and our keep term.",
+        ),
+        Claim(
+            "Keeps more of what must stay than SFT",
+            {"VCE, other styles": _ablation(WHOLE, "other styles"), "SFT": _ablation("SFT", "other styles")},
+            lambda f: least(f["VCE, other styles"]) > most(f["SFT"]),
+            "Three seeds; with our keep term.",
+        ),
+        Claim(
+            "Does so by its own ingredients, without our keep term",
+            {
+                "VCE without it, other styles": _ablation("no keep term", "other styles"),
+                "SFT": _ablation("SFT", "other styles"),
+            },
+            lambda f: least(f["VCE without it, other styles"]) > most(f["SFT"]),
+            "Three seeds.",
+        ),
+        Claim(
+            "DPO is better than SFT",
+            {"DPO, other styles": _ablation("plain DPO", "other styles"), "SFT": _ablation("SFT", "other styles")},
+            lambda f: least(f["DPO, other styles"]) > most(f["SFT"]),
+            "Three seeds; both erase everything, so what is lost decides.",
+        ),
+        Claim(
+            "Token drop stabilises training",
+            {
+                "with it, other styles": _ablation(WHOLE, "other styles"),
+                "without": _ablation("no token drop", "other styles"),
+            },
+            lambda f: least(f["with it, other styles"]) > most(f["without"]),
+            "No difference that three times 100 prompts can show, with the keep term beside it.",
+        ),
+        Claim(
+            "A token-level average loss stabilises training",
+            {
+                "average, no keep term, other styles": _ablation("no keep term", "other styles"),
+                "sum (DPO)": _ablation("plain DPO", "other styles"),
+            },
+            lambda f: least(f["average, no keep term, other styles"]) > most(f["sum (DPO)"]),
+            "Three seeds; the two differ in token drop and anchor, too.",
+        ),
+        Claim(
+            "Captions by a multimodal model make the pairs",
+            {
+                "safe captions by the model itself, by name": Cell(
+                    "janus-methods",
+                    {"concept": "picasso", "method": "`vce`, safe captions by the model itself"},
+                    "by name",
+                ),
+                "templates": Cell("janus-methods", {"concept": "picasso", "method": "`vce`"}, "by name"),
+            },
+            lambda f: _all(f, ERASED),
+            "Both erase; 60 prompts can't tell them apart.",
+        ),
+        Claim("82.9 % fewer nude body parts", why=REAL),
+        Claim("Transfers to diffusion", why="No row yet."),
+    ),
+)
+
+
+# -- S-VARE -----------------------------------------------------------------------------------------------------------
+
+
+def _methods(concept: str, method: str, column: str) -> Cell:
+    return Cell("infinity-methods", {"concept": concept, "method": method}, column)
+
+
+ALL = ("picasso", "van_gogh", "dog", "hazard")
+
+SVARE = Paper(
+    "svare",
+    "S-VARE (https://arxiv.org/abs/2509.22400)",
+    "The authors' code was read in full, the paper's numbers from notes of others. On `infinity:mini`.",
+    (
+        Claim(
+            "A shared prefix (VARE) keeps more than each caption's own",
+            {
+                "shared, other styles": Cell(
+                    "infinity-rivals", {"method": "`vare`, shared prefix as in the paper, 60 steps"}, "other styles"
+                ),
+                "own": Cell(
+                    "infinity-rivals",
+                    {"method": "`vare`, each caption's own prefix (the naive baseline), 60 steps"},
+                    "other styles",
+                ),
+            },
+            lambda f: bool(f["shared, other styles"] > f["own"]),
+            "One seed, 40 prompts: 1 image against 4.",
+        ),
+        Claim(
+            "Erases an object, a style and a category",
+            {name: _methods(name, "`svare`, 120 steps", "by name") for name in ALL},
+            lambda f: _all(f, ERASED),
+            "Three seeds; for church, Van Gogh and nudity: a dog, two styles and a hazard sign.",
+        ),
+        Claim(
+            "Costs little of what must stay",
+            {name: _methods(name, "`svare`, 120 steps", "first kept group") for name in ALL},
+            lambda f: _all(f, -3),
+            "Three seeds; change in points.",
+        ),
+        Claim("FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
+    ),
+)
+
+
+# -- SACE -------------------------------------------------------------------------------------------------------------
+
+
+def _strength(concept: str, method: str, column: str) -> Cell:
+    return Cell("infinity-sace-strength", {"concept": concept, "method": method}, column)
+
+
+EVERY = "`sace` (all scales, keep 4)"
+
+SACE = Paper(
+    "sace",
+    "SACE (https://arxiv.org/abs/2606.15819)",
+    "From the paper's text. On `infinity:mini`, five scales. The adapter is in all linear layers, the paper's in the "
+    "cross-attention queries alone.",
+    (
+        Claim(
+            "The concept is committed at scale 0 (the axiom)",
+            {
+                f"{name}, drawn after scale 0 alone": Cell(
+                    "infinity-map", {"concept": name}, "after the first scale alone"
+                )
+                for name in ALL
+            },
+            lambda f: all(value for value in f.values()),
+            "Images drawn with the concept's caption at scale 0 and without it after: the judge finds it in none.",
+        ),
+        Claim(
+            "Erasing at scale 0 suffices, applied at the paper's strength",
+            {name: _strength(name, "scale 0, strength 4", "by name") for name in ("picasso", "dog", "hazard")},
+            lambda f: _all(f, ERASED),
+            "One seed, no keep term. The weights are shared by all scales.",
+        ),
+        Claim(
+            "It does so at strength 1, too",
+            {name: _strength(name, "scale 0, strength 1", "by name") for name in ("picasso", "dog", "hazard")},
+            lambda f: _all(f, ERASED),
+            "One seed. The paper applies its adapter at 3 and 4 (table VII).",
+        ),
+        Claim(
+            "Keeps what must stay as well as all scales do",
+            {
+                "dog, other objects, scale 0 at 4": _strength("dog", "scale 0, strength 4", "first kept group"),
+                "all scales": _strength("dog", EVERY, "first kept group"),
+                "Picasso, other styles, scale 0 at 4": _strength("picasso", "scale 0, strength 4", "first kept group"),
+                "Picasso, all scales": _strength("picasso", EVERY, "first kept group"),
+            },
+            lambda f: (
+                f["dog, other objects, scale 0 at 4"] >= f["all scales"]
+                and f["Picasso, other styles, scale 0 at 4"] >= f["Picasso, all scales"]
+            ),
+            "One seed, change in points; all scales with our keep term, scale 0 without.",
+        ),
+        Claim(
+            "Costs less than all scales",
+            {
+                "minutes, picasso, scale 0": _methods("picasso", "`sace`, scale 0", "minutes"),
+                "all scales": _methods("picasso", "`sace`, all scales, 36 steps", "minutes"),
+                "S-VARE": _methods("picasso", "`svare`, 120 steps", "minutes"),
+            },
+            lambda f: bool(f["minutes, picasso, scale 0"] < f["all scales"]),
+            "Timed beside each other, three seeds.",
+        ),
+        Claim("HNR, FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
+    ),
+)
+
+
+# -- Safe-CB ----------------------------------------------------------------------------------------------------------
+
+
+def _rounds(rounds: str, column: str) -> Cell:
+    return Cell("llamagen-methods-without-keep", {"method": f"`safe_cb`, {rounds}"}, column)
+
+
+def _round(form: str, column: str) -> Cell:
+    return Cell("llamagen-safe-cb", {"one round": form}, column)
+
+
+NULL = "repair only where the pairs differ in nothing (the paper's null space)"
+CHOSEN_CB = "the recipe: differences by position, 8 directions, repaired"
+
+SAFE_CB = Paper(
+    "safe-cb",
+    "Safe-CB (https://arxiv.org/abs/2606.27147)",
+    "From the paper's text, which lacks its prompts and stopping rule. On `llamagen:mini` and `janus:mini`: a table of "
+    "192 columns, and one made from 8 numbers per token, where the paper's have 2048 columns and more.",
+    (
+        Claim(
+            "More rounds erase more than one",
+            {"one": _rounds("one round", "by name"), "three": _rounds("three rounds", "by name")},
+            lambda f: bool(f["three"] > f["one"]),
+            "One seed, the paper's projection and repair; most of what is gone can't be read.",
+        ),
+        Claim(
+            "At equal preservation",
+            {
+                "one, other styles": _rounds("one round", "other styles"),
+                "three": _rounds("three rounds", "other styles"),
+            },
+            lambda f: bool(f["three"] >= f["one, other styles"]),
+            "One seed.",
+        ),
+        Claim(
+            "The repair in the null space brings back what the projection broke",
+            {
+                "no repair, other styles": _round("no repair", "other styles"),
+                "repaired": _round(NULL, "other styles"),
+                "no repair, objects": _round("no repair", "objects"),
+                "objects, repaired": _round(NULL, "objects"),
+            },
+            lambda f: f["repaired"] > f["no repair, other styles"] and f["objects, repaired"] > f["no repair, objects"],
+            "One seed, one round.",
+        ),
+        Claim(
+            "8 directions erase more than 2",
+            {
+                "8, by name": _round(CHOSEN_CB, "by name"),
+                "2": _round("2 directions instead of 8", "by name"),
+                "8, other styles": _round(CHOSEN_CB, "other styles"),
+                "2, other styles": _round("2 directions instead of 8", "other styles"),
+            },
+            lambda f: bool(f["8, by name"] > f["2"]),
+            "One seed, one round; and they cost more.",
+        ),
+        Claim(
+            "Quality stays nearly as it was (FID 68.8 to 70.7)",
+            {
+                "verdict of a whole run": Cell(
+                    "llamagen-members", {"concept": "picasso", "method": "`safe_cb`"}, "verdict"
+                )
+            },
+            lambda f: f["verdict of a whole run"] == "PASS",
+            "By `apply`'s gates on unreadable images and other styles, with our metric and switch repair.",
+        ),
+        Claim(
+            "Understanding stays as it was (MMMU)",
+            {
+                "change of answers, points": Cell(
+                    "janus-methods", {"concept": "picasso", "method": "`safe_cb`, three rounds"}, "about the rest"
+                )
+            },
+            lambda f: bool(f["change of answers, points"] >= -1),
+            "Yes-or-no questions; the table feeds drawing only.",
+        ),
+        Claim("I2P, CoPro, ViSU, P4D, MMA, GenEval, TIFA; six models", why=REAL),
+    ),
+)
+
+
+# -- EAR, Obliviate, ScaleErasure -------------------------------------------------------------------------------------
+
+
+def _janus(concept: str, method: str, column: str) -> Cell:
+    return Cell("janus-methods", {"concept": concept, "method": method}, column)
+
+
+EAR = Paper(
+    "ear",
+    "EAR (https://arxiv.org/abs/2506.20151)",
+    "The authors' code was read in full, the paper's tables could not be had.",
+    (
+        Claim(
+            "Erases a style, an object and a category from Janus",
+            {name: _janus(name, "`ear`", "by name") for name in ("picasso", "dog", "hazard")},
+            lambda f: _all(f, ERASED),
+            "One seed, the equations with the images' own prefix, and our keep term.",
+        ),
+        Claim(
+            "Keeps what must stay, without our keep term",
+            {
+                "other styles": Cell("llamagen-methods-without-keep", {"method": "`ear`, paper"}, "other styles"),
+                "objects": Cell("llamagen-methods-without-keep", {"method": "`ear`, paper"}, "objects"),
+            },
+            lambda f: _all(f, -3),
+            "One seed, `llamagen:mini`; change in points. Others measured FID 12.4 to 31.6 for the released weights.",
+        ),
+        Claim("FID, CLIP score, NudeNet counts", why=REAL),
+    ),
+)
+
+SCALE_ERASURE = Paper(
+    "scale-erasure",
+    "ScaleErasure (https://arxiv.org/abs/2606.29282)",
+    "From the paper's text and code; it guides the drawing, edits nothing. On `infinity:mini`, thresholds not tuned.",
+    (
+        Claim(
+            "Guidance at the middle scales erases",
+            {"its window, by name": Cell(
+                "infinity-rivals", {"method": "ScaleErasure, the paper's window (scale 2 of 0 to 4)"}, "by name")},
+            lambda f: _all(f, ERASED),
+            "One seed, 40 prompts; five scales where the paper's model has ten.",
+        ),
+        Claim(
+            "And keeps what must stay where it does erase",
+            {
+                "every scale, by name": Cell(
+                    "infinity-rivals", {"method": "ScaleErasure, every token and bit of all scales"}, "by name"),
+                "other styles": Cell(
+                    "infinity-rivals", {"method": "ScaleErasure, every token and bit of all scales"}, "other styles"),
+            },
+            lambda f: bool(f["other styles"] >= -3),
+            "One seed, change in points.",
+        ),
+    ),
+)  # fmt: skip
+
+PAPERS = (VCE, SVARE, SACE, SAFE_CB, EAR, SCALE_ERASURE)

@@ -1,0 +1,89 @@
+"""What each paper claims, and what was measured here: a table per paper, made from the rows of examples/results.
+
+    python -m safear_edit.studies papers            writes paper-NAME.jsonl beside the rows it reads
+    python -m safear_edit.studies papers --check    writes nothing and fails if one is out of date
+
+A claim names the cells that speak about it (file, row, column), and what must be true of them for it to hold; both
+figures and finding come from the rows, so a new measurement changes the finding. A claim without cells can't be tested
+here, and says why. What holds on a mini says nothing yet about published weights; what doesn't may be the mini's fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safear_edit.errors import UsageError
+from safear_edit.files.atomic import write_atomic
+from safear_edit.studies.paper_claims import PAPERS, Cell, Claim, Paper
+from safear_edit.studies.tables import FOLDER, Row, Table, shown
+
+COMMAND = "python -m safear_edit.studies papers"
+HOLDS, FAILS, UNTESTED = "holds", "doesn't hold", "not tested"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables, or tell by 1 that one is out of date; 2 for rows that lack what a claim reads."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a table is out of date")
+    chosen = parser.parse_args(arguments)
+    try:
+        made = {chosen.folder / f"paper-{paper.name}.jsonl": table(paper, chosen.folder) for paper in PAPERS}
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    old = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]
+    if chosen.check:
+        for path in old:
+            print(f"{path} is out of date: run {COMMAND}", file=sys.stderr)
+        return 1 if old else 0
+    for path in old:
+        write_atomic(path, made[path])
+    return 0
+
+
+def table(paper: Paper, folder: Path) -> str:
+    """The paper's table as JSON lines: its head, and a row per claim."""
+    head = {"title": f"{paper.title}: its claims, and what was measured here", "note": paper.note}
+    return "".join(
+        json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *(row(c, folder) for c in paper.claims))
+    )
+
+
+def row(claim: Claim, folder: Path) -> dict[str, Any]:
+    """What is said of one claim; UsageError for cells that aren't there."""
+    found = {words: cell_of(cell, folder) for words, cell in claim.cells.items()}
+    finding = UNTESTED
+    if claim.holds is not None:
+        finding = HOLDS if claim.holds({words: value for words, (_, value) in found.items()}) else FAILS
+    dates = [origin.date for origin, _ in found.values() if origin.date]
+    return {
+        "claim": claim.text,
+        "finding": finding,
+        "measured here": "; ".join(f"{words}: {shown(value)}" for words, (_, value) in found.items()),
+        "why, or how far": claim.why,
+        "from": ", ".join(dict.fromkeys(f"{cell.file}.jsonl" for cell in claim.cells.values())),
+        "command": COMMAND,
+        "commit": None,
+        "date": max(dates, default=None),
+    }
+
+
+def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
+    """The only row of the file that has the cell's values, and its cell in the column; the last where a file keeps
+    older measurements of the same."""
+    path = folder / f"{cell.file}.jsonl"
+    rows = Table.read(path).rows if path.is_file() else ()
+    fitting = [one for one in rows if all(one.cells.get(name) == value for name, value in cell.where.items())]
+    if not fitting or fitting[-1].cells.get(cell.column) is None:
+        raise UsageError(str(path), f"a row {dict(cell.where)} with {cell.column!r}", "none", "mend paper_claims.py")
+    return fitting[-1], fitting[-1].cells[cell.column]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Tables of claims: up to date with the rows, findings that follow the figures, and nothing said without a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safear_edit.errors import UsageError
+from safear_edit.studies import papers
+from safear_edit.studies.paper_claims import PAPERS, Cell, Claim, least, most
+from safear_edit.studies.tables import FOLDER
+from tests import ROOT
+
+MADE = {"command": "safear-edit ls models", "commit": "0123abc", "date": "2026-11-29"}
+CLAIM = Claim("less is lost", {"ours": Cell("one", {"method": "vce"}, "loss")}, lambda f: most(f["ours"]) <= 3)
+
+
+def _rows(folder: Path, *rows: dict[str, Any]) -> None:
+    (folder / "one.jsonl").write_text("".join(json.dumps({**row, **MADE}) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_the_tables_are_up_to_date(paper: Any) -> None:
+    written = (ROOT / FOLDER / f"paper-{paper.name}.jsonl").read_text()
+    assert written == papers.table(paper, ROOT / FOLDER), f"run {papers.COMMAND}"
+    for claim in paper.claims:
+        assert bool(claim.cells) == (claim.holds is not None), f"{claim.text}: a finding without figures, or none"
+        assert claim.why
+
+
+@pytest.mark.parametrize(("loss", "finding"), [(2.5, papers.HOLDS), ({"mean": 2, "from": 1, "to": 4}, papers.FAILS)])
+def test_a_finding_follows_the_figures(tmp_path: Path, loss: Any, finding: str) -> None:
+    _rows(tmp_path, {"method": "vce", "loss": 9}, {"method": "dpo", "loss": 7}, {"method": "vce", "loss": loss})
+    row = papers.row(CLAIM, tmp_path)
+    assert row["finding"] == finding and row["from"] == "one.jsonl" and row["date"] == MADE["date"]
+    assert papers.row(Claim("more", why="no data"), tmp_path)["finding"] == papers.UNTESTED
+
+
+def test_a_claim_without_its_row_is_refused(tmp_path: Path) -> None:
+    _rows(tmp_path, {"method": "dpo", "loss": 7})
+    with pytest.raises(UsageError, match=r"one\.jsonl"):
+        papers.row(CLAIM, tmp_path)
+
+
+def test_the_ends_of_a_cell() -> None:
+    assert least({"mean": 2, "from": 1, "to": 4}) == 1 and most({"mean": 2, "from": 1, "to": 4}) == 4
+    assert least({"k": 1, "n": 4}) == 25 and least(3) == most(3) == 3
