@@ -67,6 +67,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def first(self, count: int) -> Pairs:
+        """The `count` first of them, without what the model said of their images."""
+        part = slice(count)
+        unsafe, safe, seeds = self.unsafe[part], self.safe[part], self.seeds[part]
+        return Pairs(unsafe, safe, seeds, self.unsafe_ids[part], self.safe_ids[part], self.stats)
+
     def save(self, folder: Path) -> None:
         """Write pairs.safetensors, the captions in pairs.jsonl (seeds as strings: they exceed 2**53), and STATS.
 

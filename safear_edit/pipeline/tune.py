@@ -219,7 +219,7 @@ def tune(
         run = RunDir(out, out)
         construct(run, recipe, model, progress)
         material = material_of(run, recipe, model)
-        probe = Probe.of(model, recipe, _first(material.pairs), out / ".probe", progress)
+        probe = Probe.of(model, recipe, material.pairs.first(CIR_PAIRS), out / ".probe", progress)
         _go_on(study_kind, study, {name: recipe.method.params[name] for name in ranges})
         objective = partial(_trial, study_kind, probe, material, recipe, ranges, progress)
         study.optimize(objective, n_trials=trials, timeout=60 * minutes)
@@ -253,18 +253,6 @@ def _written(name: str) -> Mapping[str, Any]:
 
     data = read_yaml(registry.find_builtin("recipes", name)).data
     return data if isinstance(data, Mapping) else {}
-
-
-def _first(pairs: Pairs) -> Pairs:
-    """The CIR_PAIRS first of them."""
-    return replace(
-        pairs,
-        unsafe=pairs.unsafe[:CIR_PAIRS],
-        safe=pairs.safe[:CIR_PAIRS],
-        seeds=pairs.seeds[:CIR_PAIRS],
-        unsafe_ids=pairs.unsafe_ids[:CIR_PAIRS],
-        safe_ids=pairs.safe_ids[:CIR_PAIRS],
-    )
 
 
 def _study(optuna: Any, out: Path, name: str) -> optuna.Study:

@@ -1,0 +1,73 @@
+"""Choices are made on training prompts alone and once, and a row tells both rates. A coin judges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from safear_edit import registry
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.spec.pools import pools
+from safear_edit.spec.prompts import normalise
+from safear_edit.spec.spec import load_spec
+from safear_edit.studies import choices
+
+SMALL = "construct.pairs=60,construct.keep=4,params.batch=2,params.keep_batch=2,params.rank=2,params.steps=1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
+    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    LlamaGen.pico(seed=0).export(tmp_path / "base")
+    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
+    data["judge"]["use"] = "coin"
+    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    return tmp_path
+
+
+def test_choices_see_no_evaluation_prompt_and_are_made_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: set[str] = set()
+    condition = LlamaGen.condition
+
+    def spying(model: LlamaGen, prompts: Sequence[str]) -> Any:
+        read.update(map(normalise, prompts))
+        return condition(model, prompts)
+
+    monkeypatch.setattr(LlamaGen, "condition", spying)
+    words = ["picasso.yaml", "--model", "./base", "--prompts", "5", "--folder", "out", "--methods", f"sft:{SMALL}"]
+    assert choices.main(words) == 0
+    row = json.loads(capsys.readouterr().out)
+    spec = load_spec(Path("picasso.yaml"))
+    drawn = pools(spec)
+    evaluated = [*drawn.direct, *drawn.paraphrase, *drawn.template, *(p for g in drawn.preserve.values() for p in g)]
+    assert read and not read & {normalise(prompt.text) for prompt in evaluated}
+
+    for name in (choices.NAMED, choices.OTHERS):
+        assert 0 < row[name]["n"] <= 5 and 0 <= row[name]["k"] <= row[name]["n"]
+    assert {"other-styles", "objects", "CIR", "KL of what stays", "worst member"} <= row.keys()
+    pairs = [json.loads(line)["unsafe"] for path in Path("out/pairs").rglob("pairs.jsonl") for line in path.open()]
+    left_out = spec.erase.aliases[-choices.LEFT_OUT :]
+    assert pairs and not [text for text in pairs for name in left_out if name in text]
+
+    read.clear()
+    assert choices.main(words) == 0 and json.loads(capsys.readouterr().out) == row
+    assert not read, "a finished choice is read, not made again"
+
+
+def test_a_spec_with_few_names_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = yaml.safe_load(Path("picasso.yaml").read_text())
+    data["erase"]["aliases"] = data["erase"]["aliases"][: choices.LEFT_OUT]
+    Path("few.yaml").write_text(yaml.safe_dump(data))
+    assert choices.main(["few.yaml", "--model", "./base", "--folder", "out", "--methods", "sft"]) == 2
+    err = capsys.readouterr().err
+    assert "add aliases" in err and len(err.splitlines()) == 1
