@@ -104,9 +104,9 @@ def plan(source: str, given: PlanOptions) -> int:
 def _orders(sources: Sequence[str], given: Compiling) -> list[Order]:
     from safear_edit.pipeline.order import Order
 
-    refuse_beside_recipe(sources, "method", "seed", "memory")
-    about = (given.model, given.method, given.seed, given.sets, given.device, given.found, given.dtype, given.memory)
-    return [Order(source, *about) for source in sources]
+    refuse_beside_recipe(sources, "method", "seed", "memory", "captioner")
+    about = (given.model, given.method, given.seed, given.overrides, given.device, given.found, given.dtype)
+    return [Order(source, *about, given.memory) for source in sources]
 
 
 def _show(plans: Sequence[Plan], as_json: bool) -> int:

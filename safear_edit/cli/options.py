@@ -156,10 +156,19 @@ class Compiling(OfModel, ByMethod, Seeded, OnDevice, InDtype):
     """What a spec is compiled with."""
 
     sets: tuple[str, ...] = option("--set", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+    captioner: str | None = option(
+        "--captioner", metavar="MODEL", help="Who says what unsafe images show: a model reference or a folder."
+    )
     memory: int | None = option(
         "--memory", type=size, help="What training may take, as 16GiB: layers run again, batches in parts."
     )
     found: Path | None = option("--map", type=FOLDER, help="What `safear-edit map` wrote: edit the scales it found.")
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Every --set, and what other options change of the recipe."""
+        named = (f"construct.captioner={json.dumps(self.captioner)}",) if self.captioner else ()
+        return (*self.sets, *named)
 
 
 @dataclass(frozen=True)

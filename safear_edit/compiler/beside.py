@@ -92,9 +92,9 @@ def refuse_own_captions(recipes: Sequence[Recipe]) -> None:
     """UsageError if a concept beside others learns from captions that no recipe has: what another concept is evaluated
     by might be among them, or what a joint edit takes away."""
     for recipe in recipes if len(recipes) > 1 else ():
-        if recipe.construct.refine != "template":
-            got = f"construct.refine {recipe.construct.refine} for {recipe.spec.name}"
-            raise UsageError("stack", "safe captions that the recipe has", got, "leave it at template")
+        if recipe.construct.described:
+            got = f"captions by {recipe.construct.captioner or 'the model itself'} for {recipe.spec.name}"
+            raise UsageError("stack", "safe captions that the recipe has", got, "leave them to the templates")
 
 
 def changed(recipe: Recipe, **parts: Any) -> Recipe:

@@ -35,7 +35,6 @@ from safear_edit.compiler.recipe import (
     ModelChoice,
     PairPrompt,
     Recipe,
-    Refine,
     Sampling,
     SamplingLike,
     refuse_overlap,
@@ -97,7 +96,7 @@ def compile_recipe(
     spec, base = _overridden(judged_for(spec, images), base_recipe.for_model(model_card), overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
-    _refuse_silent(base.construct.refine, model_card.family)
+    _refuse_silent(base.construct, model_card.family)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
     asked = prompts_of(spec, images, base.construct, seed=seed, lengths=lengths)
@@ -110,7 +109,7 @@ def compile_recipe(
         keep=len(asked.keep),
         candidates=sum(prompt.expect == "absent" for prompt in asked.evaluate.prompts),
         n=asked.evaluate.n,
-        described=len(asked.pairs) if base.construct.refine == "self" else 0,
+        described=len(asked.pairs) if base.construct.refine == "self" else 0,  # a captioner's cost isn't known
     )
     if trainable is not None:
         cost = cost.model_copy(update={"trainable": trainable(params)})
@@ -119,7 +118,7 @@ def compile_recipe(
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
         method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
         seed=seed,
-        construct=Construct(pairs=asked.pairs, refine=base.construct.refine),
+        construct=Construct(pairs=asked.pairs, refine=base.construct.refine, captioner=base.construct.captioner),
         keep=asked.keep,
         evaluate=asked.evaluate.model_copy(update={"sampling": numbers}),
         gates=spec.gates,
@@ -186,8 +185,13 @@ def _refuse_misfit(method: str, family: str) -> None:
         )
 
 
-def _refuse_silent(refine: Refine, family: str) -> None:
+def _refuse_silent(construct: ConstructSizes, family: str) -> None:
     """A family that says nothing about images can't write safe captions; the error names those that can."""
+    refine, captioner = construct.refine, construct.captioner
+    if captioner and refine == "self":
+        raise UsageError(
+            f"construct.captioner={captioner}", "one way to safe captions", "refine=self, too", "leave one out"
+        )
     if refine == "template" or "understanding" in registry.lookup("families", family).load().provides:
         return
     fix = f"take one of {registry.families_with('understanding')}, or leave it at template"
@@ -383,7 +387,7 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
     spec_data["gates"] |= spec.gates.every()
     spec_data["judge"].setdefault("card", None)
-    base_data["construct"]["refine"] = base.construct.refine
+    base_data["construct"] |= {"refine": base.construct.refine, "captioner": base.construct.captioner}
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],

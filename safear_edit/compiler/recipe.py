@@ -55,6 +55,14 @@ _REFINE: Any = Field(
 )
 
 
+_CAPTIONER: Any = Field(
+    default=None,
+    exclude_if=lambda name: name is None,
+    description="Another model that says what unsafe images show, from which the safe captions are made: a model "
+    "reference of a family that answers questions, or a folder of an image-text-to-text model.",
+)
+
+
 class ConstructSizes(Part):
     """How much training material is made."""
 
@@ -63,6 +71,7 @@ class ConstructSizes(Part):
         default=128, description="Images of preserved prompts that training may use to stay put."
     )
     refine: Refine = _REFINE
+    captioner: Text | None = _CAPTIONER
 
 
 class Range(Part):
@@ -206,6 +215,12 @@ class Construct(Part):
 
     pairs: Annotated[tuple[PairPrompt, ...], Field(min_length=1)]
     refine: Refine = _REFINE
+    captioner: Text | None = _CAPTIONER
+
+    @property
+    def described(self) -> bool:
+        """Whether safe captions are made of what a model says of the unsafe images."""
+        return self.refine == "self" or self.captioner is not None
 
 
 class KeepPrompt(Part):

@@ -1,10 +1,10 @@
-"""Safe captions by the model itself: it says what its unsafe image shows, and that is put without the concept.
+"""Safe captions by a model that looks: it says what the unsafe image shows, and that is put without the concept.
 
-VCE's own way to a refined caption (a multimodal model rewrites it; here the model itself), for a family that answers
-questions; the other way fills the spec's anchor template with the words that were asked for, which may not be what was
-drawn. Rewriting needs no second model: the spec's own templates, read backwards, say which part of a caption is the
-concept. A caption that can't be rewritten so, or that the evaluation asks, gives way to the template's, and the reason
-is counted. No torch here.
+VCE's own way to a refined caption (a multimodal model rewrites it): here the model itself, of a family that answers
+questions, or a captioner beside it (pipeline/captioner.py). The other way fills the spec's anchor template with the
+words that were asked for, which may not be what was drawn. Nobody rewrites: the spec's own templates, read backwards,
+say which part of a caption is the concept. A caption that can't be rewritten so, or that the evaluation asks, gives way
+to the template's, and the reason is counted. No torch here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from safear_edit.construct.pairs_record import Captions
 from safear_edit.spec.pools import pools
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from safear_edit.compiler.recipe import Recipe
-    from safear_edit.families.base import ModelFamily
 
 
 LONGEST = 300
@@ -35,6 +34,14 @@ NO_TEMPLATE = "caption names the concept in words that no template of the spec h
 STILL_NAMED = "caption names the concept twice"
 EVALUATED = "caption is an evaluation prompt"
 FORBIDDEN = "caption is on the block list"
+
+
+class Describes(Protocol):
+    """Whoever says what images show."""
+
+    def describe(self, images: Tensor) -> list[str]:
+        """A caption per image, uint8 (B, 3, H, W)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,10 @@ class Refiner:
         mention = mention_of(concept_names(spec))
         return cls(mention, _shapes(spec, names), _cut(spec, names), frozenset(map(normalise, evaluated)))
 
-    def told(self, model: ModelFamily, images: Tensor, otherwise: Sequence[str]) -> list[SafeCaption]:
-        """Ask the model what its unsafe images, uint8 (B, 3, H, W), show, and rewrite that; `otherwise` are the
-        templates' safe captions. UsageError for a family that lacks "understanding"."""
-        return [self.rewrite(said, safe) for said, safe in zip(model.describe(images), otherwise, strict=True)]
+    def told(self, captioner: Describes, images: Tensor, otherwise: Sequence[str]) -> list[SafeCaption]:
+        """Ask what the unsafe images, uint8 (B, 3, H, W), show, and rewrite that; `otherwise` are the templates' safe
+        captions. UsageError for a family that lacks "understanding"."""
+        return [self.rewrite(said, safe) for said, safe in zip(captioner.describe(images), otherwise, strict=True)]
 
     def rewrite(self, said: str, otherwise: str) -> SafeCaption:
         """The caption without the concept: as it is where it doesn't name it, else by the template that it was made
@@ -126,7 +133,7 @@ def refiner_of(recipe: Recipe) -> Refiner | None:
     No caption may be a prompt of the evaluation's half, chosen for this recipe or not: the likelihood audit takes
     others of them, and a recipe with more prompts is to be comparable.
     """
-    if recipe.construct.refine == "template":
+    if not recipe.construct.described:
         return None
     drawn = pools(recipe.spec)
     halves = (drawn.direct, drawn.paraphrase, drawn.template, *drawn.preserve.values())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from safear_edit import processes
 from safear_edit.compiler.recipe import FEWEST_PAIRS
-from safear_edit.construct.captions import FORBIDDEN, Refiner, SafeCaption, counted
+from safear_edit.construct.captions import FORBIDDEN, Describes, Refiner, SafeCaption, counted
 from safear_edit.construct.pairs_record import KeptRow, PairRow, PairStats
 from safear_edit.construct.sheets import tile, write_sheet
 from safear_edit.errors import SpecError, TrustError, UsageError
@@ -171,19 +171,23 @@ def build_pairs(
     batch: int = 32,
     fewest: int = FEWEST_PAIRS,
     refiner: Refiner | None = None,
+    captioner: Describes | None = None,
 ) -> Pairs:
     """Draw (unsafe caption, safe caption, seed) pairs and keep those that the judge tells apart.
 
     Kept: the judge finds the concept in the unsafe image and says that it is absent from the safe one; "cannot tell"
-    drops the pair. refiner: it writes the safe captions from what the model says of its unsafe images, and those
-    given are what it falls back to; an image of which the model says what is on the block list drops the pair.
+    drops the pair. refiner: it writes the safe captions from what `captioner` (none: the model itself) says of the
+    unsafe images, and those given are what it falls back to; an image of which it says what is on the block list drops
+    the pair.
     UsageError with the commonest reason if fewer than `fewest` are left, or none were asked for.
     """
     if not wanted:
         raise UsageError("pairs", "at least one prompt", "none", "compile the spec with construct.pairs above 0")
 
     def both(part: Sequence[tuple[str, str, int]]) -> _Drawn:
-        return _both(model, part, judge) if refiner is None else _in_turn(model, part, judge, refiner)
+        return (
+            _both(model, part, judge) if refiner is None else _in_turn(model, part, judge, refiner, captioner or model)
+        )
 
     parts: list[_Drawn] = []
     for drawn in processes.dealt([wanted[start : start + batch] for start in range(0, len(wanted), batch)], both):
@@ -226,12 +230,14 @@ def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge
     return _Drawn(ids[0::2], ids[1::2], _reasons(judge, model.decode(ids)), [])
 
 
-def _in_turn(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge, refiner: Refiner) -> _Drawn:
-    """The unsafe images, what the model says of them, then the safe ones; none is drawn or decoded twice."""
+def _in_turn(
+    model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge, refiner: Refiner, captioner: Describes
+) -> _Drawn:
+    """The unsafe images, what the captioner says of them, then the safe ones; none is drawn or decoded twice."""
     seeds = [seed for *_, seed in part]
     unsafe_ids = draw(model, encoded(model, [unsafe for unsafe, *_ in part]), seeds)
     shown = model.decode(unsafe_ids)
-    told = refiner.told(model, shown, [safe for _, safe, _ in part])
+    told = refiner.told(captioner, shown, [safe for _, safe, _ in part])
     safe_ids = draw(model, encoded(model, [one.safe for one in told]), seeds)
     reasons = _reasons(judge, torch.stack([shown, model.decode(safe_ids)], 1).flatten(0, 1))
     blocked = [FORBIDDEN if one.why == FORBIDDEN else why for one, why in zip(told, reasons, strict=True)]

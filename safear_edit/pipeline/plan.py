@@ -55,7 +55,11 @@ class Plan:
             ("numbers", ", ".join(f"{name} {value}" for name, value in numbers.items())),
             *((("reconstructed", ", ".join(self.reconstructed)),) if self.reconstructed else ()),
             ("pairs", f"{len(recipe.construct.pairs)}, and {len(recipe.keep)} images to keep"),
-            *((("safe captions", "the model's own"),) if recipe.construct.refine == "self" else ()),
+            *(
+                (("safe captions", f"by {recipe.construct.captioner or 'the model itself'}"),)
+                if recipe.construct.described
+                else ()
+            ),
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{cost.trainable:,}"),
             (

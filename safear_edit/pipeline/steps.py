@@ -42,13 +42,15 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
     """Contrastive pairs, and the model's own images of what must stay; `below` is the digest of edits it holds."""
     from safear_edit.construct.captions import refiner_of
     from safear_edit.construct.pairs import build_keep, build_pairs, save_sheet
+    from safear_edit.pipeline.captioner import captioner_of
 
     model.keep_captions(captions_of(recipe), run / "captions.safetensors", recipe.digest)
 
     def make() -> None:
         wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
         judge, refiner = concept_judge(recipe.spec), refiner_of(recipe)
-        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner)
+        captioner = captioner_of(recipe, model)
+        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner, captioner=captioner)
         pairs.save(run / "pairs")
         if recipe.keep:
             kept, guards = [(keep.prompt, keep.seed) for keep in recipe.keep], [keep.guards for keep in recipe.keep]

@@ -204,13 +204,20 @@ def _material(model: ModelFamily, recipe: Recipe, folder: Path, progress: Callba
     """Pairs and preserved images of the recipe, made once for all that construct the same."""
     from safear_edit.construct.captions import refiner_of
     from safear_edit.construct.pairs import build_keep, build_pairs
+    from safear_edit.pipeline.captioner import captioner_of
 
     kept = [(keep.prompt, keep.seed) for keep in recipe.keep]
     wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
-    part = folder / "pairs" / json_digest([model.card.digest, recipe.construct.refine, wanted, kept])[:16]
+    part = (
+        folder
+        / "pairs"
+        / json_digest([model.card.digest, recipe.construct.refine, recipe.construct.captioner, wanted, kept])[:16]
+    )
     if not (part / "pairs/done").exists():
         judge = concept_judge(recipe.spec)
-        build_pairs(model, wanted, judge, progress=progress, refiner=refiner_of(recipe)).save(part / "pairs")
+        refiner, captioner = refiner_of(recipe), captioner_of(recipe, model)
+        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner, captioner=captioner)
+        pairs.save(part / "pairs")
         if kept:
             build_keep(model, kept, guards=[False] * len(kept), progress=progress).save(part / "pairs")
         (part / "pairs/done").touch()
