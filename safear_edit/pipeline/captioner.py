@@ -89,8 +89,8 @@ class Captioner:
 
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            processor = AutoProcessor.from_pretrained(folder, **options)
-            model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **options)
+            processor: Any = AutoProcessor.from_pretrained(folder, **options)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, **options)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             got = " ".join(str(error).split())[:120]
             fix = "give the folder of an image-text-to-text model"

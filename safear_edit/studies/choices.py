@@ -6,7 +6,8 @@
 The spec's last two training names are left out of the pairs and stand for held-out ones. Scored are prompts of the
 training half that no pair and no preserved image was made of, under seeds of this purpose, where the base model draws
 what is asked for under the same seed. No prompt of the evaluation is drawn or scored. Material is made once per set of
-pairs; each variant is one line of FOLDER/rows.jsonl, and a finished one is not searched again.
+pairs; each variant is one line of FOLDER/rows.jsonl, and a finished one is not searched again. Minutes are those since
+the last start.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from safear_edit.evaluate.cartography import evidence
 from safear_edit.evaluate.sampled import judges_of, sampling_of
 from safear_edit.files.atomic import json_digest
 from safear_edit.files.rundir import RunDir
+from safear_edit.judges.base import judge_for
 from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, store_for
 from safear_edit.methods.workbench import token_kl
 from safear_edit.pipeline.compare import Variant, variant
@@ -40,7 +42,7 @@ from safear_edit.pipeline.state import load_state
 from safear_edit.pipeline.steps import concept_judge, material_of
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.pools import pools
-from safear_edit.spec.prompts import Prompt, choose, expand, image_seed, normalise, side
+from safear_edit.spec.prompts import Prompt, choose, expand, image_seed, mention_of, normalise, side
 from safear_edit.studies.rows import ROWS, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ LEFT_OUT = 2
 """Training names that the pairs don't use."""
 READ = 32
 """Pairs, and images of what must stay, whose likelihood is read."""
+OBJECT = "object="
+"""How a judge's label of an object begins."""
 NAMED, OTHERS = "by name", "names left out of the pairs"
 
 
@@ -162,7 +166,9 @@ def _row(
     material = _material(model, recipe, folder, progress)
     start = time.monotonic()
     method = registry.lookup("methods", recipe.method.name).load()()
-    edit = method.fit(model, material, params_of(recipe), seed=recipe.seed, progress=progress)
+    checkpoint = folder / f"{recipe.digest[:16]}.partial.safetensors"
+    how: dict[str, Any] = {"seed": recipe.seed, "progress": progress, "checkpoint": checkpoint}
+    edit = method.fit(model, material, params_of(recipe), **how)
     minutes = (time.monotonic() - start) / 60
     draw = partial(draw_and_judge, model, judges=judges_of(recipe), sampling=sampling_of(recipe), progress=progress)
     store = store_for(folder / "base" / recipe.spec.name, model.card.digest)
@@ -172,6 +178,7 @@ def _row(
         seen = {name: Seen(base[name], list(draw(part, stage=name))) for name, part in asked.items()}
         after = _said(model, material, base)
     row: dict[str, Any] = {"model": recipe.model.ref, "concept": recipe.spec.name, "method": one.name}
+    row |= {"pairs": len(material.pairs), "content kept": _content_kept(model, recipe, material)}
     for name in (NAMED, OTHERS):
         row |= _erased(name, seen.pop(name))
     worst = Counter[str]()
@@ -222,6 +229,21 @@ def _material(model: ModelFamily, recipe: Recipe, folder: Path, progress: Callba
             build_keep(model, kept, guards=[False] * len(kept), progress=progress).save(part / "pairs")
         (part / "pairs/done").touch()
     return material_of(RunDir(part, part), recipe, model)
+
+
+@torch.no_grad()
+def _content_kept(model: ModelFamily, recipe: Recipe, material: Material) -> dict[str, int] | None:
+    """Of the pairs' safe images those that show the preserved object that the unsafe caption names; None for none."""
+    spec, pairs = recipe.spec, material.pairs
+    labels = {name: label for group in spec.preserve for name, label in group.members.items() if OBJECT in label}
+    named = [next((name for name in labels if mention_of([name])(text)), None) for text in pairs.unsafe]
+    found = list[bool]()
+    for name, label in labels.items():
+        rows = [i for i, one in enumerate(named) if one == name]
+        if rows:
+            seen = judge_for(spec.judge, label).look(model.decode(pairs.safe_ids[rows].to(model.device)))
+            found += [one.present is True for one in seen]
+    return {"k": sum(found), "n": len(found)} if found else None
 
 
 def _drawn(part: Seen) -> list[bool | None]:
