@@ -10,7 +10,7 @@ export.json, written last, says what was exported, every file's sha256, and how 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef, published
 from safear_edit.files import rundir
 from safear_edit.files.atomic import sha256_file, write_atomic
+from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.release.released import Released
 
 ABOUT = "export.json"
@@ -60,7 +61,7 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
     with rundir.opened(out, overwrite=overwrite) as run:
         staged = rundir.stage(run, ())
         if layout == PEFT:
-            _adapters(released.stack, staged)
+            _adapters(released.stack, staged, _instead(folder, known))
             check = (
                 "net = peft.PeftModel.from_pretrained(net, FOLDER).merge_and_unload() for each folder in order, where "
                 "net is the base model's nn.Module, gives the released weights"
@@ -77,13 +78,19 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
     return made
 
 
-def _adapters(stack: Stack, folder: Path) -> None:
+def _instead(folder: Path, layouts: Iterable[str]) -> str:
+    """What to do with a release whose edits aren't adapters: a layout of merged weights, where one can show the edit."""
+    if any(folder.rglob(OWN_WEIGHTS)):
+        return "no layout has a place for this edit: load the release itself, with safear-edit"
+    return f"export the merged weights: --layout {' or '.join(layouts)}"
+
+
+def _adapters(stack: Stack, folder: Path, instead: str) -> None:
     """One folder per edit, named after its concept, in the stack's order by number; the strength is in lora_alpha."""
     for layer in stack.layers:
         if layer.edit.kind != "lora":
-            fix = "export the merged weights: --layout upstream or transformers"
             got = f"{layer.name}'s edit changes weights directly ({layer.edit.info.method})"
-            raise UsageError(f"export --layout {PEFT}", "adapter edits", got, fix)
+            raise UsageError(f"export --layout {PEFT}", "adapter edits", got, instead)
     for number, layer in enumerate(stack.layers, 1):
         _adapter(layer, folder / f"{number}-{layer.name}")
 

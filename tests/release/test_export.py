@@ -153,10 +153,18 @@ def test_other_code_gets_a_releases_table_or_is_told_what_it_needs(family: str, 
         _shows(base, layout, _exported(base, layout, tmp_path, _table(base)), _table(base))
 
 
-def test_peft_has_no_form_for_edits_of_weights(tmp_path: Path) -> None:
-    base = LlamaGen.pico()
-    with pytest.raises(UsageError, match="adapter edits, got number-1's edit changes weights directly"):
-        _exported(base, "peft", tmp_path, _weights(base))
+@pytest.mark.parametrize(
+    ("family", "instead"),
+    [
+        ("llamagen", "export the merged weights: --layout upstream$"),
+        ("janus", "no layout has a place for this edit: load the release itself, with safear-edit$"),
+    ],
+)
+def test_peft_has_no_form_for_edits_of_tables_and_says_what_has(family: str, instead: str, tmp_path: Path) -> None:
+    base = registry.lookup("families", family).load().pico()
+    said = f"adapter edits, got number-1's edit changes weights directly.*{instead}"
+    with pytest.raises(UsageError, match=said):
+        _exported(base, "peft", tmp_path, _table(base))
     assert not (tmp_path / "out").exists()
 
 
