@@ -79,7 +79,7 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
 
 
 def _instead(folder: Path, layouts: Iterable[str]) -> str:
-    """What to do with a release whose edits aren't adapters: a layout of merged weights, where one can show the edit."""
+    """What to do with a release whose edits aren't adapters: a layout of merged weights, if one can show them."""
     if any(folder.rglob(OWN_WEIGHTS)):
         return "no layout has a place for this edit: load the release itself, with safear-edit"
     return f"export the merged weights: --layout {' or '.join(layouts)}"
