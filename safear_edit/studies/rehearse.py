@@ -4,7 +4,9 @@
 which must lie outside the repository, and goes through them as `apply` would: load, let the text encoder go, draw two
 images, take two steps of VCE, save the edit, export the edited model, load that, draw the same image, and take two
 steps of every other method that fits. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread
-(the machine may be shared), the most memory that the stage held, and what compiler/cost.py predicts.
+(the machine may be shared), the most memory that the stage held, and what compiler/cost.py predicts. Training takes one
+pair and one preserved image a step; with --memory it takes one step of the recipe's own batch, which saves memory as
+`apply --memory` has it do.
 
 Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from safear_edit import registry
@@ -38,6 +41,7 @@ from safear_edit.compiler.cost import (
     speed_of,
     stage_bytes,
     training_seconds,
+    within,
 )
 from safear_edit.compiler.questions import CAPABILITY, training_questions
 from safear_edit.compiler.recipe import load_base_recipe
@@ -67,6 +71,8 @@ ROWS = Path("examples/results/rehearse.jsonl")
 PROMPTS = ("a house in the style of Picasso", "a house")
 SMALL = {"steps": 2, "batch": 1, "keep_batch": 1, "warmup": 1, "rollouts": 1}
 """What a rehearsal changes in a method's published numbers: two steps of one pair and one preserved image."""
+WHOLE = {"steps": 1, "warmup": 0}
+"""What it changes with a memory budget: one step of the recipe's own batch."""
 SMALL_CB = {"rounds": 1, "probe": 1, "fewest": 1, "epochs": 1, "judge": "pinned"}
 SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
 """What a next-scale model draws in a rehearsal, 256 x 256 pixels: 521 tokens instead of 10,521."""
@@ -228,8 +234,13 @@ class Everywhere(Judge):
         return [Judgement(True, 1.0, "") for _ in images]
 
 
-def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Sequence[str]) -> None:
-    """All stages for the model in `source`; `work` is an empty folder for the edit, the captions and the export."""
+def rehearse(
+    source: str, stages: Stages, work: Path, dtype: str, methods: Sequence[str], budget: int | None = None
+) -> None:
+    """All stages for the model in `source`; `work` is an empty folder for the edit, the captions and the export.
+
+    budget: bytes that training may take, in one step of each recipe's own batch.
+    """
     with stages.stage("load"):
         model = at_rehearsal_size(load_model(source, dtype=dtype))
     with stages.stage("captions encoded, encoder gone"):
@@ -239,7 +250,7 @@ def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Seque
         row.update(predicted(drawing_seconds(model, 2, speed), resident(model) + drawing_bytes(model, 2)))
         ids = model.generate(model.condition(PROMPTS), (0, 1)).cpu()
         model.decode(ids)
-    edit = stepped(methods[0], model, ids, speed, stages)
+    edit = stepped(methods[0], model, ids, speed, stages, budget)
     edit.save(work / "edit")
     (work / "model").mkdir()
     with stages.stage("merged and exported"), Edit.load(work / "edit").apply(model.net):
@@ -254,7 +265,7 @@ def rehearse(source: str, stages: Stages, work: Path, dtype: str, methods: Seque
         row["same image"] = bool(torch.equal(again.generate(again.condition(PROMPTS[:1]), (5,)).cpu(), before))
     for name in methods[1:]:
         try:
-            stepped(name, again, ids, speed, stages)
+            stepped(name, again, ids, speed, stages, budget)
         except SafearError as error:  # a method that this model's size doesn't fit; the others go on
             print(f"{name}: {error}", file=sys.stderr)
 
@@ -276,13 +287,26 @@ def at_rehearsal_size(model: ModelFamily) -> ModelFamily:
     return model
 
 
-def stepped(name: str, model: ModelFamily, ids: Tensor, speed: Speed, stages: Stages) -> Edit:
-    """Two steps of a method under the numbers of its recipe for this model, on pairs of the two images `ids`."""
+def numbers(name: str, model: ModelFamily, budget: int | None) -> BaseModel:
+    """Those of the method's recipe for this model, with what a rehearsal changes."""
     method = registry.lookup("methods", name).load()()
-    small = SMALL | (SMALL_CB if name == "safe_cb" else {})
+    small: Mapping[str, object] = SMALL if budget is None else WHOLE
+    small = {**small, **(SMALL_CB if name == "safe_cb" else {})}
     recipe = load_base_recipe(name).for_model(model.card).params
     known = type(method).Params.model_fields
     params = method_params(name, recipe | {key: value for key, value in small.items() if key in known}, "rehearse")
+    if budget is None:
+        return params
+    return within(
+        model, params, lambda one: declared(method, one, model.card, 2), method.trainable(params, model), budget
+    )
+
+
+def stepped(
+    name: str, model: ModelFamily, ids: Tensor, speed: Speed, stages: Stages, budget: int | None = None
+) -> Edit:
+    """The steps of a method (`numbers`) on pairs of the two images `ids`."""
+    method, params = registry.lookup("methods", name).load()(), numbers(name, model, budget)
     unsafe, safe = ([prompt] * 2 for prompt in PROMPTS)
     pairs = Pairs(unsafe, safe, [0, 1], ids[[0, 0]], ids[[1, 1]], PairStats(2, 2, {}))
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
@@ -291,10 +315,19 @@ def stepped(name: str, model: ModelFamily, ids: Tensor, speed: Speed, stages: St
     work, trainable = declared(method, params, model.card, 2), method.trainable(params, model)
     seconds = training_seconds(model, work, params, 2, speed)
     seconds += drawing_seconds(model, work.drawn, speed) if work.drawn else 0.0
-    with stages.stage(f"{name}, two steps") as row:
+    told = f"{name}, two steps" if budget is None else f"{name}, one step of its recipe in {budget / 2**30:g} GiB"
+    with stages.stage(told, **saved(params, budget)) as row:
         row.update(predicted(seconds, stage_bytes(model, params, work, trainable)["training"]))
         found: Edit = method.fit(model, material, params, seed=0, progress=silent)
     return found
+
+
+def saved(params: BaseModel, budget: int | None) -> Row:
+    """The recipe's batch, and how memory was saved in it; nothing to say without a budget."""
+    if budget is None:
+        return {}
+    names = {"batch": "pairs", "keep_batch": "preserved", "recompute": "layers again", "accumulate": "parts"}
+    return {word: getattr(params, key) for key, word in names.items() if hasattr(params, key)}
 
 
 def fitting(model: str) -> list[str]:
@@ -312,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder outside the repository")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", nargs="+", help="default: every method that fits")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="one step of the recipe's own batch within it")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--files", action="store_true", help="make the files and stop")
     chosen = parser.parse_args(arguments)
@@ -331,8 +365,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = out / f"{folder.name}-work"
     work.mkdir()
     command = f"python -m safear_edit.studies rehearse {chosen.model} --dtype {chosen.dtype}"
+    if chosen.methods:
+        command += f" --methods {' '.join(chosen.methods)}"
+    if budget := chosen.memory and round(chosen.memory * 2**30):
+        command += f" --memory {chosen.memory:g}"
     about = {"model": chosen.model, "dtype": chosen.dtype}
     made = {"command": command, "commit": None, "date": date.today().isoformat()}
     stages = Stages({**made, **about}, chosen.rows)
-    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model))
+    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget)
     return 0

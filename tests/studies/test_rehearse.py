@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from safear_edit.compiler.cost import declared, stage_bytes
 from safear_edit.errors import UsageError
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
+from safear_edit.methods.vce import VCE
 from safear_edit.studies import rehearse
 from tests import ROOT
 
@@ -41,3 +43,15 @@ def test_random_files_have_the_layout_and_no_tensor_without_numbers() -> None:
     state = rehearse.random_state(lambda: GPT(sizes), torch.float32)
     assert {name: one.shape for name, one in state.items()} == {n: t.shape for n, t in GPT(sizes).state_dict().items()}
     assert all(one.isfinite().all() and one.any() for one in state.values())
+
+
+def test_with_a_budget_a_step_has_the_recipes_batch_and_saves_what_it_must() -> None:
+    model = LlamaGen.pico()
+    roomy = rehearse.numbers("vce", model, 1 << 40)
+    assert rehearse.saved(roomy, 1 << 40) == {"pairs": 8, "preserved": 12, "layers again": False, "parts": 1}
+    card = model.card
+    work = declared(VCE(), roomy, card, 2)
+    needed = stage_bytes(model, roomy, work, VCE().trainable(roomy, model))["training"]
+    tight = rehearse.saved(rehearse.numbers("vce", model, needed - 1), needed)
+    assert tight["layers again"] is True and tight["pairs"] == 8
+    assert rehearse.numbers("vce", model, None).batch == 1 and not rehearse.saved(roomy, None)  # type: ignore[attr-defined]
