@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from safear_edit import registry
 from safear_edit.attacks.base import Attack, Concept
@@ -16,6 +19,9 @@ from safear_edit.evaluate.before_after import Pair
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
 from safear_edit.files.records import read_record
 from safear_edit.progress import Callback, silent
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def attacked(
     out.mkdir(parents=True, exist_ok=True)
     for number, (made, budget) in enumerate(plan.attacks):
         progress("attacks", number, len(plan.attacks), made.name)
-        settings = [json_digest(asdict(budget)), str(seed), str(model.device), made.params.model_dump_json()]
+        settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
         key = digest_of(*about, made.name, *settings)
         why = made.unfit(model, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
@@ -88,6 +94,11 @@ def attacked(
         found=adjusted(found),
         not_run=tuple(not_run),
     )
+
+
+def _place(model: ModelFamily) -> str:
+    """The device, and a dtype that isn't float32 (records from before there was a choice keep their key)."""
+    return f"{model.device}" + ("" if model.dtype == torch.float32 else f", {model.dtype}")
 
 
 def _kept(out: Path, name: str, key: str) -> Leaks | None:

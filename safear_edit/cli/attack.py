@@ -11,6 +11,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    Drawing,
     OnDevice,
     Seeded,
     Shown,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AttackOptions(Seeded, OnDevice, Shown):
+class AttackOptions(Seeded, OnDevice, Drawing, Shown):
     spec: str | None = option("--spec", help="The concept to bring back (default: the release's own, if it has one).")
     names: tuple[str, ...] = option(
         "--attack", multiple=True, metavar="NAME", help="See: safear-edit ls attacks (default: all)."
@@ -75,6 +76,8 @@ def attack(folder: Path, given: AttackOptions) -> int:
             minutes=given.budget,
             seed=given.seed,
             device=given.device,
+            dtype=given.dtype,
+            memory=given.memory,
             out=where,
             lock=given.lock,
             progress=progress,

@@ -14,6 +14,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    Drawing,
     InDtype,
     OfModel,
     OnDevice,
@@ -45,7 +46,7 @@ TABLE = 1000
 
 
 @dataclass(frozen=True)
-class EvalOptions(Seeded, OnDevice, Shown):
+class EvalOptions(Seeded, OnDevice, Drawing, Shown):
     spec: str = option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
     prompts: Path | None = option(
         "--prompts", type=FOLDER, help="txt, or csv, tsv, json, jsonl, parquet with `prompt`; - is stdin."
@@ -88,7 +89,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
         raise UsageError("eval", "--prompts FILE or --suite", got, "give one of them")
     if given.out is not None and given.prompts is None:
         raise UsageError("--out", "--prompts FILE", f"--suite {given.suite}", "leave --out out")
-    spec, seed, device = given.spec, given.seed, given.device
+    spec, seed, how = given.spec, given.seed, pipeline.Loading(given.device, given.dtype, given.memory)
     with shown_progress(given) as progress:
         if given.prompts is not None:
             found = pipeline.compare(
@@ -96,7 +97,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
                 spec=spec,
                 prompts=given.prompts,
                 seed=seed,
-                device=device,
+                how=how,
                 include_cut=given.include_cut,
                 skip_bad=given.skip_bad,
                 layout=given.layout,
@@ -104,11 +105,11 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
                 progress=progress,
             )
         elif given.suite == "likelihood":
-            names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, device=device, progress=progress)
+            names, audit = pipeline.compare_likelihoods(folders, spec=spec, seed=seed, how=how, progress=progress)
         elif given.suite == "quality":
-            names, quality = pipeline.compare_quality(folders, spec=spec, device=device, progress=progress)
+            names, quality = pipeline.compare_quality(folders, spec=spec, how=how, progress=progress)
         else:
-            names, answers = pipeline.compare_understanding(folders, spec=spec, device=device, progress=progress)
+            names, answers = pipeline.compare_understanding(folders, spec=spec, how=how, progress=progress)
     if given.prompts is not None:
         return _show_judged(found, given.as_json)
     if given.suite == "likelihood":

@@ -120,6 +120,11 @@ class InDtype:
 
 
 @dataclass(frozen=True)
+class Drawing(InDtype):
+    memory: int | None = option("--memory", type=size, help="What drawing may take, as 16GiB: fewer images at a time.")
+
+
+@dataclass(frozen=True)
 class Seeded:
     seed: int = option("--seed", type=SEED, default=0, help="Root of every random number.")
 

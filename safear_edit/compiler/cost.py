@@ -149,7 +149,7 @@ def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: in
     weights = model.weight_bytes + FIXED_BYTES * on_cpu
     return {
         "captions": weights + model.text_bytes,
-        "drawing": weights + model.weight_bytes * on_cpu + drawing_bytes(model, model.rows_per_batch),
+        "drawing": _drawing_stage(model, model.rows_per_batch),
         "training": weights + 16 * trainable + training_bytes(model, params, work),
     }
 
@@ -158,6 +158,27 @@ def drawing_bytes(model: ModelFamily, images: int) -> int:
     """Keys and values of images that are drawn together under guidance, or what their decoding takes."""
     decoding = round(DECODE_BYTES * min(1.0, images / model.images_per_batch))
     return max(2 * min(images, model.rows_per_batch) * model.row_bytes, decoding)
+
+
+def draw_within(model: ModelFamily, budget: int) -> None:
+    """Have the model draw so few images together that it takes at most `budget` bytes beside an edit's originals.
+
+    UsageError where one image is too many.
+    """
+    most = model.together
+    sizes = [most >> power for power in range(most.bit_length())]
+    needed = {count: _drawing_stage(model, count) for count in sizes}
+    fits = [count for count in sizes if needed[count] <= budget]
+    if not fits:
+        least, fix = needed[1] / 2**30, "take --dtype bfloat16, or a larger device"
+        raise UsageError("--memory", f"at least {least:.2f} GiB", f"{budget / 2**30:.2f} GiB", fix)
+    model.together = fits[0]
+
+
+def _drawing_stage(model: ModelFamily, images: int) -> int:
+    """All that is held while so many images are drawn together, with an edit merged."""
+    on_cpu = model.device.type == "cpu"
+    return model.weight_bytes + (FIXED_BYTES + model.weight_bytes) * on_cpu + drawing_bytes(model, images)
 
 
 def training_bytes(model: ModelFamily, params: BaseModel, work: Work) -> int:

@@ -211,6 +211,8 @@ class ModelFamily(ABC):
     card: ModelCard
     net: nn.Module
     sampling: Sampling
+    together: int = ROWS_PER_BATCH
+    """Images that are drawn, encoded or decoded together at most; less saves memory and changes no image."""
 
     @classmethod
     @abstractmethod
@@ -354,12 +356,12 @@ class ModelFamily(ABC):
     @property
     def rows_per_batch(self) -> int:
         """How many images are sampled together."""
-        return max(1, min(ROWS_PER_BATCH, ROW_BYTES // max(1, 2 * self.row_bytes)))
+        return max(1, min(self.together, ROW_BYTES // max(1, 2 * self.row_bytes)))
 
     @property
     def images_per_batch(self) -> int:
         """How many images are encoded or decoded together."""
-        return max(1, min(ROWS_PER_BATCH, PIXELS_PER_BATCH // self.card.image_size**2))
+        return max(1, min(self.together, PIXELS_PER_BATCH // self.card.image_size**2))
 
     @torch.no_grad()
     def generate(

@@ -21,6 +21,7 @@ the release has for 30B, is transformers' conversion to undo and not read here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,8 +32,9 @@ from torch import Tensor
 from safear_edit.families.base import Sampling
 from safear_edit.families.language import PICO_TEXT, Net
 from safear_edit.families.reference import Variant
-from safear_edit.families.tokenizers.vqgan import AT, DECODER, PICO_SIZES, Decoder, read_tokenizer
+from safear_edit.families.tokenizers.vqgan import AT, DECODER, PICO_SIZES, Decoder, tokenizer_places
 from safear_edit.families.unified import EarlyFusionVQGAN, Settings, Template
+from safear_edit.files.weights import Renamed, places
 from safear_edit.registry import family
 
 UNUSED = f"{AT}loss."
@@ -171,13 +173,15 @@ class Chameleon(EarlyFusionVQGAN):
         return net
 
     @classmethod
-    def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    def own_weights(
+        cls, weights: Mapping[str, Tensor], folder: Path, stack: ExitStack
+    ) -> tuple[Mapping[str, Tensor], list[Path]]:
         """The decoder, where the weights lack it, from the release's tokenizer file, which is a pickle and read so."""
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(UNUSED)}
-        if any(name.startswith(DECODER) for name in weights):
-            return weights, []
-        tokenizer, file = read_tokenizer(folder, "decoder", "transformers' conversion leaves this part out")
-        return {**weights, **{n: tensor for n, tensor in tokenizer.items() if n.startswith(DECODER)}}, [file]
+        found = places(weights, lambda name: None if name.startswith(UNUSED) else name)
+        if any(name.startswith(DECODER) for name in found):
+            return Renamed(found), []
+        tokenizer, file = tokenizer_places(folder, stack, "decoder", "transformers' conversion leaves this part out")
+        return Renamed(found | {n: place for n, place in tokenizer.items() if n.startswith(DECODER)}), [file]
 
     @classmethod
     def image_names(cls, count: int) -> list[str]:

@@ -20,6 +20,7 @@ prompt (no image mark) and its chat template in a full stop, and there this file
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +34,7 @@ from safear_edit.families.folder import AGAIN, json_file
 from safear_edit.families.language import PICO_TEXT, Net, Words
 from safear_edit.families.reference import Variant
 from safear_edit.families.unified import PICO_CODES, EarlyFusion, Settings, Template
+from safear_edit.files.weights import Renamed, places
 from safear_edit.registry import family
 
 SCALES = "preprocessor_config.json"
@@ -145,16 +147,16 @@ class Emu3(EarlyFusion):
         return Emu3ForConditionalGeneration._from_config(config, dtype=dtype)
 
     @classmethod
-    def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    def own_weights(
+        cls, weights: Mapping[str, Tensor], folder: Path, stack: ExitStack
+    ) -> tuple[Mapping[str, Tensor], list[Path]]:
         """The published folders were written when transformers had other names: text_model.model, vqmodel."""
-        renamed = {}
-        for name, tensor in weights.items():
-            for old, new in RENAMED:
-                if name.startswith(old):
-                    name = new + name.removeprefix(old)
-                    break
-            renamed[name] = tensor
-        return renamed, []
+
+        def renamed(name: str) -> str:
+            found = (new + name.removeprefix(old) for old, new in RENAMED if name.startswith(old))
+            return next(found, name)
+
+        return Renamed(places(weights, renamed)), []
 
     @classmethod
     def image_names(cls, count: int) -> list[str]:

@@ -52,7 +52,7 @@ from safear_edit.families.layers.llama import positions
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import Stored, fill, opened, refuse_sizes, unfilled, write_weights
+from safear_edit.files.weights import fill, like, opened, refuse_sizes, unfilled, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -682,11 +682,11 @@ def _filled(
     config: Any, weights: Mapping[str, Tensor], dtype: torch.dtype, device: str | torch.device, where: str
 ) -> Net:
     """The network with these weights; a file without an output layer of its own is a tied one."""
-    tied, like = HEAD not in weights, dict(weights.like if isinstance(weights, Stored) else weights)
+    tied, found = HEAD not in weights, dict(like(weights))
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     if tied and EMBEDDING in weights:
-        like[HEAD] = like[EMBEDDING]
-    refuse_sizes(lambda: build(config, dtype), layers_in(config.to_dict()), like, where, ignore=(TABLE,))
+        found[HEAD] = found[EMBEDDING]
+    refuse_sizes(lambda: build(config, dtype), layers_in(config.to_dict()), found, where, ignore=(TABLE,))
     net = unfilled(lambda: build(config, dtype))
     if TABLE in weights:
         shape = (config.vq_config.num_embeddings, config.text_config.hidden_size)

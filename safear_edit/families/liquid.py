@@ -27,6 +27,7 @@ are read from its source. Its way to make an image square before a question (gre
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -39,11 +40,11 @@ from safear_edit.families.base import Sampling
 from safear_edit.families.folder import AGAIN
 from safear_edit.families.language import PICO_TEXT, Net
 from safear_edit.families.reference import Variant
-from safear_edit.families.tokenizers.vqgan import AT, FILES, PICO_SIZES, Decoder, read_tokenizer
+from safear_edit.families.tokenizers.vqgan import AT, FILES, PICO_SIZES, Decoder, tokenizer_places
 from safear_edit.families.unified import EarlyFusionVQGAN, Settings, Template
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.strict import read_yaml
-from safear_edit.files.weights import write_weights
+from safear_edit.files.weights import Renamed, places, write_weights
 from safear_edit.registry import family
 
 SIZES = "vqgan.yaml"
@@ -162,10 +163,12 @@ class Liquid(EarlyFusionVQGAN):
         return net
 
     @classmethod
-    def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    def own_weights(
+        cls, weights: Mapping[str, Tensor], folder: Path, stack: ExitStack
+    ) -> tuple[Mapping[str, Tensor], list[Path]]:
         """With the image tokenizer's, which is a file of its own."""
-        tokenizer, file = read_tokenizer(folder, "tokenizer", "Liquid is released without it")
-        return {**weights, **tokenizer}, [file]
+        tokenizer, file = tokenizer_places(folder, stack, "tokenizer", "Liquid is released without it")
+        return Renamed(places(weights) | tokenizer), [file]
 
     def write_own(self, weights: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
         """The image tokenizer to its own file, and its sizes."""

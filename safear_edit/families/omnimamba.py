@@ -38,6 +38,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -75,7 +76,7 @@ from safear_edit.families.layers.vit import DINO, SIGLIP, Towers, TowerSizes
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_pickle, write_weights
+from safear_edit.files.weights import Renamed, filled, opened, places, write_pickle, write_weights
 from safear_edit.registry import family
 
 PUBLISHED = "OmniMamba-1.3b.pth"
@@ -230,11 +231,14 @@ class Backbone(nn.Module):
 
 
 class Net(nn.Module):
-    """Everything. The image tokenizer is in float32 always: codes must not depend on the dtype of the rest."""
+    """Everything. The image tokenizer is in float32 always: codes must not depend on the dtype of the rest.
+
+    table: with an image table of its own from the start, zeros until it is filled.
+    """
 
     image_table: nn.Parameter | None
 
-    def __init__(self, sizes: Sizes, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, sizes: Sizes, dtype: torch.dtype = torch.float32, *, table: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
         self.backbone = Backbone(sizes)
@@ -242,7 +246,8 @@ class Net(nn.Module):
         self.projector = Projector(sizes.dino.width + sizes.siglip.width, sizes.mamba.width)
         self.to(dtype)
         self.vqvae = VQModel(sizes.vq).requires_grad_(False)
-        self.register_parameter(TABLE, None)
+        rows = self.backbone.img_embeddings.word_embeddings.weight
+        self.register_parameter(TABLE, nn.Parameter(torch.zeros_like(rows)) if table else None)
         self.register_buffer(REPLACED, None, persistent=False)
         self.eval()
 
@@ -296,14 +301,16 @@ def to_published(name: str) -> str:
     return prefix + _OWN_TASK.sub(lambda m: f"mixer.in_proj.{m[1]}_lora_{'A' if m[2] == 'down' else 'B'}0.", name)
 
 
-def untied(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def untied(weights: Mapping[str, Tensor], where: str) -> Renamed:
     """Without the heads, which are embeddings once more; UsageError if one isn't."""
-    found = {name: tensor for name, tensor in weights.items() if name not in HEADS}
+    found = places(weights, lambda name: None if name in HEADS else name)
     for head, rows in HEADS.items():
-        if head in weights and not torch.equal(found.setdefault(rows, weights[head]), weights[head]):
+        if head in weights and rows not in found:
+            found[rows] = (weights, head)
+        elif head in weights and not torch.equal(weights[rows], weights[head]):
             got = "another tensor: the published code ties them"
             raise UsageError(f"{where} {head}", f"the same as {rows}", got, AGAIN)
-    return found
+    return Renamed(found)
 
 
 # -- running it -------------------------------------------------------------------------------------------------------
@@ -406,19 +413,16 @@ class OmniMamba(LanguageModel):
         words = read_words(files, str(folder))
         words.fitting(settings.sizes.vocabulary, str(folder))
         path = folder / PUBLISHED if (folder / PUBLISHED).is_file() else weight_file(folder)
-        weights = read_weights(path, allow_pickle=True)
-        kept = {name: tensor for name, tensor in weights.items() if unread(settings.sizes).match(name)}
-        weights = untied(weights, str(path))
-        own = {from_published(name): tensor for name, tensor in weights.items() if name not in kept}
-        layers = layers_in(asdict(settings.sizes))
-        refuse_sizes(lambda: Net(settings.sizes, dtype), layers, own, str(path), ignore=(TABLE,))
-        net = Net(settings.sizes, dtype)
-        if TABLE in weights:
-            net.image_table = nn.Parameter(torch.zeros_like(net.backbone.img_embeddings.word_embeddings.weight))
-        assign_strict(net, own, str(path))
+        with opened(path, allow_pickle=True) as stored:
+            kept = {name: stored[name] for name in stored if unread(settings.sizes).match(name)}
+            own = Renamed(
+                places(untied(stored, str(path)), lambda name: None if name in kept else from_published(name))
+            )
+            layers, make = layers_in(asdict(settings.sizes)), partial(Net, settings.sizes, dtype, table=TABLE in own)
+            net = filled(make, layers, own, str(path), device=device)
         digests = {path.name: sha256_file(path) for path in all_files(path)}
         card = _card(net, ref.variant, settings.licence, digests)
-        return cls(net.to(device), words, files, settings, card, kept)
+        return cls(net, words, files, settings, card, kept)
 
     @classmethod
     def pico(cls, seed: int = 0) -> OmniMamba:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -45,7 +46,7 @@ from safear_edit.families.language import (
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
+from safear_edit.files.weights import Renamed, filled, opened, places, write_weights
 
 TABLE = "image_tokens"
 """Embedding: the rows of its image tokens, in the order of the image tokenizer's codes."""
@@ -139,8 +140,11 @@ class EarlyFusion(LanguageModel):
         """The network of a configuration, random."""
 
     @classmethod
-    def own_weights(cls, weights: dict[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-        """Published names to those of `build`'s network, and what further weight files were read for it."""
+    def own_weights(
+        cls, weights: Mapping[str, Tensor], folder: Path, stack: ExitStack
+    ) -> tuple[Mapping[str, Tensor], list[Path]]:
+        """Published names to those of `build`'s network, and what further weight files there are; all are read later,
+        tensor by tensor, while `stack` is open."""
         return weights, []
 
     def write_own(self, weights: dict[str, Tensor], directory: Path) -> dict[str, Tensor]:
@@ -173,14 +177,13 @@ class EarlyFusion(LanguageModel):
             raise UsageError(f"{folder / 'config.json'}: model_type", " or ".join(wanted), repr(kind), AGAIN)
         whole, where = cls.whole_config(data, folder), str(folder / "config.json")
         path = weight_file(folder)
-        weights, more = cls.own_weights(read_weights(path, allow_pickle=True), folder)
         vocabulary = f"{cls.layers_at}embed_tokens.weight"
-        if HEAD not in weights and vocabulary in weights:
-            weights[HEAD] = weights[vocabulary]  # a tied output layer
-        refuse_sizes(lambda: cls._network(whole, dtype, where), layers_in(whole), weights, str(path))
-        net = cls._network(whole, dtype, where)
-        assign_strict(net, weights, str(path))
-        model = cls(net.to(device), words, files, settings, ref.variant, str(folder))
+        with ExitStack() as stack:
+            weights, more = cls.own_weights(stack.enter_context(opened(path, allow_pickle=True)), folder, stack)
+            if HEAD not in weights and vocabulary in weights:  # a tied output layer
+                weights = Renamed({**places(weights), HEAD: (weights, vocabulary)})
+            net = filled(lambda: cls._network(whole, dtype, where), layers_in(whole), weights, str(path), device=device)
+        model = cls(net, words, files, settings, ref.variant, str(folder))
         digests = {path.name: sha256_file(path) for path in (*all_files(path), *more)}
         model.card = replace(model.card, files=digests)
         return model

@@ -36,6 +36,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -69,12 +70,12 @@ from safear_edit.families.tokenizers.rqvae import (
     DepthCache,
     DepthTransformer,
     ResidualTokenizer,
-    read_tensors,
+    names_read,
 )
 from safear_edit.families.unified import Settings, Template, read_words
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import parse_json
-from safear_edit.files.weights import assign_strict, read_weights, refuse_sizes, write_weights
+from safear_edit.files.weights import Place, Renamed, filled, opened, write_weights
 from safear_edit.registry import family
 
 MOST_LAYERS = 4096
@@ -227,21 +228,24 @@ def vocabulary(files: Mapping[str, bytes], where: str) -> Words:
     return read_words(inside, SPECIAL, here)
 
 
-def read_parts(folder: Path, last_layer: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the net's names, and the sha256 of every weight file."""
-    found, digests = dict[str, Tensor](), dict[str, str]()
+def read_parts(folder: Path, last_layer: int, stack: ExitStack) -> tuple[Renamed, dict[str, str]]:
+    """Tensors under the net's names, to be read one by one while `stack` is open, and the sha256 of every weight
+    file."""
+    found, digests = dict[str, Place](), dict[str, str]()
     for part in (LLM, TOWER, PROJECTOR):
         path = weight_file(folder / part)
-        weights = read_weights(path, allow_pickle=True)
-        if part == TOWER:
-            weights = read_tensors(weights, last_layer, str(path))
-        found |= {f"{AT.get(part, '')}{name}": tensor for name, tensor in weights.items()}
+        weights = stack.enter_context(opened(path, allow_pickle=True))
+        names = names_read(weights, last_layer, str(path)) if part == TOWER else list(weights)
+        found |= {f"{AT.get(part, '')}{name}": (weights, name) for name in names}
         digests |= {f"{part}/{path.name}": sha256_file(path) for path in all_files(path)}
     if HEAD not in found and EMBEDDING in found:
         found[HEAD] = found[EMBEDDING]  # a tied output layer
-    codebook = found.get(f"{AT[TOWER]}rqvaesiglip.{CODEBOOK}")
-    table = found.pop(f"{AT[TOWER]}{EXPORTED_TABLE}", None if codebook is None else codebook[:-1])
-    return found if table is None else {**found, f"{TABLE}.weight": table}, digests
+    own, table, codebook = f"{AT[TOWER]}{EXPORTED_TABLE}", f"{TABLE}.weight", f"{AT[TOWER]}rqvaesiglip.{CODEBOOK}"
+    if own in found:
+        found[table] = found.pop(own)
+    elif codebook in found:
+        found[table] = {table: Renamed(found)[codebook][:-1].clone()}, table
+    return Renamed(found), digests
 
 
 # -- the family -------------------------------------------------------------------------------------------------------
@@ -323,11 +327,10 @@ class VilaU(LanguageModel):
             raise UsageError(f"{folder}: config.json", f"at most {MOST_LAYERS} layers", str(layers), AGAIN)
         with torch.device("meta"):
             last_layer = build(configs, dtype, str(folder)).model.vision_tower.rqvaesiglip.last_layer
-        weights, digests = read_parts(folder, last_layer)
-        refuse_sizes(lambda: build(configs, dtype, str(folder)), layers, weights, str(folder))
-        net = build(configs, dtype, str(folder))
-        assign_strict(net, weights, str(folder))
-        model = cls(net.to(device), words, files, settings, ref.variant, str(folder))
+        with ExitStack() as stack:
+            weights, digests = read_parts(folder, last_layer, stack)
+            net = filled(lambda: build(configs, dtype, str(folder)), layers, weights, str(folder), device=device)
+        model = cls(net, words, files, settings, ref.variant, str(folder))
         model.card = replace(model.card, files=digests)
         return model
 

@@ -126,6 +126,43 @@ class Stored(Mapping[str, Tensor]):
         self._file, self._opened, self._read = None, Path(), 0
 
 
+class Renamed(Mapping[str, Tensor]):
+    """Tensors of other mappings under names of their own, each still read when asked for, and not kept."""
+
+    def __init__(self, places: Mapping[str, Place]) -> None:
+        """places: name → the mapping that has the tensor, and its name there."""
+        self._places = dict(places)
+
+    @property
+    def like(self) -> dict[str, Tensor]:
+        """As `Stored.like`, where they are tensors of files."""
+        return {name: like(weights)[own] for name, (weights, own) in self._places.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        weights, own = self._places[name]
+        return weights[own]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+Place = tuple[Mapping[str, Tensor], str]
+
+
+def places(weights: Mapping[str, Tensor], rename: Callable[[str], str | None] = str) -> dict[str, Place]:
+    """What `Renamed` takes: every tensor under what `rename` makes of its name; None leaves it out."""
+    named = ((rename(name), name) for name in weights)
+    return {new: (weights, name) for new, name in named if new is not None}
+
+
+def like(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors with the names, shapes and dtypes of these, for which nothing is read from a file."""
+    return weights.like if isinstance(weights, Stored | Renamed) else weights
+
+
 @contextmanager
 def opened(path: Path, allow_pickle: bool = False) -> Iterator[Stored]:
     """A checkpoint, to be read tensor by tensor inside the `with` block.
@@ -292,10 +329,10 @@ def filled(
 ) -> N:
     """The network that `make` gives, with these weights, on `device`; sizes are compared before memory is taken.
 
-    dtype: of its floating-point weights; None: as `make` has them. `weights` that are `Stored` are read one at a time.
+    dtype: of its floating-point weights; None: as `make` has them. `weights` of files are read one at a time.
     The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`'.
     """
-    refuse_sizes(make, layers, weights.like if isinstance(weights, Stored) else weights, where, ignore)
+    refuse_sizes(make, layers, like(weights), where, ignore)
     net = unfilled(make)
     if dtype is not None:
         net.to(dtype)

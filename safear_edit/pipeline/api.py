@@ -91,10 +91,10 @@ def evaluate_prompts(
     progress: Callback = silent,
 ) -> Comparison:
     """Two models, or a release and the base that it holds, judged on a file of prompts: same seeds for both."""
-    from safear_edit.pipeline.eval import compare
+    from safear_edit.pipeline.eval import Loading, compare
 
-    names = [str(model) for model in models]
-    return compare(names, spec=str(spec), prompts=Path(prompts), seed=seed, device=device, progress=progress)
+    names, how = [str(model) for model in models], Loading(device)
+    return compare(names, spec=str(spec), prompts=Path(prompts), seed=seed, how=how, progress=progress)
 
 
 def check(release: str | Path, *baselines: str | Path) -> Conclusion:

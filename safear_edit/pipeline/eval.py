@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from safear_edit import processes, registry
 from safear_edit.compiler.checks import readers
+from safear_edit.compiler.cost import draw_within
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
@@ -34,6 +35,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """How two models are loaded: on which device, the dtype of their frozen weights, and bytes that drawing may take
+    (None: as many images at a time as their sizes allow)."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    memory: int | None = None
+
+    def __call__(self, name: str) -> ModelFamily:
+        """The model of that name; UsageError for one that can't draw a single image in the memory."""
+        return self.limited(load_model(name, resolve_device(self.device), self.dtype))
+
+    def limited(self, model: ModelFamily) -> ModelFamily:
+        """The model, drawing within the memory."""
+        if self.memory is not None:
+            draw_within(model, self.memory)
+        return model
+
+
+@dataclass(frozen=True)
 class ModelPair:
     """Two models by name, the reference first; the other is there as long as `edited()` is open, in the first one's
     memory if it can be.
@@ -49,7 +70,7 @@ class ModelPair:
     change: str = ""
 
     @classmethod
-    def load(cls, models: Sequence[str], device: str) -> ModelPair:
+    def load(cls, models: Sequence[str], how: Loading) -> ModelPair:
         """Two models, or a released folder and the base that it holds (or, of an older one, that its recipe names).
 
         A model without edits is the reference of one with some, in whatever order they are given.
@@ -58,16 +79,16 @@ class ModelPair:
 
         if len(models) == 1 and is_release(Path(models[0])):
             released = Released.read(Path(models[0]))
-            model = released.base(device)
+            model = how.limited(released.base(resolve_device(how.device), how.dtype))
             names, sampling = (released.ref, models[0]), _sampling(models)
             return cls(names, model, partial(edited, model, released.stack), sampling, released.stack.digest)
         named = models if len(models) == 2 else (load_recipe(Path(models[0]) / "recipe.json").model.ref, models[0])
         for name in named:
             ModelRef.parse(name)
         first, second = sorted(named, key=lambda name: looks_released(Path(name).expanduser()))
-        base, other = load_model(first, device), partial(load_model, second, device)
+        base = how(first)
         sampling = _sampling(named) if ModelRef.parse(first).family == ModelRef.parse(second).family else None
-        return cls((first, second), base, lambda: nullcontext(other()), sampling)
+        return cls((first, second), base, lambda: nullcontext(how(second)), sampling)
 
 
 def _sampling(models: Sequence[str]) -> Sampling | None:
@@ -91,7 +112,7 @@ def compare(
     spec: str,
     prompts: Path,
     seed: int,
-    device: str,
+    how: Loading = Loading(),
     include_cut: bool = False,
     skip_bad: bool = False,
     layout: str | None = None,
@@ -115,7 +136,7 @@ def compare(
         raise UsageError("--out", "one process", str(processes.count()), "leave it out, or start without a launcher")
     benchmark = BENCHMARKS[layout] if layout else None
     file = processes.from_main(lambda: read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark))
-    pair = ModelPair.load(models, resolve_device(device))
+    pair = ModelPair.load(models, how)
     concept = spec_for(spec, pair.base.card.images)
     judge = concept_judge(concept)
     cut = cut_captions(pair.base, file.prompts)
@@ -159,7 +180,8 @@ def _store(pair: ModelPair, *inputs: str) -> Path | None:
         for old in cache.iterdir():
             if time.time() - old.stat().st_mtime > CACHE_DAYS * 86400:
                 shutil.rmtree(old, ignore_errors=True)
-        store = cache / digest_of(pair.base.card.digest, pair.change, str(pair.base.device), *inputs)
+        drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
+        store = cache / digest_of(*drawn_by, *inputs)
         store.mkdir(exist_ok=True)
     except (OSError, RuntimeError):
         return None
@@ -167,7 +189,7 @@ def _store(pair: ModelPair, *inputs: str) -> Path | None:
 
 
 def compare_likelihoods(
-    models: Sequence[str], *, spec: str, seed: int, device: str, progress: Callback = silent
+    models: Sequence[str], *, spec: str, seed: int, how: Loading = Loading(), progress: Callback = silent
 ) -> tuple[tuple[str, str], Audit]:
     """Audit two models, or a released folder and its base, on the spec's reference images; the names, base first.
 
@@ -177,7 +199,7 @@ def compare_likelihoods(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.evaluate.references import source_for, tokenised
 
-    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
+    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, how)
     source = source_for(concept, pair.base.card, seed)
     pack = tokenised(pair.base, source)
     if len(models) == 1:
@@ -187,7 +209,7 @@ def compare_likelihoods(
 
 
 def compare_understanding(
-    models: Sequence[str], *, spec: str, device: str, progress: Callback = silent
+    models: Sequence[str], *, spec: str, how: Loading = Loading(), progress: Callback = silent
 ) -> tuple[tuple[str, str], Understood]:
     """Ask two models, or a released folder and its base, about the spec's reference images; the names, base first.
 
@@ -198,7 +220,7 @@ def compare_understanding(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.report.criteria import understood
 
-    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, resolve_device(device))
+    concept, pair = load_spec(source_path(spec)), ModelPair.load(models, how)
     if CAPABILITY not in pair.base.provides:
         fix = f"take one of {registry.families_with(CAPABILITY)}"
         raise UsageError("understanding", "a model that answers questions", pair.base.card.ref, fix)
@@ -214,7 +236,7 @@ def compare_understanding(
 
 
 def compare_quality(
-    models: Sequence[str], *, spec: str, device: str, n: int = QUALITY, progress: Callback = silent
+    models: Sequence[str], *, spec: str, how: Loading = Loading(), n: int = QUALITY, progress: Callback = silent
 ) -> tuple[tuple[str, str], Quality]:
     """What CLIP sees of two models' images, or of a released folder's and its base's; the names, base first.
 
@@ -224,7 +246,7 @@ def compare_quality(
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.judges.clip import load_clip
 
-    pair = ModelPair.load(models, resolve_device(device))
+    pair = ModelPair.load(models, how)
     concept = spec_for(spec, pair.base.card.images)
     options = next((reader.options for reader, _ in readers(concept.judge) if reader.use == "clip"), {})
     if not options and pair.base.card.images != "gallery":

@@ -129,15 +129,16 @@ class Released:
                 raise UsageError(f"concept {name}", "an edit of its own", got, fix)
         raise registry.unknown(f"concept in {self.folder}", name, found)
 
-    def base(self, device: str = "cpu") -> ModelFamily:
+    def base(self, device: str = "cpu", dtype: str = "auto") -> ModelFamily:
         """The base model, its card included: the released weights with the kept values put back.
 
-        TrustError unless the edits on top of it give the released weights again (up to rounding: another kind of
-        processor may multiply in another order).
+        dtype: of the frozen weights; "auto": the one that the edits were found in. TrustError unless the edits on top
+        of it give the released weights again (up to rounding: another kind of processor may multiply in another order).
         """
-        dtype = self.members[0].recipe.model.dtype
-        model = load_model(str(self.folder.absolute()), device, dtype)
-        near = 1e-4 if dtype == "float32" else 2 * torch.finfo(model.dtype).eps
+        own = self.members[0].recipe.model.dtype
+        model = load_model(str(self.folder.absolute()), device, own if dtype == "auto" else dtype)
+        kinds = {model.dtype, getattr(torch, own)}
+        near = 1e-4 if kinds == {torch.float32} else 2 * max(torch.finfo(kind).eps for kind in kinds)
         wanted, state = self.stack.weights, model.net.state_dict()
         originals = read_weights(self.folder / BASE)
         if sorted(originals) != wanted or any(state[name].shape != originals[name].shape for name in wanted):

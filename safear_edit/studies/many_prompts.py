@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from safear_edit.pipeline.eval import compare
+from safear_edit.pipeline.eval import Loading, compare
 from safear_edit.studies.contest import prompts
 from safear_edit.studies.rows import Row
 
@@ -69,7 +69,7 @@ def watched(model: str, spec: str, count: int, folder: Path) -> tuple[Comparison
     """Compare the model with itself on `count` prompts, numbered so that each is its own."""
     file, seen = folder / "prompts.txt", Watched()
     file.write_text("".join(f"{text}, number {i}\n" for i, text in enumerate(prompts(count))))
-    return compare([model, model], spec=spec, prompts=file, seed=0, device="cpu", progress=seen), seen
+    return compare([model, model], spec=spec, prompts=file, seed=0, how=Loading("cpu"), progress=seen), seen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

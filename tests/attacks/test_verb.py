@@ -41,7 +41,9 @@ def test_attacks_are_kept_and_written_as_one_record(made: Path, capsys: pytest.C
     kept = (out / "seeds.json").read_bytes()
     assert main.run(words) == 0 and (out / "seeds.json").read_bytes() == kept
     assert json.loads(capsys.readouterr().out) == printed, "read, not run again: the seconds are the same"
-    assert main.run([*words, "--seed", "1"]) == 0 and (out / "seeds.json").read_bytes() != kept
+    for other in (["--seed", "1"], ["--dtype", "bfloat16", "--memory", "4GiB"]):
+        assert main.run([*words, *other]) == 0 and (out / "seeds.json").read_bytes() != kept
+        kept = (out / "seeds.json").read_bytes()
 
 
 def test_a_spent_budget_begins_nothing_new(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +58,7 @@ def test_wrong_input_is_one_line_and_two(made: Path, tmp_path: Path, capsys: pyt
         [str(made)],
         [str(tmp_path)],
         [str(made), "--spec", "picasso", "--budget", "0"],
+        [str(made), "--spec", "picasso", "--memory", "1MB"],
     ]
     for words in wrong:
         assert main.run(["attack", *words, "-q"]) == 2, words

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 
 from safear_edit.compiler import cost
-from safear_edit.compiler.cost import Speed, Work, stage_bytes, training_bytes, training_seconds, within
+from safear_edit.compiler.cost import Speed, Work, draw_within, stage_bytes, training_bytes, training_seconds, within
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.families.infinity import Infinity
@@ -62,6 +62,19 @@ def test_a_method_without_such_numbers_fits_or_is_refused(model: LlamaGen) -> No
     assert within(model, Params(), own, 0, 2**40) == Params()
     with pytest.raises(UsageError, match="--memory"):
         within(model, Params(), own, 0, 1)
+
+
+def test_drawing_within_a_budget_takes_fewer_images_at_a_time() -> None:
+    model = LlamaGen.pico()
+    model.card = replace(model.card, image_size=256)  # of which a tokenizer can't take 64 at once
+    room, one = (cost._drawing_stage(model, images) for images in (8, 1))
+    draw_within(model, room)
+    assert (model.together, model.rows_per_batch, model.images_per_batch) == (64, 64, 8)
+    draw_within(model, room - 1)
+    assert (model.together, model.rows_per_batch, model.images_per_batch) == (4, 4, 4)
+    with pytest.raises(UsageError, match=r"--memory: expected at least .* GiB"):
+        draw_within(model, one - 1)
+    assert LlamaGen.pico().together == 64
 
 
 @pytest.mark.parametrize("kind", [LlamaGen, Infinity, Janus])

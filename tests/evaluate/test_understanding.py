@@ -259,9 +259,9 @@ def test_a_model_without_pictures_or_without_answers_says_why(model: Janus, tmp_
 def test_two_models_are_compared_without_a_run(model: Janus, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = planned(folder).spec
     pair = ModelPair(("a", "b"), model, lambda: nullcontext(Janus.pico(seed=1)))
-    monkeypatch.setattr(ModelPair, "load", lambda models, device: pair)
+    monkeypatch.setattr(ModelPair, "load", lambda models, how: pair)
     monkeypatch.setattr("safear_edit.pipeline.eval.load_spec", lambda path: made)
-    names, found = compare_understanding(["a", "b"], spec="picasso", device="cpu")
+    names, found = compare_understanding(["a", "b"], spec="picasso")
     assert names == ("a", "b") and found.slices[0].slice == "concept" and found.slices[0].n == 16
     assert not found.silent and all(part.n == 4 for part in found.slices[1:])
 

@@ -346,6 +346,9 @@ def test_a_released_stack_is_its_own_base_of_comparison(folder: Path, capsys: py
     capsys.readouterr()
     assert main.run([*words, "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["n"] == 2
+    assert main.run([*words, "--device", "cpu", "--dtype", "bfloat16", "--memory", "4GiB"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 2
+    assert "--memory: expected at least" in refused(capsys, [*words, "--device", "cpu", "--memory", "1MB"])
 
 
 @pytest.mark.parametrize("method", ["safe_cb"])

@@ -98,6 +98,7 @@ def test_a_release_is_read_back_with_its_base(made: Path) -> None:
     assert all(torch.equal(t, wanted.net.state_dict()[k]) for k, t in model.net.state_dict().items())
     assert model.card.digest == wanted.card.digest
     assert released.stack.fingerprints(model.net) == released.fingerprints
+    assert released.base(dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(UsageError, match="did you mean 'one'"):
         released.member("onne")
 

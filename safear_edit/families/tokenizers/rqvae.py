@@ -286,18 +286,18 @@ UNREAD = (
 """Published tensors that neither drawing nor answering reads."""
 
 
-def read_tensors(weights: Mapping[str, Tensor], last_layer: int, where: str) -> dict[str, Tensor]:
+def names_read(weights: Mapping[str, Tensor], last_layer: int, where: str) -> list[str]:
     """The tensors of vision_tower/ that are read. The codebook, saved once per depth or once in all, becomes one.
 
     UsageError if the depths have codebooks of their own.
     """
     unread, first = (*UNREAD, f"{_VISION}.encoder.layers.{last_layer}."), f"rqvaesiglip.{CODEBOOK}"
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
+    found: list[str] = []
+    for name in weights:
         if name.startswith("rqvaesiglip.quantizer.codebooks.") and name != first:
-            same = not name.endswith(".weight") or (first in weights and torch.equal(tensor, weights[first]))
+            same = not name.endswith(".weight") or (first in weights and torch.equal(weights[name], weights[first]))
             if not same:
                 raise UsageError(f"{where}: {name}", "one codebook for all depths", "another than the first", AGAIN)
         elif not name.startswith(unread):
-            found[name] = tensor
+            found.append(name)
     return found

@@ -8,6 +8,7 @@ here. The release's files are `vqgan.ckpt`, a pickle, which is read as one, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 from safear_edit.families.unified import PICO_CODES
-from safear_edit.files.weights import read_weights
+from safear_edit.files.weights import Place, opened, places
 
 AT = "model.vqmodel."
 """Where the tokenizer is in a network's state dict."""
@@ -36,14 +37,14 @@ PICO_SIZES: Mapping[str, Any] = {
 }
 
 
-def read_tokenizer(folder: Path, what: str, why: str) -> tuple[dict[str, Tensor], Path]:
-    """The tokenizer's weights under a network's names, and their file; UsageError, with the reason `why` they are
-    wanted, if the folder has none. `what` is the part of the tokenizer that is looked for."""
+def tokenizer_places(folder: Path, stack: ExitStack, what: str, why: str) -> tuple[dict[str, Place], Path]:
+    """The tokenizer's weights under a network's names, to be read while `stack` is open, and their file; UsageError,
+    with the reason `why` they are wanted, if the folder has none. `what` is the part that is looked for."""
     if not (found := [folder / name for name in FILES if (folder / name).is_file()]):
         fix = f"put the release's tokenizer/vqgan.ckpt into the folder: {why}"
         raise UsageError(str(folder), f"weights of the image {what}", "none", fix)
-    weights = read_weights(found[0], allow_pickle=True)
-    return {f"{AT}{name}": tensor for name, tensor in weights.items() if name.startswith(PARTS)}, found[0]
+    weights = stack.enter_context(opened(found[0], allow_pickle=True))
+    return places(weights, lambda name: f"{AT}{name}" if name.startswith(PARTS) else None), found[0]
 
 
 # -- the image decoder ----------------------------------------------------------------------------------------------
