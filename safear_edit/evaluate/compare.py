@@ -8,6 +8,8 @@ says, so it is left out of the rates unless it is asked for.
 from __future__ import annotations
 
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.stats import Rate
+from safear_edit.files.sequences import Lazy, Mapped, Picked
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.progress import Callback
 from safear_edit.spec.prompt_files import FilePrompt
@@ -37,12 +40,33 @@ CAPTIONS = 512
 """Captions whose lengths are looked up together."""
 
 
-@dataclass(frozen=True, slots=True)  # of 100,000 prompts two are kept for each
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What the judge said about one model's image; present None is "cannot tell"."""
 
     present: bool | None
     score: float
+
+
+class SeenImages(Lazy[Seen]):
+    """What the judge said about one model's images, 9 bytes each."""
+
+    def __init__(self, seen: Iterable[Seen] = ()) -> None:
+        self._present, self._score = array("b"), array("d")
+        for one in seen:
+            self.append(one)
+
+    def append(self, one: Seen) -> None:
+        """One image more."""
+        self._present.append(-1 if one.present is None else one.present)
+        self._score.append(one.score)
+
+    def __len__(self) -> int:
+        return len(self._score)
+
+    def _taken(self, numbers: range) -> tuple[Seen, ...]:
+        both = ((self._present[number], self._score[number]) for number in numbers)
+        return tuple(Seen(None if present < 0 else bool(present), score) for present, score in both)
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,8 @@ class Comparison:
 
     models: tuple[str, str]
     judge: str
-    prompts: tuple[FilePrompt, ...]
-    seen: tuple[tuple[Seen, ...], tuple[Seen, ...]]
+    prompts: Sequence[FilePrompt]
+    seen: tuple[Sequence[Seen], Sequence[Seen]]
     cut: tuple[CutCaption, ...] = ()
     counted: bool = False
     notes: tuple[str, ...] = ()
@@ -78,8 +102,8 @@ class Comparison:
 
     def change(self) -> tuple[float, float, float]:
         """Paired fall of that share from the reference to the other model, with its two-sided 95 % Tango interval."""
-        pairs = [(a.present is True, b.present is True) for a, b in zip(*self.seen, strict=True)]
-        lost, gained, n = pairs.count((True, False)), pairs.count((False, True)), len(pairs)
+        pairs = Counter((a.present is True, b.present is True) for a, b in zip(*self.seen, strict=True))
+        lost, gained, n = pairs[True, False], pairs[False, True], pairs.total()
         return ((lost - gained) / n, *stats.tango_interval(lost, gained, n))
 
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -150,21 +174,22 @@ def seen_by(
     progress: Callback,
     store: Path | None = None,
     keep: Callable[[int, NDArray[np.uint8]], None] | None = None,
-) -> tuple[Seen, ...]:
+) -> SeenImages:
     """Draw and judge every prompt with one model; UsageError if there is none. keep: gets each image (H, W, 3) by its
-    number."""
+    number. One batch is in memory."""
     if not prompts:
         raise UsageError("eval", "at least one prompt", "none", "write one per line")
-    requests = [ImageRequest(one.prompt, one.seed, "concept") for one in prompts]
+    requests = Mapped(prompts, lambda one: ImageRequest(one.prompt, one.seed, "concept"))
     drawn = draw_and_judge(model, requests, {"concept": judge}, sampling, store, batch=BATCH, progress=progress)
-    found = list[Seen]()
+    found = SeenImages()
     for start, part in enumerate(batched(drawn, BATCH)):
-        found += [Seen(image.judgement.present, image.judgement.score) for image in part]
+        for image in part:
+            found.append(Seen(image.judgement.present, image.judgement.score))
         if keep:
             pixels = model.decode(torch.stack([image.ids for image in part]).to(model.device))
             for number, image in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy(), start * BATCH):
                 keep(number, image)
-    return tuple(found)
+    return found
 
 
 def batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -204,10 +229,10 @@ def cut_captions(model: ModelFamily, prompts: Sequence[FilePrompt]) -> list[CutC
     return found
 
 
-def without(prompts: Sequence[FilePrompt], cut: Sequence[CutCaption]) -> tuple[FilePrompt, ...]:
+def without(prompts: Sequence[FilePrompt], cut: Sequence[CutCaption]) -> Picked[FilePrompt]:
     """The prompts that are read whole; UsageError if that is none."""
     names = {one.id for one in cut}
-    whole = tuple(one for one in prompts if one.id not in names)
+    whole = Picked(prompts, (number for number, one in enumerate(prompts) if one.id not in names))
     if not whole:
         got = f"{len(prompts)} that are cut off, the first after {cut[0].read} of {cut[0].tokens} tokens"
         raise UsageError("eval", "captions that the model reads whole", got, "shorten them, or pass --include-cut")

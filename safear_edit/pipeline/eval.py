@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +21,7 @@ from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
-from safear_edit.files.atomic import digest_of, json_digest
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.layout import is_release, looks_released
 from safear_edit.pipeline.order import resolve_device, source_path, spec_for
 from safear_edit.pipeline.steps import concept_judge, edited
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from safear_edit.evaluate.quality import Quality
     from safear_edit.families.base import ModelFamily, Sampling
     from safear_edit.report.schema import Understood
+    from safear_edit.spec.prompt_files import FilePrompt
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ def compare(
     A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
     rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
     user's cache until the end, so that the same call continues after it was killed. out: a new folder for images, a CSV
-    and a page (pipeline/judged.py), by one process; UsageError for one that exists. Images come and go by the batch; of
-    each prompt its text and two judgements stay in memory.
+    and a page (pipeline/judged.py), by one process; UsageError for one that exists. Images come and go by the batch,
+    and prompts wait in a temporary file: a hundred thousand of them take a few MB.
     """
     from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, seen_by, without
+    from safear_edit.files.sequences import Picked
     from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
@@ -142,25 +146,23 @@ def compare(
     cut = cut_captions(pair.base, file.prompts)
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
-    told = json_digest([[one.prompt, str(one.seed)] for one in file.prompts])
-    store = processes.from_main(lambda: _store(pair, told, judge.digest))
+    store = processes.from_main(lambda: _store(pair, _digest(file.prompts), judge.digest))
     pages = Judged.of(out, hide=concept.kind == "category") if out else None
     base_store = store and store / "reference"
     keep = pages.keeping(0, asked) if pages else None
     before = seen_by(pair.base, asked, judge, pair.sampling, overall.of(first, 0), base_store, keep)
     with pair.edited() as other:
         known = {one.id for one in cut}
-        cut += [one for one in cut_captions(other, file.prompts) if one.id not in known]
-        kept = asked if include_cut else without(asked, cut)
+        more = [one for one in cut_captions(other, file.prompts) if one.id not in known]
+        kept = Picked(asked, range(len(asked))) if include_cut else without(asked, more)
         own = store and store / f"other-{other.card.digest[:16]}"
         progress_of, keep = overall.of(second, len(asked)), pages.keeping(1, kept) if pages else None
         after = seen_by(other, kept, judge, pair.sampling, progress_of, own, keep)
     if store and processes.is_main():
         shutil.rmtree(store, ignore_errors=True)
-    counted = {one.id for one in kept}
-    both = (tuple(seen for one, seen in zip(asked, before, strict=True) if one.id in counted), after)
+    both = (Picked(before, kept.numbers), after)
     notes = file.notes if store else (*file.notes, "no folder in the user's cache: a killed call would begin again")
-    found = Comparison(pair.names, judge.id, kept, both, tuple(cut), include_cut, notes, file.bad)
+    found = Comparison(pair.names, judge.id, kept, both, (*cut, *more), include_cut, notes, file.bad)
     if pages:
         pages.publish(found)
     return found
@@ -170,6 +172,14 @@ QUALITY = 96
 """Prompts of each kind that quality is measured on."""
 CACHE_DAYS = 30
 """What a killed `eval` drew is kept this long."""
+
+
+def _digest(prompts: Iterable[FilePrompt]) -> str:
+    """sha256 of prompts and seeds, in their order."""
+    found = hashlib.sha256()
+    for one in prompts:
+        found.update(json.dumps([one.prompt, one.seed]).encode())
+    return found.hexdigest()
 
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:

@@ -6,6 +6,9 @@
     .parquet        the same columns, where pyarrow is installed
     -               standard input, by its first line any of the text formats
 
+A file is read row by row, and what was taken waits in a temporary file: 100,000 prompts take no more memory than ten
+(a .json list alone is read at once, and may be smaller only).
+
 A seed is read from the first of SEED_COLUMNS that is there, so that I2P's images (`sd_seed`), say, are drawn again
 with the seeds that were published with them; a prompt without one gets its own from text, line and root seed.
 """
@@ -15,20 +18,27 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safear_edit.errors import SpecError, UsageError
-from safear_edit.files.strict import decoded, parse_json, regular
+from safear_edit.files.sequences import Spool
+from safear_edit.files.strict import parse_json, regular
 from safear_edit.spec.benchmarks import Benchmark
 from safear_edit.spec.prompts import forbidden, image_seed, one_line
 
-LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS = 16 << 20, 2000, 100_000
-"""Bytes of a prompt file, characters of one prompt, and prompts that are taken at most."""
+LARGEST_FILE, LARGEST_JSON = 256 << 20, 16 << 20
+"""Bytes of a prompt file, and of a .json list, which is in memory as a whole."""
+LONGEST_LINE, LONGEST_PROMPT, MOST_PROMPTS = 1 << 20, 2000, 100_000
+"""Characters of a line and of one prompt, and prompts that are taken at most."""
 LONGEST_NAME = 40
 """Characters of a column's name that are shown."""
 SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")
@@ -36,7 +46,7 @@ SEED_COLUMNS = ("seed", "evaluation_seed", "sd_seed")
 STDIN = Path("-")
 
 
-@dataclass(frozen=True, slots=True)  # there may be 100,000
+@dataclass(frozen=True, slots=True)
 class FilePrompt:
     """One prompt of the file with the seed of its image; `id` is the file's own, or the line."""
 
@@ -49,9 +59,17 @@ class FilePrompt:
 class PromptFile:
     """What was read; notes: which columns were taken and which not, one line each; bad: a line per skipped row."""
 
-    prompts: tuple[FilePrompt, ...]
+    prompts: Sequence[FilePrompt]
     notes: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
+
+
+def _to_line(one: FilePrompt) -> str:
+    return json.dumps([one.prompt, one.seed, one.id])
+
+
+def _from_line(line: str) -> FilePrompt:
+    return FilePrompt(*json.loads(line))
 
 
 Rows = Iterator[tuple[str, int, "dict[str, Any] | SpecError"]]
@@ -70,21 +88,25 @@ def read_prompts(
     columns: dict[str, None] = {}
     checked = _Checked(seed)
     bad: list[str] = []
-    for where, number, row in _rows(path, benchmark):
-        try:
-            if isinstance(row, SpecError):
-                raise row
-            columns |= dict.fromkeys(row)
-            checked.add(where, number, benchmark.own(where, row) if benchmark else row)
-        except SpecError as error:
-            if not skip_bad:
-                raise
-            bad.append(str(error))
-    if not checked.prompts:
+
+    def taken() -> Iterator[FilePrompt]:
+        for where, number, row in _rows(path, benchmark):
+            try:
+                if isinstance(row, SpecError):
+                    raise row
+                columns.update(dict.fromkeys(row))
+                yield checked.taken(where, number, benchmark.own(where, row) if benchmark else row)
+            except SpecError as error:
+                if not skip_bad:
+                    raise
+                bad.append(str(error))
+
+    prompts = Spool(taken(), _to_line, _from_line)
+    if not prompts:
         got = f"none that can be taken ({bad[0]})" if bad else "none"
         raise SpecError(str(path), "at least one prompt", got, "write one per line")
     notes = _taken(benchmark) if benchmark else _notes(list(columns))
-    return PromptFile(tuple(checked.prompts), tuple(notes), tuple(bad))
+    return PromptFile(prompts, tuple(notes), tuple(bad))
 
 
 def column_of(path: Path, column: str, where: Mapping[str, str]) -> Iterator[str]:
@@ -135,17 +157,16 @@ def seed_column(columns: Mapping[str, object] | list[str]) -> str | None:
 
 
 class _Checked:
-    """The prompts so far, and what must not come twice."""
+    """What must not come twice, and not too often."""
 
     def __init__(self, root: int) -> None:
         self.root = root
-        self.prompts: list[FilePrompt] = []
         self._ids: dict[str, str] = {}
         self._images: set[tuple[str, int]] = set()
 
-    def add(self, where: str, number: int, row: Mapping[str, Any]) -> None:
-        """Take one row; SpecError with its place and column if it can't be."""
-        if len(self.prompts) == MOST_PROMPTS:
+    def taken(self, where: str, number: int, row: Mapping[str, Any]) -> FilePrompt:
+        """The prompt of one row; SpecError with its place and column if it can't be taken."""
+        if len(self._ids) == MOST_PROMPTS:
             raise SpecError(where, f"at most {MOST_PROMPTS} prompts", "one more", "split the file")
         prompt = _prompt(where, row)
         given = _seed(where, row)
@@ -156,7 +177,7 @@ class _Checked:
             raise SpecError(where, "another prompt or another seed", "both again", fix)
         self._ids[name] = where
         self._images.add((prompt, seed))
-        self.prompts.append(FilePrompt(prompt, seed, name))
+        return FilePrompt(prompt, seed, name)
 
     def _id(self, where: str, number: int, row: Mapping[str, Any]) -> str:
         named = row.get("id")
@@ -206,43 +227,71 @@ def _seed(where: str, row: Mapping[str, Any]) -> int | None:
 def _rows(path: Path, benchmark: Benchmark | None = None) -> Rows:
     """The rows of a file by its suffix."""
     if path.suffix.lower() == ".parquet":
-        return _from_parquet(path, tuple(benchmark.columns) if benchmark else ("prompt", "id", *SEED_COLUMNS))
-    readers: dict[str, Callable[[str, str], Rows]] = {
-        ".txt": _from_txt,
-        ".csv": _from_csv,
-        ".tsv": _from_csv,
-        ".json": _from_json,
-        ".jsonl": _from_jsonl,
-    }
-    text = _text(path)
-    suffix = _guessed(text) if path == STDIN else path.suffix.lower()
-    if suffix not in readers:
-        fix = "rename or convert it"
-        raise SpecError(str(path), f"{', '.join(readers)}, .parquet or - for standard input", repr(suffix), fix)
-    return readers[suffix](text, "standard input" if path == STDIN else str(path))
+        yield from _from_parquet(path, tuple(benchmark.columns) if benchmark else ("prompt", "id", *SEED_COLUMNS))
+        return
+    where = "standard input" if path == STDIN else str(path)
+    with _opened(path) as file:
+        suffix = _guessed(file, where) if path == STDIN else path.suffix.lower()
+        if suffix == ".json":
+            yield from _from_json(_whole(file, where), where)
+        elif suffix in READERS:
+            yield from READERS[suffix](_lines(file, where), where)
+        else:
+            expected = f"{', '.join(READERS)}, .json, .parquet or - for standard input"
+            raise SpecError(where, expected, repr(suffix), "rename or convert it")
 
 
-def _text(path: Path) -> str:
-    """The text of a prompt file of bearable size, in UTF-8 or what Excel and Windows write (UTF-16 with its mark)."""
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, or a copy of standard input, of bearable size."""
     try:
         regular(path)
-        with sys.stdin.buffer if path == STDIN else path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+        with tempfile.TemporaryFile() if path == STDIN else path.open("rb") as file:
+            if path == STDIN:
+                shutil.copyfileobj(io.BytesIO(sys.stdin.buffer.read(LARGEST_FILE + 1)), file)
+            if file.seek(0, io.SEEK_END) > LARGEST_FILE:
+                raise SpecError(str(path), f"at most {LARGEST_FILE >> 20} MiB", "a larger file", "split it")
+            yield file
     except OSError as error:
         raise SpecError(str(path), "a prompt file", error.strerror or "an error", "check the path") from None
-    if len(raw) > LARGEST_FILE:
-        raise SpecError(str(path), f"at most {LARGEST_FILE >> 20} MiB", "a larger file", "split it")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        try:
-            return raw.decode("utf-16")
-        except UnicodeDecodeError:
-            raise SpecError(str(path), "text in UTF-8 or UTF-16", "half a character", "save it as UTF-8") from None
-    return decoded(raw, path)
 
 
-def _guessed(text: str) -> str:
+def _lines(file: IO[bytes], where: str) -> Iterator[str]:
+    """Lines with their ends, whatever these are (\\n, \\r\\n or \\r), in UTF-8 or what Excel and Windows write (UTF-16
+    with its mark). SpecError with the line for other bytes, or a line without end."""
+    file.seek(0)
+    wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    file.seek(0)
+    text, number = io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", newline=""), 0
+    try:
+        while line := text.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                got = "a longer one"
+                raise SpecError(f"{where}:{number}", f"a line of at most {LONGEST_LINE} characters", got, "break it")
+            yield line
+    except UnicodeDecodeError as error:
+        if wide:
+            raise SpecError(where, "text in UTF-8 or UTF-16", "half a character", "save it as UTF-8") from None
+        number += error.object[: error.start].count(b"\n") + 1
+        got = f"byte 0x{error.object[error.start]:02x}"
+        raise SpecError(f"{where}:{number}", "UTF-8 text", got, "save it as UTF-8") from None
+    finally:
+        with suppress(ValueError):  # the file may be closed by now
+            text.detach()
+
+
+def _whole(file: IO[bytes], where: str) -> str:
+    """All of a .json file."""
+    if file.seek(0, io.SEEK_END) > LARGEST_JSON:
+        fix = "write one object a line in a .jsonl"
+        raise SpecError(where, f"at most {LARGEST_JSON >> 20} MiB in a JSON list", "a larger file", fix)
+    return "".join(_lines(file, where))
+
+
+def _guessed(file: IO[bytes], where: str) -> str:
     """The format of text without a file name, by its first line."""
-    first = text.lstrip().partition("\n")[0].strip()
+    first = next((line.strip() for line in _lines(file, where) if line.strip()), "")
     if first.startswith(("[", "{")):
         return ".json" if first.startswith("[") else ".jsonl"
     return ".csv" if "prompt" in (name.strip(' "').casefold() for name in first.split(_separator(first))) else ".txt"
@@ -253,39 +302,43 @@ def _separator(header: str) -> str:
     return max(",;\t", key=lambda mark: (header.count(mark), mark == ","))
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that aren't blank with their numbers, whatever ends them: \\n, \\r\\n or \\r."""
-    plain = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return ((number, line) for number, line in enumerate(plain, 1) if line.strip())
+def _numbered(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
+    """Lines that aren't blank, without their ends, with their numbers."""
+    return ((number, line.rstrip("\r\n")) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _from_txt(text: str, where: str) -> Rows:
-    for number, line in _lines(text):
+def _from_txt(lines: Iterator[str], where: str) -> Rows:
+    for number, line in _numbered(lines):
         yield f"{where}:{number}", number, {"prompt": line.strip()}
 
 
-def _from_csv(text: str, where: str) -> Rows:
+def _from_csv(lines: Iterator[str], where: str) -> Rows:
     """Rows by the header's names, each with the line of the file on which it starts (the header is line 1)."""
-    header = next((line for _, line in _lines(text)), "")
+    before = list[str]()
+    for line in lines:
+        before.append(line)
+        if line.strip():
+            break
     columns: list[str] = []
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(header), strict=True)
+    separator = _separator(before[-1] if before else "")
+    rows = csv.reader(chain(before, lines), delimiter=separator, strict=True)
     while True:
-        line = rows.line_num + 1
+        number = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            yield f"{where}:{line}", line, SpecError(f"{where}:{line}", "csv", str(error), "quote the field")
+            yield f"{where}:{number}", number, SpecError(f"{where}:{number}", "csv", str(error), "quote the field")
             continue
         if not row:
             continue
         if not columns:
-            columns = _header(f"{where}:{line}", row)
+            columns = _header(f"{where}:{number}", row)
         elif len(row) != len(columns):
-            yield f"{where}:{line}", line, _uneven(f"{where}:{line}", row, columns)
+            yield f"{where}:{number}", number, _uneven(f"{where}:{number}", row, columns)
         else:
-            yield f"{where}:{line}", line, dict(zip(columns, row, strict=True))
+            yield f"{where}:{number}", number, dict(zip(columns, row, strict=True))
 
 
 def _header(where: str, row: list[str]) -> list[str]:
@@ -305,8 +358,8 @@ def _uneven(where: str, row: list[str], columns: list[str]) -> SpecError:
     return SpecError(where, f"{len(columns)} fields as in the header", str(len(row)), fix)
 
 
-def _from_jsonl(text: str, where: str) -> Rows:
-    for number, line in _lines(text):
+def _from_jsonl(lines: Iterator[str], where: str) -> Rows:
+    for number, line in _numbered(lines):
         place = f"{where}:{number}"
         try:
             row = _object(place, parse_json(line, place).data)
@@ -314,6 +367,15 @@ def _from_jsonl(text: str, where: str) -> Rows:
             yield place, number, error
             continue
         yield place, number, row
+
+
+READERS: Mapping[str, Callable[[Iterator[str], str], Rows]] = {
+    ".txt": _from_txt,
+    ".csv": _from_csv,
+    ".tsv": _from_csv,
+    ".jsonl": _from_jsonl,
+}
+"""Readers of formats that are read line by line, by suffix."""
 
 
 def _from_json(text: str, where: str) -> Rows:

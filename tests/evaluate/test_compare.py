@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.compare import Comparison, CutCaption, Overall, Seen, cut_captions, seen_by, without
+from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
-from safear_edit.spec.prompt_files import FilePrompt
+from safear_edit.spec.prompt_files import FilePrompt, read_prompts
+
+if TYPE_CHECKING:
+    from safear_edit.families.base import ModelFamily
 
 
 def test_no_prompt_at_all_is_a_usage_error() -> None:
@@ -60,7 +66,7 @@ def test_captions_longer_than_the_window_are_named_and_left_out() -> None:
     prompts = (FilePrompt("a house", 1, "short"), FilePrompt(f"{LONG} care, by Picasso", 2, "long"))
     (cut,) = cut_captions(model, prompts)
     assert (cut.id, cut.read) == ("long", 32) and cut.tokens > 32
-    assert without(prompts, [cut]) == prompts[:1]
+    assert list(without(prompts, [cut])) == [prompts[0]]
     with pytest.raises(UsageError, match=r"captions that the model reads whole.*--include-cut"):
         without(prompts[1:], [cut])
     seen = (Seen(True, 0.9),)
@@ -76,7 +82,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     model = LlamaGen.pico()
     monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 4)
     prompts = tuple(FilePrompt(f"a house number {i}", i, str(i)) for i in range(10))
-    whole, drawn = seen_by(model, prompts, Bright(), None, silent), list[int]()
+    whole, drawn = list(seen_by(model, prompts, Bright(), None, silent)), list[int]()
 
     def stop(stage: str, done: int, total: int, info: str = "") -> None:
         if done == 8:
@@ -86,8 +92,43 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
         seen_by(model, prompts, Bright(), None, stop, tmp_path / "parts")
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda *a: drawn.append(len(a[1])) or generate(*a))
-    assert seen_by(model, prompts, Bright(), None, silent, tmp_path / "parts") == whole
+    assert list(seen_by(model, prompts, Bright(), None, silent, tmp_path / "parts")) == whole
     assert drawn == [2], "eight of ten were there"
+
+
+class Blank:
+    """A model that draws nothing, as fast as can be."""
+
+    sampling = Sampling(1.0)
+    device = torch.device("cpu")
+
+    def condition(self, prompts: Sequence[str]) -> Sequence[str]:
+        return prompts
+
+    def generate(self, condition: Sequence[str], seeds: Sequence[int], sampling: Sampling | None) -> torch.Tensor:
+        return torch.zeros(len(condition), 1, dtype=torch.int64)
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(ids), 3, 2, 2, dtype=torch.uint8)
+
+
+def test_many_prompts_take_no_more_memory_than_few(tmp_path: Path) -> None:
+    """From a file to the counts: between the first and the last of 6,000 prompts 9 bytes each are kept."""
+    model, held = cast("ModelFamily", Blank()), list[int]()
+    (tmp_path / "many.txt").write_text("".join(f"{LONG} a house, number {i}\n" for i in range(6_000)))
+
+    def watch(stage: str, done: int, total: int, info: str = "") -> None:
+        held.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        prompts = read_prompts(tmp_path / "many.txt").prompts
+        seen = seen_by(model, prompts, Bright(), None, watch)
+        found = Comparison(("a", "b"), "judge", prompts, (seen, seen))
+        assert found.rate(0).n == 6_000 and sum(1 for _ in found.json_rows()) == 6_000
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[10] < 20 * 6_000 and held[-1] < 3_000_000, "the text alone is 0.9 MB"
 
 
 def test_the_whole_time_is_estimated_over_both_models() -> None:

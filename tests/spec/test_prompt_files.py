@@ -36,7 +36,7 @@ def test_every_format_says_the_same(tmp_path: Path) -> None:
     table = _read(tmp_path, "a.csv", 'prompt,seed\r\n"a cat, asleep",7\r\na dog,\r\n').prompts
     assert table[0] == FilePrompt("a cat, asleep", 7, "2") and table[1].prompt == "a dog"
     lines = _read(tmp_path, "a.jsonl", '{"prompt": "a cat", "seed": "9223372036854775807"}\n').prompts
-    assert lines == (FilePrompt("a cat", 2**63 - 1, "1"),)
+    assert list(lines) == [FilePrompt("a cat", 2**63 - 1, "1")]
     whole = _read(tmp_path, "a.json", '[{"Prompt": "a cat", "sd_seed": 5}, "a dog"]').prompts
     assert whole[0] == FilePrompt("a cat", 5, "1") and (whole[1].prompt, whole[1].id) == ("a dog", "2")
     assert _prompts(tmp_path, "a.CSV", "prompt;seed\na cat, a dog;3\n") == ["a cat, a dog"]
@@ -46,7 +46,7 @@ def test_seeds_are_stable_and_differ_by_line_and_root(tmp_path: Path) -> None:
     path = _file(tmp_path, "a.txt", "a cat\na cat\n")
     first, second = read_prompts(path).prompts
     assert first.seed != second.seed
-    assert read_prompts(path).prompts == (first, second)
+    assert list(read_prompts(path).prompts) == [first, second]
     assert read_prompts(path, 1).prompts[0].seed != first.seed
 
 
@@ -148,6 +148,22 @@ def test_bad_rows_are_left_out_and_counted_if_asked(tmp_path: Path) -> None:
         _read(tmp_path, "b.csv", "prompt,seed\na cat,x\n", skip_bad=True)
 
 
+def test_a_line_without_end_and_a_list_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safear_edit.spec.prompt_files.LONGEST_LINE", 100)
+    monkeypatch.setattr("safear_edit.spec.prompt_files.LARGEST_JSON", 100)
+    long = "x" * 101
+    for name, text, where in (
+        ("a.txt", f"a dog\n{long}", "a.txt:2: expected a line of at most 100"),
+        ("a.jsonl", long, "a.jsonl:1: expected a line of at most 100"),
+        ("a.json", f'["{long}"]', "in a JSON list, got a larger file; write one object a line in a .jsonl"),
+    ):
+        with pytest.raises(SpecError, match=where):
+            _read(tmp_path, name, text)
+    monkeypatch.setattr("safear_edit.spec.prompt_files.LARGEST_FILE", 100)
+    with pytest.raises(SpecError, match="a larger file; split it"):
+        _read(tmp_path, "a.txt", "a dog\n" * 20)
+
+
 def test_too_many_prompts_are_refused_where_they_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _file(tmp_path, "a.txt", "".join(f"prompt {i}\n" for i in range(5)))
     monkeypatch.setattr("safear_edit.spec.prompt_files.MOST_PROMPTS", 5)
@@ -192,7 +208,7 @@ def test_a_parquet_table_is_read_where_pyarrow_is_installed(tmp_path: Path) -> N
     table = {"Prompt": ["a cat", "a\u00a0dog"], "sd_seed": [3, 4], "hard": [0, 1]}
     parquet.write_table(arrow.table(table), tmp_path / "a.parquet")
     found = read_prompts(tmp_path / "a.parquet")
-    assert found.prompts == (FilePrompt("a cat", 3, "1"), FilePrompt("a dog", 4, "2"))
+    assert list(found.prompts) == [FilePrompt("a cat", 3, "1"), FilePrompt("a dog", 4, "2")]
     parquet.write_table(arrow.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(SpecError, match="expected a column `prompt`, got columns 'text'"):
         read_prompts(tmp_path / "b.parquet")
