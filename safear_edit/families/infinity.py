@@ -867,11 +867,15 @@ class Infinity(CaptionedFamily):
         return found
 
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
-        """Last hidden states (B, L, C) as the head reads them; `ids` may be those of the first scales only."""
-        scales = sum(end <= ids.shape[1] for _, end in self.schedule.spans)
+        """Last hidden states (B, L, C) as the head reads them; `ids` may be the first tokens of images only.
+
+        A scale's states are read from the scales before it, so one that `ids` ends in is run as a whole.
+        """
+        count = ids.shape[1]
+        scales = sum(start < count for start, _ in self.schedule.spans)
         text = self.text_pass(condition)
         states = self.net.states(text, teacher_inputs(ids, self.schedule, scales), self.schedule, scales)
-        return self.net.normed(states, text)
+        return self.net.normed(states, text)[:, :count]
 
     @property
     def token_shape(self) -> tuple[int, int]:

@@ -99,7 +99,7 @@ def test_hidden_states_read_what_comes_before_them(model: ModelFamily) -> None:
     ids = model.generate(condition, range(4))
     with torch.no_grad():
         states, logits = model.hidden(condition, ids), model.logits(condition, ids)
-        for length in (1, 5):
+        for length in (1, 5, 7):
             close(model.hidden(condition, ids[:, :length]), states[:, :length])
         if isinstance(model, LanguageModel):
             close(model.image_logits(states), logits)
