@@ -751,7 +751,7 @@ class Infinity(CaptionedFamily):
         levels = layers_in(asdict(settings.tokenizer))
         with opened(paths[1]) as stored:
             bsq = filled(lambda: BSQ(settings.tokenizer), levels, stored, str(paths[1]), device=device)
-        card = _card(net, bsq, settings.schedule, ref.variant, _digests(*paths))
+        card = card_of(net, bsq, settings.schedule, ref.variant, _digests(*paths))
         text = _text_encoder(settings.text, net.config.text_maxlen, folder, dtype, device)
         return cls(net, bsq, settings.schedule, text, card, settings.sampling)
 
@@ -786,7 +786,7 @@ class Infinity(CaptionedFamily):
         schedule = Schedule.published(ratio, size, patchify=net.config.bits == 4 * bsq.config.bits)
         _check_fit(net.config, bsq.config, schedule, str(tokenizer))
         text = _text_encoder("t5", net.config.text_maxlen, tokenizer.parent, dtype, device)
-        card = _card(net, bsq, schedule, variant, _digests(weights, tokenizer))
+        card = card_of(net, bsq, schedule, variant, _digests(weights, tokenizer))
         return cls(net, bsq, schedule, text, card, Sampling(4.0, 0.5, 0, 0.97))
 
     @classmethod
@@ -807,13 +807,13 @@ class Infinity(CaptionedFamily):
             bsq = BSQ(BSQConfig(6, 24, (1, 1, 1), 1, 4))
         digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest()}
         schedule = Schedule.square(1, 2, 4)
-        card = _card(net, bsq, schedule, "pico", digest)
+        card = card_of(net, bsq, schedule, "pico", digest)
         return cls(net, bsq, schedule, text_encoder("minilm", 32, MINI_FOLDER), card, ScaleSampling(2.0))
 
     def at(self, schedule: Schedule) -> Infinity:
         """The same weights drawing another schedule (ratio or size), with a card that says so."""
         _check_fit(self.net.config, self.bsq.config, schedule, "the scale schedule")
-        card = _card(self.net, self.bsq, schedule, self.card.variant, dict(self.card.files))
+        card = card_of(self.net, self.bsq, schedule, self.card.variant, dict(self.card.files))
         return Infinity(self.net, self.bsq, schedule, self.text, card, self.sampling)
 
     @property
@@ -1025,7 +1025,7 @@ def _digests(*paths: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in files}
 
 
-def _card(net: Transformer, bsq: BSQ, schedule: Schedule, variant: str, files: dict[str, str]) -> ModelCard:
+def card_of(net: Transformer, bsq: BSQ, schedule: Schedule, variant: str, files: dict[str, str]) -> ModelCard:
     parameters = sum(p.numel() for m in (net, bsq) for p in m.parameters())
     licence = "Apache-2.0" if variant in ("mini", "pico") else "MIT"
     side = max(schedule.cells[-1]) * bsq.config.patch

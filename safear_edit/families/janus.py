@@ -489,7 +489,7 @@ class Janus(LanguageModel):
             net = keep_table(_filled(config, weights, dtype, device, str(path)))
         digests = {path.name: sha256_file(path) for path in all_files(path)}
         source = Source("upstream" if kind == "multi_modality" else "transformers", files)
-        return cls(net, words, source, settings, _card(net, ref.variant, settings.licence, digests))
+        return cls(net, words, source, settings, card_of(net, ref.variant, settings.licence, digests))
 
     @classmethod
     def pico(cls, seed: int = 0) -> Janus:
@@ -528,7 +528,7 @@ class Janus(LanguageModel):
         tied = bool(sizes.get("tie_word_embeddings", False))
         whole = {**parts, "image_token_id": words.image, "tie_word_embeddings": tied}
         net = build(read_config(whole, words.image, variant))
-        return cls(net, words, Source("transformers", files), settings, _card(net, variant, settings.licence, {}))
+        return cls(net, words, Source("transformers", files), settings, card_of(net, variant, settings.licence, {}))
 
     # -- prompts --
 
@@ -699,7 +699,7 @@ def _filled(
     return net.to(device)
 
 
-def _card(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelCard:
+def card_of(net: Net, variant: str, licence: str, files: dict[str, str]) -> ModelCard:
     side, tokens = int(net.config.vision_config.image_size), int(net.config.vision_config.num_image_tokens)
     choices = int(net.config.vq_config.num_embeddings)
     parameters = sum(p.numel() for name, p in net.named_parameters() if name != TABLE)  # as published

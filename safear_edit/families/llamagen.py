@@ -462,7 +462,7 @@ class LlamaGen(CaptionedFamily):
         paths = (folder / "gpt.safetensors", folder / "vq.safetensors")
         gpt = _gpt(config.gpt, paths[0], dtype, device)
         vq = _vq(config.vq, paths[1], device)
-        card = _card(gpt, vq, ref.variant, {path.name: sha256_file(path) for path in paths})
+        card = card_of(gpt, vq, ref.variant, {path.name: sha256_file(path) for path in paths})
         encoder = folder / PUBLISHED_TEXT
         text = text_encoder(config.text, gpt.config.cls_token_num, encoder, dtype=dtype, device=device)
         return cls(gpt, vq, text, card, config.sampling)
@@ -472,7 +472,7 @@ class LlamaGen(CaptionedFamily):
         file, config = cls.variants[variant].files[0], PUBLISHED[variant]
         gpt = _gpt(config, folder / file, dtype, device)
         vq = _vq(VQConfig(), folder / PUBLISHED_VQ, device)
-        card = _card(gpt, vq, variant, {name: sha256_file(folder / name) for name in (file, PUBLISHED_VQ)})
+        card = card_of(gpt, vq, variant, {name: sha256_file(folder / name) for name in (file, PUBLISHED_VQ)})
         encoder = folder / PUBLISHED_TEXT
         text = text_encoder("t5", config.cls_token_num, encoder, dtype=dtype, device=device)
         return cls(gpt, vq, text, card, Sampling(7.5, top_k=1000))
@@ -493,7 +493,7 @@ class LlamaGen(CaptionedFamily):
             nn.init.normal_(gpt.tok_embeddings.weight)
             vq = VQModel(VQConfig(64, 8, GROUPS, (1, 1, 1), (1, 1, 1), GROUPS, 1))
         digest = {"pico": hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in gpt.parameters())).hexdigest()}
-        card = _card(gpt, vq, "pico", digest)
+        card = card_of(gpt, vq, "pico", digest)
         return cls(gpt, vq, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
 
     @property
@@ -603,7 +603,7 @@ def _vq(config: VQConfig, path: Path, device: str | torch.device) -> VQModel:
         return filled(lambda: VQModel(config), layers, weights, str(path), device=device, ignore=(USAGE,))
 
 
-def _card(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:
+def card_of(gpt: GPT, vq: VQModel, variant: str, files: dict[str, str]) -> ModelCard:
     tokens = gpt.config.block_size
     parameters = sum(p.numel() for m in (gpt, vq) for p in m.parameters())
     licence = "MIT" if variant in PUBLISHED else "Apache-2.0"

@@ -57,7 +57,7 @@ class Spool(Lazy[T]):
         if not numbers:
             return ()
         self._file.seek(self._starts[numbers[0]])
-        return tuple(self._from_line(self._file.readline().decode()) for _ in numbers)
+        return tuple(self._from_line(self._file.readline().decode().removesuffix("\n")) for _ in numbers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (tuple(self), self._to_line, self._from_line)

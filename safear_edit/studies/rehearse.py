@@ -148,8 +148,8 @@ JANUS = {
 """Sizes of the published language models (language_config of their config.json)."""
 
 
-def janus_files(folder: Path, variant: str) -> None:
-    """transformers' layout in bfloat16, as published."""
+def janus_layout(variant: str) -> tuple[Any, dict[str, bytes]]:
+    """transformers' configuration of a published size, and the tokenizer's files."""
     text = {**JANUS[variant], "model_type": "llama", "vocab_size": 102400, "max_position_embeddings": 16384}
     width, files = text["hidden_size"], byte_tokenizer(SPECIAL.values(), SPECIAL)
     tower = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16}
@@ -157,8 +157,12 @@ def janus_files(folder: Path, variant: str) -> None:
     drawn = {"num_embeddings": 16384, "embed_dim": 8, "projection_dim": width, "image_token_embed_dim": width}
     token = Vocabulary.read(files, "rehearse").image
     parts = {"text_config": text, "vision_config": vision, "vq_config": {**drawn, "num_hidden_layers": 2}}
-    whole = {**parts, "image_token_id": token, "tie_word_embeddings": False}
-    config = read_config(whole, token, "rehearse")
+    return read_config({**parts, "image_token_id": token, "tie_word_embeddings": False}, token, "rehearse"), files
+
+
+def janus_files(folder: Path, variant: str) -> None:
+    """transformers' layout in bfloat16, as published."""
+    config, files = janus_layout(variant)
     state = random_state(lambda: build(config, torch.bfloat16), torch.bfloat16)
     write_weights(folder / "model.safetensors", state, {"format": "pt"})
     (folder / "config.json").write_text(config.to_json_string(use_diff=False))
