@@ -136,7 +136,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Summary:
-    """One concept and method over its seeds. cir: the largest of the slices and seeds that is in no doubt, if any."""
+    """One concept and method over its seeds. cir: CIR and absCIR of the slice and seed where the larger of the two is
+    largest, of those in no doubt; an edit that lifts the concept's likelihood everywhere shows in absCIR alone."""
 
     concept: str
     method: str
@@ -147,7 +148,7 @@ class Summary:
     worst_member: Span
     members: str
     unreadable: tuple[int, int]
-    cir: float | None
+    cir: tuple[float, float] | None
     minutes: float | None
 
 
@@ -175,7 +176,9 @@ def _summary(runs: Sequence[Ran]) -> Summary:
             lost.append((hit.drop, hit.drop, hit.upper95))
             names.append(hit.name)
     said = [part for one in runs for part in one.measured.likelihoods.slices]
-    cirs = [part.cir.estimate for part in said if part.cir and not part.doubts]
+    cirs = [
+        (part.cir.estimate, part.abs_cir.estimate) for part in said if part.cir and part.abs_cir and not part.doubts
+    ]
     minutes = [one.measured.edit.minutes for one in runs if one.measured.edit.minutes is not None]
     unread = sum(part.cannot_tell_edited for one in runs for part in one.measured.erasure)
     verdicts = Counter(one.report.verdict.status for one in runs)
@@ -189,7 +192,7 @@ def _summary(runs: Sequence[Ran]) -> Summary:
         Span.of(lost or [(0.0, 0.0, 1.0)]),
         ", ".join(dict.fromkeys(names)) or "none",
         (unread, sum(n for _, n in slices.values())),
-        max(cirs, default=None),
+        max(cirs, key=max, default=None),
         statistics.mean(minutes) if minutes else None,
     )
 
@@ -197,8 +200,9 @@ def _summary(runs: Sequence[Ran]) -> Summary:
 NOTE = """Erased: images in which the judge does not find the concept, per cent of those that the base model draws as
 asked; in the worst slice. Worst member: points lost by the preserved member that lost most. Both: mean over the seeds
 (least to most) [from the lowest to the highest end of the seeds' own 95 % intervals, so for prompts and seeds; the
-upper end of a loss is one-sided]. CIR: the concept information that likelihoods keep, largest slice and seed. Minutes:
-of the search for the edit, on the machine of the run, mean."""
+upper end of a loss is one-sided]. CIR, absCIR: the concept information that likelihoods keep, against the prompt
+without the concept and against no prompt, of the slice and seed where more is left. Minutes: of the search for the
+edit, on the machine of the run, mean."""
 
 
 def table(lines: Sequence[Summary]) -> str:
@@ -212,12 +216,12 @@ def cells(lines: Sequence[Summary]) -> list[list[str]]:
     """The table's head and its rows, as text."""
     slices = list(dict.fromkeys(name for line in lines for name in line.slices))
     head = ["concept", "method", "seeds", "verdicts", *slices, "erased, worst slice", "worst member, points lost"]
-    head += ["which", "unreadable", "CIR", "minutes"]
+    head += ["which", "unreadable", "CIR, absCIR", "minutes"]
     body = [head]
     for line in lines:
         counts = [f"{k} of {n}" for k, n in (line.slices.get(name, (0, 0)) for name in slices)]
         unread = f"{line.unreadable[0]} of {line.unreadable[1]}"
-        cir = "–" if line.cir is None else f"{line.cir:.2f}"
+        cir = "–" if line.cir is None else ", ".join(f"{value:.2f}" for value in line.cir)
         minutes = "–" if line.minutes is None else f"{line.minutes:.1f}"
         ends = [line.worst_slice.words(), line.worst_member.words(), line.members, unread, cir, minutes]
         body.append([line.concept, line.method, str(line.seeds), line.verdicts, *counts, *ends])

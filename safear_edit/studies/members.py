@@ -3,7 +3,7 @@
     python -m safear_edit.studies members FOLDER… --commit 5df0d5c > rows.jsonl
 
 FOLDER: a release of one concept, or a run that `safear-edit compare` left (OUT/runs/*). A row holds the three erasure
-rates, each group's losses, its worst member, CIR, and what of the verdict was not met.
+rates, each group's losses, its worst member, CIR and absCIR, and what of the verdict was not met.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def row(report: Report, seed: int) -> dict[str, Any]:
         **{SLICES.get(name, name): share for name, share in erased.items()},
         "lost and gained": "; ".join(filter(None, map(_lost, concept.preservation))),
         "worst member": _worst(concept.preservation),
-        "CIR": _cir(concept),
+        **_ratios(concept),
         "not met": ", ".join(f"{one.id} {one.decision}" for one in report.verdict.criteria if one.decision != "PASS"),
     }
 
@@ -80,10 +80,15 @@ def _worst(groups: Sequence[PreservedGroup]) -> str | None:
     return f"{member.name} in {group.group}: -{member.lost} +{member.gained} of {member.n}"
 
 
-def _cir(concept: ConceptReport) -> dict[str, float] | None:
-    """The least and the most of the slices whose ratio says something."""
-    means = [part.cir.estimate for part in concept.likelihoods.slices if part.cir is not None and not part.doubts]
-    return {"from": round(min(means), 2), "to": round(max(means), 2)} if means else None
+def _ratios(concept: ConceptReport) -> dict[str, dict[str, float] | None]:
+    """The least and the most of the slices whose ratios say something."""
+    said = [part for part in concept.likelihoods.slices if not part.doubts]
+    found = {"CIR": [part.cir for part in said], "absCIR": [part.abs_cir for part in said]}
+    return {name: _span([one.estimate for one in those if one is not None]) for name, those in found.items()}
+
+
+def _span(values: Sequence[float]) -> dict[str, float] | None:
+    return {"from": round(min(values), 2), "to": round(max(values), 2)} if values else None
 
 
 if __name__ == "__main__":

@@ -114,6 +114,10 @@ def test_a_method_may_come_with_numbers_of_its_own() -> None:
         compare.variant("svar")
 
 
+def _ratios(cir: float, level: float, doubts: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(cir=SimpleNamespace(estimate=cir), abs_cir=SimpleNamespace(estimate=level), doubts=doubts)
+
+
 def run(seed: int, erased: tuple[int, int], drop: float, status: str) -> Any:
     rate = SimpleNamespace(k=erased[0], n=erased[1], estimate=erased[0] / erased[1], low=0.5, high=1.0)
     slices = [SimpleNamespace(slice="direct", erased=rate, cannot_tell_edited=1)]
@@ -124,7 +128,7 @@ def run(seed: int, erased: tuple[int, int], drop: float, status: str) -> Any:
     measured = SimpleNamespace(
         erasure=slices,
         preservation=[SimpleNamespace(members=members)],
-        likelihoods=SimpleNamespace(slices=[SimpleNamespace(cir=SimpleNamespace(estimate=0.25), doubts=())]),
+        likelihoods=SimpleNamespace(slices=[_ratios(0.25, 0.1), _ratios(0.1, 0.4), _ratios(0.9, 0.9, doubts=("few",))]),
         edit=SimpleNamespace(minutes=2.0 + seed),
     )
     report = SimpleNamespace(verdict=SimpleNamespace(status=status), concepts=[measured])
@@ -136,7 +140,7 @@ def test_a_line_over_seeds_by_hand() -> None:
     assert line.slices == {"direct": (19, 20)} and line.verdicts == "1 FAIL, 1 PASS" and line.minutes == 2.5
     assert line.worst_slice.words() == "95.0 (90.0 to 100.0) [50.0, 100.0]"
     assert line.worst_member.words() == "15.0 (10.0 to 20.0) [10.0, 30.0]" and line.members == "dog"
-    assert line.unreadable == (2, 20) and line.cir == 0.25
+    assert line.unreadable == (2, 20) and line.cir == (0.1, 0.4)
     assert "| 19 of 20 |" in compared.table([line])
 
 
