@@ -267,6 +267,11 @@ class ModelFamily(ABC):
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """What looks the tokens of prompts up, and the tokenizer that made them."""
 
+    def encoder_origin(self) -> tuple[str, str] | None:
+        """Name and weight file's sha256 of the text encoder that isn't among the model's own files; None: there is
+        none, its transformer reads captions itself."""
+        return None
+
     def caption_lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """Tokens of each caption, and how many of them the model reads: fewer where its window is shorter.
 

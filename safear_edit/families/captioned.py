@@ -25,6 +25,10 @@ class CaptionedFamily(ModelFamily):
         """As the base class says."""
         return self.text.nbytes
 
+    def encoder_origin(self) -> tuple[str, str]:
+        """As the base class says."""
+        return self.text.origin()
+
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Caption features left-padded and trimmed to the longest prompt; zeros at the pads, which nothing sees."""
         return Condition.encoded(self.text, prompts, self.device, self.dtype)

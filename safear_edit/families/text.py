@@ -22,7 +22,7 @@ from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import weight_file
 from safear_edit.families.memory import give_back
-from safear_edit.files.atomic import digest_of
+from safear_edit.files.atomic import digest_of, sha256_file
 from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ class TextEncoder(Protocol):
     @property
     def nbytes(self) -> int:
         """Memory of its network while it encodes; 0 where that is small."""
+        ...
+
+    def origin(self) -> tuple[str, str]:
+        """What it is called, and the sha256 of its weight file: a release doesn't carry it, and draws only with it."""
         ...
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -112,6 +116,10 @@ class MiniLM:
         self._tokenizer.enable_padding()
         self._net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
         self._net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # digest checked above
+
+    def origin(self) -> tuple[str, str]:
+        """The official release's file; no other is accepted."""
+        return "all-MiniLM-L6-v2", MINILM_SHA256
 
     def open(self) -> MiniLM:
         """Itself."""
@@ -203,6 +211,10 @@ class T5:
     def nbytes(self) -> int:
         """As the protocol says; from the configuration alone."""
         return self.dtype.itemsize * sum(weight.numel() for weight in _empty_t5(self.folder).parameters())
+
+    def origin(self) -> tuple[str, str]:
+        """Named after its folder; reads the whole file."""
+        return self.folder.resolve().name, sha256_file(weight_file(self.folder))
 
     def open(self) -> OpenT5:
         """Its network alone."""

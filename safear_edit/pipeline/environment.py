@@ -38,7 +38,9 @@ def environment(
     from safear_edit.compiler.plugins import plugins_of
     from safear_edit.release.keys import THROWAWAY
     from safear_edit.report.evidence import Machine, Signer
+    from safear_edit.report.schema import EncoderFile
 
+    encoder = model.encoder_origin()
     machine = Machine(
         started=started.isoformat(timespec="seconds"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,6 +53,7 @@ def environment(
         git=_git(),
         packages={name: version_of(name) or "not installed" for name in PACKAGES},
         plugins=plugins_of(model.card.family, recipes),
+        text_encoder=EncoderFile(name=encoder[0], sha256=encoder[1]) if encoder else None,
         signer=Signer(key=key.hint, thrown_away=key.origin == THROWAWAY) if key else "none",
     )
     return machine.model_dump(mode="json")

@@ -76,6 +76,10 @@ def _others(report: Report) -> Iterator[Json]:
     """What took part beside the model: files of the base, judges, prompt sets, packages and plug-ins."""
     for name, digest in report.base_model.files.items():
         yield {"type": "file", "bom-ref": f"base:{name}", "name": name, "scope": "excluded", **_hashes(digest)}
+    if encoder := report.environment.text_encoder:
+        told = {"name": encoder.name, "description": "reads the captions; not among the released files"}
+        yield {"type": "machine-learning-model", "bom-ref": f"text-encoder:{encoder.name}", **told,
+               **_hashes(encoder.sha256)}  # fmt: skip
     labels: dict[tuple[str, str], list[str]] = {}
     for judge in report.judges:
         labels.setdefault((judge.id.partition(":")[0], judge.digest), []).append(judge.label)

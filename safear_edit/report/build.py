@@ -552,7 +552,14 @@ def _environment(found: Machine) -> Environment:
     words = {name: as_text(getattr(found, name)) for name in known}
     other = {name: as_text(value) for name, value in (found.model_extra or {}).items()}
     commit = f"{found.git.commit}{' with changes' if found.git.dirty else ''}" if found.git else NOT_STATED
-    return Environment(**words, git=commit, packages=found.packages, plugins=found.plugins, other=other)
+    return Environment(
+        **words,
+        git=commit,
+        packages=found.packages,
+        plugins=found.plugins,
+        text_encoder=found.text_encoder,
+        other=other,
+    )
 
 
 def _inputs(run: RunFiles) -> list[Path]:

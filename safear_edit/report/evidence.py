@@ -38,7 +38,7 @@ from safear_edit.evaluate.understanding import ABOUT
 from safear_edit.files.atomic import sha256_file
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, StrictRecord, read_record
-from safear_edit.report.schema import NOT_STATED
+from safear_edit.report.schema import NOT_STATED, EncoderFile
 
 LIKELIHOOD = "likelihood.json"
 ROUNDS, ENERGY = "edit/rounds/rounds.json", "energy.png"
@@ -211,4 +211,5 @@ class Machine(StrictRecord):
     git: SourceCommit | None = None
     packages: dict[str, str] = Field(default_factory=dict)
     plugins: tuple[Plugin, ...] = ()
+    text_encoder: EncoderFile | None = None
     signer: Signer | Literal["none"] | None = None

@@ -485,6 +485,13 @@ class Governance(Section):
     items: tuple[GovernanceItem, ...] = ()
 
 
+class EncoderFile(StrictRecord):
+    """The text encoder that read the captions: it is not among a model's files, and its images depend on it."""
+
+    name: str
+    sha256: str
+
+
 class Environment(Section):
     started: str
     finished: str
@@ -496,6 +503,7 @@ class Environment(Section):
     git: str
     packages: dict[str, str]
     plugins: tuple[Plugin, ...] = ()
+    text_encoder: EncoderFile | None = None
     other: dict[str, str]
 
 

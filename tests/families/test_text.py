@@ -11,6 +11,7 @@ from safear_edit.errors import TrustError, UsageError
 from safear_edit.families import text
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.text import MINILM_WIDTH, T5, MiniLM, minilm, text_encoder
+from safear_edit.files.atomic import sha256_file
 
 
 def test_minilm_states_are_masked_and_padded_on_the_right() -> None:
@@ -62,6 +63,7 @@ def test_encoders_are_named() -> None:
 def test_a_t5_folder_is_read_and_its_prompts_are_cleaned(tmp_path: Path) -> None:
     tiny_t5(tmp_path)
     encoder = T5(tmp_path, max_tokens=5)
+    assert encoder.origin() == (tmp_path.name, sha256_file(tmp_path / "model.safetensors"))
     states, mask = encoder.states(["A DOG (cat)", "a", "a dog cat a dog cat a dog"])
     assert states.shape == (3, 5, 16) and mask.sum(1).tolist() == [3, 1, 5]
     plain, _ = encoder.states(["a dog cat"])

@@ -32,6 +32,7 @@ def test_valid_and_as_measured(report: Report) -> None:
     assert (
         named["torch"]["purl"] == "pkg:pypi/torch@2" and named["model.safetensors"]["hashes"][0]["content"] == "a" * 64
     )
+    assert named["test-reader"]["hashes"][0]["content"] == "c" * 64
     assert named["judge gallery@test"]["hashes"][0]["content"] == "b" * 64
     assert (
         named["prompts testpainter/direct"]["hashes"][0]["content"] == report.concepts[0].protocol.prompt_sets[0].sha256

@@ -147,6 +147,7 @@ def _shared_files(root: Path, name: str) -> None:
         "threads": 2,
         "deterministic": True,
         "packages": {"torch": "2"},
+        "text_encoder": {"name": "test-reader", "sha256": "c" * 64},
     }
     environment |= {"git": {"commit": "c0ffee", "dirty": True}, "peak_memory_mib": 1800}
     environment |= {"command": f"safear-edit apply concepts/{name}.yaml --model testfamily --out test-out"}
