@@ -78,7 +78,7 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     if erased is not None:
         seen = f"not detected in {erased.k} of {erased.n} ({percent(erased.estimate)}), at least "
         seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence"
-        seen += f"{_by_content(part.clustered, percent)}; {strict_text(part)}"
+        seen += f"{_by_content(part.clustered, percent, _if_as_one(part))}; {strict_text(part)}"
     yield Criterion(
         id=f"erasure/{key}",
         concept=name,
@@ -111,11 +111,27 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     )
 
 
-def _by_content(clustered: Clustered | None, shown: Callable[[float], str]) -> str:
-    """The bound with prompts of one content taken together, where that makes it wider; "" where it doesn't."""
-    if clustered is None or clustered.design_effect <= 1:
+def _by_content(clustered: Clustered | None, shown: Callable[[float], str], as_one: float | None = None) -> str:
+    """The bound with prompts of one content taken together, where that makes it wider; "" where it doesn't.
+
+    as_one: the bound where every image came out alike, each content counted once. Then nothing shows whether wordings
+    of a content stand or fall together, so it is told, and doesn't decide.
+    """
+    if clustered is None:
+        return ""
+    if as_one is not None:
+        return f" ({shown(as_one)} if the wordings of each of the {clustered.clusters} contents stand or fall as one)"
+    if clustered.design_effect <= 1:
         return ""
     return f" ({shown(clustered.bound)} by content, {clustered.clusters} of them, which decides)"
+
+
+def _if_as_one(part: ErasureSlice) -> float | None:
+    """Exact one-sided bound of all contents of as many; None where an image came out otherwise, or each is one."""
+    if part.erased is None or part.clustered is None or part.erased.k < part.erased.n:
+        return None
+    contents = part.clustered.clusters
+    return stats.clopper_pearson(contents, contents, side="lower").low if contents < part.erased.n else None
 
 
 def strict_text(part: ErasureSlice) -> str:

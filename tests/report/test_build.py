@@ -34,7 +34,9 @@ from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
-from safear_edit.report.schema import Report, report_schema, verdict
+from safear_edit.report.schema import Clustered, Report, report_schema, verdict
+from safear_edit.report.sentences import erasure_criteria
+from safear_edit.spec.spec import Gates
 from tests.evaluate.test_likelihood import drawn_pack, made_audit, made_edit
 
 Row = dict[str, Any]
@@ -332,6 +334,19 @@ def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name:
         build_report(RunFiles.find(tmp_path))
     _write(images / f"{name}.json", words | {"redaction": "pixelated"})
     assert "pixelated" in {sheet.redaction for sheet in build_report(RunFiles.find(tmp_path)).images}
+
+
+def test_where_nothing_varies_contents_are_counted_once_beside_the_bound(report: Report) -> None:
+    """0.05 ** (1 / 59): the exact one-sided bound of 59 contents that all came out alike: told, not decided by."""
+    part, rate = report.concepts[0].erasure[0], stats.clopper_pearson(250, 250)
+
+    def said(clusters: int, erased: stats.Rate = rate) -> str:
+        found = Clustered(clusters=clusters, design_effect=1.0, bound=0.988)
+        slice_ = part.model_copy(update={"erased": erased, "clustered": found})
+        return next(erasure_criteria("x", "X", slice_, Gates())).observed
+
+    assert "(95.0 % if the wordings of each of the 59 contents stand or fall as one)" in said(59)
+    assert "contents" not in said(250) and "contents" not in said(59, stats.clopper_pearson(249, 250))
 
 
 def test_same_files_same_bytes(tmp_path: Path) -> None:
