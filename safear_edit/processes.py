@@ -100,6 +100,11 @@ def _each(do: Callable[[J], T], jobs: Sequence[J]) -> list[T]:
     return [do(job) for job in jobs]
 
 
+def meet() -> None:
+    """Form the group of processes, for torch's own use of it; every process must come here."""
+    _state()
+
+
 # -- talking ----------------------------------------------------------------------------------------------------------
 
 

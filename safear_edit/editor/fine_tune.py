@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 from safear_edit import processes
 from safear_edit.editor.edit import exactly
+from safear_edit.editor.modules import attributes_of, restore
+from safear_edit.editor.sharding import FLAG, dealt_out
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.files.weights import write_weights
 from safear_edit.progress import Callback
@@ -145,12 +147,12 @@ def fine_tune(
     `objective` returns the mean loss over its share of the batch, to be minimised, and readings to show.
     `checkpoint` is a file: written every `tuning.save_every` steps, continued from if it carries the same `identity`
     (a digest of everything that decides the result), started over otherwise. `passes` are what `tuning.recompute` runs
-    again (`ModelFamily.passes`).
+    again, and what several processes may share out (`ModelFamily.passes`).
     UsageError if the loss or its gradient stops being finite, or the batch can't be divided among the processes.
     """
     share = Share.of(tuning)
     accelerator = _accelerator(net, share)
-    with borrowed(net, writes=()):
+    with dealt_out(net, passes), borrowed(net, writes=()):
         net.eval()
         weights = adapter_weights(inject(net, modules, tuning, seed))
         if tuning.recompute:
@@ -229,10 +231,13 @@ class Share:
 
 
 def _accelerator(net: nn.Module, share: Share) -> Accelerator:
+    """What sums gradients over the processes. Layers are sharded by `dealt_out`, so it is not told of that."""
     from accelerate import Accelerator
+    from accelerate.utils import patch_environment
 
     on_cpu = next(net.parameters()).device.type == "cpu"
-    return Accelerator(cpu=on_cpu, device_placement=False, gradient_accumulation_steps=len(share.mine))
+    with patch_environment(**{FLAG: "false"}):
+        return Accelerator(cpu=on_cpu, device_placement=False, gradient_accumulation_steps=len(share.mine))
 
 
 def _step(
@@ -356,7 +361,7 @@ def borrowed(net: nn.Module, writes: Collection[str] | None = None) -> Iterator[
     and bitwise the same numbers. `writes` names the state-dict tensors whose numbers the borrower may write in place;
     copies of them wait in host memory. None means any: a whole second net in memory. An adapter writes none, hence ().
     """
-    modules = {module: _attributes(module) for module in net.modules()}
+    modules = {module: attributes_of(module) for module in net.modules()}
     tensors = [*net.named_parameters(), *net.named_buffers()]
     found = [(t, t.data, t.requires_grad, t.grad) for _, t in tensors]
     copies = [(t.data, t.detach().to("cpu", copy=True)) for name, t in tensors if writes is None or name in writes]
@@ -364,23 +369,13 @@ def borrowed(net: nn.Module, writes: Collection[str] | None = None) -> Iterator[
         yield net
     finally:
         for module, attributes in modules.items():
-            vars(module).clear()
-            vars(module).update({key: value for key, (value, _) in attributes.items()})
-            for value, content in attributes.values():
-                if isinstance(value, dict):
-                    value.clear()
-                    value.update(content)
+            restore(module, attributes)
         for tensor, data, requires_grad, gradient in found:
             tensor.data = data
             tensor.requires_grad_(requires_grad)
             tensor.grad = gradient
         for data, copy in copies:
             data.copy_(copy)
-
-
-def _attributes(module: nn.Module) -> dict[str, tuple[object, dict[str, object]]]:
-    """A module's attributes; of its dictionaries (children, parameters, buffers, hooks) also what is in them."""
-    return {k: (v, dict(v) if isinstance(v, dict) else {}) for k, v in vars(module).items()}
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""Two processes (gloo, on the CPU) that share the frozen layers find the edit that one process finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from safear_edit.families.base import ModelFamily
+from safear_edit.families.janus import Janus
+from safear_edit.families.llamagen import LlamaGen
+from safear_edit.methods.vce import VCE
+from safear_edit.studies.contest import material_of
+from tests import ROOT
+
+KINDS: dict[type[ModelFamily], bool] = {LlamaGen: True, Janus: False}
+"""Families whose layers are run by methods of their own or by `forward`, and whether they run again going back."""
+CHILD = """
+import json, sys
+from pathlib import Path
+from tests.editor.test_sharding import KINDS, edit_of
+print(json.dumps([edit_of(kind, Path(sys.argv[1])) for kind in KINDS]))
+"""
+
+
+def held(model: ModelFamily) -> int:
+    """Bytes of the layers' frozen weights in this process."""
+    parts = {part for layer, _ in model.passes() for part in layer.parameters() if not part.requires_grad}
+    return sum((part.to_local() if hasattr(part, "to_local") else part).nbytes for part in parts)
+
+
+def edit_of(kind: type[ModelFamily], folder: Path) -> tuple[int, int, bool]:
+    """Write the edit of two steps on a pico; bytes held before, and while the main process trains, and whether the
+    model is as it was."""
+    model, shares = kind.pico(), list[int]()
+    material = material_of(model, 4)
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    kinds, whole = [type(part) for part in model.net.modules()], sum(p.nbytes for p in _layers(model))
+    numbers = {"steps": 2, "batch": 4, "accumulate": 2, "keep_weight": 0, "rank": 2, "warmup": 0}
+    params = VCE.Params.model_validate({**numbers, "recompute": KINDS[kind]})
+    edit = VCE().fit(model, material, params, seed=0, progress=lambda stage, *_: shares.append(held(model)))
+    save_file(edit.tensors, folder / f"{kind.name}-{os.environ.get('RANK', 'alone')}.safetensors")
+    same = all(torch.equal(tensor, before[name]) for name, tensor in model.net.state_dict().items())
+    return whole, shares[-1] if shares else 0, same and kinds == [type(part) for part in model.net.modules()]
+
+
+def _layers(model: ModelFamily) -> set[torch.nn.Parameter]:
+    return {part for layer, _ in model.passes() for part in layer.parameters()}
+
+
+def two(folder: Path) -> list[list[list[int]]]:
+    """What two processes print that accelerate was told to shard in."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    told |= {"ACCELERATE_USE_FSDP": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(folder)],
+            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        return [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def test_shared_layers_give_the_same_edit_and_half_the_weights_each(tmp_path: Path) -> None:
+    for kind in KINDS:
+        assert edit_of(kind, tmp_path)[2]
+    first, second = two(tmp_path)
+    for kind, (whole, share, same), (*_, other) in zip(KINDS, first, second, strict=True):
+        assert same and other, "each process has its model back"
+        assert share < 0.6 * whole, kind
+        alone = load_file(tmp_path / f"{kind.name}-alone.safetensors")
+        for rank in range(2):
+            found = load_file(tmp_path / f"{kind.name}-{rank}.safetensors")
+            for name, tensor in alone.items():
+                torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-7)
