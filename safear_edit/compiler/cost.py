@@ -134,9 +134,6 @@ TEXT_TOKENS = 32
 """Tokens of a caption, or of the prompt around an image, that a row has beside the image's."""
 LOGIT_COPIES = 4
 """Logits, their softmax, and the gradients of both, in float32."""
-DECODE_BYTES = 3 * 2**29
-"""A tokenizer's activations for one batch of images (base.PIXELS_PER_BATCH): LlamaGen's takes 0.18 GiB for an image of
-256 x 256 pixels, in both directions."""
 
 
 def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: int) -> dict[str, int]:
@@ -156,7 +153,7 @@ def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: in
 
 def drawing_bytes(model: ModelFamily, images: int) -> int:
     """Keys and values of images that are drawn together under guidance, or what their decoding takes."""
-    decoding = round(DECODE_BYTES * min(1.0, images / model.images_per_batch))
+    decoding = round(model.decode_bytes * min(1.0, images / model.images_per_batch))
     return max(2 * min(images, model.rows_per_batch) * model.row_bytes, decoding)
 
 

@@ -208,6 +208,9 @@ class ModelFamily(ABC):
     kept_bytes: ClassVar[Mapping[str, float]] = {"float32": 110.0, "bfloat16": 78.0, "float16": 78.0}
     """What a training step keeps for its backward pass per token, layer and unit of width, by dtype of the frozen
     weights: storages that autograd saves with adapters on all linear layers (tests/families/test_contract.py)."""
+    decode_bytes: ClassVar[int] = 3 * 2**29
+    """Activations of a tokenizer that decodes one batch of images (PIXELS_PER_BATCH). VQ-16's: 0.17 GiB an image of
+    256 x 256 pixels, measured for two of them, beside weights in float32."""
     card: ModelCard
     net: nn.Module
     sampling: Sampling

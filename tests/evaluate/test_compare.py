@@ -113,7 +113,7 @@ class Blank:
 
 
 def test_many_prompts_take_no_more_memory_than_few(tmp_path: Path) -> None:
-    """From a file to the counts: between the first and the last of 6,000 prompts 9 bytes each are kept."""
+    """From a file to the counts: 9 bytes are kept of each of 6,000 prompts, in arrays that grow in steps."""
     model, held = cast("ModelFamily", Blank()), list[int]()
     (tmp_path / "many.txt").write_text("".join(f"{LONG} a house, number {i}\n" for i in range(6_000)))
 
@@ -128,7 +128,7 @@ def test_many_prompts_take_no_more_memory_than_few(tmp_path: Path) -> None:
         assert found.rate(0).n == 6_000 and sum(1 for _ in found.json_rows()) == 6_000
     finally:
         tracemalloc.stop()
-    assert held[-1] - held[10] < 20 * 6_000 and held[-1] < 3_000_000, "the text alone is 0.9 MB"
+    assert held[-1] - held[10] < 40 * 6_000 and held[-1] < 3_000_000, "the text alone is 0.9 MB"
 
 
 def test_the_whole_time_is_estimated_over_both_models() -> None:
