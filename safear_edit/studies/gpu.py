@@ -53,7 +53,7 @@ TOKENS = 24
 # -- models of published sizes ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class RandomText:
     """States of captions that no encoder made: the prompt's own random numbers, (B, TOKENS, width)."""
 
@@ -191,7 +191,7 @@ def measured(name: str, tiny: bool, dtype: torch.dtype, batches: Sequence[int], 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = TINY[name].pico() if tiny else FULL[name](device, dtype)
     speed = speed_of(model)
-    about = {"model": name, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
+    about: Row = {"model": name, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "GB/s": round(speed.bandwidth / 1e9)}
     for images in batches:
         yield about | drawing(model, images, speed, repeats)
