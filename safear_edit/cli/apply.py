@@ -52,7 +52,8 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
 
     Several concepts are edited one after another, each on the model with those before it; a model that was released
     keeps its own below. Every concept is measured again after each, against the base model. With --joint the
-    concepts get one edit together, which can only be removed as a whole.
+    concepts get one edit together, which can only be removed as a whole. Several processes share the work, and under
+    the launcher's --use_fsdp the frozen layers too, while an edit trains.
 
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
