@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from safear_edit.construct.pairs import Pairs
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge
@@ -201,36 +204,73 @@ def save(found: ConceptMap, folder: Path) -> None:
 
 
 def figure(found: ConceptMap) -> bytes:
-    """PNG of the three profiles, intervals included."""
+    """PNG: what was found as its title, a panel per measurement, below each how to read it and its largest part."""
     from io import BytesIO
 
     from matplotlib.figure import Figure
 
-    panels = 3 if found.saliency is None else 4
-    canvas = Figure(figsize=(3.7 * panels, 3.4), layout="constrained")
-    left, middle, right, *fourth = canvas.subplots(1, panels)
-    places = range(len(found.groups))
-    names = [group.name for group in found.groups]
-    left.bar(places, [g.evidence for g in found.groups], yerr=[g.standard_error for g in found.groups], color="#4477aa")
-    left.set_title("Evidence for the concept (nats per image)", fontsize=9)
-    rates = [clopper_pearson(g.switched, g.of) for g in found.groups]
-    middle.fill_between(places, [r.low for r in rates], [r.high for r in rates], color="#ee6677", alpha=0.25)
-    middle.plot(places, [r.estimate for r in rates], "o-", color="#ee6677")
-    middle.axhline(found.plain / found.pairs, color="#888888", linestyle=":")
-    middle.set_ylim(0, 1)
-    middle.set_title("Concept found when the caption is switched after", fontsize=9)
-    for axis in (left, middle):
-        axis.set_xticks(places, names, rotation=60, fontsize=7, ha="right")
-    right.bar(range(len(found.depth)), [share for _, share in found.depth], color="#228833")
-    right.set_xticks(range(len(found.depth)), [name for name, _ in found.depth], rotation=60, fontsize=7, ha="right")
-    right.set_title("Sensitivity of the evidence to each layer (share)", fontsize=9)
-    if found.saliency is not None:
-        for values, name in ((found.saliency.target, "concept's words"), (found.saliency.neutral, "other words")):
-            fourth[0].plot(places, [value / (max(values) or 1) for value in values], "o-", label=name)
-        fourth[0].set_xticks(places, names, rotation=60, fontsize=7, ha="right")
-        fourth[0].legend(fontsize=7)
-        fourth[0].set_title("Attention added (ISSA; 1 = its largest)", fontsize=9)
-    canvas.suptitle(f"{found.concept} in {found.model} ({found.pairs} pairs)", fontsize=10)
+    panels = (_evidence_panel, _switching_panel, _depth_panel, *((_saliency_panel,) if found.saliency else ()))
+    canvas = Figure(figsize=(4.2 * len(panels), 4.8), layout="constrained")
+    for axis, panel in zip(canvas.subplots(1, len(panels)), panels, strict=True):
+        title, note = panel(axis, found)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xlabel(fill(" ".join(note.split()), 58), fontsize=8, loc="left", labelpad=8)
+    said = f"{found.model}, {found.pairs} pairs. {found.advice()}."
+    canvas.suptitle(fill(said, 54 * len(panels)), fontsize=10.5, x=0.01, ha="left")
     png = BytesIO()
     canvas.savefig(png, dpi=130)
     return png.getvalue()
+
+
+def _named(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_xticks(range(len(names)), names, rotation=45, fontsize=8, ha="right", rotation_mode="anchor")
+
+
+def _evidence_panel(axis: Axes, found: ConceptMap) -> tuple[str, str]:
+    groups = found.groups
+    axis.bar(range(len(groups)), [g.evidence for g in groups], yerr=[g.standard_error for g in groups], color="#4477aa")
+    axis.axhline(0, color="#888888", linewidth=0.8)
+    axis.set_ylabel("nats per image", fontsize=8)
+    _named(axis, [group.name for group in groups])
+    most = max(groups, key=lambda group: group.evidence)
+    note = f"""How much more likely the concept's caption makes the model's own images of it than the neutral one, by
+        {found.kind}; bars: a standard error. Most in {most.name}: {most.evidence / most.tokens:.1f} nats a token."""
+    return "What the caption adds", note
+
+
+def _switching_panel(axis: Axes, found: ConceptMap) -> tuple[str, str]:
+    rates, places = [clopper_pearson(g.switched, g.of) for g in found.groups], range(len(found.groups))
+    axis.fill_between(places, [r.low for r in rates], [r.high for r in rates], color="#ee6677", alpha=0.25)
+    axis.plot(places, [r.estimate for r in rates], "o-", color="#ee6677")
+    axis.axhline(found.plain / found.pairs, color="#888888", linestyle=":")
+    axis.axvline(found.locked_in, color="#333333", linestyle="--", linewidth=1)
+    axis.set_ylim(0, 1.02)
+    axis.set_ylabel("images that show the concept", fontsize=8)
+    _named(axis, [group.name for group in found.groups])
+    note = f"""Drawn under the concept's caption up to this {found.kind} and under the neutral one after it; band: 95 %
+        interval; dotted: the neutral caption alone; dashed: locked in, at half of what the whole caption gives."""
+    return "From where on the concept stays", note
+
+
+def _depth_panel(axis: Axes, found: ConceptMap) -> tuple[str, str]:
+    shares, even = [share for _, share in found.depth], 1 / max(1, len(found.depth))
+    axis.bar(range(len(shares)), shares, color="#228833")
+    axis.axhline(even, color="#888888", linestyle=":")
+    axis.set_ylabel("share", fontsize=8)
+    _named(axis, [name for name, _ in found.depth])
+    name, most = max(found.depth, key=lambda one: one[1], default=("none", 0.0))
+    note = f"""How much a small relative change of a layer's weights can change that evidence (gradient times norm);
+        dotted: an even share, {even:.0%}. Most in {name}: {most:.0%}."""
+    return "Which layers can change it", note
+
+
+def _saliency_panel(axis: Axes, found: ConceptMap) -> tuple[str, str]:
+    assert found.saliency is not None
+    for values, name in ((found.saliency.target, "concept's words"), (found.saliency.neutral, "other words")):
+        axis.plot(range(len(values)), [value / (max(values) or 1) for value in values], "o-", label=name)
+    axis.legend(fontsize=8)
+    axis.set_ylabel("of the largest", fontsize=8)
+    _named(axis, [group.name for group in found.groups])
+    note = """Attention that each scale adds on words of the caption, in parts of each curve's largest value (ISSA). It
+        says where the model looks, not what decides: that is the second panel's."""
+    return "Where attention is added", note
