@@ -214,6 +214,11 @@ def _strength(concept: str, method: str, column: str) -> Cell:
     return Cell("infinity-sace-strength", {"concept": concept, "method": method}, column)
 
 
+def _chosen(concept: str, column: str) -> Cell:
+    form = "scale 0, 100 steps, the paper's strength, keep weight 4 (the default)"
+    return Cell("infinity-sace-choice", {"concept": concept, "form": form}, column)
+
+
 EVERY = "`sace` (all scales, keep 4)"
 
 SACE = Paper(
@@ -240,13 +245,25 @@ SACE = Paper(
             "One seed, no keep term. The weights are shared by all scales.",
         ),
         Claim(
+            "The same, with our keep term beside it",
+            {name: _chosen(name, "names left out of the pairs") for name in ("picasso", "hazard")},
+            lambda f: _all(f, ERASED),
+            "One seed, on training prompts; names that the pairs don't have.",
+        ),
+        Claim(
+            "Keeps what must stay, with our keep term",
+            {name: _chosen(name, "first kept group") for name in ("picasso", "hazard")},
+            lambda f: _all(f, -3),
+            "One seed, on training prompts; change in points.",
+        ),
+        Claim(
             "It does so at strength 1, too",
             {name: _strength(name, "scale 0, strength 1", "by name") for name in ("picasso", "dog", "hazard")},
             lambda f: _all(f, ERASED),
             "One seed. The paper applies its adapter at 3 and 4 (table VII).",
         ),
         Claim(
-            "Keeps what must stay as well as all scales do",
+            "Keeps what must stay as well as all scales do, without a keep term",
             {
                 "dog, other objects, scale 0 at 4": _strength("dog", "scale 0, strength 4", "first kept group"),
                 "all scales": _strength("dog", EVERY, "first kept group"),

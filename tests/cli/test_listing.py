@@ -19,7 +19,7 @@ def test_ls_informs(capsys: pytest.CaptureFixture[str]) -> None:
     assert methods["vce"]["paper"] == "arXiv:2509.16986" and methods["vce"]["edits"].endswith("linear layers: all")
     assert methods["safe_cb"]["edits"] == "the table of image tokens"
     assert (
-        methods["sace"]["search, minutes"] == "infinity:mini 1.2"
+        methods["sace"]["search, minutes"] == "infinity:mini 3.4"
         and methods["dpo"]["search, minutes"] == "not measured"
     )
     assert main.run(["ls", "models", "--json"]) == 0
@@ -30,7 +30,7 @@ def test_ls_informs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_set_takes_and_where_each_number_is_from() -> None:
     found = {one.key: one for one in numbers("sace", "infinity")}
-    assert found["params.steps"].default == "36" and found["params.steps"].source.startswith("infinity:mini: ours")
+    assert found["params.steps"].default == "100" and found["params.steps"].source.startswith("*:mini: ours")
     assert found["params.entropy_max"].default == "0.4" and found["params.entropy_max"].source == "paper"
     assert found["params.target"].type == "one of frozen, student"
     assert found["params.strength"].type == "number, above 0 or search"
