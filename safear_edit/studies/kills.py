@@ -304,6 +304,8 @@ def torment(walk: Walk, number: int, folder: Path) -> Row:
         kills.append({"signal": sent.name, "at": round(at, 2), "share": round(at / seconds, 3), "exit": code})
         if code != SIGNALS[sent]:
             faults.append(f"{sent.name} ended it with {code}: {log.read_text()[-300:].strip()}")
+        if out.exists():  # killed behind the last rename: all is published, and nothing is left to continue
+            break
     if not out.exists():
         finished(walk.into(out), log)
     faults += faults_of(out, expected, folder / "keys")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_each_signal_ends_a_command_in_its_way(
 def test_a_command_that_ends_before_its_moment_is_not_killed(tmp_path: Path) -> None:
     at, code = kills.killed(["--version"], 1000.0, signal.SIGKILL, tmp_path / "log")
     assert (at, code) == (1000.0, 0)
+
+
+def test_a_walk_that_is_killed_behind_its_publication_is_not_started_again(
+    release: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(release.parent / "trust", tmp_path / "keys")
+    walk = kills.Walk("single", "llamagen", ("apply",))
+    monkeypatch.setattr(kills, "undisturbed", lambda walk, folder: (9.0, kills.contents(release)))
+    sent = []
+
+    def killed(words: list[str], after: float, number: signal.Signals, log: Path) -> tuple[float, int]:
+        sent.append(number)
+        shutil.copytree(release, Path(words[-1]))
+        return after, kills.SIGNALS[number]
+
+    monkeypatch.setattr(kills, "killed", killed)
+    row = kills.torment(walk, 0, tmp_path)
+    assert len(sent) == len(row["kills"]) == 1 and row["faults"] == []
 
 
 def test_the_next_call_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
