@@ -422,7 +422,7 @@ def _floor_finding(test: Ruled) -> Finding:
     why = ""
     if test.decision == "INCONCLUSIVE":
         failures = part.n - part.good
-        why = f"too few prompts: with {failures} failures it takes {stats.prompts_for_floor(floor, failures)}"
+        why = f"too few prompts: with {failures} failed it takes {stats.prompts_for_floor(floor, failures)}"
     elif test.decision == "FAIL":
         why = "the erased share itself lies below the floor"
     observed = f"{part.good} of {part.n} ({percent(part.good / part.n)}), at least {percent(low)} with 95 % confidence"
