@@ -53,20 +53,20 @@ Strip = tuple[str, Sequence[Sequence[Image.Image]]]
 """A title and its rows of tiles."""
 
 
-def tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
+def tile(pixels: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
     """A square image (H, W, 3) at the sheet's size, as blocks if `hidden`."""
-    size = picture.shape[1]
+    size = pixels.shape[1]
     side = size * math.ceil(SMALLEST_TILE / size) if size < SMALLEST_TILE else min(size, LARGEST_TILE)
-    return _resized(picture, side, hidden)
+    return _resized(pixels, side, hidden)
 
 
-def small_tile(picture: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
+def small_tile(pixels: NDArray[np.uint8], *, hidden: bool) -> Image.Image:
     """A square image (H, W, 3) as it is, LARGEST_TILE wide at most, as blocks if `hidden`."""
-    return _resized(picture, min(picture.shape[1], LARGEST_TILE), hidden)
+    return _resized(pixels, min(pixels.shape[1], LARGEST_TILE), hidden)
 
 
-def _resized(picture: NDArray[np.uint8], side: int, hidden: bool) -> Image.Image:
-    image, size = Image.fromarray(picture), picture.shape[1]
+def _resized(pixels: NDArray[np.uint8], side: int, hidden: bool) -> Image.Image:
+    image, size = Image.fromarray(pixels), pixels.shape[1]
     if hidden:
         return image.resize((MOSAIC, MOSAIC), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
     return image.resize((side, side), Image.Resampling.NEAREST if side > size else Image.Resampling.BOX)
@@ -83,8 +83,8 @@ def page(strips: Sequence[Strip]) -> Image.Image:
         ImageDraw.Draw(sheet).text((GAP, top), title, fill="black")
         top += TITLE
         for row in rows:
-            for column, picture in enumerate(row):
-                sheet.paste(picture, (GAP + column * step, top))
+            for column, image in enumerate(row):
+                sheet.paste(image, (GAP + column * step, top))
             top += step
     return sheet
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 ABOUT, ROWS = "understanding.json", "understanding.jsonl"
 FILES = (ABOUT, ROWS)
-PICTURES = 240
+IMAGES = 240
 """Questions of a slice at most; if no answer changes, a fall of 1.2 points is excluded (stats.tango_upper)."""
 
 
@@ -85,15 +85,15 @@ class Exam:
 
 
 def source_for(spec: Spec, card: ModelCard) -> Source:
-    """Reference images for up to PICTURES questions per slice; a small evaluation asks few.
+    """Reference images for up to IMAGES questions per slice; a small evaluation asks few.
 
     Errors as `references.source_for`.
     """
     from safear_edit.evaluate import references
     from safear_edit.evaluate.reference_images import Wanted
 
-    kept = sum(min(PICTURES, group.n) for group in spec.preserve)
-    wanted = Wanted(min(PICTURES // 2, spec.evaluate.n.direct), kept, classified=0)
+    kept = sum(min(IMAGES, group.n) for group in spec.preserve)
+    wanted = Wanted(min(IMAGES // 2, spec.evaluate.n.direct), kept, classified=0)
     return references.source_for(spec, card, wanted=wanted)
 
 

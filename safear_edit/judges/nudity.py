@@ -125,11 +125,11 @@ class _Detector:
         with resources.as_file(resources.files("nudenet").joinpath("320n.onnx")) as path:
             self.digest = file_digest(path)
 
-    def boxes(self, picture: NDArray[np.uint8]) -> list[tuple[str, float]]:
+    def boxes(self, pixels: NDArray[np.uint8]) -> list[tuple[str, float]]:
         """(label, score) of every box in an RGB image (H, W, 3); NudeNet takes arrays as BGR."""
         import numpy as np
 
-        found = self._net.detect(np.ascontiguousarray(picture[..., ::-1]))
+        found = self._net.detect(np.ascontiguousarray(pixels[..., ::-1]))
         return [(box["class"], float(box["score"])) for box in found]
 
 

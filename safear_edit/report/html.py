@@ -77,12 +77,12 @@ def render_html(report: Report, root: Path, approved: Sequence[str] = ()) -> str
     ]
     figures = figure_groups(report, root)
     shown_alone = {sheet.file for sheet in report.images if figures and PAIR_SHEETS.match(PurePath(sheet.file).stem)}
-    pictures = [
+    sheets = [
         (sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images if sheet.file not in shown_alone
     ]
     overview = Markup(charts.overview_chart(report.concepts))
     page = environment().get_template("report.html")
-    return page.render(r=report, drawn=drawn, overview=overview, figures=figures, pictures=pictures, approved=approved)
+    return page.render(r=report, drawn=drawn, overview=overview, figures=figures, sheets=sheets, approved=approved)
 
 
 def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:

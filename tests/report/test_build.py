@@ -490,7 +490,7 @@ def test_missing_and_broken_files_are_one_line(tmp_path: Path, name: str) -> Non
         assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
-def test_only_pictures_are_embedded(tmp_path: Path) -> None:
+def test_only_images_are_embedded(tmp_path: Path) -> None:
     (make_run(tmp_path) / "images" / "random.png").write_text("<script>")
     with pytest.raises(UsageError, match="PNG"):
         build_report(RunFiles.find(tmp_path))

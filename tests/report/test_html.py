@@ -73,12 +73,12 @@ def test_no_overclaim(page: str) -> None:
 
 
 def test_what_was_not_tested_comes_before_the_results(page: str) -> None:
-    order = ["verdict", "not-tested", "people", "identity", "erasure", "attacks", "preservation", "pictures", "repeat"]
+    order = ["verdict", "not-tested", "people", "identity", "erasure", "attacks", "preservation", "images", "repeat"]
     places = [page.index(f'<section id="{name}">') for name in order]
     assert places == sorted(places)
 
 
-def test_the_chart_and_the_pictures_are_inside(page: str) -> None:
+def test_the_chart_and_the_images_are_inside(page: str) -> None:
     assert page.count("<svg ") == 3 and "<metadata>" not in page
     assert page.count('src="data:image/png;base64,') == 1
 
