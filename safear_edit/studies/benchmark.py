@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -202,15 +202,20 @@ def _unheard(stage: str, done: int, total: int, info: str = "") -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def lines(models: Sequence[str], batches: Sequence[int], repeats: int) -> Iterator[Line]:
-    """Every race, one after the other."""
+PARTS = ("drawing", "training", "growth")
+
+
+def lines(
+    models: Sequence[str], batches: Sequence[int], repeats: int, parts: Collection[str] = PARTS
+) -> Iterator[Line]:
+    """Every race of these parts, one after the other."""
     for name in models:
         model = load_model(name)
-        for batch in batches:
+        for batch in batches if "drawing" in parts else ():
             yield from drawing(model, batch, repeats)
-        if isinstance(model, LlamaGen | Infinity | Janus):
+        if "training" in parts and isinstance(model, LlamaGen | Infinity | Janus):
             yield from training(model, speed_training.methods_for(model), repeats)
-    if "llamagen" in models:
+    if "llamagen" in models and "growth" in parts:
         yield from growth(repeats)
 
 
@@ -220,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=MINIS, choices=MINIS)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="images drawn together")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="the rows, one JSON object a line, for examples/results")
     parser.add_argument("--commit", help="in which the rows are recorded")
@@ -228,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = {"command": COMMAND, "commit": chosen.commit, "date": datetime.now(UTC).date().isoformat()}
     rows: list[Row] = [HEAD]
     right = True
-    for line in lines(chosen.models, chosen.batch, chosen.repeats):
+    for line in lines(chosen.models, chosen.batch, chosen.repeats, chosen.parts):
         right &= line.same
         rows.append(line.row() | made)
         print(json.dumps(line.row(), ensure_ascii=False), file=sys.stderr, flush=True)

@@ -46,6 +46,14 @@ def test_a_method_with_another_equation_is_told_apart(monkeypatch: pytest.Monkey
     assert speed_training.race(model, "vce", material, repeats=1).loss_distance > SAME_GRADIENT
 
 
+def test_a_part_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "load_model", lambda name: LlamaGen.pico())
+    for part in benchmark.PARTS:
+        monkeypatch.setattr(benchmark, part, lambda *given, part=part: iter([Line(part, True, "")]))
+    assert [line.what for line in benchmark.lines(["llamagen"], [4, 2], 1)] == ["drawing", *benchmark.PARTS]
+    assert [line.what for line in benchmark.lines(["llamagen"], [4], 1, ["growth"])] == ["growth"]
+
+
 def test_janus_draws_what_transformers_draws() -> None:
     found = speed_janus.race(Janus.pico(), batch=3, repeats=1)
     assert found.identical == found.tokens == 3 * Janus.pico().card.tokens
