@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -52,7 +53,7 @@ from safear_edit.families.layers.llama import positions
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import fill, like, opened, refuse_sizes, unfilled, write_weights
+from safear_edit.files.weights import Place, Renamed, fill, like, opened, refuse_sizes, unfilled, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -119,23 +120,29 @@ def _renamed(name: str, old: int, new: int) -> str:
     return name
 
 
-def from_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_original(weights: Mapping[str, Tensor]) -> Renamed:
     """Tensors under DeepSeek's names to transformers'; unknown names stay, for the loader to refuse.
 
     The vision tower's fused query-key-value layers are split, its positions lose their batch of one, and the tensors
     that nothing reads are dropped.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
+    found: dict[str, Place] = {}
+    for name in weights:
         if name.startswith(UNUSED):
             continue
         if fused := _FUSED.fullmatch(name):
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                found[f"{_VISION}.encoder.layers.{fused[1]}.self_attn.{letter}_proj.{fused[2]}"] = part
+            for third, letter in enumerate("qkv"):
+                renamed = f"{_VISION}.encoder.layers.{fused[1]}.self_attn.{letter}_proj.{fused[2]}"
+                found[renamed] = Place(weights, name, partial(_third, third))
         else:
             renamed = _renamed(name, 0, 1)
-            found[renamed] = tensor.squeeze(0) if renamed == POSITIONS else tensor
-    return found
+            found[renamed] = Place(weights, name, partial(torch.squeeze, dim=0) if renamed == POSITIONS else None)
+    return Renamed(found)
+
+
+def _third(number: int, tensor: Tensor) -> Tensor:
+    """Of the first dimension; a tensor without one stays, for the loader to refuse."""
+    return tensor.tensor_split(3)[number].clone() if tensor.dim() else tensor
 
 
 def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ from safear_edit.families.layers.vit import DINO, SIGLIP, Towers, TowerSizes
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.weights import Renamed, filled, opened, places, write_pickle, write_weights
+from safear_edit.files.weights import Place, Renamed, filled, opened, places, write_pickle, write_weights
 from safear_edit.registry import family
 
 PUBLISHED = "OmniMamba-1.3b.pth"
@@ -306,7 +306,7 @@ def untied(weights: Mapping[str, Tensor], where: str) -> Renamed:
     found = places(weights, lambda name: None if name in HEADS else name)
     for head, rows in HEADS.items():
         if head in weights and rows not in found:
-            found[rows] = (weights, head)
+            found[rows] = Place(weights, head)
         elif head in weights and not torch.equal(weights[rows], weights[head]):
             got = "another tensor: the published code ties them"
             raise UsageError(f"{where} {head}", f"the same as {rows}", got, AGAIN)

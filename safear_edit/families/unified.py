@@ -46,7 +46,7 @@ from safear_edit.families.language import (
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import Renamed, filled, opened, places, write_weights
+from safear_edit.files.weights import Place, Renamed, filled, opened, places, write_weights
 
 TABLE = "image_tokens"
 """Embedding: the rows of its image tokens, in the order of the image tokenizer's codes."""
@@ -181,7 +181,7 @@ class EarlyFusion(LanguageModel):
         with ExitStack() as stack:
             weights, more = cls.own_weights(stack.enter_context(opened(path, allow_pickle=True)), folder, stack)
             if HEAD not in weights and vocabulary in weights:  # a tied output layer
-                weights = Renamed({**places(weights), HEAD: (weights, vocabulary)})
+                weights = Renamed({**places(weights), HEAD: Place(weights, vocabulary)})
             net = filled(lambda: cls._network(whole, dtype, where), layers_in(whole), weights, str(path), device=device)
         model = cls(net, words, files, settings, ref.variant, str(folder))
         digests = {path.name: sha256_file(path) for path in (*all_files(path), *more)}

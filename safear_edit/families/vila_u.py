@@ -236,7 +236,7 @@ def read_parts(folder: Path, last_layer: int, stack: ExitStack) -> tuple[Renamed
         path = weight_file(folder / part)
         weights = stack.enter_context(opened(path, allow_pickle=True))
         names = names_read(weights, last_layer, str(path)) if part == TOWER else list(weights)
-        found |= {f"{AT.get(part, '')}{name}": (weights, name) for name in names}
+        found |= {f"{AT.get(part, '')}{name}": Place(weights, name) for name in names}
         digests |= {f"{part}/{path.name}": sha256_file(path) for path in all_files(path)}
     if HEAD not in found and EMBEDDING in found:
         found[HEAD] = found[EMBEDDING]  # a tied output layer
@@ -244,7 +244,7 @@ def read_parts(folder: Path, last_layer: int, stack: ExitStack) -> tuple[Renamed
     if own in found:
         found[table] = found.pop(own)
     elif codebook in found:
-        found[table] = {table: Renamed(found)[codebook][:-1].clone()}, table
+        found[table] = replace(found[codebook], made=lambda rows: rows[:-1].clone())
     return Renamed(found), digests
 
 

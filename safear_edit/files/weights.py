@@ -21,6 +21,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -126,21 +127,33 @@ class Stored(Mapping[str, Tensor]):
         self._file, self._opened, self._read = None, Path(), 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is: a mapping that has it, its name there, and what is made of it (None: nothing)."""
+
+    weights: Mapping[str, Tensor]
+    name: str
+    made: Callable[[Tensor], Tensor] | None = None
+
+    def of(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, from `weights` in place of the mapping."""
+        return weights[self.name] if self.made is None else self.made(weights[self.name])
+
+
 class Renamed(Mapping[str, Tensor]):
     """Tensors of other mappings under names of their own, each still read when asked for, and not kept."""
 
     def __init__(self, places: Mapping[str, Place]) -> None:
-        """places: name → the mapping that has the tensor, and its name there."""
         self._places = dict(places)
 
     @property
     def like(self) -> dict[str, Tensor]:
         """As `Stored.like`, where they are tensors of files."""
-        return {name: like(weights)[own] for name, (weights, own) in self._places.items()}
+        return {name: place.of(like(place.weights)) for name, place in self._places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        weights, own = self._places[name]
-        return weights[own]
+        place = self._places[name]
+        return place.of(place.weights)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -149,13 +162,10 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._places)
 
 
-Place = tuple[Mapping[str, Tensor], str]
-
-
 def places(weights: Mapping[str, Tensor], rename: Callable[[str], str | None] = str) -> dict[str, Place]:
     """What `Renamed` takes: every tensor under what `rename` makes of its name; None leaves it out."""
     named = ((rename(name), name) for name in weights)
-    return {new: (weights, name) for new, name in named if new is not None}
+    return {new: Place(weights, name) for new, name in named if new is not None}
 
 
 def like(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

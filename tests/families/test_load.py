@@ -14,6 +14,7 @@ from safear_edit.construct.pairs import Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.errors import UsageError
 from safear_edit.families import load
+from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model, resolve_dtype
 from safear_edit.families.reference import ModelRef
@@ -45,6 +46,26 @@ def test_a_tensor_of_the_file_is_gone_before_the_next_is_read(
     again = load_model(str(tmp_path), dtype="bfloat16")
     assert len(seen) > 20 and most <= 1  # two where a codebook or a head is compared with its double
     assert again.dtype == torch.bfloat16
+
+
+def test_the_original_layout_of_janus_comes_in_tensor_by_tensor_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fused layers are split as they are read."""
+    Janus.pico().export(tmp_path, "upstream")
+    read, alive, most = Stored.__getitem__, list[ref[Tensor]](), list[int]()
+
+    def watched(self: Stored, tensor: str) -> Tensor:
+        most.append(sum(one() is not None for one in alive))
+        found = read(self, tensor)
+        alive.append(ref(found))
+        return found
+
+    monkeypatch.setattr(Stored, "__getitem__", watched)
+    again, own = load_model(str(tmp_path), dtype="bfloat16"), Janus.pico().net.state_dict()
+    assert len(most) > 20 and max(most) <= 1
+    for name, tensor in again.net.state_dict().items():
+        assert name == "image_table" or torch.equal(tensor, own[name].to(tensor.dtype)), name
 
 
 def test_an_export_is_read_in_the_dtype_it_was_written_in(tmp_path: Path) -> None:
