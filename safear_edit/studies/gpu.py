@@ -61,19 +61,19 @@ class RandomText:
     kind: str = "random"
     nbytes: int = 0
 
-    def states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The same states for the same prompt."""
-        seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in texts]
+        seeds = [torch.Generator().manual_seed(sum(text.encode())) for text in prompts]
         states = torch.stack([torch.randn(TOKENS, self.width, generator=seed) for seed in seeds])
-        return states, torch.ones(len(texts), TOKENS, dtype=torch.bool)
+        return states, torch.ones(len(prompts), TOKENS, dtype=torch.bool)
 
     def pieces(self, prompt: str) -> list[str]:
         """None that mean anything."""
         return [""] * TOKENS
 
-    def lengths(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+    def lengths(self, prompts: Sequence[str]) -> list[tuple[int, int]]:
         """All are of one length."""
-        return [(TOKENS, TOKENS)] * len(texts)
+        return [(TOKENS, TOKENS)] * len(prompts)
 
 
 def random(net: Any) -> Any:
