@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ from safear_edit.studies.machine_speed import step_seconds
 from safear_edit.studies.rehearse import INFINITY, janus_layout, peak_bytes, reset_peak
 from safear_edit.studies.rows import Row, write_rows
 
+if TYPE_CHECKING:
+    from safear_edit.families.text import TextEncoder
+
 COMMAND = "python -m safear_edit.studies gpu"
 TOKENS = 24
 """Of a caption."""
@@ -53,7 +56,7 @@ TOKENS = 24
 # -- models of published sizes ----------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class RandomText:
     """States of captions that no encoder made: the prompt's own random numbers, (B, TOKENS, width)."""
 
@@ -76,6 +79,11 @@ class RandomText:
         return [(TOKENS, TOKENS)] * len(prompts)
 
 
+def random_text(width: int) -> TextEncoder:
+    """An encoder of which only drawing and training with captions is asked here."""
+    return cast("TextEncoder", RandomText(width))
+
+
 def random(net: Any) -> Any:
     """The network with normal matrices of deviation 0.02: with its own start it might say one token always."""
     for parameter in net.parameters():
@@ -88,7 +96,7 @@ def llamagen(device: torch.device, dtype: torch.dtype) -> LlamaGen:
     """LlamaGen XL, 256 px."""
     with torch.device(device):
         gpt, vq = random(GPT(PUBLISHED["xl-256"]).to(dtype)), VQModel(VQConfig())
-    text = RandomText(gpt.config.caption_dim)
+    text = random_text(gpt.config.caption_dim)
     sampling = LlamaGen.pico().sampling
     return LlamaGen(gpt, vq, text, llamagen_card(gpt, vq, "xl-256", {}), sampling)
 
@@ -100,7 +108,7 @@ def infinity(device: torch.device, dtype: torch.dtype) -> Infinity:
         net, bsq = random(Transformer(config).to(dtype)), BSQ(tokenizer)
     schedule = Schedule.published(1.0, "1M")
     card = infinity_card(net, bsq, schedule, "2b", {})
-    return Infinity(net, bsq, schedule, RandomText(config.caption_dim), card, Infinity.pico().sampling)
+    return Infinity(net, bsq, schedule, random_text(config.caption_dim), card, Infinity.pico().sampling)
 
 
 def janus(device: torch.device, dtype: torch.dtype) -> Janus:
