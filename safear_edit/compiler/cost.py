@@ -246,17 +246,19 @@ def free_bytes(device: torch.device) -> int:
 # -- minutes on a device ----------------------------------------------------------------------------------------------
 
 EFFICIENCY = {"drawing": 0.45, "training": 1.0}
-"""Share of the device's speed in a large matrix product, or of its bandwidth, that a stage reaches, on one CPU: with
-these the minutes of the rehearsal of llamagen:xl-256 (examples/results) come out 2 to 43 % too long. No GPU was
-measured."""
+"""Share of the device's speed in a large matrix product, or of its bandwidth, that the transformer reaches, on one CPU.
+Fitted to two images and to VCE in the rehearsal of llamagen:xl-256 (examples/results); that of infinity:125m is the
+check. Decoding images reaches all of it. No GPU was measured."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A device: flop/s of a matrix product in the frozen weights' dtype, and bytes/s of reading memory."""
+    """A device: flop/s of a matrix product in the frozen weights' dtype, bytes/s of reading memory, and flop/s in
+    float32, in which image tokenizers compute (0: as the first)."""
 
     flops: float
     bandwidth: float
+    float32: float = 0.0
 
 
 def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows: int = 512) -> Speed:
@@ -264,8 +266,6 @@ def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows
     import torch
 
     size = 2048
-    a = torch.ones(rows, size, device=model.device, dtype=model.dtype)
-    b = torch.ones(size, size, device=model.device, dtype=model.dtype)
     large = torch.ones(2**26, device=model.device)
     copy = torch.empty_like(large)
 
@@ -279,18 +279,24 @@ def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows
             found.append(clock() - start)
         return min(found)
 
-    return Speed(
-        2.0 * rows * size * size / seconds(lambda: a @ b), 2 * large.nbytes / seconds(lambda: copy.copy_(large))
-    )
+    def product(kind: torch.dtype) -> float:
+        a = torch.ones(rows, size, device=model.device, dtype=kind)
+        b = torch.ones(size, size, device=model.device, dtype=kind)
+        return 2.0 * rows * size * size / seconds(lambda: a @ b)
+
+    bandwidth = 2 * large.nbytes / seconds(lambda: copy.copy_(large))
+    return Speed(product(model.dtype), bandwidth, product(torch.float32))
 
 
 def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
-    """Images under guidance: every step reads all weights, and computes two rows per image of the batch."""
+    """Images under guidance: every step reads the layers, and computes two rows per image of the batch; then they are
+    decoded."""
     batch = min(images, model.rows_per_batch)
     steps = len(model.card.scales) if len(model.card.scales) > 1 else model.card.tokens
-    reading = steps * model.weight_bytes / speed.bandwidth
-    computing = batch * picture_flops(model.card) / speed.flops
-    return images / batch * (reading + computing) / EFFICIENCY["drawing"]
+    reading = steps * model.layer_parameters * model.dtype.itemsize / speed.bandwidth
+    computing = batch * _in_layers(model) * picture_flops(model.card) / speed.flops
+    decoding = images * model.decode_flops * model.card.image_size**2 / (speed.float32 or speed.flops)
+    return images / batch * (reading + computing) / EFFICIENCY["drawing"] + decoding
 
 
 def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: int, speed: Speed) -> float:
@@ -298,7 +304,12 @@ def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: i
     that run again cost a forward pass more."""
     again = work.steps * work.rows if getattr(params, "recompute", False) else 0.0
     flops = work.training_flops(model.card) + (4 * pairs + again) * forward_flops(model.card)
-    return flops / speed.flops / EFFICIENCY["training"]
+    return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"]
+
+
+def _in_layers(model: ModelFamily) -> float:
+    """Share of the model's parameters that a token meets: its image tokenizer, towers and tables are others."""
+    return model.layer_parameters / model.card.parameters
 
 
 @dataclass(frozen=True)

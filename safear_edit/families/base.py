@@ -211,6 +211,8 @@ class ModelFamily(ABC):
     decode_bytes: ClassVar[int] = 3 * 2**29
     """Activations of a tokenizer that decodes one batch of images (PIXELS_PER_BATCH). VQ-16's: 0.17 GiB an image of
     256 x 256 pixels, measured for two of them, beside weights in float32."""
+    decode_flops: ClassVar[float] = 3.86e6
+    """What it computes for a pixel; VQ-16's, counted by torch's FlopCounterMode."""
     card: ModelCard
     net: nn.Module
     sampling: Sampling
@@ -241,6 +243,11 @@ class ModelFamily(ABC):
     def weight_bytes(self) -> int:
         """Memory of all weights, the image tokenizer's too, the text encoder's not."""
         return sum(tensor.nbytes for tensor in (*self.net.parameters(), *self.net.buffers()))
+
+    @property
+    def layer_parameters(self) -> int:
+        """Numbers of the linear layers that a token goes through: those that an edit may change."""
+        return sum(self.net.get_submodule(name).get_parameter("weight").numel() for name in self.editable("all"))
 
     @property
     def text_bytes(self) -> int:

@@ -722,6 +722,7 @@ class Infinity(CaptionedFamily):
     }
     kept_bytes: ClassVar = {"float32": 110.0, "bfloat16": 75.0, "float16": 75.0}
     decode_bytes = 33 * 2**26  # 0.26 GiB an image of 256 x 256 pixels, measured as the base class's
+    decode_flops = 9.39e6
     net: Transformer
 
     def __init__(
