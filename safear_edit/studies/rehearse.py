@@ -75,7 +75,7 @@ WHOLE = {"steps": 1, "warmup": 0}
 """What it changes with a memory budget: one step of the recipe's own batch."""
 SMALL_CB = {"rounds": 1, "probe": 1, "fewest": 1, "epochs": 1, "judge": "pinned"}
 SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
-"""What a next-scale model draws in a rehearsal, 256 x 256 pixels: 521 tokens instead of 10,521."""
+"""What a next-scale model draws in a rehearsal, 256 x 256 pixels: 521 tokens instead of 10,521. --sides takes less."""
 
 
 # -- files of the published layout ------------------------------------------------------------------------------------
@@ -239,14 +239,23 @@ class Everywhere(Judge):
 
 
 def rehearse(
-    source: str, stages: Stages, work: Path, dtype: str, methods: Sequence[str], budget: int | None = None
+    source: str,
+    stages: Stages,
+    work: Path,
+    dtype: str,
+    methods: Sequence[str],
+    budget: int | None = None,
+    schedule: Schedule = SMALL_SCHEDULE,
 ) -> None:
     """All stages for the model in `source`; `work` is an empty folder for the edit, the captions and the export.
 
-    budget: bytes that training may take, in one step of each recipe's own batch.
+    budget: bytes that training may take, in one step of each recipe's own batch. schedule: what a next-scale model
+    draws, if that is less than its own.
     """
     with stages.stage("load"):
-        model = at_rehearsal_size(load_model(source, dtype=dtype))
+        model = load_model(source, dtype=dtype)
+        if isinstance(model, Infinity) and model.schedule.total > schedule.total:
+            model = model.at(schedule)
     with stages.stage("captions encoded, encoder gone"):
         model.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
     speed = speed_of(model, time.process_time)
@@ -282,13 +291,6 @@ def resident(model: ModelFamily) -> int:
 def predicted(seconds: float, size: int) -> Row:
     """Columns beside what is measured."""
     return {"predicted minutes": round(seconds / 60, 2), "predicted GiB": round(size / 2**30, 2)}
-
-
-def at_rehearsal_size(model: ModelFamily) -> ModelFamily:
-    """A next-scale model at SMALL_SCHEDULE; others as they are."""
-    if isinstance(model, Infinity) and model.schedule.total > SMALL_SCHEDULE.total:
-        return model.at(SMALL_SCHEDULE)
-    return model
 
 
 def numbers(name: str, model: ModelFamily, budget: int | None) -> BaseModel:
@@ -350,6 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", nargs="+", help="default: every method that fits")
     parser.add_argument("--memory", type=float, metavar="GIB", help="one step of the recipe's own batch within it")
+    parser.add_argument("--sides", type=int, nargs="+", help="of a next-scale model's scales, 1 2 4 8 for instance")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--files", action="store_true", help="make the files and stop")
     chosen = parser.parse_args(arguments)
@@ -368,13 +371,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subprocess.run(own, check=True)
     work = out / f"{folder.name}-work"
     work.mkdir()
-    command = f"python -m safear_edit.studies rehearse {chosen.model} --dtype {chosen.dtype}"
-    if chosen.methods:
-        command += f" --methods {' '.join(chosen.methods)}"
-    if budget := chosen.memory and round(chosen.memory * 2**30):
-        command += f" --memory {chosen.memory:g}"
+    budget = chosen.memory and round(chosen.memory * 2**30)
+    schedule = Schedule.square(*chosen.sides) if chosen.sides else SMALL_SCHEDULE
     about = {"model": chosen.model, "dtype": chosen.dtype}
-    made = {"command": command, "commit": None, "date": date.today().isoformat()}
+    made = {"command": _command(chosen), "commit": None, "date": date.today().isoformat()}
     stages = Stages({**made, **about}, chosen.rows)
-    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget)
+    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget, schedule)
     return 0
+
+
+def _command(chosen: argparse.Namespace) -> str:
+    """As it is to be given again."""
+    words = ["python -m safear_edit.studies rehearse", chosen.model, "--dtype", chosen.dtype]
+    words += ["--methods", *chosen.methods] if chosen.methods else []
+    words += [f"--memory {chosen.memory:g}"] if chosen.memory else []
+    words += ["--sides", *map(str, chosen.sides)] if chosen.sides else []
+    return " ".join(words)

@@ -30,6 +30,7 @@ def test_every_stage_is_a_row_and_the_export_draws_the_same(
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     stages = ["load", "captions encoded, encoder gone", "two images", "vce, two steps", "merged and exported"]
     assert [row["stage"] for row in found] == [*stages, "the export loaded, one image", "ear, two steps"]
+    assert found[0]["command"].endswith("rehearse llamagen:xl-256 --dtype bfloat16 --methods vce ear")
     assert found[-2]["same image"] is True and all(row["GiB"] > 0.1 and row["date"] for row in found)
 
 
