@@ -160,10 +160,13 @@ def tuned(model: ModelFamily, way: Way, shown: Target, params: Relearning, steps
         optimiser = torch.optim.AdamW(weights, params.lora_rate if way.weights == "lora" else params.full_rate)
         for step in range(steps):
             rows = torch.randperm(pool, generator=generator)[: params.batch]
-            ids = shown.ids[rows].to(model.device)
-            loss = -token_logprobs(model.logits(condition.rows(rows), ids), ids).mean()
-            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-                weight.grad = gradient
+            optimiser.zero_grad()
+            for part in rows.split(model.learnt_together):
+                ids = shown.ids[part].to(model.device)
+                logprobs = token_logprobs(model.logits(condition.rows(part), ids), ids)
+                loss = -logprobs.mean() * (len(part) / len(rows))
+                for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                    weight.grad = gradient if weight.grad is None else weight.grad + gradient
             optimiser.step()
             yield step + 1
 

@@ -193,10 +193,13 @@ def learning(model: ModelFamily, aim: Target, params: Learning, steps: int, seed
     yield Learnt(vectors.detach().clone(), [])
     for _ in range(steps):
         rows = torch.randperm(len(aim.ids), generator=generator)[: params.batch]
-        ids = aim.ids[rows].to(model.device)
-        logits = model.logits(model.with_vectors(condition.rows(rows), vectors), ids)
-        loss = -token_logprobs(logits, ids).mean()
-        (vectors.grad,) = torch.autograd.grad(loss, [vectors])  # the weights gather no gradients
+        total, vectors.grad = 0.0, torch.zeros_like(vectors)
+        for part in rows.split(model.learnt_together):
+            ids = aim.ids[part].to(model.device)
+            logits = model.logits(model.with_vectors(condition.rows(part), vectors), ids)
+            loss = -token_logprobs(logits, ids).mean() * (len(part) / len(rows))
+            vectors.grad += torch.autograd.grad(loss, [vectors])[0]  # the weights gather no gradients
+            total += loss.item()
         optimiser.step()
-        losses.append(round(loss.item(), 6))
+        losses.append(round(total, 6))
         yield Learnt(vectors.detach().clone(), list(losses))

@@ -179,10 +179,13 @@ def searched(
 
 def gradient(model: ModelFamily, words: Typable, chosen: Sequence[int], captions: Sequence[str], ids: Tensor) -> Tensor:
     """Of minus the mean log-likelihood with respect to the suffix's embeddings, (words, C)."""
-    with _moved(model, words.ids[list(chosen)]) as moved:
-        condition = model.open_condition([caption + words.text(chosen) for caption in captions])
-    (found,) = torch.autograd.grad(_nll(model, condition, ids), [moved])
-    return found.float()
+    texts, parts = [caption + words.text(chosen) for caption in captions], list[Tensor]()
+    for rows in torch.arange(len(ids)).split(model.learnt_together):
+        with _moved(model, words.ids[list(chosen)]) as moved:
+            condition = model.open_condition([texts[row] for row in rows.tolist()])
+        (found,) = torch.autograd.grad(_nll(model, condition, ids[rows]), [moved])
+        parts.append(found.float() * (len(rows) / len(ids)))
+    return torch.stack(parts).sum(0)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ class InDtype:
 
 @dataclass(frozen=True)
 class Drawing(InDtype):
-    memory: int | None = option("--memory", type=size, help="What drawing may take, as 16GiB: fewer images at a time.")
+    memory: int | None = option("--memory", type=size, help="Memory to stay within, as 16GiB: fewer images at a time.")
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,16 @@ def draw_within(model: ModelFamily, budget: int) -> None:
     model.together = fits[0]
 
 
+class _Plain(BaseModel):
+    """Numbers of a step with none that saves memory."""
+
+
+def learn_within(model: ModelFamily, budget: int) -> None:
+    """Have attacks compute gradients on so few images together that a step takes at most `budget` bytes, or on one."""
+    held = model.weight_bytes + FIXED_BYTES * (model.device.type == "cpu")
+    model.learnt_together = max(1, (budget - held) // training_bytes(model, _Plain(), Work(1, 1)))
+
+
 def _drawing_stage(model: ModelFamily, images: int) -> int:
     """All that is held while so many images are drawn together, with an edit merged."""
     on_cpu = model.device.type == "cpu"

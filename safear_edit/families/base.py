@@ -218,6 +218,8 @@ class ModelFamily(ABC):
     sampling: Sampling
     together: int = ROWS_PER_BATCH
     """Images that are drawn, encoded or decoded together at most; less saves memory and changes no image."""
+    learnt_together: int = 2**31 - 1
+    """Images that an attack computes a gradient on together at most; less saves memory and sums in another order."""
 
     @classmethod
     @abstractmethod

@@ -42,15 +42,15 @@ def attack(
     A finished attack is kept in `out` as NAME.json and not run again for the same model, edit, spec, budget and seed;
     a killed one goes on from its last batch of images where it keeps them. minutes: no attack begins after so many
     (one that has begun is finished). dtype: of the frozen weights, "auto" for the release's own; memory: bytes that
-    drawing may take. lock: a file of frozen prompts; what was found is added, and the known ones are
-    held to what they show now, if that is less. UsageError for a folder that is no release, or an attack that nobody
-    knows.
+    drawing and gradients may take (learning all weights anew takes more). lock: a file of frozen prompts; what was
+    found is added, and the known ones are held to what they show now, if that is less. UsageError for a folder that is
+    no release, or an attack that nobody knows.
     """
     from safear_edit.attacks.curve import plot
     from safear_edit.attacks.record import FILE
     from safear_edit.attacks.run import attacked, planned
     from safear_edit.attacks.targets import concept_of
-    from safear_edit.compiler.cost import draw_within
+    from safear_edit.compiler.cost import draw_within, learn_within
     from safear_edit.evaluate.before_after import Pair
     from safear_edit.evaluate.sampled import sampling_of
     from safear_edit.pipeline.steps import concept_judge, edited
@@ -62,6 +62,7 @@ def attack(
     model = released.base(resolve_device(device), dtype)
     if memory is not None:
         draw_within(model, memory)
+        learn_within(model, memory)
     wanted = _spec(released, spec, model.card.images)
     recipe = next((one.recipe for one in released.members if one.name == wanted.name), released.members[0].recipe)
     pair, change = Pair(model, partial(edited, model, released.stack)), released.stack.digest

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from safear_edit.attacks.base import Target
+from safear_edit.attacks.relearn import Relearning, Way, tuned
 from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn, learning
+from safear_edit.attacks.suffix import gradient, typable
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.language import LanguageModel
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.judges.base import Judgement
 from safear_edit.registry import families
-from tests.attacks.test_contract import SMALL, Bright, concept, pico, some_edit
+from tests.attacks.test_contract import SMALL, Bright, concept, picasso, pico, some_edit
 from tests.evaluate.test_likelihood import SUBJECTS
 
 
@@ -84,6 +86,31 @@ def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(model: Llam
     assert scores[1] > scores[0] + 0.1 and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
     assert all(parameter.grad is None for parameter in model.net.parameters())
+
+
+def test_images_learnt_from_in_parts_teach_what_they_teach_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So `attack --memory` changes how much is held, and the order of a sum."""
+    model = pico("llamagen")
+    aim, typed = concept(model).known, typable(model, picasso())
+    assert aim is not None
+    few = replace(aim, captions=aim.captions[:5], ids=aim.ids[:5], asked=aim.asked[:5])
+    way, held = Way("lora", 5), list[int]()
+
+    def learnt() -> list[torch.Tensor]:
+        vectors = learn(model, few, Learning(vectors=2, batch=5), 2, 0).vectors
+        for _ in tuned(model, way, few, Relearning(batch=5), 2, 0):
+            held.append(1)
+            state = [t.detach().clone() for name, t in sorted(model.net.named_parameters()) if "lora_" in name]
+        return [vectors, gradient(model, typed, [1, 4], few.captions, few.ids), *state]
+
+    whole = learnt()
+    together = model.logits
+    monkeypatch.setattr(model, "learnt_together", 2)
+    monkeypatch.setattr(model, "logits", lambda c, ids: held.append(len(ids)) or together(c, ids))
+    parts = learnt()
+    assert max(held) == 2 and len(parts) == len(whole) > 4
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 class Blind(Bright):

@@ -9,7 +9,16 @@ import torch
 from pydantic import BaseModel
 
 from safear_edit.compiler import cost
-from safear_edit.compiler.cost import Speed, Work, draw_within, stage_bytes, training_bytes, training_seconds, within
+from safear_edit.compiler.cost import (
+    Speed,
+    Work,
+    draw_within,
+    learn_within,
+    stage_bytes,
+    training_bytes,
+    training_seconds,
+    within,
+)
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.families.infinity import Infinity
@@ -75,6 +84,14 @@ def test_drawing_within_a_budget_takes_fewer_images_at_a_time() -> None:
     with pytest.raises(UsageError, match=r"--memory: expected at least .* GiB"):
         draw_within(model, one - 1)
     assert LlamaGen.pico().together == 64
+
+
+def test_gradients_of_attacks_fit_into_a_budget_or_are_taken_image_by_image(model: LlamaGen) -> None:
+    one = training_bytes(model, Tuning(), Work(1, 1))
+    for budget, count in ((cost.FIXED_BYTES + model.weight_bytes + 3 * one, 3), (1, 1)):
+        learn_within(model, budget)
+        assert model.learnt_together == count
+    del model.learnt_together
 
 
 @pytest.mark.parametrize("kind", [LlamaGen, Infinity, Janus])
