@@ -6,6 +6,7 @@ which). Numbers are never written here: they are read from the rows when the tab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ ERASED = 97.0
 """Per cent by name from which a concept counts as erased, as the gates of `apply`."""
 
 REAL = "The minis draw no people and no photographs: NudeNet, I2P, COCO, FID and CLIP scores need published weights."
+NO_ROW = "Could be measured on the minis, and was not: no row."
 
 
 # -- VCE --------------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ VCE = Paper(
             "Both erase; 60 prompts can't tell them apart.",
         ),
         Claim("82.9 % fewer nude body parts", why=REAL),
-        Claim("Transfers to diffusion", why="No row yet."),
+        Claim("Transfers to diffusion", why=NO_ROW),
     ),
 )
 
@@ -202,6 +204,8 @@ SVARE = Paper(
             lambda f: _all(f, -3),
             "Three seeds; change in points.",
         ),
+        Claim("The filter's share alpha: 25 % erases as 0 % does and costs less", why=NO_ROW),
+        Claim("The filtered cross entropy and the preservation term each help", why=NO_ROW),
         Claim("FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
     ),
 )
@@ -284,8 +288,20 @@ SACE = Paper(
                 "S-VARE": _methods("picasso", "`svare`, 120 steps", "minutes"),
             },
             lambda f: bool(f["minutes, picasso, scale 0"] < f["all scales"]),
-            "Timed beside each other, three seeds.",
+            "Timed beside each other, three seeds; scale 0 without our keep term, which costs whole images.",
         ),
+        Claim(
+            "It does so for whole evaluations, by the gates of `apply`",
+            {
+                f"{name}, seed 0": Cell("infinity-members", {"concept": name, "seed": 0}, "verdict")
+                for name in ("picasso", "van_gogh")
+            },
+            lambda f: all(verdict == "PASS" for verdict in f.values()),
+            "250 prompts by name, 250 with held-out names, 100 in held-out forms, each kept member alone; with our "
+            "keep term.",
+        ),
+        Claim("The entropy hinge helps (weight 0.05, at most 0.4)", why=NO_ROW),
+        Claim("Scales 1 to 3 are those to hold, with weight 2", why=NO_ROW),
         Claim("HNR, FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
     ),
 )
@@ -368,6 +384,20 @@ SAFE_CB = Paper(
             lambda f: bool(f["change of answers, points"] >= -1),
             "Yes-or-no questions; the table feeds drawing only.",
         ),
+        Claim(
+            "The model is a good enough judge of its own images (accuracy 78 to 91 %)",
+            {
+                "agreement with the gallery judge after each round": Cell(
+                    "janus-safe-cb",
+                    {"concept": "picasso", "judge": "the model itself"},
+                    "agreement with the gallery judge",
+                )
+            },
+            lambda f: all(float(share) >= 78 for share in re.findall(r"[\d.]+", next(iter(f.values())))),
+            "Of images about which the gallery judge is sure; what it can't read, most of it broken, the model calls "
+            "Picassos.",
+        ),
+        Claim("Projection by a share lambda", why=NO_ROW),
         Claim("I2P, CoPro, ViSU, P4D, MMA, GenEval, TIFA; six models", why=REAL),
     ),
 )
@@ -400,7 +430,33 @@ EAR = Paper(
             lambda f: _all(f, -3),
             "One seed, `llamagen:mini`; change in points. Others measured FID 12.4 to 31.6 for the released weights.",
         ),
+        Claim(
+            "The released loop keeps what must stay",
+            {
+                "other styles": Cell(
+                    "llamagen-methods-without-keep",
+                    {"method": "`ear`, released loop, our adapters and rate"},
+                    "other styles",
+                )
+            },
+            lambda f: _all(f, -3),
+            "One seed; not as released: adapters in all layers at a higher rate, batch 8. Steps after the first see "
+            "neither prompt nor image.",
+        ),
+        Claim("Windows of 12 to 48 tokens are best; losses below a threshold are left out", why=NO_ROW),
         Claim("FID, CLIP score, NudeNet counts", why=REAL),
+    ),
+)
+
+OBLIVIATE = Paper(
+    "obliviate",
+    "Obliviate (https://arxiv.org/abs/2606.28643)",
+    "From the paper's text. `obliviate` follows it; the rows that there are (janus-obliviate.jsonl and others) are of "
+    "`obliviate_pairs`, our form on whole captions, and say nothing about the paper's.",
+    (
+        Claim("Erases nudity, brands and styles, and keeps FID as it was", why=NO_ROW),
+        Claim("The KL is better than the cross entropy", why=NO_ROW),
+        Claim("T2I-RP, I2P, Ring-A-Bell, MMA, FID", why=REAL),
     ),
 )
 
@@ -430,4 +486,4 @@ SCALE_ERASURE = Paper(
     ),
 )  # fmt: skip
 
-PAPERS = (VCE, SVARE, SACE, SAFE_CB, EAR, SCALE_ERASURE)
+PAPERS = (VCE, SVARE, SACE, SAFE_CB, EAR, OBLIVIATE, SCALE_ERASURE)
