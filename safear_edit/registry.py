@@ -11,10 +11,11 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,11 +227,19 @@ def _marked_name(node: ast.ClassDef, marker: str) -> str | None:
 
 
 def _third_party(kind: Kind) -> Iterator[Entry]:
+    return iter(_installed(kind, tuple(sys.path)))
+
+
+@cache
+def _installed(kind: Kind, path: tuple[str, ...]) -> list[Entry]:
+    """What packages on `path`, where Python looks, offer; each package there is opened for that, so it is done once."""
+    found = []
     for point in metadata.entry_points(group=f"safear_edit.{kind}"):
         source = point.dist.name if point.dist else "an unnamed distribution"
         doc = _docstring(point.module, point.attr)
         summary = f"{doc} (from {source})" if doc else f"from {source}"
-        yield Entry(kind, point.name, point.module, point.attr, summary, source)
+        found.append(Entry(kind, point.name, point.module, point.attr, summary, source))
+    return found
 
 
 def source_file(module: str) -> Path | None:

@@ -12,12 +12,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from safear_edit.errors import UsageError
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge
 
 
-T = TypeVar("T")
 BATCH = 32
 """Images drawn together."""
 CAPTIONS = 512
@@ -180,23 +177,15 @@ def seen_by(
     if not prompts:
         raise UsageError("eval", "at least one prompt", "none", "write one per line")
     requests = Mapped(prompts, lambda one: ImageRequest(one.prompt, one.seed, "concept"))
-    drawn = draw_and_judge(model, requests, {"concept": judge}, sampling, store, batch=BATCH, progress=progress)
+    drawn = draw_and_judge(
+        model, requests, {"concept": judge}, sampling, store, pixels=keep is not None, batch=BATCH, progress=progress
+    )
     found = SeenImages()
-    for start, part in enumerate(batched(drawn, BATCH)):
-        for image in part:
-            found.append(Seen(image.judgement.present, image.judgement.score))
-        if keep:
-            pixels = model.decode(torch.stack([image.ids for image in part]).to(model.device))
-            for number, image in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy(), start * BATCH):
-                keep(number, image)
+    for number, image in enumerate(drawn):
+        found.append(Seen(image.judgement.present, image.judgement.score))
+        if keep and image.pixels is not None:
+            keep(number, image.pixels.permute(1, 2, 0).numpy())
     return found
-
-
-def batched(images: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The images in lists of `size` (itertools has this from Python 3.12 on)."""
-    rest = iter(images)
-    while part := list(islice(rest, size)):
-        yield part
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ before and after, exactly, with Holm's correction over the members of a group.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -106,6 +107,7 @@ class Power(NamedTuple):
     finds: float
 
 
+@lru_cache(maxsize=1024)
 def power(n: int, drop: float, members: int, margin: Margin = MARGIN, flips: float = 0.02) -> Power:
     """Exact over all outcomes of `n` prompts of one among `members`, when a share `flips` of images changes anyway.
 

@@ -135,6 +135,7 @@ def _preservation(index: int, name: str, n: int, drop: float, upper: float) -> C
     )
 
 
+@lru_cache(maxsize=1024)
 def _preservation_power(n: int, drop: float, upper: float) -> float:
     """Chance that the observed drop stays within `drop`, its bound below `upper`, if nothing is lost on balance."""
     return sum(

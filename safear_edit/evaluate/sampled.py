@@ -18,7 +18,6 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -65,7 +64,7 @@ def evaluate(
     progress: Callback = silent,
     batch: int = BATCH,
     leave_out: Collection[str] = (),
-    base_pictures: Path | None = None,
+    base_images: Path | None = None,
 ) -> None:
     """Write outcomes.jsonl, judges.json and the image sheets images/{slice-*,before_after}.{png,json} into `folder`,
     and every scored image, small (images/scored*, scored_images.py).
@@ -74,7 +73,7 @@ def evaluate(
     or Ctrl-C, and the same call then continues with the batch that was cut. Every caption is encoded once and kept for
     all three passes (on the model's device: prompts × longest caption × caption width). leave_out: ids of prompts that
     are drawn (so that every batch and every choice is the recipe's) but not reported: a stack erases what they ask for.
-    base_pictures: a folder in which the base model's batches stay, for the next evaluation on the same prompts.
+    base_images: a folder in which the base model's batches stay, for the next evaluation on the same prompts.
     UsageError for a judge that is unknown or gives no number, and for a recipe without a prompt that asks for the
     concept.
     """
@@ -82,21 +81,19 @@ def evaluate(
     asked = [prompt for prompt in recipe.evaluate.prompts if prompt.expect == "absent"]
     if not asked:
         raise UsageError("evaluate", "prompts that ask for the concept", "none", "compile the spec again")
-    passes = _Passes.of(model, recipe, judges, _stores(folder / BATCHES, base_pictures, model, change, recipe, judges))
+    passes = _Passes.of(model, recipe, judges, _stores(folder / BATCHES, base_images, model, change, recipe, judges))
     screened = [image.row for image in passes.images("screen", "base", {one.id for one in asked}, progress, batch)]
     wanted = scored(recipe, {row.id for row in screened if row.present is True})
-    before = [image.row for image in passes.images("score", "base", wanted, progress, batch)]
+    hide = recipe.spec.kind == "category"
+    before, images_before = passes.scored("base", wanted, leave_out, progress, batch, hide)
     with change.apply(model.net):
-        after = [image.row for image in passes.images("score", "edited", wanted, progress, batch)]
-        screened, before, after = (
-            [row for row in part if row.id not in leave_out] for part in (screened, before, after)
-        )
+        after, images_after = passes.scored("edited", wanted, leave_out, progress, batch, hide)
+        screened = [row for row in screened if row.id not in leave_out]
         shown = _shown(before, after, recipe.digest)
         tokens_after = passes.tokens("edited", wanted, shown, batch)
-        pictures = [*passes.kept("edited", wanted, leave_out, recipe, batch)]
     tokens_before = passes.tokens("base", wanted, shown, batch)
-    save_images(folder / "images", chain(passes.kept("base", wanted, leave_out, recipe, batch), pictures))
-    _write_sheets(folder / "images", model, recipe, _Pictures(before, after, tokens_before, tokens_after))
+    save_images(folder / "images", [*images_before, *images_after])
+    _write_sheets(folder / "images", model, recipe, _Slices(before, after, tokens_before, tokens_after))
     cards = [_judge_record(label, judge).model_dump() for label, judge in judges.items()]
     write_atomic(folder / "judges.json", json.dumps(cards, indent=1, ensure_ascii=False) + "\n")
     order = {prompt.id: row for row, prompt in enumerate(recipe.evaluate.prompts)}
@@ -146,10 +143,11 @@ def _judge_record(label: str, judge: Judge) -> JudgeRecord:
 
 @dataclass(frozen=True)
 class _Scored:
-    """One image: what the judge said about it, and its tokens (N,) or bits (N, d)."""
+    """One image: what the judge said about it, its tokens (N,) or bits (N, d), and (3, H, W) what the judge saw."""
 
     row: Outcome
     ids: Tensor
+    pixels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -175,14 +173,14 @@ class _Passes:
         return cls(model, prompts, model.condition(texts), place, sampling_of(recipe), judges, stores)
 
     def images(
-        self, phase: Phase, which: Which, ids: Collection[str], progress: Callback, batch: int
+        self, phase: Phase, which: Which, ids: Collection[str], progress: Callback, batch: int, *, pixels: bool = False
     ) -> Iterator[_Scored]:
         """All images of one pass over the prompts `ids`, finished batches read instead of drawn."""
         prompts = [prompt for prompt in self.prompts if prompt.id in ids]
         requests = [request_of(prompt, phase) for prompt in prompts]
         store, stage = self.stores[which] / f"{phase}-{which}", "screen base" if phase == "screen" else f"score {which}"
         drawn = draw_and_judge(
-            self.model, requests, self.judges, self.sampling, store, captions=self._encoded, batch=batch
+            self.model, requests, self.judges, self.sampling, store, captions=self._encoded, pixels=pixels, batch=batch
         )
         asked = found = 0
         for number, (prompt, image) in enumerate(zip(prompts, drawn, strict=True), 1):
@@ -190,23 +188,27 @@ class _Passes:
             found += prompt.expect == "absent" and image.judgement.present is True
             if number % batch == 0 or number == len(prompts):
                 progress(stage, number, len(prompts), f"concept in {found} of {asked}")
-            yield _Scored(_outcome(prompt, phase, which, image, self.judges[prompt.judge_label]), image.ids)
+            row = _outcome(prompt, phase, which, image, self.judges[prompt.judge_label])
+            yield _Scored(row, image.ids, image.pixels)
 
     def tokens(self, which: Which, ids: Collection[str], shown: Collection[str], batch: int) -> dict[str, Tensor]:
         """Tokens of some images of a finished pass, read from its batches: nobody needs all of them in memory."""
         images = self.images("score", which, ids, silent, batch)
         return {image.row.id: image.ids for image in images if image.row.id in shown}
 
-    def kept(
-        self, which: Which, ids: Collection[str], leave_out: Collection[str], recipe: Recipe, batch: int
-    ) -> Iterator[Kept]:
-        """What is kept for people of a finished pass, decoded by the model as it is now; of a category, hidden."""
-        hide, images = recipe.spec.kind == "category", self.images("score", which, ids, silent, batch)
-        while part := [*islice(images, batch)]:
-            pixels = self.model.decode(torch.stack([one.ids for one in part])).permute(0, 2, 3, 1).cpu().numpy()
-            for one, picture in zip(part, pixels, strict=True):
-                if one.row.id not in leave_out:
-                    yield kept(one.row.id, which, picture, hidden=hide and one.row.expect == "absent")
+    def scored(
+        self, which: Which, ids: Collection[str], leave_out: Collection[str], progress: Callback, batch: int, hide: bool
+    ) -> tuple[list[Outcome], list[Kept]]:
+        """The scoring pass of one model without the prompts `leave_out`: its rows, and each image as it is kept for
+        people. hide: those that were asked to show the concept are kept as blocks."""
+        rows, images = list[Outcome](), list[Kept]()
+        for one in self.images("score", which, ids, progress, batch, pixels=True):
+            if one.row.id not in leave_out:
+                assert one.pixels is not None
+                rows.append(one.row)
+                seen = one.pixels.permute(1, 2, 0).numpy()
+                images.append(kept(one.row.id, which, seen, hidden=hide and one.row.expect == "absent"))
+        return rows, images
 
     def _encoded(self, texts: tuple[str, ...]) -> Condition:
         return self.captions.rows(torch.tensor([self.place[text] for text in texts]))
@@ -255,7 +257,7 @@ class _Strip:
     pairs: Sequence[tuple[_Scored, _Scored]]
 
 
-class _Pictures:
+class _Slices:
     """The scored images by slice, and which of them are shown."""
 
     def __init__(
@@ -266,21 +268,21 @@ class _Pictures:
         tokens_after: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """The tokens are needed of what is shown only."""
-        self.slices: dict[str, list[tuple[_Scored, _Scored]]] = {}
+        self.pairs: dict[str, list[tuple[_Scored, _Scored]]] = {}
         none = torch.empty(0, dtype=torch.int64)
         for b, a in zip(before, after, strict=True):
             pair = _Scored(b, tokens_before.get(b.id, none)), _Scored(a, tokens_after.get(a.id, none))
-            self.slices.setdefault(b.slice, []).append(pair)
+            self.pairs.setdefault(b.slice, []).append(pair)
 
     def random(self, name: str, key: str) -> _Strip:
         """SHOWN pairs in an order that only `key` and the prompts' ids decide."""
-        ordered = sorted(self.slices[name], key=lambda pair: digest_of("sheet", key, pair[0].row.id))
+        ordered = sorted(self.pairs[name], key=lambda pair: digest_of("sheet", key, pair[0].row.id))
         shown = ordered[:SHOWN]
         return _Strip(f"{name}, {len(shown)} of {len(ordered)} at random: base above, edited below", "random", shown)
 
     def worst(self, name: str) -> _Strip:
         """At most SHOWN failures: the concept still found, surest first; or something lost, most clearly first."""
-        failed = [(b, a) for b, a in self.slices[name] if _failed(b.row, a.row)]
+        failed = [(b, a) for b, a in self.pairs[name] if _failed(b.row, a.row)]
         sign = -1 if failed and failed[0][1].row.expect == "absent" else 1
         ordered = sorted(failed, key=lambda pair: (sign * (pair[1].row.score or 0.0), pair[1].row.id))
         return _Strip(f"{name}, worst of the {len(failed)} that failed", "worst", ordered[:SHOWN])
@@ -288,8 +290,8 @@ class _Pictures:
 
 def _shown(before: Sequence[Outcome], after: Sequence[Outcome], key: str) -> set[str]:
     """Ids of the prompts whose images are on a sheet."""
-    pictures = _Pictures(before, after)
-    strips = (strip for name in pictures.slices for strip in (pictures.random(name, key), pictures.worst(name)))
+    slices = _Slices(before, after)
+    strips = (strip for name in slices.pairs for strip in (slices.random(name, key), slices.worst(name)))
     return {base.row.id for strip in strips for base, _ in strip.pairs}
 
 
@@ -300,22 +302,22 @@ def _failed(base: Outcome, edited: Outcome) -> bool:
     return base.present is True and edited.present is not True
 
 
-def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, pictures: _Pictures) -> None:
+def _write_sheets(folder: Path, model: ModelFamily, recipe: Recipe, slices: _Slices) -> None:
     """One sheet per slice (random, then worst), and the grid for a README: direct prompts and two preserved groups."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("slice-*"):
         old.unlink()
     hide = recipe.spec.kind == "category"
-    for name in pictures.slices:
-        strips = [pictures.random(name, recipe.digest), pictures.worst(name)]
+    for name in slices.pairs:
+        strips = [slices.random(name, recipe.digest), slices.worst(name)]
         _write_sheet(folder / f"slice-{name}.png", model, [strip for strip in strips if strip.pairs], hide)
-    groups = [name for name, pairs in pictures.slices.items() if pairs[0][0].row.expect == "present"]
-    grid = [name for name in ("direct", *sorted(groups)[:2]) if name in pictures.slices]
+    groups = [name for name, pairs in slices.pairs.items() if pairs[0][0].row.expect == "present"]
+    grid = [name for name in ("direct", *sorted(groups)[:2]) if name in slices.pairs]
     if grid:
-        strips = [pictures.random(name, recipe.digest) for name in grid]
+        strips = [slices.random(name, recipe.digest) for name in grid]
         _write_sheet(folder / "before_after.png", model, strips, hide)
-    if "scales" in model.provides and "direct" in pictures.slices:
-        _write_scales(folder / "slice-direct-by-scale.png", model, pictures.random("direct", recipe.digest), hide)
+    if "scales" in model.provides and "direct" in slices.pairs:
+        _write_scales(folder / "slice-direct-by-scale.png", model, slices.random("direct", recipe.digest), hide)
 
 
 def _write_scales(path: Path, model: ModelFamily, strip: _Strip, hide: bool) -> None:

@@ -89,6 +89,7 @@ class Interval:
     method: str
 
 
+@lru_cache(maxsize=4096, typed=True)
 def clopper_pearson(k: int, n: int, confidence: float = 0.95, side: Side = "two-sided") -> Rate:
     """The exact binomial interval: true rates outside it would give k or worse with less than the error left over.
 
@@ -138,6 +139,7 @@ def clustered_upper(lost: int, gained: int, n: int, effect: float, confidence: f
     return tango_upper(lost / effect, gained / effect, n / effect, confidence)
 
 
+@lru_cache(maxsize=2**16)
 def tango_upper(lost: float, gained: float, n: float, confidence: float = 0.95) -> float:
     """Upper score bound of the paired drop (lost - gained) / n, one-sided (Tango, Stat. Med. 17:891, 1998).
 
@@ -162,6 +164,7 @@ def tango_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> 
     return -tango_upper(gained, lost, n, one_sided), tango_upper(lost, gained, n, one_sided)
 
 
+@lru_cache(maxsize=2**14)
 def mcnemar_p(lost: int, gained: int) -> float:
     """Exact one-sided p-value that losses outnumber gains by chance alone; 1 when no pair flipped."""
     if lost + gained == 0:
@@ -234,6 +237,7 @@ def fisher_p(k1: int, n1: int, k2: int, n2: int) -> float:
     return float(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative="greater")[1])
 
 
+@lru_cache(maxsize=1024, typed=True)
 def rogan_gladen(
     k: int, n: int, *, true_pos: int, n_pos: int, true_neg: int, n_neg: int, confidence: float = 0.95, seed: int = 0
 ) -> Rate:

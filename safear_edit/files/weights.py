@@ -29,12 +29,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.files.atomic import replacing, sync_folder
 from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
 from safear_edit.files.strict import parse_json, read_json
 from safear_edit.redact import clean_environment
+from safear_edit.registry import PACKAGE
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 LARGEST_HEADER = 100_000_000
@@ -340,10 +342,15 @@ def filled(
     """The network that `make` gives, with these weights, on `device`; sizes are compared before memory is taken.
 
     dtype: of its floating-point weights; None: as `make` has them. `weights` of files are read one at a time.
-    The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`'.
+    The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`', which
+    is spared for files that ship with the program: torch imports its compiler for the meta device, more than a second.
     """
-    refuse_sizes(make, layers, like(weights), where, ignore)
+    stored = like(weights)
+    if not (shipped := Path(where).is_relative_to(PACKAGE)):
+        refuse_sizes(make, layers, stored, where, ignore)
     net = unfilled(make)
+    if shipped:
+        refuse_misfit(net.state_dict(), stored, where, ignore)
     if dtype is not None:
         net.to(dtype)
     fill(net, weights, device, ignore)
@@ -354,8 +361,22 @@ def unfilled(make: Callable[[], N]) -> N:
     """The network that `make` gives, its parameters on the meta device; buffers are as it makes them."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _Unfilled():
         return make()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules leave weights without memory as they are: to fill them torch would import its compiler, over a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            tensor = args[0] if args else given["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def fill(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,11 +45,15 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class JudgedImage:
-    """What was drawn, tokens (N,) or bits (N, d) on the CPU, and what the judge said about it."""
+    """What was drawn, tokens (N,) or bits (N, d) on the CPU, and what the judge said about it.
+
+    pixels: what the judge saw, (3, H, W) uint8 on the CPU, for callers that ask for it.
+    """
 
     request: ImageRequest
     judgement: Judgement
     ids: Tensor
+    pixels: Tensor | None = None
 
 
 def draw_and_judge(
@@ -61,6 +65,7 @@ def draw_and_judge(
     *,
     captions: Callable[[tuple[str, ...]], Condition] | None = None,
     prefix: Tensor | None = None,
+    pixels: bool = False,
     batch: int = BATCH,
     progress: Callback = silent,
     stage: str = "",
@@ -68,12 +73,14 @@ def draw_and_judge(
     """Draw and judge every request in order, `batch` at a time; only one batch is in memory.
 
     sampling: the recipe's; None takes what the model states. captions: encodes the prompts of a batch, if not the
-    model (encoded before, or changed). prefix: the first tokens of every image, given (see `generate`). The model draws
-    as it is when the next batch is asked for: whoever applies an edit reads the images before it is taken off.
+    model (encoded before, or changed). prefix: the first tokens of every image, given (see `generate`). pixels: hand on
+    what the judge saw. The model draws as it is when the next batch is asked for: whoever applies an edit reads the
+    images before it is taken off.
 
     store: a folder in which every finished batch is kept as one part file, so that the same call continues after it
     was killed. A part of other requests, judges or sampling, or a damaged one, is drawn again; which model draws is
-    for the caller to tell apart, by a folder of its own (`store_for`).
+    for the caller to tell apart, by a folder of its own (`store_for`). Parts hold tokens: pixels of a finished batch,
+    which would take a hundred times their place, are decoded again.
 
     On several processes each draws every so many-th batch, and all get all images: the batches, and so the images, are
     those of one process.
@@ -88,7 +95,7 @@ def draw_and_judge(
         given = None if prefix is None else prefix[number * batch : (number + 1) * batch]
         condition = encode(tuple(one.prompt for one in part))
         ids = draw(model, condition, [one.seed for one in part], sampling, given)
-        return _judged(model, ids, part, judges)
+        return _judged(model, ids, part, judges, pixels)
 
     total, each = -(-len(requests) // batch), processes.count()
     for turn in (range(first, min(first + each, total)) for first in range(0, total, each)):
@@ -99,7 +106,8 @@ def draw_and_judge(
             found[number] = images
         for number in turn:
             progress(stage, min((number + 1) * batch, len(requests)), len(requests), "")
-            yield from found[number]
+            images = found.pop(number)
+            yield from _with_pixels(model, images) if pixels else images
 
 
 def draw(
@@ -123,10 +131,20 @@ def encoded(model: ModelFamily, prompts: Sequence[str]) -> Condition:
 
 @torch.no_grad()
 def _judged(
-    model: ModelFamily, ids: Tensor, requests: Sequence[ImageRequest], judges: Mapping[str, Judge]
+    model: ModelFamily, ids: Tensor, requests: Sequence[ImageRequest], judges: Mapping[str, Judge], pixels: bool
 ) -> list[JudgedImage]:
-    judgements = judged(judges, model.decode(ids), [one.label for one in requests])
-    return [JudgedImage(*row) for row in zip(requests, judgements, ids, strict=True)]
+    seen = model.decode(ids)
+    judgements = judged(judges, seen, [one.label for one in requests])
+    shown = seen.cpu() if pixels else [None] * len(ids)
+    return [JudgedImage(*row) for row in zip(requests, judgements, ids, shown, strict=True)]
+
+
+def _with_pixels(model: ModelFamily, images: Sequence[JudgedImage]) -> Sequence[JudgedImage]:
+    """A batch with its pixels: those that were judged just now, else decoded again, the whole batch at once."""
+    if images[0].pixels is not None:
+        return images
+    seen = model.decode(torch.stack([one.ids for one in images])).cpu()
+    return [replace(one, pixels=pixels) for one, pixels in zip(images, seen, strict=True)]
 
 
 # -- part files -------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from safear_edit.errors import UsageError
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.order import resolve_device
 from safear_edit.pipeline.publish import Result
-from safear_edit.pipeline.run import Change, walk
-from safear_edit.pipeline.state import RunOptions, StackState, released_state
+from safear_edit.pipeline.run import walk
+from safear_edit.pipeline.state import RunOptions, StackChange, StackState, released_state
 from safear_edit.release.released import Member, Released
 
 
@@ -79,8 +79,8 @@ def _amended(
         amended = replace(state, members=members)
         return replace(amended, notes=_same_as_before(released, amended))
 
-    def start() -> tuple[StackState, list[Change]]:
-        return released_state(released, resolve_device(device)), [Change(event, make)]
+    def start() -> tuple[StackState, list[StackChange]]:
+        return released_state(released, resolve_device(device)), [StackChange(event, make)]
 
     return walk(start, out, options)
 

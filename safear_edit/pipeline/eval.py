@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of
+from safear_edit.files.cache import user_cache
 from safear_edit.files.layout import is_release, looks_released
 from safear_edit.pipeline.order import resolve_device, source_path, spec_for
 from safear_edit.pipeline.steps import concept_judge, edited
@@ -184,16 +184,16 @@ def _digest(prompts: Iterable[FilePrompt]) -> str:
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:
     """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
+    if (cache := user_cache("eval")) is None:
+        return None
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safear-edit" / "eval"
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         for old in cache.iterdir():
             if time.time() - old.stat().st_mtime > CACHE_DAYS * 86400:
                 shutil.rmtree(old, ignore_errors=True)
         drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
         store = cache / digest_of(*drawn_by, *inputs)
         store.mkdir(exist_ok=True)
-    except (OSError, RuntimeError):
+    except OSError:
         return None
     return store
 

@@ -20,8 +20,6 @@ from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Images, Spec, Understanding
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from safear_edit.families.base import ModelFamily
 
 
@@ -155,18 +153,8 @@ def judge_lines(spec: Spec, images: Images) -> list[str]:
 
 
 def similarity() -> Similarity:
-    """Cosine of MiniLM sentence vectors, (a, b); a sentence is encoded once, however often it is compared."""
-    import torch
+    """Cosine of MiniLM sentence vectors, (a, b)."""
+    from safear_edit.families.sentences import Sentences
 
-    from safear_edit.families.text import minilm
-
-    known: dict[str, Tensor] = {}
-
-    def vectors(texts: list[str]) -> Tensor:
-        new = sorted(set(texts) - known.keys(), key=len)
-        for start in range(0, len(new), 64):
-            part = new[start : start + 64]
-            known.update(zip(part, minilm().vectors(part), strict=True))
-        return torch.stack([known[text] for text in texts])
-
-    return lambda a, b: vectors(a) @ vectors(b).T
+    known = Sentences.of_user()
+    return lambda a, b: known.vectors(a) @ known.vectors(b).T

@@ -1,4 +1,4 @@
-"""5 report and 6 release: the folder to publish is laid out, described from its own files, and signed."""
+"""5 report and 6 release: the folder to publish is laid out, described from its own files, signed, and put in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.layout import CARD, FOUND_BY, INTERFERENCE, Layout
 from safear_edit.files.records import read_records
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.state import StackState, measured_part
+from safear_edit.pipeline.environment import environment
+from safear_edit.pipeline.state import RunOptions, StackState, measured_part
 from safear_edit.pipeline.steps import NOT_RELEASED, measuring
 
 if TYPE_CHECKING:
@@ -33,6 +34,17 @@ UNSIGNED = 2
 ENVIRONMENT, JUDGES = "environment.json", "judges.json"
 SEARCH_FILES = ("edit/**/*", "pairs/*", "images/pairs.*", "*.yaml")
 """What a concept keeps of its search, by pattern."""
+
+
+def publish(run: RunDir, state: StackState, options: RunOptions, started: datetime, notes: tuple[str, ...]) -> Result:
+    """The end of a walk that began at `started`: its folder appears in one piece. notes: lines for whoever began it."""
+    staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
+    report = write_report(staged)
+    if options.key is not None:
+        sign(staged, report, state.recipes, options.key)
+    run.publish(staged, overwrite=options.overwrite)
+    return Result(run.out, report, options.key is not None, options.unsigned, notes)
+
 
 # -- the folder -------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ are done with the same inputs: the same command continues an interrupted walk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,30 +38,16 @@ from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.files import rundir
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline.environment import environment
 from safear_edit.pipeline.interference import measure_interference
 from safear_edit.pipeline.order import Order, compile_recipes, read_sources, refuse_drafts, source_path
-from safear_edit.pipeline.publish import Result, sign, stage, write_report
-from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
+from safear_edit.pipeline.publish import Result, publish
+from safear_edit.pipeline.state import RunOptions, StackChange, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
 from safear_edit.progress import Steps
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
 
-
-@dataclass(frozen=True)
-class Change:
-    """One change of a stack: what it is called in the history, and how it is made (nothing is measured yet).
-
-    minutes: what it and all measuring after it were predicted to take; 0 where nobody did.
-    """
-
-    event: str
-    make: Callable[[RunDir, StackState, RunOptions], StackState]
-    minutes: float = 0.0
-
-
-Start = Callable[[], tuple[StackState, list[Change]]]
+Start = Callable[[], tuple[StackState, list[StackChange]]]
 """Loads the model and says what is to be done to it; called once the output's folder is locked."""
 
 
@@ -75,7 +61,7 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
     if not options.draft:
         refuse_drafts(sources)
 
-    def start() -> tuple[StackState, list[Change]]:
+    def start() -> tuple[StackState, list[StackChange]]:
         state = loaded(orders[0], sources[0])
         compiled = partial(compile_recipes, state.model, state.ref, state.recipes, orders, sources, joint=joint)
         recipes = processes.from_main(compiled)  # how much memory is free has a say in it
@@ -104,34 +90,22 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
         _audit(run, state, options)
         begin("report and signature")
         notes = (*state.notes, *measure_interference(run, state, options))
-        return processes.from_main(partial(_published, run, state, options, started, notes))
-
-
-def _published(
-    run: RunDir, state: StackState, options: RunOptions, started: datetime, notes: tuple[str, ...]
-) -> Result:
-    """5 report, 6 release."""
-    staged = stage(run, state, environment(state.model, state.recipes, options.command, started, options.key))
-    report = write_report(staged)
-    if options.key is not None:
-        sign(staged, report, state.recipes, options.key)
-    run.publish(staged, overwrite=options.overwrite)
-    return Result(run.out, report, options.key is not None, options.unsigned, notes)
+        return processes.from_main(partial(publish, run, state, options, started, notes))
 
 
 # -- 2 construct, 3 edit ----------------------------------------------------------------------------------------------
 
 
-def additions(work: Sequence[tuple[Order, Recipe]], *, joint: bool = False) -> list[Change]:
+def additions(work: Sequence[tuple[Order, Recipe]], *, joint: bool = False) -> list[StackChange]:
     """A change for every concept, or one for all of them together."""
     return [_addition(part) for part in ([work] if joint else [[one] for one in work])]
 
 
-def _addition(work: Sequence[tuple[Order, Recipe]]) -> Change:
+def _addition(work: Sequence[tuple[Order, Recipe]]) -> StackChange:
     """One more edit, for the concept of `work`, or for all of them together."""
     names = " and ".join(recipe.spec.name for _, recipe in work)
     event = f"added {names}" + (" in one edit" if len(work) > 1 else "")
-    return Change(event, partial(_added, work), sum(recipe.predicted.minutes for _, recipe in work))
+    return StackChange(event, partial(_added, work), sum(recipe.predicted.minutes for _, recipe in work))
 
 
 def _added(work: Sequence[tuple[Order, Recipe]], run: RunDir, state: StackState, options: RunOptions) -> StackState:

@@ -1,4 +1,4 @@
-"""What a walk works on (the base model, the edits on it so far, what was measured of them), and how it is to end."""
+"""What a walk works on (the base model, the edits on it so far, what was measured of them), changes, and how to end."""
 
 from __future__ import annotations
 
@@ -113,3 +113,15 @@ class RunOptions:
     def progress_of(self, name: str) -> Callback:
         """The callback with the concept before every stage's name."""
         return under(self.progress, name)
+
+
+@dataclass(frozen=True)
+class StackChange:
+    """One change of a stack: what it is called in the history, and how it is made (nothing is measured yet).
+
+    minutes: what it and all measuring after it were predicted to take; 0 where nobody did.
+    """
+
+    event: str
+    make: Callable[[RunDir, StackState, RunOptions], StackState]
+    minutes: float = 0.0

@@ -167,7 +167,7 @@ def evaluate(
 
     def make() -> None:
         sampled.evaluate(
-            model, change, recipe, run.root, progress=progress, leave_out=leave_out, base_pictures=base_images
+            model, change, recipe, run.root, progress=progress, leave_out=leave_out, base_images=base_images
         )
 
     run.step("evaluate", digest_of(recipe.digest, change.digest, *sorted(leave_out)), EVALUATION_FILES, make)

@@ -75,6 +75,8 @@ def one_line(text: str) -> str | None:
     """Ordinary text of any script as it is stored: each space of whatever width a plain one, tabs too, joiners kept,
     invisible leftovers gone. None if anything else stands in it that isn't shown: line breaks, other control
     characters, marks that turn the direction of writing (they can hide what a prompt says), unassigned characters."""
+    if text.isascii() and text.isprintable():
+        return text
     spaced = "".join(" " if c == "\t" or unicodedata.category(c) == "Zs" else c for c in text if c not in _INVISIBLE)
     return spaced if all(c.isprintable() or c in _JOINERS for c in spaced) else None
 

@@ -346,7 +346,7 @@ def _imported() -> None:
     for one in pkgutil.walk_packages(safear_edit.__path__, "safear_edit."):
         if not one.name.startswith(("safear_edit.studies", "safear_edit.minis", "safear_edit.__main__")):
             importlib.import_module(one.name)
-    minilm()
+    minilm().word_table()  # which loads its network
     gc.freeze()
 
 

@@ -14,6 +14,7 @@ from safear_edit.files import weights
 from safear_edit.release import keys
 from safear_edit.release.verify import verify_folder
 from tests import ROOT
+from tests.programs import Done, run_all
 
 PASSWORD, TOKEN, PIN, USER = "correct-horse-9", "hf_PlantedTokenPlanted42", "pin-83517-pin", "planted:s3cret-in-uri"
 PICASSO = str(ROOT / "concepts" / "picasso.yaml")
@@ -22,11 +23,15 @@ PICASSO = str(ROOT / "concepts" / "picasso.yaml")
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
     """A folder with a locked key, a spec, a broken recipe and a pickle."""
-    keys.generate(tmp_path / "keys", password=PASSWORD.encode())
-    (tmp_path / "r.json").write_text("{}")
-    (tmp_path / "safe").mkdir()
-    (tmp_path / "tmp").mkdir()
-    return tmp_path
+    return made_world(tmp_path)
+
+
+def made_world(folder: Path) -> Path:
+    keys.generate(folder / "keys", password=PASSWORD.encode())
+    (folder / "r.json").write_text("{}")
+    (folder / "safe").mkdir()
+    (folder / "tmp").mkdir()
+    return folder
 
 
 def environment(world: Path, escaped: bool) -> dict[str, str]:
@@ -88,15 +93,27 @@ CASES += [(entry, True) for entry in ("check", "doctor", "generate", "stack")]
 """With SAFEAR_SIGNING_KEY as it is, and with its line ends escaped and SAFEAR_DEBUG set."""
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], tuple[Done, Path]]:
+    """Every case, those of one environment in one process and world: how it ended, and the world."""
+    found: dict[tuple[str, bool], tuple[Done, Path]] = {}
+    for escaped in (False, True):
+        world = made_world(tmp_path_factory.mktemp("world"))
+        asked = entries((world / "keys" / "safear.key").read_text())
+        cases = [case for case in CASES if case[1] == escaped]
+        done = run_all([asked[entry] for entry, _ in cases], world, environment(world, escaped))
+        found |= {case: (one, world) for case, one in zip(cases, done, strict=True)}
+    return found
+
+
 @pytest.mark.parametrize(("entry", "escaped"), CASES)
-def test_no_entry_point_lets_a_secret_out(world: Path, entry: str, escaped: bool) -> None:
-    words = entries((world / "keys" / "safear.key").read_text())[entry]
-    command = [sys.executable, "-m", "safear_edit", *words]
-    env = environment(world, escaped)
-    done = subprocess.run(command, cwd=world, env=env, capture_output=True, text=True, check=False)
-    said = done.stdout + done.stderr + everything_written(world)
+def test_no_entry_point_lets_a_secret_out(
+    ran: dict[tuple[str, bool], tuple[Done, Path]], entry: str, escaped: bool
+) -> None:
+    done, world = ran[entry, escaped]
+    said = (done.out + done.err).decode() + everything_written(world)
     found = [secret for secret in secrets(world) if secret in said]
-    assert not found and "internal error" not in done.stderr, said[:2000]
+    assert not found and b"internal error" not in done.err, said[:2000]
 
 
 SMALL = ("construct.pairs=8", "construct.keep=6", "params.steps=2", "params.save_every=1", "params.batch=4",

@@ -17,6 +17,7 @@ from safear_edit.cli.options import print_json, print_table
 from safear_edit.errors import EXIT_CODES
 from tests import ROOT
 from tests.gate.test_baseline import released
+from tests.programs import Done, run_all
 from tests.release.test_verify import Release
 
 ODD = "é − 画 😀"
@@ -103,15 +104,16 @@ def test_tables_and_documents_of_hostile_prompts(capsys: pytest.CaptureFixture[s
 # -- every verb on every stream ---------------------------------------------------------------------------------------
 
 
+def programs(folder: Path, commands: list[list[str]], **more: str) -> list[Done]:
+    return run_all(commands, folder, {**os.environ, "PYTHONPATH": str(ROOT), **more})
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize(
-    "words", [["--help"], ["apply", "--help"], ["ls", "methods"], ["ls", "concepts", "--json"], ["power"], ["doctor"]]
-)
-def test_a_stream_that_lacks_characters_changes_no_exit_code(words: list[str], encoding: str) -> None:
-    run = program(words, PYTHONIOENCODING=encoding)
-    out, err = run.communicate()
-    assert run.returncode == 0, err
-    assert out.decode(encoding)
+def test_a_stream_that_lacks_characters_changes_no_exit_code(tmp_path: Path, encoding: str) -> None:
+    verbs = ["--help"], ["apply", "--help"], ["ls", "methods"], ["ls", "concepts", "--json"], ["power"], ["doctor"]
+    for run in programs(tmp_path, [*verbs], PYTHONIOENCODING=encoding):
+        assert run.code == 0, run.err
+        assert run.out.decode(encoding)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -123,11 +125,10 @@ def test_verdicts_survive_a_stream_that_lacks_characters(tmp_path: Path, encodin
     check = ["check", str(made), "--baseline", str(tmp_path / "é.txt")]
     (tmp_path / "é2.txt").write_text("x")
     refused = ["check", str(made), "--baseline", str(tmp_path / "é2.txt")]
-    for words, code in ((verify, 0), (accept, 0), (check, 0), (refused, 2)):
-        run = program(words, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
-        out, err = run.communicate()
-        assert run.returncode == code, err
-        assert out.decode(encoding) or code
+    runs = programs(tmp_path, [verify, accept, check, refused], PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    for run, code in zip(runs, (0, 0, 0, 2), strict=True):
+        assert run.code == code, run.err
+        assert run.out.decode(encoding) or code
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code(tmp_path: Path) -> None:

@@ -68,6 +68,22 @@ def test_every_image_is_its_requests_own_and_judged_for_its_label(model: LlamaGe
         assert (image.judgement.present, image.judgement.why) == (expected.present, expected.why)
 
 
+def test_pixels_are_what_was_judged_and_of_a_finished_batch_the_same_again(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decoded = model.decode, list[int]()
+    monkeypatch.setattr(model, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
+    drawn = list(draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", pixels=True, batch=4))
+    assert decoded == [4, 4, 2], "judged and handed on, decoded once"
+    again = list(draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", pixels=True, batch=4))
+    assert decoded == [4, 4, 2] * 2, "the parts hold tokens alone"
+    for one, other in zip(drawn, again, strict=True):
+        assert one.pixels is not None and one.pixels.dtype == torch.uint8 and one.pixels.shape[0] == 3
+        assert one.judgement.score == float(one.pixels[None].float().mean((1, 2, 3)) / 255)
+        assert other.pixels is not None and torch.equal(one.pixels, other.pixels)
+    assert all(one.pixels is None for one in draw_and_judge(model, REQUESTS[:2], judges(), None))
+
+
 def test_only_one_batch_is_drawn_ahead(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(model, monkeypatch)
     stream = draw_and_judge(model, REQUESTS, judges(), None, batch=4)

@@ -38,7 +38,7 @@ from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.pipeline import diff, run
+from safear_edit.pipeline import diff, publish, run
 from safear_edit.pipeline.order import Order
 from safear_edit.pipeline.state import RunOptions
 from safear_edit.release import released
@@ -456,7 +456,7 @@ def assert_ends_the_same(folder: Path, wanted: str, user: Interrupter, monkeypat
 
 def _cut_the_release(monkeypatch: pytest.MonkeyPatch, user: Interrupter, again: Callable[[], None]) -> None:
     """The process ends before the stack is written, before the report, and before the one rename."""
-    for owner, name in ((released, "save_stack"), (run, "write_report"), (RunDir, "publish")):
+    for owner, name in ((released, "save_stack"), (publish, "write_report"), (RunDir, "publish")):
         user.cuts.append(("release", name))
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, _ctrl_c)

@@ -1,0 +1,19 @@
+"""The user's cache: what may be deleted at any time and is only quicker to find again than to make."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def user_cache(purpose: str) -> Path | None:
+    """This program's folder for `purpose` in the user's cache, readable by the user alone; None where it can't be made.
+
+    It lies in XDG_CACHE_HOME, by default ~/.cache.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safear-edit" / purpose
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):  # Path.home of a user without one
+        return None
+    return folder
