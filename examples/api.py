@@ -7,8 +7,8 @@ import safear_edit as safear
 from safear_edit.release.keys import generate
 
 SMALL = {"params.steps": 6, "construct.pairs": 12, "construct.keep": 12}
-SMALL |= {f"evaluate.n.{name}": 8 for name in ("direct", "paraphrase", "template")}
-SMALL |= {f"preserve.{name}.n": 8 for name in ("other-styles", "objects", "plain")}
+SMALL |= {f"evaluate.n.{name}": 4 for name in ("direct", "paraphrase", "template")}
+SMALL |= {f"preserve.{name}.n": 4 for name in ("other-styles", "objects", "plain")}
 
 
 def main(folder: Path) -> None:

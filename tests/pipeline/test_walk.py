@@ -40,9 +40,9 @@ RELEASED = {
 
 
 def _sets() -> list[str]:
-    small = ["construct.pairs=24", "construct.keep=8", "params.steps=6", "params.batch=4", "params.save_every=2"]
-    small += ["params.keep_batch=4", "evaluate.n.direct=12", "evaluate.n.paraphrase=12", "evaluate.n.template=8"]
-    small += [f"preserve.{group.name}.n=8" for group in load_spec(SPEC).preserve]
+    small = ["construct.pairs=16", "construct.keep=8", "params.steps=4", "params.batch=4", "params.save_every=2"]
+    small += ["params.keep_batch=4", "evaluate.n.direct=6", "evaluate.n.paraphrase=6", "evaluate.n.template=4"]
+    small += [f"preserve.{group.name}.n=4" for group in load_spec(SPEC).preserve]
     return [word for value in small for word in ("--set", value)]
 
 
@@ -98,7 +98,7 @@ def test_the_report_is_valid_and_counts_every_prompt(signed: Path) -> None:
     slices = {part["slice"]: part["prompts"] for part in report["concepts"][0]["erasure"]}
     assert slices.keys() == {"direct", "paraphrase", "template"}
     pairs = report["concepts"][0]["pairs"]
-    assert pairs["made"] == 24 == pairs["kept"] + sum(pairs["reasons"].values())
+    assert pairs["made"] == 16 == pairs["kept"] + sum(pairs["reasons"].values())
     assert {"images/pairs.png", "images/before_after.png"} < {sheet["file"] for sheet in report["images"]}
     rows = [json.loads(line) for line in (signed / "safe/outcomes.jsonl").read_text().splitlines()]
     assert {row["model"] for row in rows} == {"base", "edited"}
