@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from safear_edit import registry
+from safear_edit.cli import main
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
 from safear_edit.construct.captions import refiner_of
@@ -33,6 +34,14 @@ def test_another_model_describes_what_one_that_only_draws_drew(tmp_path: Path, m
     monkeypatch.setattr(Janus, "describe", lambda captioner, images: [str(tuple(one.shape)) for one in images])
     assert found is not None
     assert found.describe(torch.zeros(2, 3, 40, 40, dtype=torch.uint8)) == ["(3, 16, 16)"] * 2, "in its own size"
+
+
+def test_the_option_is_told_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LlamaGen.pico().export(tmp_path)
+    words = ["plan", "picasso", "--model", str(tmp_path), "--set", "construct.pairs=12", "--device", "cpu"]
+    assert main.run([*words, "--captioner", "janus:mini"]) == 0
+    assert "safe captions         by janus:mini" in capsys.readouterr().out
+    assert main.run(words) == 0 and "safe captions" not in capsys.readouterr().out
 
 
 def test_two_ways_at_once_are_refused() -> None:
