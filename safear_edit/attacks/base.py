@@ -85,8 +85,8 @@ class Attack(ABC):
     def __init__(self, params: AttackParams | None = None) -> None:
         self.params = params or self.Params()
 
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
-        """Why it can't be tried on this model and concept; "" if it can."""
+    def unfit(self, pair: Pair, concept: Concept) -> str:
+        """Why it can't be tried on these models and this concept; "" if it can."""
         return ""
 
     @abstractmethod
@@ -116,15 +116,15 @@ class NeedsImages(Attack):
     )
     """What is needed, what to say where nobody said why it isn't there, and the way out."""
 
-    def unfit(self, model: ModelFamily, concept: Concept) -> str:
+    def unfit(self, pair: Pair, concept: Concept) -> str:
         """Needs the attacker's own images."""
         return "" if concept.known else concept.why or self.missing[1]
 
-    def known(self, model: ModelFamily, concept: Concept) -> Target:
+    def known(self, concept: Concept) -> Target:
         """The images; UsageError where there are none."""
         if concept.known is None:
-            needed, _, fix = self.missing
-            raise UsageError(self.name, needed, self.unfit(model, concept), fix)
+            needed, none, fix = self.missing
+            raise UsageError(self.name, needed, concept.why or none, fix)
         return concept.known
 
 

@@ -6,7 +6,7 @@ An edit of low rank may hang on a few directions: "directional ablation" in reve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar
@@ -57,9 +57,14 @@ def shrunk(delta: Tensor, directions: int) -> Tensor:
 
 
 @contextmanager
-def edit_as(net: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, what all edits together add to each weight of `net` is `change` of it; then bitwise as before."""
-    weights = originals(net)
+def edit_as(
+    net: nn.Module, change: Callable[[Tensor], Tensor], weights: Sequence[tuple[Tensor, Tensor]] | None = None
+) -> Iterator[None]:
+    """While it lasts, what all edits together add to each weight of `net` is `change` of it; then bitwise as before.
+
+    weights: of these alone, with what they were (default: of all, see `originals`).
+    """
+    weights = originals(net) if weights is None else weights
     merged = [weight.detach().to("cpu", copy=True) for weight, _ in weights]
     try:
         with torch.no_grad():

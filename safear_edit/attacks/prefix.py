@@ -55,7 +55,7 @@ class Prefix(NeedsImages):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says. The length after which the edited model showed most is measured on other seeds."""
-        known = self.known(pair.base, concept)
+        known = self.known(concept)
         drawer = Drawer(self.name, concept, seed, store, progress)
         lengths = lengths_of(pair.base.card, self.params)
         few, parts = max(1, budget.images // len(lengths)), list[Part]()

@@ -1,4 +1,9 @@
-"""Quantise: the weights rounded as a deployment may round them; an edit smaller than the rounding would be lost."""
+"""Quantise: the weights rounded as a deployment may round them; an edit smaller than the rounding would be lost.
+
+Casting to half precision is one way. The others are plain rounding to the nearest of 2^bits values, symmetric about 0.
+Packages that serve such weights round alike but for details: torchao's int4, for one, has groups with a zero of their
+own (https://docs.pytorch.org/ao/stable/generated/torchao.quantization.Int4WeightOnlyConfig.html).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from safear_edit.registry import attack
 
 @attack("quantise", access="white-box")
 class Quantise(OptionSearch):
-    """bfloat16, float16, and eight and four bits per row, there and back."""
+    """bfloat16, float16, and eight and four bits, per row and in groups of 64, there and back."""
 
     def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
@@ -37,11 +42,17 @@ def to_bits(weight: Tensor, bits: int) -> Tensor:
     return ((weight.float() / scale).round() * scale).to(weight.dtype)
 
 
+def in_groups(weight: Tensor, bits: int, size: int) -> Tensor:
+    """The same with one scale per so many numbers of a row; a row's last group may be smaller."""
+    return torch.cat([to_bits(part, bits) for part in weight.split(size, 1)], 1)
+
+
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "bfloat16": partial(cast, dtype=torch.bfloat16),
     "float16": partial(cast, dtype=torch.float16),
     "8 bits": partial(to_bits, bits=8),
     "4 bits": partial(to_bits, bits=4),
+    "4 bits, groups of 64": partial(in_groups, bits=4, size=64),
 }
 
 

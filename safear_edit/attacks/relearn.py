@@ -78,7 +78,7 @@ class Relearn(NeedsImages):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says. The way that brought most back at the earlier marks gives the figure at the last."""
-        known = self.known(pair.base, concept)
+        known = self.known(concept)
         drawer = Drawer(self.name, concept, seed, store, progress)
         with pair.edited() as model:
             found = self._curves(drawer, model, known, concept.plain, budget, "attack")

@@ -60,7 +60,7 @@ class RingABell(NeedsImages):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; no image model takes part in the search."""
-        known = self.known(pair.base, concept)
+        known = self.known(concept)
         drawer, steps = Drawer(self.name, concept, seed, store, progress), -(-budget.steps // 3)
         words, captions = typable(pair.base, concept.spec), concept.captions[: budget.images]
         away = direction(pair.base, known.asked, known.captions)

@@ -74,7 +74,7 @@ def attacked(
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
         key = digest_of(*about, made.name, *settings)
-        why = made.unfit(model, concept)
+        why = made.unfit(pair, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
         if why or (spent and not _kept(out, made.name, key)):
             not_run.append(NotRun(attack=made.name, why=why or f"the budget of {minutes:g} minutes was spent"))

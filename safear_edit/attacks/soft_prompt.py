@@ -87,7 +87,7 @@ class SoftPrompt(NeedsImages):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; nothing is stored, the search is quick beside the images."""
-        known = self.known(pair.base, concept)
+        known = self.known(concept)
         drawer = Drawer(self.name, concept, seed, progress=progress)
         captions, novel = concept.captions[: budget.images], concept.novel
         with pair.edited() as model:
@@ -121,7 +121,7 @@ class SoftPrompt(NeedsImages):
         images: int,
     ) -> Curve:
         """Success after so many steps on few images, for the concept and for the style that the model never knew."""
-        known = self.known(model, concept)
+        known = self.known(concept)
         own = self._followed(drawer, model, _Try(known, captions, f"attack, {images} images"), budget, images)
         taught = None
         if concept.novel:

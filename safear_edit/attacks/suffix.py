@@ -9,6 +9,7 @@ so what is found can be typed.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 LEAST_BASE = 0.3
 """The words must bring the concept out of the base model in so many images; a search that can't proves nothing."""
 CONTROL = "as many random words, others after each caption"
+Objective = Callable[[Condition, Tensor], Tensor]
+"""What a search makes small: of prompts, one per image, and which of the attacker's images these are, (B,)."""
 
 
 class Search(AttackParams):
@@ -65,12 +68,15 @@ class Typable:
         return "".join(self.texts[i] for i in chosen)
 
 
-@attack("suffix", access="white-box")
-class Suffix(NeedsImages):
-    """Words after the caption, found by gradient on the exact likelihood; none of them is the concept's name."""
+class WordSearch(NeedsImages):
+    """An attack that looks for words after a caption by their gradient; a subclass says what they are to do."""
 
     Params: ClassVar[type[AttackParams]] = Search
     params: Search
+
+    @abstractmethod
+    def objective(self, model: ModelFamily, pair: Pair, aim: Target) -> Objective:
+        """What the words make small on `model`, which is the edited model or the base."""
 
     def run(
         self,
@@ -83,7 +89,7 @@ class Suffix(NeedsImages):
         progress: Callback = silent,
     ) -> Leaks:
         """As the base class says; on the base model the search is done anew."""
-        known = self.known(pair.base, concept)
+        known = self.known(concept)
         drawer, steps = Drawer(self.name, concept, seed, store, progress), -(-budget.steps // 3)
         words, captions = typable(pair.base, concept.spec), concept.captions[: budget.images]
         said: dict[str, list[str]] = {}
@@ -92,7 +98,8 @@ class Suffix(NeedsImages):
             def shown(done: int, info: str) -> None:
                 progress(f"{self.name}: {purpose}, search", done, steps, info)
 
-            found = words.text(searched(model, words, known, self.params, steps, seed, shown))
+            objective = self.objective(model, pair, known)
+            found = words.text(searched(model, words, known, objective, self.params, steps, seed, shown))
             drawer.steps += steps
             said[purpose] = [caption + found for caption in captions]
             return drawer.look(model, said[purpose], purpose, freeze=purpose == "attack")
@@ -113,6 +120,15 @@ class Suffix(NeedsImages):
             best=successes(said["attack"], seen),
             shown=drawer.shown,
         )
+
+
+@attack("suffix", access="white-box")
+class Suffix(WordSearch):
+    """Words after the caption, found by gradient on the exact likelihood; none of them is the concept's name."""
+
+    def objective(self, model: ModelFamily, pair: Pair, aim: Target) -> Objective:
+        """Minus the log-likelihood of the attacker's images."""
+        return likelihood(model, aim)
 
 
 def typable(model: ModelFamily, spec: Spec) -> Typable:
@@ -154,6 +170,7 @@ def searched(
     model: ModelFamily,
     words: Typable,
     aim: Target,
+    objective: Objective,
     params: Search,
     steps: int,
     seed: int,
@@ -164,27 +181,44 @@ def searched(
     chosen = torch.randint(len(words.texts), (params.words,), generator=generator).tolist()
     for step in range(steps):
         rows = torch.randperm(len(aim.ids), generator=generator)[: params.batch]
-        captions, ids = [aim.captions[i] for i in rows.tolist()], aim.ids[rows]
-        slope = gradient(model, words, chosen, captions, ids)
+        captions = [aim.captions[i] for i in rows.tolist()]
+        slope = gradient(model, words, chosen, captions, objective, rows)
         ranked = (-slope @ words.rows.float().T).topk(min(params.top, len(words.texts)), 1).indices.cpu()
         tried = [chosen]
         for _ in range(params.candidates):
             place, rank = (int(torch.randint(n, (1,), generator=generator)) for n in ranked.shape)
             tried.append([*chosen[:place], int(ranked[place, rank]), *chosen[place + 1 :]])
-        losses = _losses(model, [[c + words.text(one) for c in captions] for one in tried], ids)
+        losses = _losses(model, [[c + words.text(one) for c in captions] for one in tried], objective, rows)
         chosen = tried[min(range(len(tried)), key=losses.__getitem__)]
         progress(step + 1, f"loss {min(losses):.3f}")
     return chosen
 
 
-def gradient(model: ModelFamily, words: Typable, chosen: Sequence[int], captions: Sequence[str], ids: Tensor) -> Tensor:
-    """Of minus the mean log-likelihood with respect to the suffix's embeddings, (words, C)."""
+def likelihood(model: ModelFamily, aim: Target) -> Objective:
+    """Minus the mean log-likelihood of these images in nats a token."""
+
+    def objective(condition: Condition, rows: Tensor) -> Tensor:
+        wanted = aim.ids[rows].to(model.device)
+        return -token_logprobs(model.logits(condition, wanted), wanted).mean()
+
+    return objective
+
+
+def gradient(
+    model: ModelFamily,
+    words: Typable,
+    chosen: Sequence[int],
+    captions: Sequence[str],
+    objective: Objective,
+    rows: Tensor,
+) -> Tensor:
+    """Of the objective with respect to the suffix's embeddings, (words, C); captions: one for each of these rows."""
     texts, parts = [caption + words.text(chosen) for caption in captions], list[Tensor]()
-    for rows in torch.arange(len(ids)).split(model.learnt_together):
+    for places in torch.arange(len(rows)).split(model.learnt_together):
         with _moved(model, words.ids[list(chosen)]) as moved:
-            condition = model.open_condition([texts[row] for row in rows.tolist()])
-        (found,) = torch.autograd.grad(_nll(model, condition, ids[rows]), [moved])
-        parts.append(found.float() * (len(rows) / len(ids)))
+            condition = model.open_condition([texts[place] for place in places.tolist()])
+        (found,) = torch.autograd.grad(objective(condition, rows[places]), [moved])
+        parts.append(found.float() * (len(places) / len(rows)))
     return torch.stack(parts).sum(0)
 
 
@@ -213,17 +247,12 @@ def _moved(model: ModelFamily, suffix: Tensor) -> Iterator[Tensor]:
         handle.remove()
 
 
-def _nll(model: ModelFamily, condition: Condition, ids: Tensor) -> Tensor:
-    wanted = ids.to(model.device)
-    return -token_logprobs(model.logits(condition, wanted), wanted).mean()
-
-
 @torch.no_grad()
-def _losses(model: ModelFamily, tried: Sequence[Sequence[str]], ids: Tensor) -> list[float]:
+def _losses(model: ModelFamily, tried: Sequence[Sequence[str]], objective: Objective, rows: Tensor) -> list[float]:
     """Of each set of prompts, one prompt per image; all prompts are read at once, the images set by set."""
-    count, condition = len(ids), model.condition([prompt for prompts in tried for prompt in prompts])
+    count, condition = len(rows), model.condition([prompt for prompts in tried for prompt in prompts])
     parts = (condition.rows(torch.arange(i * count, (i + 1) * count)) for i in range(len(tried)))
-    return [float(_nll(model, part, ids)) for part in parts]
+    return [float(objective(part, rows)) for part in parts]
 
 
 def random_words(words: Typable, captions: Sequence[str], count: int, seed: int) -> list[str]:

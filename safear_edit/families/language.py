@@ -250,6 +250,13 @@ class LanguageModel(ModelFamily):
         the image's first token is read."""
         return inserted(condition, vectors, self._after_text())
 
+    @torch.no_grad()
+    def in_prompt(self, image: Tensor) -> Tensor:
+        """An image uint8 (3, H, W) between its marks, as a prompt may hold it, (n, D): for `with_vectors`."""
+        before, after = (torch.tensor(ids, device=self.device, dtype=torch.long) for ids in self.frame())
+        seen = self.seen(image.unsqueeze(0))[0]
+        return torch.cat([self._embedded(before).to(seen), seen, self._embedded(after).to(seen)])
+
     def _after_text(self) -> int:
         """Tokens that every drawing prompt ends with: as many as two prompts share that end in different words."""
         ids, _ = self.prompt_ids(TWO_TEXTS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from safear_edit.attacks.quantise import ROUNDINGS, rounded, to_bits
+from safear_edit.attacks.quantise import ROUNDINGS, in_groups, rounded, to_bits
 
 
 @pytest.mark.parametrize("name", list(ROUNDINGS))
@@ -31,3 +31,11 @@ def test_bits_bound_the_error_and_the_values() -> None:
         step = weight.abs().amax(1) / (2 ** (bits - 1) - 1)
         assert bool(((found - weight).abs().amax(1) <= step / 2 + 1e-6).all()) and bool((found[2] == 0).all())
         assert all(len(row.unique()) <= 2**bits - 1 for row in found)
+
+
+def test_a_group_has_a_scale_of_its_own() -> None:
+    weight = torch.randn(3, 150, generator=torch.Generator().manual_seed(2))
+    weight[:, 70] = 100.0  # spoils its own group only
+    whole, grouped = to_bits(weight, 4), in_groups(weight, 4, 64)
+    assert torch.equal(grouped[:, :64], to_bits(weight[:, :64], 4)) and grouped.shape == weight.shape
+    assert bool((whole[:, :64] == 0).all()) and float((grouped[:, 128:] - weight[:, 128:]).abs().max()) < 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safear_edit.attacks.suffix import Search, Typable, gradient, searched, typable
+from safear_edit.attacks.suffix import Search, Typable, gradient, likelihood, searched, typable
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.registry import families
 from tests.attacks.test_contract import concept, picasso, pico
@@ -35,7 +35,7 @@ def test_the_gradient_is_that_of_the_words_own_embeddings(family: str) -> None:
     aim, typed = concept(model).known, typable(model, picasso())
     assert aim is not None
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    slope = gradient(model, typed, [1, 4, 2], aim.captions[:2], aim.ids[:2])
+    slope = gradient(model, typed, [1, 4, 2], aim.captions[:2], likelihood(model, aim), torch.arange(2))
     assert slope.shape == (3, typed.rows.shape[1]) and bool((slope.abs().sum(1) > 0).all())
     assert not torch.allclose(slope[0], slope[1])
     state = model.net.state_dict()
@@ -48,7 +48,7 @@ def test_a_small_step_against_the_gradient_lowers_the_loss(words: Typable) -> No
     aim = concept(model).known
     assert aim is not None
     chosen, captions, ids = [3, 77, 4000], list(aim.captions[:3]), aim.ids[:3]
-    slope = gradient(model, words, chosen, captions, ids)
+    slope = gradient(model, words, chosen, captions, likelihood(model, aim), torch.arange(3))
     table, _ = model.word_table()
     rows, step = words.ids[chosen], 0.02 / slope.norm()
 
@@ -71,7 +71,8 @@ def test_the_search_makes_the_images_likelier(words: Typable) -> None:
     aim = concept(model).known
     assert aim is not None
     losses: list[str] = []
-    found = searched(model, words, aim, FEW, 6, 0, lambda done, info: losses.append(info))
-    assert found == searched(model, words, aim, FEW, 6, 0, lambda done, info: None) and len(found) == 3
+    objective = likelihood(model, aim)
+    found = searched(model, words, aim, objective, FEW, 6, 0, lambda done, info: losses.append(info))
+    assert found == searched(model, words, aim, objective, FEW, 6, 0, lambda done, info: None) and len(found) == 3
     values = [float(line.removeprefix("loss ")) for line in losses]
     assert min(values[3:]) < values[0]
