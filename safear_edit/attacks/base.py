@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,7 @@ from torch import Tensor
 from safear_edit.attacks import lock
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
+from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.lock import Replay
 from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
 from safear_edit.attacks.suites import Budget
@@ -186,6 +187,13 @@ class Drawer:
             found = zip(requests, seen, strict=True)
             self.shown += [(one.prompt, one.seed, taken) for one, present in found if present]
         return seen
+
+    def kept(self, purpose: str, marks: Collection[int]) -> Kept:
+        """What a training's looks found before a kill, counted here as if they were made now."""
+        path = self.store / f"{_slug(purpose)}.safetensors" if self.store else None
+        found = Kept.at(path, marks)
+        self.images += sum(map(len, found.seen.values()))
+        return found
 
     def cost(self) -> Cost:
         """What was taken so far."""

@@ -20,6 +20,7 @@ from torch import nn
 from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import curve, marks_within
+from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -77,7 +78,10 @@ class Relearn(NeedsImages):
         store: Path | None = None,
         progress: Callback = silent,
     ) -> Leaks:
-        """As the base class says. The way that brought most back at the earlier marks gives the figure at the last."""
+        """As the base class says. The way that brought most back at the earlier marks gives the figure at the last.
+
+        A killed one goes on after the last mark that it reached.
+        """
         known = self.known(concept)
         drawer = Drawer(self.name, concept, seed, store, progress)
         with pair.edited() as model:
@@ -138,27 +142,33 @@ class Relearn(NeedsImages):
     ) -> dict[int, list[bool | None]]:
         """Images of held-out prompts that name the aim, at marks after the first; the model is left as found."""
         shown = plain if way.benign and plain else aim
-        wanted, seen = marks or set(marks_within(budget.steps)), dict[int, list[bool | None]]()
-        stage = f"{purpose}, {way.name}"
-        for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed):
+        stage, texts = f"{purpose}, {way.name}", aim.scored[: budget.images]
+        kept = drawer.kept(stage, (marks or set(marks_within(budget.steps))) - {0})
+        for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed, kept):
             drawer.progress(f"{self.name}: {stage}, learn", step, budget.steps, "")
-            if step in wanted:
-                texts = aim.scored[: budget.images]
-                seen[step] = drawer.look(model, texts, f"{stage}, {step} steps", judge=aim.judge)
+            if step in kept.marks:
+                kept.seen[step] = drawer.look(model, texts, f"{stage}, {step} steps", judge=aim.judge)
         drawer.steps += budget.steps
-        return seen
+        return kept.seen
 
 
-def tuned(model: ModelFamily, way: Way, shown: Target, params: Relearning, steps: int, seed: int) -> Iterator[int]:
+def tuned(
+    model: ModelFamily, way: Way, shown: Target, params: Relearning, steps: int, seed: int, kept: Kept | None = None
+) -> Iterator[int]:
     """Yields after every step, with the model as it is then; afterwards it is as found, also after an error.
 
-    AdamW on minus the teacher-forced log-likelihood of the images under the captions that name them.
+    AdamW on minus the teacher-forced log-likelihood of the images under the captions that name them. kept: begins after
+    its last look, and is written after each; a finished one yields nothing.
     """
+    if kept and kept.finished:
+        return
     generator, pool = torch.Generator().manual_seed(seed), min(way.images, len(shown.ids))
     condition = model.condition(shown.asked[:pool])
     with _trainable(model, way, params, seed) as weights:
         optimiser = torch.optim.AdamW(weights, params.lora_rate if way.weights == "lora" else params.full_rate)
-        for step in range(steps):
+        if kept:
+            kept.go_on(weights, optimiser, generator)
+        for step in range(kept.step if kept else 0, steps):
             rows = torch.randperm(pool, generator=generator)[: params.batch]
             optimiser.zero_grad()
             for part in rows.split(model.learnt_together):
@@ -169,6 +179,8 @@ def tuned(model: ModelFamily, way: Way, shown: Target, params: Relearning, steps
                     weight.grad = gradient if weight.grad is None else weight.grad + gradient
             optimiser.step()
             yield step + 1
+            if kept and step + 1 in kept.seen:
+                kept.write(weights, optimiser, generator)
 
 
 @contextmanager

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from safear_edit.attacks.base import Drawer
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
+from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.relearn import BENIGN, TEACHING, Relearn, Relearning, Way, tuned
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.tokens import token_logprobs
-from tests.attacks.test_contract import SMALL, concept, pico, some_edit
+from tests.attacks.test_contract import SMALL, concept, pico, some_edit, without_seconds
 
 
 def curve(own: list[int], taught: list[int] | None) -> Curve:
@@ -84,3 +88,43 @@ def test_the_control_without_a_style_that_no_model_knows() -> None:
     assert other.control_is == BENIGN and other.edited == taught.edited and other.control is not None
     none = few.run(pair, replace(aim, novel=None, plain=None), SMALL, 0)
     assert none.control is None and "no control" in none.why and none.curves[0].marks[1].control is None
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_a_killed_run_goes_on_after_its_last_mark(
+    weights: Literal["lora", "full"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the second mark of the first way: the steps before the first mark aren't taken again."""
+    model = pico("llamagen")
+    aim, pair = replace(concept(model), novel=None, plain=None), Pair.of_edit(model, some_edit(model))
+    few, budget = Relearn(Relearning(ways=(Way(weights, 8),))), replace(SMALL, steps=8)
+    whole = few.run(pair, aim, budget, 0)
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    look, step, steps = Drawer.look, torch.optim.AdamW.step, list[int]()
+
+    def killed(self: Drawer, model: object, prompts: object, purpose: str, **more: object) -> object:
+        if "8 steps" in purpose:
+            raise KeyboardInterrupt
+        return look(self, model, prompts, purpose, **more)  # type: ignore[arg-type]
+
+    def counted(self: torch.optim.AdamW, *given: object) -> object:
+        steps.append(1)
+        return step(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Drawer, "look", killed)
+        with pytest.raises(KeyboardInterrupt):
+            few.run(pair, aim, budget, 0, store=tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.net.state_dict().items())
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    again = few.run(pair, aim, budget, 0, store=tmp_path)
+    assert without_seconds(again) == without_seconds(whole)
+    assert len(steps) == (8 - 5) + 8, "from the mark at 5 on, and the base model's"
+    steps.clear()
+    assert without_seconds(few.run(pair, aim, budget, 0, store=tmp_path)) == without_seconds(whole) and not steps
+
+
+def test_a_damaged_file_of_looks_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"no weights")
+    assert Kept.at(path, {5}).seen == {} and not Kept.at(path, {5}).finished
