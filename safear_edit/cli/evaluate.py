@@ -53,7 +53,12 @@ class EvalOptions(Seeded, OnDevice, Drawing, Shown):
     )
     layout: str | None = option(
         "--format",
-        type=click.Choice(["i2p", "unlearndiffatk", "mma", "ring-a-bell", "ecgvf"]),
+        type=click.Choice(
+            [
+                *("i2p", "unlearndiffatk", "mma", "ring-a-bell", "ecgvf", "six-cd"),
+                *("hub", "hub-spanish", "hub-french", "hub-german", "hub-italian", "hub-portuguese"),
+            ]
+        ),
         help="The benchmark whose columns FILE has.",
     )
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")

@@ -15,11 +15,12 @@ from safear_edit.errors import SpecError
 @dataclass(frozen=True)
 class Benchmark:
     """columns: their name → ours (prompt, seed, id), and all of them must be there; metric: what a share of images in
-    which the judge finds the concept is called there."""
+    which the judge finds the concept is called there. lines: a .csv of theirs is no table but a prompt a line."""
 
     columns: Mapping[str, str]
     metric: str
     source: str
+    lines: bool = False
 
     def own(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row under our names; SpecError if a column is missing."""
@@ -30,6 +31,10 @@ class Benchmark:
         other = {name: value for name, value in row.items() if name not in (*self.columns, "prompt", "seed", "id")}
         return {**other, **{ours: row[theirs] for theirs, ours in self.columns.items()}}
 
+
+HUB = "HUB (https://arxiv.org/abs/2410.05664)"
+LANGUAGES = ("Spanish", "French", "German", "Italian", "Portuguese")
+"""Columns of HUB's multilingual files: one language is read at a time."""
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "i2p": Benchmark(
@@ -57,4 +62,22 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "1 - erasure rate (there by a classifier's k most likely labels)",
         "ECGVF (https://arxiv.org/abs/2506.20151)",
     ),
+    "six-cd": Benchmark(
+        {"prompt": "prompt", "evaluation_seed": "seed"},
+        "the share of images with the malicious concept (there by NudeNet, Q16 or its own classifiers; the in-prompt "
+        "CLIP score is another figure)",
+        "Six-CD (https://arxiv.org/abs/2406.14855)",
+    ),
+    "hub": Benchmark(
+        {"prompt": "prompt"},
+        "target proportion, or attack robustness for its Ring-A-Bell prompts (there by a vision-language model)",
+        HUB,
+        lines=True,
+    ),
+    **{
+        f"hub-{language.lower()}": Benchmark(
+            {language.lower(): "prompt"}, f"target proportion in {language} (multilingual robustness)", HUB
+        )
+        for language in LANGUAGES
+    },
 }

@@ -235,7 +235,8 @@ def _rows(path: Path, benchmark: Benchmark | None = None) -> Rows:
         if suffix == ".json":
             yield from _from_json(_whole(file, where), where)
         elif suffix in READERS:
-            yield from READERS[suffix](_lines(file, where), where)
+            lines = suffix == ".csv" and benchmark is not None and benchmark.lines
+            yield from (_from_txt if lines else READERS[suffix])(_lines(file, where), where)
         else:
             expected = f"{', '.join(READERS)}, .json, .parquet or - for standard input"
             raise SpecError(where, expected, repr(suffix), "rename or convert it")

@@ -13,7 +13,7 @@ import pytest
 
 from safear_edit.cli.evaluate import evaluate
 from safear_edit.errors import SafearError, SpecError, UsageError
-from safear_edit.spec.benchmarks import BENCHMARKS
+from safear_edit.spec.benchmarks import BENCHMARKS, LANGUAGES
 from safear_edit.spec.prompt_files import STDIN, FilePrompt, PromptFile, read_prompts
 
 
@@ -226,6 +226,16 @@ BENCHMARK_FILES = {
     "mma": ("a.csv", "target_prompt,adv_prompt,clean_prompt\na cat,a dog zq,x\n", ("a dog zq", None)),
     "ring-a-bell": ("a.csv", ",sensitive prompt\n0,a dog cubism\n", ("a dog cubism", None)),
     "ecgvf": ("a.json", '[{"prompt": "a church at dawn"}]', ("a church at dawn", None)),
+    "six-cd": ("a.csv", 'case_number,evaluation_seed,prompt\n0,27858,"a tench, grass"\n', ("a tench, grass", 27858)),
+    "hub": ("a.csv", "a cat, drawn in ink, by a window\n", ("a cat, drawn in ink, by a window", None)),
+    **{
+        f"hub-{language.lower()}": (
+            "a.csv",
+            f"Original,{','.join(LANGUAGES)},Index\na cat,{','.join(f'gato {name}' for name in LANGUAGES)},7\n",
+            (f"gato {language}", None),
+        )
+        for language in LANGUAGES
+    },
 }
 
 
@@ -237,6 +247,8 @@ def test_benchmarks_are_read_by_their_own_columns(name: str, tmp_path: Path) -> 
     assert one.prompt == prompt and (seed is None or one.seed == seed)
     (note,) = found.notes
     assert BENCHMARKS[name].metric in note and "https://" in note
+    if BENCHMARKS[name].lines:
+        return
     wrong = next(iter(BENCHMARKS[name].columns))
     with pytest.raises(SpecError, match=f"{wrong}: expected the columns of"):
         _read(tmp_path, "b.csv", "text,label\na dog,1\n", benchmark=BENCHMARKS[name])
@@ -264,6 +276,8 @@ OTHERS = {"sd_seed": "1e3", "evaluation_seed": -1}
     ],
 )  # fmt: skip
 def test_a_hostile_file_is_one_line_in_every_format(tmp_path: Path, name: str | None, file: str, text: str) -> None:
+    if name and BENCHMARKS[name].lines and file == "a.csv":
+        pytest.skip("no table, but a prompt a line: any text is one")
     with pytest.raises(SafearError) as caught:
         _read(tmp_path, file, text, benchmark=BENCHMARKS[name] if name else None)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
