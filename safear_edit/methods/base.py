@@ -17,6 +17,7 @@ from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import Draw, Readings, fine_tune, identity_of
+from safear_edit.methods import deepen
 from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 
@@ -86,8 +87,9 @@ class PairMethod(Generic[P]):
     def work(self, params: P, card: Card, pairs: int) -> Work:
         """What the search costs, in counts; preserved images and answers about images are run by the base model too."""
         held = params.keep_batch * (bool(params.keep_weight) + bool(params.understanding_weight))
+        attacked = params.batch * (deepen.INNER + 1) * params.adversarial
         widths = params.rank * LORA_WIDTHS.get(params.part, 0)
-        return Work(params.steps, self.rows(params, card) + held, held, widths)
+        return Work(params.steps, self.rows(params, card) + held + attacked, held, widths)
 
     def trainable(self, params: P, model: ModelFamily) -> int:
         """Numbers that are trained: two factors per linear layer."""
@@ -111,6 +113,8 @@ def fit_pairs(
 ) -> Edit:
     """Fine-tune an adapter on `loss` plus what must stay and wrap it as an Edit; `reference` if `loss` uses scores.
 
+    Where the parameters say so it is trained against attacks as well, whatever the method's own loss is.
+
     modules: the layers that get an adapter (default: those of `params.part`). masked: see `PairMethod.masked`.
     """
     bench = Workbench(model, material, params, progress, reference=reference)
@@ -120,6 +124,9 @@ def fit_pairs(
         value, readings = loss(bench, draw)
         if masked and not value.requires_grad:
             return value, readings
+        if params.adversarial:
+            attacked = deepen.adversarial(bench, draw)
+            value, readings = value + attacked, {**readings, "attacked": float(attacked.detach())}
         return bench.keeping(draw, value, readings)
 
     settings = params.model_dump(mode="json")

@@ -22,6 +22,7 @@ from safear_edit.construct.pairs import Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
+from safear_edit.errors import UsageError
 from safear_edit.judges.draw import BATCH
 from safear_edit.methods.base import PairMethod
 from safear_edit.methods.esd import turned_away
@@ -58,7 +59,13 @@ class Obliviate(PairMethod["Obliviate.Params"]):
         progress: Callback,
         checkpoint: Path | None = None,
     ) -> Edit:
-        """Draw the roll-outs under the concept prompt, and find a LoRA edit on them; the pairs are left aside."""
+        """Draw the roll-outs under the concept prompt, and find a LoRA edit on them; the pairs are left aside.
+
+        UsageError for `adversarial`, which needs a caption without the concept.
+        """
+        if params.adversarial:
+            fix = "choose a method that learns from pairs, obliviate_pairs for one"
+            raise UsageError("params.adversarial", "false for obliviate", "true", fix)
         prompt = params.prompt or material.prompt or material.concept
         drawn = replace(material, pairs=rolled_out(model, prompt, params.rollouts, seed, progress))
         return super().fit(model, drawn, params, seed=seed, progress=progress, checkpoint=checkpoint)

@@ -63,11 +63,6 @@ class VCE(PairMethod["VCE.Params"]):
             description="scale of the found adapter; search: a little above the weakest that erases the concept from "
             "images of training prompts, so that neighbours lose less; likelihoods then keep more of the concept",
         )
-        adversarial: bool = Field(
-            False,
-            exclude_if=lambda on: not on,
-            description="the same under a soft prompt that is searched in every step (five passes more); weight 1",
-        )
 
     def fit(
         self,
@@ -107,15 +102,12 @@ class VCE(PairMethod["VCE.Params"]):
         if params.depth:
             deeper = deepen.depth(bench, draw)
             loss, readings["depth"] = loss + params.depth * deeper, float(deeper.detach())
-        if params.adversarial:
-            attacked = deepen.adversarial(bench, draw)
-            loss, readings["attacked"] = loss + attacked, float(attacked.detach())
         return loss, readings
 
     def rows(self, params: VCE.Params, card: Card) -> float:
         """Winner and loser, and the winner again where the anchor stands on the safe caption."""
         pairs = 3 if params.anchor_weight and params.anchor == "safe" else 2
-        return params.batch * (pairs + 2 * bool(params.depth) + (deepen.INNER + 1) * params.adversarial)
+        return params.batch * (pairs + 2 * bool(params.depth))
 
     def work(self, params: VCE.Params, card: Card, pairs: int) -> Work:
         """With the images of a search for a strength, all of which are drawn in the worst case."""

@@ -57,6 +57,12 @@ class PairTuning(Tuning):
         description="weight of the KL to the base model's answers about keep_batch images per step",
     )
     caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
+    adversarial: bool = Field(
+        False,
+        exclude_if=lambda on: not on,  # recipes from before there was one keep their digests
+        description="train as well, with weight 1, against a soft prompt that is searched in every step: five passes "
+        "over whole images more (methods/deepen.py)",
+    )
 
 
 @dataclass(frozen=True)

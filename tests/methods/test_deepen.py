@@ -7,16 +7,20 @@ import torch
 
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.fine_tune import Draw
+from safear_edit.errors import UsageError
+from safear_edit.families.infinity import Infinity
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods import deepen
 from safear_edit.methods.vce import VCE
 from safear_edit.methods.workbench import PairTuning, Workbench, token_kl
 from safear_edit.progress import silent
+from safear_edit.registry import methods
 from tests.methods import test_methods
 from tests.methods.test_methods import fit
 
 model, material = test_methods.model, test_methods.material
+bitwise, bits = test_methods.bitwise, test_methods.bits
 """Their fixtures."""
 
 
@@ -64,3 +68,22 @@ def test_the_concepts_images_become_as_likely_as_without_its_name(model: LlamaGe
 def test_recipes_without_them_keep_their_digests() -> None:
     assert not {"depth", "adversarial"} & VCE.Params().model_dump().keys()
     assert VCE.Params(depth=1.0, adversarial=True).model_dump()["adversarial"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("ear", {"window": 8, "threshold": 0.0}), ("sace", {"preserve_scales": ()}), ("svare", {})]
+)
+def test_every_pair_method_can_be_trained_against_attacks(
+    name: str, more: dict[str, object], bitwise: Infinity, bits: Material
+) -> None:
+    plain, attacked = (fit(name, bitwise, bits, steps=3, adversarial=on, **more) for on in (False, True))
+    assert "adversarial" not in plain.info.params and attacked.info.params["adversarial"] is True
+    assert attacked.info.losses[0] > plain.info.losses[0] + 1e-6, "the attack's divergence is part of the first loss"
+    kind = methods()[name].load()
+    works = [kind().work(kind.Params(**more, adversarial=on), bitwise.card, 6) for on in (False, True)]
+    assert works[1].rows - works[0].rows == (deepen.INNER + 1) * kind.Params().batch
+
+
+def test_without_a_caption_that_leaves_the_concept_out_it_is_refused(bitwise: Infinity, bits: Material) -> None:
+    with pytest.raises(UsageError, match=r"adversarial.*obliviate_pairs"):
+        fit("obliviate", bitwise, bits, adversarial=True)
