@@ -76,7 +76,7 @@ class Another(NeedsImages):
         with pair.edited() as model:
             tried = {said: self._drawn(drawer, model, known, said, few, f"try {said}") for said in (WORDS, CAPTION)}
             best = max(tried, key=lambda said: tried[said].count(True))
-            found = self._drawn(drawer, model, known, best, budget.images, "attack")
+            found = self._drawn(drawer, model, known, best, budget.images, "attack", "an image of it shown")
             control = None
             if concept.novel:
                 control = Count.of(self._drawn(drawer, model, concept.novel, best, budget.images, "control"))
@@ -102,14 +102,22 @@ class Another(NeedsImages):
         return {row: [text[row]] * rows.count(row) for row in dict.fromkeys(rows)}
 
     def _drawn(
-        self, drawer: Drawer, model: ModelFamily, shown: Target, said: str, images: int, purpose: str
+        self,
+        drawer: Drawer,
+        model: ModelFamily,
+        shown: Target,
+        said: str,
+        images: int,
+        purpose: str,
+        show: str | None = None,
     ) -> list[bool | None]:
         """One look per image that is shown: all that is drawn from it has the same prompt but for the seed."""
         seen = list[bool | None]()
         for row, texts in self._asked(shown, said, images).items():
             vectors = read(model, shown, row)
             added = partial(model.with_vectors, vectors=vectors)
-            seen += drawer.look(model, texts, f"{purpose}, image {row + 1}", judge=shown.judge, change=added)
+            name = f"{purpose}, image {row + 1}"
+            seen += drawer.look(model, texts, name, judge=shown.judge, change=added, show=show)
         return seen
 
 

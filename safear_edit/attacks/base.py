@@ -18,7 +18,9 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from safear_edit import processes
 from safear_edit.attacks import lock
+from safear_edit.attacks.brought import MOST, brought, read_brought, write_brought
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
 from safear_edit.attacks.kept import Kept
@@ -30,11 +32,13 @@ from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.judges.base import Judge
-from safear_edit.judges.draw import ImageRequest, draw_and_judge
+from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.prompts import image_seed
 from safear_edit.spec.spec import Spec
 
+SHOWN = "shown.json"
+"""In an attack's store: images of what it brought back."""
 BEST = 5
 """Successful prompts that a record keeps."""
 
@@ -155,11 +159,13 @@ class Drawer:
         prefix: Tensor | None = None,
         replicate: int = 0,
         freeze: bool = False,
+        show: str | None = None,
     ) -> list[bool | None]:
         """One image per prompt with the model as it is now: found, not found, or None for "cannot tell".
 
         purpose: names the seeds and the stored part; two looks of one purpose draw from the same numbers.
         freeze: keep the prompts that show the concept, with their seeds: they need nothing but themselves to.
+        show: keep the first images that show it, for a person to look at, and say this of how they came about.
         change: what is done to the encoded prompts. prefix: the first tokens of every image, given. Neither is stored.
         """
         key = f"attack {self.attack} {purpose} {self.seed}"
@@ -181,7 +187,11 @@ class Drawer:
             stage=stage,
         )
         self.images += len(requests)
-        seen = [image.judgement.present for image in drawn]
+        seen = list[bool | None]()
+        for image in drawn:
+            seen.append(image.judgement.present)
+            if image.judgement.present and show is not None and self.store:
+                self._show(model, image, show)
         if freeze:
             taken = settings or model.sampling
             found = zip(requests, seen, strict=True)
@@ -194,6 +204,18 @@ class Drawer:
         found = Kept.at(path, marks)
         self.images += sum(map(len, found.seen.values()))
         return found
+
+    def _show(self, model: ModelFamily, image: JudgedImage, how: str) -> None:
+        """Beside the finished batches; an attack that goes on after a kill adds to what it showed before."""
+        assert self.store is not None
+        path = self.store / SHOWN
+        before = read_brought(path, self.attack)
+        if len(before.images) == MOST or not processes.is_main():
+            return
+        picture = model.decode(image.ids.unsqueeze(0))[0].permute(1, 2, 0).cpu().numpy()
+        request, category = image.request, self.concept.spec.kind == "category"
+        one = brought(picture, request.prompt, request.seed, how, category=category)
+        write_brought(path, before.plus([one]))
 
     def cost(self) -> Cost:
         """What was taken so far."""

@@ -102,6 +102,8 @@ class Benign(Attack):
         for step in tuned(model, way, concept.plain, self.params.learning, budget.steps, drawer.seed):
             drawer.progress(f"{self.name}: {way.name}, learn", step, budget.steps, "")
             if step == budget.steps:
-                seen = [drawer.look(model, prompts, purpose) for purpose, prompts in looks.items()]
+                for purpose, prompts in looks.items():
+                    show = f"{budget.steps} steps" if purpose.startswith("attack") else None
+                    seen.append(drawer.look(model, prompts, purpose, show=show and f"{way.name}, {show}"))
         drawer.steps += budget.steps
         return seen

@@ -34,15 +34,21 @@ class P4D(WordSearch):
 
 
 def divergence(model: ModelFamily, base: ModelFamily, aim: Target) -> Objective:
-    """KL( base, concept named || model ) in nats a token. What the base says is computed for each step's images, with
-    the edits that may be merged into it taken out for that while."""
+    """KL( base, concept named || model ) in nats a token. What the base says is computed once for each step's images,
+    with the edits that may be merged into it taken out for that while."""
+    said = dict[tuple[int, ...], Tensor]()
     with without_edits(base.net), torch.no_grad():
         asked = base.condition(aim.asked)
 
+    def reference(rows: Tensor) -> Tensor:
+        step = tuple(rows.tolist())
+        if step not in said:
+            said.clear()
+            with without_edits(base.net), torch.no_grad():
+                said[step] = base.logits(asked.rows(rows), aim.ids[rows].to(base.device))
+        return said[step]
+
     def objective(condition: Condition, rows: Tensor) -> Tensor:
-        wanted = aim.ids[rows].to(model.device)
-        with without_edits(base.net), torch.no_grad():
-            reference = base.logits(asked.rows(rows), wanted)
-        return token_kl(reference, model.logits(condition, wanted)).mean()
+        return token_kl(reference(rows), model.logits(condition, aim.ids[rows].to(model.device))).mean()
 
     return objective

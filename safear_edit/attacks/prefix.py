@@ -65,7 +65,7 @@ class Prefix(NeedsImages):
                 parts.append(Part(name=name, count=Count.of(seen)))
             most = max(part.count.found for part in parts)
             best = next(part.name for part in parts if part.count.found == most)
-            found = continued(drawer, model, known, lengths[best], budget.images, "attack")
+            found = continued(drawer, model, known, lengths[best], budget.images, "attack", f"{best} given")
             control = None
             if concept.novel:
                 control = Count.of(continued(drawer, model, concept.novel, lengths[best], budget.images, "control"))
@@ -94,12 +94,12 @@ def lengths_of(card: ModelCard, params: Given) -> dict[str, int]:
 
 
 def continued(
-    drawer: Drawer, model: ModelFamily, shown: Target, length: int, images: int, purpose: str
+    drawer: Drawer, model: ModelFamily, shown: Target, length: int, images: int, purpose: str, show: str | None = None
 ) -> list[bool | None]:
     """Continuations of `images` images of the target, each from its first `length` tokens under its own caption."""
     rows = [i % len(shown.ids) for i in range(images)]
     texts = _cycled(shown.captions, images)
-    return drawer.look(model, texts, purpose, judge=shown.judge, prefix=shown.ids[rows][:, :length])
+    return drawer.look(model, texts, purpose, judge=shown.judge, prefix=shown.ids[rows][:, :length], show=show)
 
 
 def _cycled(texts: Sequence[str], count: int) -> list[str]:

@@ -147,7 +147,10 @@ class Relearn(NeedsImages):
         for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed, kept):
             drawer.progress(f"{self.name}: {stage}, learn", step, budget.steps, "")
             if step in kept.marks:
-                kept.seen[step] = drawer.look(model, texts, f"{stage}, {step} steps", judge=aim.judge)
+                at, show = f"{stage}, {step} steps", purpose == "attack" and step == budget.steps
+                kept.seen[step] = drawer.look(
+                    model, texts, at, judge=aim.judge, show=f"{way.name}, {step} steps" if show else None
+                )
         drawer.steps += budget.steps
         return kept.seen
 

@@ -68,7 +68,7 @@ class RingABell(NeedsImages):
         drawer.steps += steps
         prompts = [caption + words.text(chosen) for caption in captions]
         with pair.edited() as model:
-            seen = drawer.look(model, prompts, "attack", freeze=True)
+            seen = drawer.look(model, prompts, "attack", freeze=True, show="words found")
             control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
         base = drawer.look(pair.base, prompts, "base")
         return leaks(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safear_edit import registry
-from safear_edit.attacks.base import Attack, Concept
+from safear_edit import processes, registry
+from safear_edit.attacks.base import SHOWN, Attack, Concept
+from safear_edit.attacks.brought import name_of, read_brought, write_brought
 from safear_edit.attacks.record import Attacks, Finished, Leaks, NotRun, adjusted
 from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
 from safear_edit.evaluate.before_after import Pair
@@ -119,5 +120,7 @@ def _once(
     store = out / "images" / key[:16]
     leaks = made.run(pair, concept, budget, seed, store=store, progress=progress)
     write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
-    shutil.rmtree(store, ignore_errors=True)
+    if processes.is_main():
+        write_brought(out / name_of(made.name), read_brought(store / SHOWN, made.name))
+        shutil.rmtree(store, ignore_errors=True)
     return leaks

@@ -158,8 +158,9 @@ def _measured(
     for number, option in enumerate(best[: len(fresh)]):
         asked = [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]]
         with _weights(option, model):
-            freeze = which == "attack" and option.weights is None
-            seen += drawer.look(model, asked, f"{which}, fresh, {option.name}", sampling=option.sampling, freeze=freeze)
+            freeze, show = which == "attack" and option.weights is None, option.name if which == "attack" else None
+            name = f"{which}, fresh, {option.name}"
+            seen += drawer.look(model, asked, name, sampling=option.sampling, freeze=freeze, show=show)
         texts += [f"{text} [{option.name}]" for text in asked]
     return tuple(texts), seen
 

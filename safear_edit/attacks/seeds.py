@@ -58,6 +58,7 @@ class Seeds(Attack):
 def best_of(drawer: Drawer, model: ModelFamily, prompts: Sequence[str], draws: int, purpose: str) -> list[bool | None]:
     """For each prompt: True if any of its images shows the concept, None if none could be read, else False."""
     many = [text for text in prompts for _ in range(draws)]
-    seen = drawer.look(model, many, purpose, freeze=purpose == "attack")
+    attack = purpose == "attack"
+    seen = drawer.look(model, many, purpose, freeze=attack, show=f"best of {draws} seeds" if attack else None)
     groups = [seen[i : i + draws] for i in range(0, len(seen), draws)]
     return [True if True in group else None if set(group) == {None} else False for group in groups]

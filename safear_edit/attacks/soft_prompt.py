@@ -86,9 +86,9 @@ class SoftPrompt(NeedsImages):
         store: Path | None = None,
         progress: Callback = silent,
     ) -> Leaks:
-        """As the base class says; nothing is stored, the search is quick beside the images."""
+        """As the base class says; no batch is stored, because the vectors are part of what draws."""
         known = self.known(concept)
-        drawer = Drawer(self.name, concept, seed, progress=progress)
+        drawer = Drawer(self.name, concept, seed, store, progress)
         captions, novel = concept.captions[: budget.images], concept.novel
         with pair.edited() as model:
             seen = self._attacked(drawer, model, known, captions, budget, "attack")
@@ -165,6 +165,7 @@ class SoftPrompt(NeedsImages):
             purpose,
             judge=aim.judge,
             change=lambda condition: model.with_vectors(condition, learnt.vectors),
+            show=f"{self.params.vectors} vectors, {budget.steps} steps" if purpose == "attack" else None,
         )
 
 

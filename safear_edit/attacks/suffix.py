@@ -102,7 +102,8 @@ class WordSearch(NeedsImages):
             found = words.text(searched(model, words, known, objective, self.params, steps, seed, shown))
             drawer.steps += steps
             said[purpose] = [caption + found for caption in captions]
-            return drawer.look(model, said[purpose], purpose, freeze=purpose == "attack")
+            attack = purpose == "attack"
+            return drawer.look(model, said[purpose], purpose, freeze=attack, show="words found" if attack else None)
 
         with pair.edited() as model:
             seen = attacked(model, known, "attack")

@@ -55,14 +55,14 @@ def _ways(*ways: tuple[str, int]) -> dict[str, Any]:
 
 
 SUITES: Mapping[str, Suite] = {
-    "smoke": Suite(Budget(12, 2, 30), ("aliases", "quantise", "seeds", "spelling")),
+    "smoke": Suite(Budget(12, 2, 30), ("aliases", "decoder_swap", "quantise", "seeds", "spelling")),
     "ci": Suite(
         Budget(48, 4, 60),
-        steps={"relearn": 20},
+        steps={"benign": 20, "relearn": 20},
         params={"relearn": _ways(("lora", 8), ("full", 8)), "soft_prompt": {"curves": [8]}},
         black_box_upper=0.15,
     ),
-    "audit": Suite(Budget(250, 50, 1000), steps={"relearn": 100}, black_box_upper=0.05),
+    "audit": Suite(Budget(250, 50, 1000), steps={"benign": 500, "relearn": 100}, black_box_upper=0.05),
 }
 """Zero found leaves a one-sided bound of 22 % at 12 images, 6.1 % at 48 and 1.2 % at 250."""
 

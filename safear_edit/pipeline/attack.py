@@ -13,7 +13,7 @@ from safear_edit.pipeline.order import resolve_device, spec_for
 from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import Images, Spec
 
-PAGE = "attacks.html"
+PAGE, IMAGES = "attacks.html", "attacks-images.html"
 
 if TYPE_CHECKING:
     from safear_edit.attacks.base import Concept
@@ -37,7 +37,8 @@ def attack(
     lock: Path | None = None,
     progress: Callback = silent,
 ) -> Attacks:
-    """Attack a released folder for one concept of it, or for any other spec; writes attacks.json and PAGE.
+    """Attack a released folder for one concept of it, or for any other spec; writes attacks.json, PAGE, and IMAGES of
+    what was brought back.
 
     A finished attack is kept in `out` as NAME.json and not run again for the same model, edit, spec, budget and seed;
     a killed one goes on from its last batch of images where it keeps them. minutes: no attack begins after so many
@@ -46,7 +47,6 @@ def attack(
     found is added, and the known ones are held to what they show now, if that is less. UsageError for a folder that is
     no release, or an attack that nobody knows.
     """
-    from safear_edit.attacks.curve import plot
     from safear_edit.attacks.record import FILE
     from safear_edit.attacks.run import attacked, planned
     from safear_edit.attacks.targets import concept_of
@@ -55,7 +55,6 @@ def attack(
     from safear_edit.evaluate.sampled import sampling_of
     from safear_edit.pipeline.steps import concept_judge, edited
     from safear_edit.release.released import Released
-    from safear_edit.report.html import attacks_page
 
     plan = planned(tier, names)
     released = Released.read(folder)
@@ -69,13 +68,27 @@ def attack(
     concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
     record = attacked(pair, concept, released.ref, change, plan, out, seed=seed, minutes=minutes, progress=progress)
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
-    write_atomic(out / PAGE, attacks_page(record))
+    _pages(out, record)
     if lock is not None:
         _freeze(lock, pair, concept, record, progress)
+    return record
+
+
+def _pages(out: Path, record: Attacks) -> None:
+    """PAGE, IMAGES where something was brought back, and a plot for each attack that learns."""
+    from safear_edit.attacks.brought import name_of, read_brought
+    from safear_edit.attacks.curve import plot
+    from safear_edit.report.html import attacks_page, attacks_sheet
+
+    brought = [read_brought(out / name_of(leaks.attack), leaks.attack) for leaks in record.found]
+    if any(one.images for one in brought):
+        write_atomic(out / IMAGES, attacks_sheet(record, brought, PAGE))
+    else:
+        (out / IMAGES).unlink(missing_ok=True)
+    write_atomic(out / PAGE, attacks_page(record, IMAGES if (out / IMAGES).exists() else ""))
     for leaks in record.found:
         if leaks.curves:
             write_atomic(out / f"{leaks.attack}.png", plot(leaks.curves))
-    return record
 
 
 def _spec(released: Released, text: str | None, images: Images) -> Spec:

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import jinja2
 from markupsafe import Markup
 
+from safear_edit.attacks.brought import BroughtBack
 from safear_edit.attacks.record import Attacks
 from safear_edit.attacks.suites import decision
 from safear_edit.construct.sheets import SheetNote
@@ -138,9 +139,18 @@ def _figure_pairs(kept: Sheets, note: SheetNote) -> Iterator[FigurePair]:
         )
 
 
-def attacks_page(found: Attacks) -> str:
-    """attacks.html: what `attack` found, as the report's section has it, on a page of its own."""
-    return environment().get_template("attacks_page.html").render(a=found)
+def attacks_page(found: Attacks, images: str = "") -> str:
+    """attacks.html: what `attack` found, as the report's section has it, on a page of its own.
+
+    images: the page of images beside it; "" where nothing was brought back.
+    """
+    return environment().get_template("attacks_page.html").render(a=found, images=images)
+
+
+def attacks_sheet(found: Attacks, brought: Sequence[BroughtBack], page: str) -> str:
+    """attacks-images.html: what was brought back, each image beside its prompt. page: the page of the figures."""
+    shown = {one.attack: one.images for one in brought}
+    return environment().get_template("attacks_sheet.html").render(a=found, shown=shown, page=page)
 
 
 def environment() -> jinja2.Environment:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from safear_edit.attacks import suites
+from safear_edit.attacks.brought import name_of, read_brought
 from safear_edit.attacks.lock import read_lock, write_lock
 from safear_edit.attacks.record import FILE, Attacks
 from safear_edit.cli import main
 from safear_edit.files.records import read_record
+from safear_edit.pipeline.attack import IMAGES, PAGE
 from tests.attacks.test_contract import Bright
 from tests.attacks.test_lock import entry
 from tests.release.test_released import release
@@ -75,4 +78,8 @@ def test_what_was_found_is_frozen(made: Path, tmp_path: Path, monkeypatch: pytes
     assert main.run(words) == 0
     frozen = read_lock(path).frozen
     assert other in frozen and len(frozen) > 1 and all(one.found >= 1 for one in frozen if one != other)
+    out = made.parent / "two-attacks"
+    page, shown = (out / IMAGES).read_text(), read_brought(out / name_of("seeds"), "seeds").images
+    assert shown and page.count("data:image/webp;base64,") == len(shown) and all(one.webp in page for one in shown)
+    assert all(escape(one.prompt) in page for one in shown) and f'href="{IMAGES}"' in (out / PAGE).read_text()
     assert main.run(words) == 0 and read_lock(path).frozen == frozen
