@@ -1,8 +1,8 @@
 """Relearn: fine-tune the edited model on a few images of the concept, and see how soon it is back.
 
-Erasures come back under a little fine-tuning, on images of the concept and on harmless ones (Suriyakumar et al. 2024,
-https://arxiv.org/abs/2410.08074). A model that can learn anything can learn the concept anew, so what counts is
-whether it comes back sooner than a style comes that the model never knew, taught with as many images and steps.
+Erasures come back under a little fine-tuning (Suriyakumar et al. 2024, https://arxiv.org/abs/2410.08074). A model that
+can learn anything can learn the concept anew, so what counts is whether it comes back sooner than a style comes that
+the model never knew, taught with as many images and steps.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Way:
 class Relearning(AttackParams):
     """Ways to learn; the steps are the budget's."""
 
-    ways: tuple[Way, ...] = (Way("lora", 8), Way("lora", 32), Way("full", 8), Way("lora", 32, benign=True))
+    ways: tuple[Way, ...] = (Way("lora", 8), Way("lora", 32), Way("full", 8))
     batch: int = Field(8, ge=1, description="images per step")
     rank: int = Field(8, ge=1, description="of the adapter")
     lora_rate: float = Field(1e-3, gt=0, description="AdamW's learning rate for an adapter")
@@ -63,7 +63,7 @@ class Relearning(AttackParams):
 
 @attack("relearn", access="white-box")
 class Relearn(NeedsImages):
-    """Fine-tuning on 8 or 32 images of the concept, or on other images; the control teaches a new style as long."""
+    """Fine-tuning on 8 or 32 images of the concept; the control teaches a new style as long."""
 
     Params: ClassVar[type[AttackParams]] = Relearning
     params: Relearning

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from safear_edit.attacks.base import Drawer
+from safear_edit.attacks.benign import Harmless
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
 from safear_edit.attacks.kept import Kept
@@ -58,7 +59,7 @@ def test_marks_end_with_the_budget() -> None:
     assert marks_within(60) == (0, 5, 10, 20, 50, 60) and marks_within(2) == (0, 2)
 
 
-@pytest.mark.parametrize("way", Relearning().ways[1:], ids=lambda way: way.name)
+@pytest.mark.parametrize("way", [*Relearning().ways[1:], Harmless().ways[0]], ids=lambda way: way.name)
 def test_learning_makes_the_images_likelier_and_gives_the_model_back(way: Way) -> None:
     model = pico("llamagen")
     known = concept(model).known
