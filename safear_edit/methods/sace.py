@@ -78,7 +78,7 @@ class SACE(PairMethod["SACE.Params"]):
 
     def rows(self, params: SACE.Params, card: Card) -> float:
         """The first scales of an image under each caption: erased under the unsafe one, held under the neutral one."""
-        last = [max(params.erase_scales)] + [max(params.preserve_scales)] * bool(params.preserve_scales)
+        last = [max(scales) for scales in (params.erase_scales, params.preserve_scales) if scales]
         return params.batch * sum(sum(card.scales[: scale + 1]) for scale in last) / card.tokens
 
     def work(self, params: SACE.Params, card: Card, pairs: int) -> Work:
