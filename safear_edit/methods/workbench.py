@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
@@ -165,7 +166,9 @@ class Workbench:
 
     def _hidden(self, rows: Tensor, caption: Caption, picture: Picture, tokens: int) -> Tensor:
         condition, ids = self._view(rows, caption, picture)
-        return self.model.hidden(condition, ids[:, :tokens])
+        scales = self.model.card.scales  # a next-scale model runs whole scales only
+        whole = tokens if len(scales) == 1 else next(end for end in accumulate(scales) if end >= tokens)
+        return self.model.hidden(condition, ids[:, :whole])[:, :tokens]
 
     def _view(self, rows: Tensor, caption: Caption, picture: Picture) -> tuple[Condition, Tensor]:
         condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])

@@ -71,7 +71,7 @@ def test_recipes_without_them_keep_their_digests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("ear", {"threshold": 0.0}), ("sace", {"preserve_scales": ()}), ("svare", {})]
+    ("name", "more"), [("ear", {"window": 8, "threshold": 0.0}), ("sace", {"preserve_scales": ()}), ("svare", {})]
 )
 def test_every_pair_method_can_be_trained_against_attacks(
     name: str, more: dict[str, object], bitwise: Infinity, bits: Material
