@@ -10,7 +10,7 @@ import torch
 from safear_edit.attacks.base import Target
 from safear_edit.attacks.relearn import Relearning, Way, tuned
 from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn, learning
-from safear_edit.attacks.suffix import gradient, typable
+from safear_edit.attacks.suffix import gradient, likelihood, typable
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.language import LanguageModel
 from safear_edit.families.llamagen import LlamaGen
@@ -101,7 +101,8 @@ def test_images_learnt_from_in_parts_teach_what_they_teach_together(monkeypatch:
         for _ in tuned(model, way, few, Relearning(batch=5), 2, 0):
             held.append(1)
             state = [t.detach().clone() for name, t in sorted(model.net.named_parameters()) if "lora_" in name]
-        return [vectors, gradient(model, typed, [1, 4], few.captions, few.ids), *state]
+        words = gradient(model, typed, [1, 4], few.captions, likelihood(model, few), torch.arange(5))
+        return [vectors, words, *state]
 
     whole = learnt()
     together = model.logits
