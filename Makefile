@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[test,nudity,imagenet]'
+	$(BIN)/python -m pip install -q -e '.[test,nudity,imagenet,diffusion]'
 	touch $(VENV)/.installed $@
 
 clean:

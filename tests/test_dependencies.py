@@ -48,7 +48,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     project = _project()
     extras = project["optional-dependencies"]
     assert isinstance(extras, dict)
-    optional = {name for extra in ("nudity", "imagenet", "fuzz", "tune") for name in _names(extras[extra])}
+    optional = {name for extra in ("nudity", "imagenet", "fuzz", "tune", "diffusion") for name in _names(extras[extra])}
     declared, imported = _names(project["dependencies"]), _imported()
     assert imported - declared - optional == set(), "imported, but only there because something else needs it"
     assert declared - imported == NOT_IMPORTED, "declared for nothing"

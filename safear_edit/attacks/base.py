@@ -86,13 +86,16 @@ class Attack(ABC):
     name: ClassVar[str]
     access: ClassVar[Access]
     Params: ClassVar[type[AttackParams]] = AttackParams
+    by_token: ClassVar[bool] = False
+    """Whether it reads or chooses image tokens one by one; a model that denoises latents has none."""
 
     def __init__(self, params: AttackParams | None = None) -> None:
         self.params = params or self.Params()
 
     def unfit(self, pair: Pair, concept: Concept) -> str:
         """Why it can't be tried on these models and this concept; "" if it can."""
-        return ""
+        denoises = self.by_token and "denoising" in pair.base.provides
+        return f"{pair.base.card.ref} denoises latents and has no likelihoods of image tokens" if denoises else ""
 
     @abstractmethod
     def run(
@@ -123,7 +126,7 @@ class NeedsImages(Attack):
 
     def unfit(self, pair: Pair, concept: Concept) -> str:
         """Needs the attacker's own images."""
-        return "" if concept.known else concept.why or self.missing[1]
+        return super().unfit(pair, concept) or ("" if concept.known else concept.why or self.missing[1])
 
     def known(self, concept: Concept) -> Target:
         """The images; UsageError where there are none."""

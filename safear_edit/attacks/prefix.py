@@ -42,6 +42,7 @@ class Prefix(NeedsImages):
     """The first tokens, scales, or half of an image of the concept, with a prompt that doesn't name it."""
 
     Params: ClassVar[type[AttackParams]] = Given
+    by_token = True
     params: Given
 
     def run(

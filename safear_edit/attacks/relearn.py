@@ -66,6 +66,7 @@ class Relearn(NeedsImages):
     """Fine-tuning on 8 or 32 images of the concept; the control teaches a new style as long."""
 
     Params: ClassVar[type[AttackParams]] = Relearning
+    by_token = True
     params: Relearning
 
     def run(

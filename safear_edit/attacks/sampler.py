@@ -27,6 +27,7 @@ class Sampler(OptionSearch):
     """A sweep over guidance, temperature, top-k and top-p."""
 
     Params: ClassVar[type[AttackParams]] = Sweep
+    by_token = True
     params: Sweep
 
     def options(self, base: ModelFamily, concept: Concept) -> list[Option]:

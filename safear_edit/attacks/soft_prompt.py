@@ -74,6 +74,7 @@ class SoftPrompt(NeedsImages):
     can't be judged, takes random vectors."""
 
     Params: ClassVar[type[AttackParams]] = Learning
+    by_token = True
     params: Learning
 
     def run(

@@ -72,6 +72,7 @@ class WordSearch(NeedsImages):
     """An attack that looks for words after a caption by their gradient; a subclass says what they are to do."""
 
     Params: ClassVar[type[AttackParams]] = Search
+    by_token = True
     params: Search
 
     @abstractmethod

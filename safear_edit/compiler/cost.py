@@ -80,8 +80,8 @@ def forward_flops(card: Card) -> float:
 
 
 def picture_flops(card: Card) -> float:
-    """One image with guidance: two rows through the model."""
-    return 2 * forward_flops(card)
+    """One image with guidance: two rows through the model, as often as drawing takes."""
+    return 2 * forward_flops(card) * getattr(card, "passes", 1)  # cards of third parties may not say
 
 
 def predict(
@@ -302,10 +302,11 @@ def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
     """Images under guidance: every step reads the layers, and computes two rows per image of the batch; then they are
     decoded."""
     batch = min(images, model.rows_per_batch)
-    steps = len(model.card.scales) if len(model.card.scales) > 1 else model.card.tokens
+    card = model.card
+    steps = card.passes if card.passes > 1 else len(card.scales) if len(card.scales) > 1 else card.tokens
     reading = steps * model.layer_parameters * model.dtype.itemsize / speed.bandwidth
-    computing = batch * _in_layers(model) * picture_flops(model.card) / speed.flops
-    decoding = images * model.decode_flops * model.card.image_size**2 / (speed.float32 or speed.flops)
+    computing = batch * _in_layers(model) * picture_flops(card) / speed.flops
+    decoding = images * model.decode_flops * card.image_size**2 / (speed.float32 or speed.flops)
     return images / batch * (reading + computing) / EFFICIENCY["drawing"] + decoding
 
 

@@ -40,6 +40,12 @@ from safear_edit.progress import Callback, silent
 # -- the audit --------------------------------------------------------------------------------------------------------
 
 
+def why_not(model: ModelFamily) -> str:
+    """Why a model's likelihoods can't be read; "" where they can."""
+    denoises = "denoising" in model.provides
+    return f"{model.card.ref} denoises latents and gives no likelihoods of image tokens" if denoises else ""
+
+
 @torch.no_grad()
 def base_scores(model: ModelFamily, pack: Pack, *, batch: int = BATCH, progress: Callback = silent) -> Scores:
     """The base model's part of `audit`, for many edits of one base."""

@@ -39,16 +39,19 @@ OWN = "safear"
 """The layout in which a family writes what it loads again, also what no published layout has a place for."""
 REPLACED = "replaced_image_table"
 """Buffer of a net with a codebook, not saved: None, or the rows that image tokens are read from instead of its own."""
-Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention"]
+Capability = Literal["codebook", "scales", "understanding", "captioning", "cross_attention", "denoising"]
+"""What only some families can do. denoising: an image is a latent that is denoised as a whole, so it has no tokens that
+follow each other and no likelihood; `logits` refuses, `noise_prediction` takes its place."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
     """What a model is, for recipes and reports.
 
-    tokens: per image; choices: values of one token (codebook size, or 2 for bits); scales: tokens per scale, coarse to
-    fine, (tokens,) for a raster model; files: weight file name → sha256; depth: tokens of one place of an image,
-    which follow each other.
+    tokens: per image; choices: values of one token (codebook size, 2 for bits, 0 where it is numbers of a latent);
+    scales: tokens per scale, coarse to fine, (tokens,) for a raster model; files: weight file name → sha256; depth:
+    tokens of one place of an image, which follow each other; passes: forward passes over all tokens that drawing an
+    image takes, 1 where each token is computed once.
     """
 
     family: str
@@ -61,6 +64,7 @@ class ModelCard:
     licence: str
     files: Mapping[str, str] = field(default_factory=dict)
     depth: int = 1
+    passes: int = 1
 
     @property
     def ref(self) -> str:
@@ -310,6 +314,17 @@ class ModelFamily(ABC):
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Teacher-forced logits, ids.shape + (choices,), float32, differentiable, without guidance."""
 
+    def noise_prediction(self, condition: Condition, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """The noise that the network finds in latents (B, N, C) after this noise was mixed in, (B, N, C) float32,
+        differentiable, without guidance. level (B,) in [0, 1): how far along the training's noise schedule, 1 being
+        noise alone. Families that provide "denoising" have it."""
+        raise UsageError(f"family {self.name}", "one that denoises latents", "none", "take family diffusion")
+
+    def caption_states(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """What keys and values of captions are made from, (B, T, C), and which of it is a caption's, (B, T) bool.
+        Families that provide "denoising" have it."""
+        raise UsageError(f"family {self.name}", "one that denoises latents", "none", "take family diffusion")
+
     def hidden(self, condition: Condition, ids: Tensor) -> Tensor:
         """Last hidden states (B, N, D) after the final norm, differentiable: row j is what predicts token j."""
         raise UsageError(f"family {self.name}", "one that shows its hidden states", "none", "choose another method")
@@ -362,7 +377,7 @@ class ModelFamily(ABC):
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """Shape of one image's ids: (N,), or (N, D) where a token is D bits."""
+        """Shape of one image's ids: (N,), or (N, D) where a token is D bits, or D numbers of a latent."""
         return (self.card.tokens,)
 
     @property

@@ -47,7 +47,8 @@ class Published:
     """What a family's class assigns in its body, readable without importing it (the import would cost torch).
 
     variants: empty: the family takes any variant and checks it itself. model_types: values of model_type in config.json
-    by which a published folder is known; such a folder's own name is the variant. layouts: name of each layout that
+    (of _class_name in a pipeline's model_index.json) by which a published folder is known; such a folder's own name is
+    the variant. layouts: name of each layout that
     `export` writes besides the package's own → how a person checks such a folder in the code that it is for.
     """
 
@@ -171,10 +172,13 @@ class ModelRef:
 
 
 def _model_type(folder: Path) -> str:
-    file = folder / "config.json"
-    data = read_json(file).data if file.is_file() else None
-    kind = data.get("model_type") if isinstance(data, Mapping) else None
-    return kind if isinstance(kind, str) else ""
+    """What config.json calls a model, or what model_index.json calls a pipeline of diffusers; "" without either."""
+    for name, key in (("config.json", "model_type"), ("model_index.json", "_class_name")):
+        data = read_json(folder / name).data if (folder / name).is_file() else None
+        kind = data.get(key) if isinstance(data, Mapping) else None
+        if isinstance(kind, str):
+            return kind
+    return ""
 
 
 def _refuse_both(path: Path, text: str) -> None:

@@ -198,13 +198,15 @@ class T5:
         cleaned: bool = True,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        tokenizer: Path | None = None,
     ) -> None:
+        """tokenizer: its folder, if it isn't the encoder's."""
         from transformers import AutoTokenizer
 
         if not (folder / "config.json").is_file():
             raise UsageError(str(folder), "a T5 encoder's folder", "none", "put flan-t5-xl beside the weights")
         self.folder, self.max_tokens, self.cleaned, self.dtype, self.device = folder, max_tokens, cleaned, dtype, device
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
         self._loaded: T5EncoderModel | None = None
         self._known: dict[str, Tensor] = {}
 

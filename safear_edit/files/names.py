@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-EXPORTED = ("gpt.safetensors", "edited.safetensors", "model.safetensors", "llm/model.safetensors")
+EXPORTED = (
+    "gpt.safetensors",
+    "edited.safetensors",
+    "model.safetensors",
+    "llm/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+)
 """Under which of these an `export` keeps the transformer's weights; what isn't among them is read in float32."""
 
 OWN_WEIGHTS = "edited.safetensors"

@@ -207,7 +207,9 @@ def _write(path: Path, about: str, images: Sequence[JudgedImage]) -> None:
 
 
 def _smallest(ids: Tensor) -> torch.dtype:
-    """A type that holds these numbers: bits take a byte each, not eight."""
+    """A type that holds these numbers: bits take a byte each, not eight; numbers of a latent stay as they are."""
+    if ids.is_floating_point():
+        return ids.dtype
     most = int(ids.max()) if ids.numel() else 0
     return next(kind for kind in (torch.uint8, torch.int16, torch.int32, torch.int64) if most <= torch.iinfo(kind).max)
 
@@ -218,7 +220,8 @@ def _read(path: Path, about: str, requests: Sequence[ImageRequest]) -> list[Judg
         return None
     try:
         with safe_open(path, "pt") as opened:
-            found, ids = opened.metadata(), opened.get_tensor("ids").long()
+            found, ids = opened.metadata(), opened.get_tensor("ids")
+        ids = ids if ids.is_floating_point() else ids.long()
         if found["about"] != about:
             return None
         judgements = [Judgement(**row) for row in json.loads(found["judgements"])]

@@ -184,7 +184,7 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
     from safear_edit.evaluate.likelihood_record import save_skipped
     from safear_edit.evaluate.references import source_for, tokenised, why_none
 
-    why = why_none(recipe.spec, model.card)
+    why = likelihood.why_not(model) or why_none(recipe.spec, model.card)
     source = None if why else source_for(recipe.spec, model.card)
 
     def make() -> None:

@@ -214,4 +214,5 @@ def _read_card(path: Path) -> ModelCard:
         licence=card.licence,
         files=card.files,
         depth=card.depth,
+        passes=card.passes,
     )

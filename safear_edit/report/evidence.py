@@ -178,6 +178,7 @@ class BaseCard(StrictRecord):
     licence: str = NOT_STATED
     files: dict[str, str] = Field(default_factory=dict)
     depth: int = 1
+    passes: int = Field(1, exclude_if=lambda passes: passes == 1)  # as in cards from before there was one
     ref: str | None = None
     digest: str = NOT_STATED
 

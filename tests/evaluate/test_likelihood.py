@@ -22,7 +22,7 @@ from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.image_folder import folder_source
-from safear_edit.evaluate.likelihood import audit, exact_kl, token_blocks
+from safear_edit.evaluate.likelihood import audit, exact_kl, token_blocks, why_not
 from safear_edit.evaluate.likelihood_record import (
     Audit,
     Divergence,
@@ -38,6 +38,7 @@ from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wante
 from safear_edit.evaluate.references import Pack, source_for, tokenised, why_none
 from safear_edit.evaluate.stats import Interval
 from safear_edit.families.base import Condition, ModelCard, ModelFamily, Sampling
+from safear_edit.families.diffusion import Diffusion
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
@@ -62,6 +63,11 @@ def made_edit(model: ModelFamily, strength: float = 0.1) -> Edit:
         tensors[f"{name}.lora_B"] = strength * torch.randn(out, 2, generator=generator)
     about = {"method": "vce", "params": {}, "concept": "P.", "base_digest": model.card.digest, "rank": 2}
     return Edit("lora", tensors, EditInfo(**about, alpha=2.0, seed=5, steps=1, losses=(0.7,), minutes=0.1))
+
+
+def test_a_model_that_denoises_has_none_and_says_why() -> None:
+    assert why_not(LlamaGen.pico()) == ""
+    assert why_not(Diffusion.pico()) == "diffusion:pico denoises latents and gives no likelihoods of image tokens"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject, run_again
 from safear_edit.errors import UsageError
-from safear_edit.families.base import ModelFamily, Sampling
+from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.language import LanguageModel
 from safear_edit.families.load import load_model
 from safear_edit.families.tokens import token_logprobs
@@ -36,6 +36,10 @@ def _of(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("model", names, indirect=True)
 
 
+by_token = _of([name for name, kind in KINDS.items() if "denoising" not in kind.provides])
+"""Only families that draw token after token or scale after scale, and give likelihoods."""
+
+
 @pytest.fixture(scope="module", params=list(KINDS))
 def model(request: pytest.FixtureRequest) -> ModelFamily:
     return KINDS[request.param].pico()
@@ -43,6 +47,26 @@ def model(request: pytest.FixtureRequest) -> ModelFamily:
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+
+
+def same(model: ModelFamily, found: Tensor, wanted: Tensor) -> bool:
+    """Tokens: equal; numbers of a latent: but for rounding, which differs with the height of a matrix product."""
+    return torch.allclose(found, wanted, rtol=0, atol=1e-4) if found.is_floating_point() else torch.equal(found, wanted)
+
+
+def said(model: ModelFamily, condition: Condition, ids: Tensor) -> Tensor:
+    """What the network says of images: logits, or the noise that it finds in them."""
+    if "denoising" not in model.provides:
+        return model.logits(condition, ids)
+    noise = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2))
+    return model.noise_prediction(condition, ids, noise, torch.full((len(ids),), 0.6))
+
+
+def objective(model: ModelFamily, condition: Condition, ids: Tensor) -> Tensor:
+    """Something to be trained on: likelihoods, or the size of the noise that is found."""
+    if "denoising" in model.provides:
+        return said(model, condition, ids).square()
+    return token_logprobs(model.logits(condition, ids), ids)
 
 
 def pictures(count: int = 3) -> Tensor:
@@ -59,10 +83,12 @@ def greedy_is_argmax(model: ModelFamily) -> bool:
 # -- drawing and scoring ----------------------------------------------------------------------------------------------
 
 
+@by_token
 def test_greedy_generation_is_the_argmax_of_the_logits_everywhere(model: ModelFamily) -> None:
     assert greedy_is_argmax(model)
 
 
+@by_token
 def test_logits_are_of_every_choice_at_every_token(model: ModelFamily) -> None:
     condition = model.condition(PROMPTS)
     assert len(condition) == 4 and len(condition.features) == 3  # equal prompts once
@@ -78,12 +104,13 @@ def test_an_image_depends_on_its_prompt_and_seed_only(model: ModelFamily) -> Non
     condition = model.condition(PROMPTS)
     together = model.generate(condition, [5, 6, 7, 8])
     for row in range(4):
-        assert torch.equal(model.generate(model.condition([PROMPTS[row]]), [5 + row])[0], together[row])
+        assert same(model, model.generate(model.condition([PROMPTS[row]]), [5 + row])[0], together[row])
     order = torch.tensor([2, 0, 3, 1])
-    assert torch.equal(model.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
+    assert same(model, model.generate(condition.rows(order), [5 + int(i) for i in order]), together[order])
     assert not torch.equal(together[1], together[3])  # same prompt, other seed
 
 
+@by_token
 def test_a_picture_continued_from_its_own_prefix_is_the_same(model: ModelFamily) -> None:
     condition = model.condition(PROMPTS)
     ids = model.generate(condition, range(4))
@@ -94,6 +121,7 @@ def test_a_picture_continued_from_its_own_prefix_is_the_same(model: ModelFamily)
     assert torch.equal(continued[:, :5], other) and not torch.equal(continued[:, 5:], ids[:, 5:])
 
 
+@by_token
 def test_hidden_states_read_what_comes_before_them(model: ModelFamily) -> None:
     condition = model.condition(PROMPTS)
     ids = model.generate(condition, range(4))
@@ -109,8 +137,8 @@ def test_a_dropped_caption_changes_its_own_picture_only(model: ModelFamily) -> N
     condition = model.condition(PROMPTS)
     ids = model.generate(condition, range(4))
     with torch.no_grad():
-        mixed = model.logits(model.dropped(condition, torch.tensor([True, False, False, True])), ids)
-        plain = model.logits(condition, ids)
+        mixed = said(model, model.dropped(condition, torch.tensor([True, False, False, True])), ids)
+        plain = said(model, condition, ids)
     close(mixed[1:3], plain[1:3])
     assert not torch.allclose(mixed[0], plain[0], atol=1e-2) and not torch.allclose(mixed[3], plain[3], atol=1e-2)
 
@@ -125,12 +153,12 @@ def test_adapters_reach_scoring_and_sampling_alike_and_all_learn(model: ModelFam
         weights = adapter_weights(inject(model.net, model.editable("all"), Tuning(), seed=0))
         trained = {id(weight) for weight in weights.values()}
         assert {id(p) for p in model.net.parameters() if p.requires_grad} == trained
-        token_logprobs(model.logits(condition, before), before).sum().backward()
+        objective(model, condition, before).sum().backward()
         firsts = [weight.grad for name, weight in weights.items() if name.endswith("lora_B")]
         assert all(g is not None and bool(torch.isfinite(g).all()) and g.norm() > 0 for g in firsts)
         for name, weight in weights.items():
             torch.nn.init.normal_(weight, std=0.1 if name.endswith("lora_B") else 1.0)
-        assert greedy_is_argmax(model)
+        assert "denoising" in model.provides or greedy_is_argmax(model)
         assert not torch.equal(model.generate(condition, range(4)), before)
     assert torch.equal(model.generate(condition, range(4)), before)
 
@@ -154,7 +182,7 @@ def test_layers_that_are_run_again_give_the_same_gradients_and_keep_less(model: 
             if recompute:
                 run_again(model.passes())
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                loss = token_logprobs(model.logits(condition, ids), ids).mean()
+                loss = objective(model, condition, ids).mean()
             size = sum(kept.values())
             loss.backward()
             found = [weight.grad for weight in weights.values() if weight.grad is not None]
@@ -240,6 +268,28 @@ def test_others_say_that_they_answer_no_questions(model: ModelFamily) -> None:
     for ask in asks:
         with pytest.raises(UsageError, match="one that answers questions about images, got none"):
             ask()
+
+
+# -- models that denoise -----------------------------------------------------------------------------------------------
+
+
+@that("denoising")
+def test_a_model_that_denoises_has_no_likelihoods_and_says_so(model: ModelFamily) -> None:
+    condition = model.condition(PROMPTS)
+    latents = model.generate(condition, range(4))
+    assert latents.shape == (4, *model.token_shape) and latents.dtype == torch.float32
+    for ask in (lambda: model.logits(condition, latents), lambda: model.generate(condition, range(4), prefix=latents)):
+        with pytest.raises(UsageError, match="take a next-token or next-scale family"):
+            ask()
+    with pytest.raises(UsageError, match=r"guidance alone.*temperature 0\.5"):
+        model.generate(condition, range(4), Sampling(2.0, temperature=0.5))
+
+
+@by_token
+def test_others_find_no_noise(model: ModelFamily) -> None:
+    condition, ids = model.condition(PROMPTS), model.encode(pictures(1))
+    with pytest.raises(UsageError, match="one that denoises latents, got none"):
+        model.noise_prediction(condition, ids, ids, torch.zeros(1))
 
 
 # -- the codebook -----------------------------------------------------------------------------------------------------
