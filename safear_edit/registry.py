@@ -43,9 +43,14 @@ def family(name: str) -> Callable[[Class], Class]:
     return _marked(name=name)
 
 
-def method(name: str, *, paper: str, needs: frozenset[str] = frozenset()) -> Callable[[Class], Class]:
-    """Class decorator for an editing method; `needs` are the capabilities that a family must provide for it."""
-    return _marked(name=name, paper=paper, needs=needs)
+def method(
+    name: str, *, paper: str, needs: frozenset[str] = frozenset(), denoising: bool = False
+) -> Callable[[Class], Class]:
+    """Class decorator for an editing method; `needs` are the capabilities that a family must provide for it.
+
+    denoising: it also edits models that denoise latents, which have no image tokens and no likelihoods of them.
+    """
+    return _marked(name=name, paper=paper, needs=needs, denoising=denoising)
 
 
 def judge(name: str) -> Callable[[Class], Class]:

@@ -98,8 +98,11 @@ def _method_facts(entry: Entry) -> dict[str, str]:
 
     told, base = marks(entry), load_base_recipe(entry.name)
     part = base.params.get("part")
-    edits = "the table of image tokens" if part is None else f"an adapter on linear layers: {part}"
-    needs = " and ".join(sorted(told.get("needs", ()))) or "any family"
+    own = assigned(entry, ("edits",)).get("edits")
+    table = "the table of image tokens" if own is None else ast.literal_eval(own)
+    edits = table if part is None else f"an adapter on linear layers: {part}"
+    anything = "any family" if told.get("denoising") else "image tokens"
+    needs = " and ".join(sorted(told.get("needs", ()))) or anything
     minutes = ", ".join(f"{model} {minutes:g}" for model, minutes in base.measured.items()) or "not measured"
     paper = told.get("paper", "").replace("https://arxiv.org/abs/", "arXiv:")
     return {"needs": needs, "edits": edits, "search, minutes": minutes, "paper": paper}
@@ -127,7 +130,7 @@ def _model_facts(ref: ModelRef, facts: Variant) -> dict[str, str]:
 
     inside = PACKAGE / "minis" / ref.family
     size = (
-        sum(path.stat().st_size for path in inside.glob("*.safetensors")) / 1e9 if not facts.files else facts.gigabytes
+        sum(path.stat().st_size for path in inside.rglob("*.safetensors")) / 1e9 if not facts.files else facts.gigabytes
     )
     there = "yes" if not facts.files or pulled(ref) else f"pull {ref}" if facts.repository else "no"
     more = f" + {facts.text_encoder}" if facts.text_encoder else ""

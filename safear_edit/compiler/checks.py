@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.strict import Document, FieldPath
@@ -28,6 +29,11 @@ def refuse(found: Iterable[Problem], document: Document) -> None:
         raise more
     for error in errors:
         raise error
+
+
+def fits(method: Any, provides: frozenset[str]) -> bool:
+    """Whether a method's class can edit a family with these capabilities, as its decorator says."""
+    return method.needs <= provides and ("denoising" not in provides or getattr(method, "denoising", False))
 
 
 def readers(judge: Judge) -> list[tuple[Reader, FieldPath]]:

@@ -173,16 +173,17 @@ def _scales(
 
 def _refuse_misfit(method: str, family: str) -> None:
     """A method that needs what the family lacks can't be planned; the error names those that fit."""
-    needs: frozenset[str] = registry.lookup("methods", method).load().needs
-    if not needs:
-        return
+    asked = registry.lookup("methods", method).load()
     provides: frozenset[str] = registry.lookup("families", family).load().provides
-    if lacking := needs - provides:
-        fitting = [name for name, entry in registry.methods().items() if entry.load().needs <= provides]
+    if checks.fits(asked, provides):
+        return
+    kinds = {name: entry.load() for name, entry in registry.methods().items()}
+    fix = f"take {', '.join(name for name, kind in kinds.items() if checks.fits(kind, provides))}"
+    if lacking := asked.needs - provides:
         got = f"{family}, which lacks {' and '.join(sorted(lacking))}"
-        raise UsageError(
-            f"method {method}", f"a family with {', '.join(sorted(needs))}", got, f"take {', '.join(fitting)}"
-        )
+        raise UsageError(f"method {method}", f"a family with {', '.join(sorted(asked.needs))}", got, fix)
+    got = f"{family}, which denoises latents"
+    raise UsageError(f"method {method}", "a family that draws image tokens and gives their likelihoods", got, fix)
 
 
 def _refuse_silent(construct: ConstructSizes, family: str) -> None:

@@ -18,6 +18,7 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.editor.fine_tune import Draw, Readings, fine_tune, identity_of
 from safear_edit.methods import deepen
+from safear_edit.methods.denoising import workbench
 from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.progress import Callback
 
@@ -117,7 +118,7 @@ def fit_pairs(
 
     modules: the layers that get an adapter (default: those of `params.part`). masked: see `PairMethod.masked`.
     """
-    bench = Workbench(model, material, params, progress, reference=reference)
+    bench = workbench(model, material, params, progress, reference=reference)
     modules = model.editable(params.part) if modules is None else modules
 
     def objective(draw: Draw) -> tuple[Tensor, Readings]:

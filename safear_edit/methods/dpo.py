@@ -16,7 +16,7 @@ from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
 
 
-@method("dpo", paper="https://arxiv.org/abs/2305.18290")
+@method("dpo", paper="https://arxiv.org/abs/2305.18290", denoising=True)
 class DPO(PairMethod["DPO.Params"]):
     """Baseline: direct preference optimisation, sum form."""
 

@@ -1,5 +1,7 @@
 """ESD for autoregressive models: push the unsafe caption's logits beyond the unconditional ones (Gandikota et al. 2023,
-https://arxiv.org/abs/2303.07345), on the frozen model's own image. A baseline of VARE and SACE.
+https://arxiv.org/abs/2303.07345), on the frozen model's own image. A baseline of VARE and SACE. On a model that
+denoises latents it is the paper's own loss, on predictions of noise, with the base model's finished images noised in
+place of images that are half drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
 
 
-@method("esd", paper="https://arxiv.org/abs/2303.07345")
+@method("esd", paper="https://arxiv.org/abs/2303.07345", denoising=True)
 class ESD(PairMethod["ESD.Params"]):
     """Baseline: mean squared error to logits turned away from the concept."""
 

@@ -10,7 +10,7 @@ from safear_edit.methods.workbench import PairTuning, Workbench
 from safear_edit.registry import method
 
 
-@method("sft", paper="https://arxiv.org/abs/2406.06525")
+@method("sft", paper="https://arxiv.org/abs/2406.06525", denoising=True)
 class SFT(PairMethod["SFT.Params"]):
     """Baseline: maximum likelihood of the safe image under the unsafe caption."""
 

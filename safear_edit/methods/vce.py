@@ -1,7 +1,8 @@
 """VCE: preference optimisation on contrastive pairs, VSafe-DPO (Han et al. 2025, https://arxiv.org/abs/2509.16986).
 
 The paper gives the idea; the details here are our reconstruction and each is a parameter. Both images are scored under
-the unsafe caption x_u: the safe one y_w shall become the likelier answer.
+the unsafe caption x_u: the safe one y_w shall become the likelier answer. On a model that denoises latents it is the
+same loss in the form of Diffusion-DPO, over places of the latent (denoising.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
+from safear_edit.errors import UsageError
 from safear_edit.methods import deepen
 from safear_edit.methods.base import PairMethod
 from safear_edit.methods.strength import Strength, at_strength, eased, images_drawn, refuse_unjudged
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 Average = Literal["seq", "token"]
 
 
-@method("vce", paper="https://arxiv.org/abs/2509.16986")
+@method("vce", paper="https://arxiv.org/abs/2509.16986", denoising=True)
 class VCE(PairMethod["VCE.Params"]):
     """Erase by preferring the refined caption's image: VSafe-DPO with token drop and token-level average."""
 
@@ -74,8 +76,12 @@ class VCE(PairMethod["VCE.Params"]):
         progress: Callback,
         checkpoint: Path | None = None,
     ) -> Edit:
-        """Find a LoRA edit at its strength; UsageError if one is to be searched and nobody can judge."""
+        """Find a LoRA edit at its strength; UsageError if one is to be searched and nobody can judge, and for parts of
+        the loss that a model without likelihoods of tokens can't have."""
         refuse_unjudged("vce", params.strength, material)
+        if "denoising" in model.provides and (params.depth or params.adversarial):
+            got, fix = f"{model.card.ref}, which denoises latents", "set depth to 0 and adversarial to false"
+            raise UsageError("vce, depth and adversarial", "a model that gives likelihoods of image tokens", got, fix)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
         return at_strength(model, material, found, params.strength, SEARCH, seed=seed, progress=progress)
 

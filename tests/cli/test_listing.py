@@ -16,6 +16,8 @@ def test_ls_informs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["ls", "methods", "--json"]) == 0
     methods = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert methods["sace"]["needs"] == "scales" and methods["safe_cb"]["needs"] == "codebook"
+    assert methods["vce"]["needs"] == "any family" and methods["svare"]["needs"] == "image tokens"
+    assert (methods["uce"]["needs"], methods["uce"]["edits"]) == ("denoising", "keys and values of captions")
     assert methods["vce"]["paper"] == "arXiv:2509.16986" and methods["vce"]["edits"].endswith("linear layers: all")
     assert methods["safe_cb"]["edits"] == "the table of image tokens"
     assert (

@@ -295,6 +295,17 @@ class Needy:
         compile_recipe(draft, replace(Card(), family="flat"), load_base_recipe("needy"))
 
 
+def test_a_method_that_reads_likelihoods_does_not_fit_a_family_that_denoises(draft: Spec) -> None:
+    card = replace(Card(), family="diffusion", ref="diffusion:mini")
+    says = "likelihoods, got diffusion, which denoises latents; take dpo, esd, sft, uce, vce"
+    for name in ("svare", "obliviate", "ear"):
+        with pytest.raises(UsageError, match=says):
+            compile_recipe(draft, card, load_base_recipe(name))
+    assert compile_recipe(draft, card, load_base_recipe("uce"), overrides=SMALL).predicted.minutes < 5
+    with pytest.raises(UsageError, match="a family with denoising, got llamagen, which lacks denoising"):
+        compile_recipe(draft, Card(), load_base_recipe("uce"))
+
+
 def test_base_recipes_state_every_number_of_their_method() -> None:
     """Defaults in code may differ from a recipe only in what is about memory and checkpoints."""
     for name in ("vce", "dpo", "sft"):
