@@ -1,8 +1,8 @@
 """Make the embedded assets from nothing: `python -m safear_edit.minis ASSET --folder F [--steps N]`.
 
 Every training is resumable (the same command continues it) and prints its progress; `sheet` shows the world itself.
-Order: vq, llamagen and janus (read vq's folder); bsq, infinity (reads bsq's); judge, clip; then `measure` tells how
-good a mini is.
+Order: vq, llamagen and janus (read vq's folder); diffusion; bsq, infinity (reads bsq's); judge, clip; then `measure`
+tells how good a mini is.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ def janus(options: argparse.Namespace) -> None:
     train_janus.train(options.folder, tokenizer, options.steps or train_janus.STEPS)
 
 
+def diffusion(options: argparse.Namespace) -> None:
+    """diffusion:mini's denoiser; its latents are those of llamagen:mini's tokenizer, as shipped."""
+    from safear_edit.families.llamagen import LlamaGen
+    from safear_edit.families.reference import ModelRef
+    from safear_edit.minis import train_diffusion
+
+    tokenizer = LlamaGen.load(ModelRef("llamagen", "mini")).vq
+    train_diffusion.train(options.folder, tokenizer, options.steps or train_diffusion.STEPS)
+
+
 def bsq(options: argparse.Namespace) -> None:
     """The multi-scale BSQ tokenizer of infinity:mini."""
     from safear_edit.minis import train_bsq
@@ -94,6 +104,7 @@ ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vq": vq,
     "llamagen": llamagen,
     "janus": janus,
+    "diffusion": diffusion,
     "bsq": bsq,
     "infinity": infinity,
     "judge": judge,
