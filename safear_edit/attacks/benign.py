@@ -41,11 +41,12 @@ class Benign(Attack):
     """Fine-tuning on 32 images of other things, of an adapter or of all weights."""
 
     Params: ClassVar[type[AttackParams]] = Harmless
+    by_token = True
     params: Harmless
 
     def unfit(self, pair: Pair, concept: Concept) -> str:
         """Needs images of other things, and prompts that share nothing with them."""
-        return "" if concept.known and concept.plain else concept.why or NONE
+        return super().unfit(pair, concept) or ("" if concept.known and concept.plain else concept.why or NONE)
 
     def run(
         self,

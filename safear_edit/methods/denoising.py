@@ -21,6 +21,7 @@ from torch import Tensor
 
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.fine_tune import Draw, adapter_off
+from safear_edit.errors import UsageError
 from safear_edit.families.merged import without_edits
 from safear_edit.methods.workbench import Caption, PairTuning, Picture, Scores, Workbench
 from safear_edit.progress import Callback, silent
@@ -110,7 +111,11 @@ def normal(uniform: Tensor) -> Tensor:
 def workbench(
     model: ModelFamily, material: Material, params: PairTuning, progress: Callback, *, reference: bool = True
 ) -> Workbench:
-    """The workbench for a model that draws tokens, or for one that denoises."""
+    """The workbench for a model that draws tokens, or for one that denoises; UsageError for parts of a loss that such a
+    model can't have."""
     if "denoising" in model.provides:
+        if params.adversarial or getattr(params, "depth", 0):
+            got, fix = f"{model.card.ref}, which denoises latents", "set depth to 0 and adversarial to false"
+            raise UsageError("depth and adversarial", "a model that gives likelihoods of image tokens", got, fix)
         return DenoisingWorkbench(model, material, params)
     return Workbench(model, material, params, progress, reference=reference)

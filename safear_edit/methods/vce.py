@@ -20,7 +20,6 @@ from safear_edit.compiler.recipe import Card
 from safear_edit.construct.pairs import Material
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import Draw, Readings
-from safear_edit.errors import UsageError
 from safear_edit.methods import deepen
 from safear_edit.methods.base import PairMethod
 from safear_edit.methods.strength import Strength, at_strength, eased, images_drawn, refuse_unjudged
@@ -76,12 +75,8 @@ class VCE(PairMethod["VCE.Params"]):
         progress: Callback,
         checkpoint: Path | None = None,
     ) -> Edit:
-        """Find a LoRA edit at its strength; UsageError if one is to be searched and nobody can judge, and for parts of
-        the loss that a model without likelihoods of tokens can't have."""
+        """Find a LoRA edit at its strength; UsageError if one is to be searched and nobody can judge."""
         refuse_unjudged("vce", params.strength, material)
-        if "denoising" in model.provides and (params.depth or params.adversarial):
-            got, fix = f"{model.card.ref}, which denoises latents", "set depth to 0 and adversarial to false"
-            raise UsageError("vce, depth and adversarial", "a model that gives likelihoods of image tokens", got, fix)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
         return at_strength(model, material, found, params.strength, SEARCH, seed=seed, progress=progress)
 
