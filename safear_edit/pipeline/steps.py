@@ -133,6 +133,10 @@ def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, 
     """Fit the recipe's method to `material` and write edit/; a killed search goes on from its checkpoint in `run`."""
     method = registry.lookup("methods", recipe.method.name).load()()
     params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
+    pairs, kept = material.pairs, material.keep.prompts if material.keep else ()
+    asked = [*pairs.unsafe, *pairs.safe, *kept, material.prompt or material.concept]
+    # refined captions and a method's own are not the recipe's: a text encoder that they brought back goes again
+    model.keep_captions(list(dict.fromkeys(asked)), run / "captions.safetensors", recipe.digest)
     checkpoint = run / "edit.partial.safetensors"
     found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
     shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind

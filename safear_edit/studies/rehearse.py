@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
 
 ROWS = Path("examples/results/rehearse.jsonl")
-PROMPTS = ("a house in the style of Picasso", "a house")
+PROMPTS, CONCEPT = ("a house in the style of Picasso", "a house"), "Picasso"
 SMALL = {"steps": 2, "batch": 1, "keep_batch": 1, "warmup": 1, "rollouts": 1}
 """What a rehearsal changes in a method's published numbers: two steps of one pair and one preserved image."""
 WHOLE = {"steps": 1, "warmup": 0}
@@ -257,7 +257,7 @@ def rehearse(
         if isinstance(model, Infinity) and model.schedule.total > schedule.total:
             model = model.at(schedule)
     with stages.stage("captions encoded, encoder gone"):
-        model.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
+        model.keep_captions((*PROMPTS, CONCEPT), work / "captions.safetensors", "rehearsal")
     speed = speed_of(model, time.process_time)
     with stages.stage("two images") as row, torch.no_grad():
         row.update(predicted(drawing_seconds(model, 2, speed), resident(model) + drawing_bytes(model, 2)))
@@ -274,7 +274,7 @@ def rehearse(
     del model
     with stages.stage("the export loaded, one image") as row:
         again = load_model(str(work / "model"))
-        again.keep_captions(PROMPTS, work / "captions.safetensors", "rehearsal")
+        again.keep_captions((*PROMPTS, CONCEPT), work / "captions.safetensors", "rehearsal")
         row["same image"] = bool(torch.equal(again.generate(again.condition(PROMPTS[:1]), (5,)).cpu(), before))
     for name in methods[1:]:
         try:
@@ -317,7 +317,7 @@ def stepped(
     pairs = Pairs(unsafe, safe, [0, 1], ids[[0, 0]], ids[[1, 1]], PairStats(2, 2, {}))
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
     asked = training_questions(spec) if CAPABILITY in model.provides else None
-    material = Material("picasso", pairs, Keep(list(PROMPTS), ids), Everywhere(), asked, "Picasso")
+    material = Material("picasso", pairs, Keep(list(PROMPTS), ids), Everywhere(), asked, CONCEPT)
     work, trainable = declared(method, params, model.card, 2), method.trainable(params, model)
     seconds = training_seconds(model, work, params, 2, speed)
     seconds += drawing_seconds(model, work.drawn, speed) if work.drawn else 0.0

@@ -20,6 +20,8 @@ from safear_edit.pipeline.environment import PACKAGES
 from safear_edit.pipeline.generate import _slug, generate
 from safear_edit.pipeline.order import resolve_device, source_path
 from safear_edit.pipeline.publish import Result
+from safear_edit.progress import silent
+from safear_edit.studies.contest import material_of
 
 
 def _result(status: str, *, signed: bool = False, on_purpose: bool = False) -> Result:
@@ -107,6 +109,19 @@ SHEETS = (
     "scored.jsonl",
     "scored-000.webp",
 )
+
+
+def test_a_search_knows_its_captions_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Obliviate's own prompt, or a refined caption, brought an encoder of 2.4 GB back, which stayed while it trained."""
+    model, told = LlamaGen.pico(), list[object]()
+    material = material_of(model, 2)
+    monkeypatch.setattr(model, "keep_captions", lambda *given: told.append(given))
+    method = SimpleNamespace(name="vce", params={"steps": 1, "batch": 1, "keep_weight": 0})
+    recipe: Any = SimpleNamespace(method=method, seed=0, digest="d" * 64)
+    run: Any = tmp_path
+    steps.search(run, material, recipe, model, silent)
+    asked = [*dict.fromkeys([*material.pairs.unsafe, *material.pairs.safe, "Picasso"])]
+    assert told == [(asked, tmp_path / "captions.safetensors", "d" * 64)] and (tmp_path / "edit/edit.json").is_file()
 
 
 def test_picture_names_are_safe_and_distinct() -> None:
