@@ -112,7 +112,7 @@ SHEETS = (
 
 
 def test_a_search_knows_its_captions_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Obliviate's own prompt, or a refined caption, brought an encoder of 2.4 GB back, which stayed while it trained."""
+    """A refined caption, or Obliviate's own prompt, brought an encoder of 2.4 GB back, which then stayed."""
     model, told = LlamaGen.pico(), list[object]()
     material = material_of(model, 2)
     monkeypatch.setattr(model, "keep_captions", lambda *given: told.append(given))
