@@ -13,6 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, groupby, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,7 @@ class _Plain(dict[int, str]):
 
 
 _PLAIN = _Plain()
+_PLAIN_ASCII = {code: _PLAIN[code] for code in range(128)}
 
 
 _UNSPACED = (
@@ -61,6 +63,8 @@ _GAP = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
 def normalise(text: str) -> str:
     """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space (and
     as nothing within a script that has no spaces, where it separates no words)."""
+    if text.isascii():  # most texts, in a tenth of the time: nothing to compose or to join
+        return " ".join(text.lower().translate(_PLAIN_ASCII).split())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return unicodedata.normalize("NFKC", _GAP.sub("", " ".join(folded.translate(_PLAIN).split())))
 
@@ -81,10 +85,13 @@ def one_line(text: str) -> str | None:
     return spaced if all(c.isprintable() or c in _JOINERS for c in spaced) else None
 
 
+_PLACEHOLDER, _BEFORE_MARK = re.compile(r"\{(\w+)\}"), re.compile(r" (?=[,.;:!?])")
+
+
 def fill(template: str, **words: str) -> str:
     """Put words into {placeholders}; spaces left by an empty word are closed. Never evaluates format syntax."""
-    text = re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), template)
-    return re.sub(r"\s+(?=[,.;:!?])", "", " ".join(text.split()))
+    text = _PLACEHOLDER.sub(lambda found: words.get(found[1], found[0]), template)
+    return _BEFORE_MARK.sub("", " ".join(text.split()))
 
 
 def placeholders(template: str) -> list[str] | None:
@@ -95,13 +102,20 @@ def placeholders(template: str) -> list[str] | None:
 
 def expand(templates: Sequence[str], names: Iterable[str], subjects: Sequence[str], slot: str) -> list[Prompt]:
     """Every template × name × subject whose text is distinct (normalised; the first wins). `slot`: alias or member."""
+    return list(_expanded(tuple(templates), tuple(names), tuple(subjects), slot))
+
+
+@lru_cache(maxsize=32)  # one spec is expanded many times over: when it is read, checked, and compiled
+def _expanded(
+    templates: tuple[str, ...], names: tuple[str, ...], subjects: tuple[str, ...], slot: str
+) -> tuple[Prompt, ...]:
     made: dict[str, Prompt] = {}
     for name in names:
         for index, template in enumerate(templates):
             for subject in subjects or ("",):
                 text = fill(template, **{slot: name, "subject": subject})
                 made.setdefault(normalise(text), Prompt(text, name, index, subject))
-    return list(made.values())
+    return tuple(made.values())
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
