@@ -211,7 +211,30 @@ class Diffusion(CaptionedFamily):
 
     name = "diffusion"
     provides = frozenset({"denoising"})
-    variants: ClassVar[Mapping[str, Variant]] = {}
+    variants: ClassVar = {
+        "sd-1.5": Variant(
+            "published Stable Diffusion 1.5, 512 px",
+            files=(
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model.safetensors",
+                "text_encoder/model.safetensors",
+            ),
+            more=(
+                "model_index.json",
+                "unet/config.json",
+                "vae/config.json",
+                "scheduler/scheduler_config.json",
+                "text_encoder/config.json",
+                "tokenizer/vocab.json",
+                "tokenizer/merges.txt",
+                "tokenizer/tokenizer_config.json",
+                "tokenizer/special_tokens_map.json",
+            ),
+            repository="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            gigabytes=4.3,
+            licence="CreativeML Open RAIL-M",
+        ),
+    }
     model_types = ("StableDiffusionPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline")
     layouts: ClassVar = {
         "diffusers": "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('DIRECTORY')"
@@ -236,10 +259,8 @@ class Diffusion(CaptionedFamily):
 
     @classmethod
     def load(cls, ref: ModelRef, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Diffusion:
-        """The embedded mini, a folder that `export` wrote, or a pipeline as diffusers saves it, in safetensors.
-
-        Licences of pipelines aren't stated in their files, so a report says that it isn't stated.
-        """
+        """A folder that `export` wrote, or a pipeline as diffusers saves it, in safetensors. Such a folder doesn't say
+        its licence, so a report says that it isn't stated."""
         folder = ref.path or MINI_FOLDER
         settings = read_settings(folder / "safear.json", Settings, published=True)
         net = _denoiser(folder, dtype, device)
@@ -252,7 +273,9 @@ class Diffusion(CaptionedFamily):
             text = text_encoder("minilm", MINI_TOKENS, folder)
         paths = sorted(path for path in folder.glob("*/*.safetensors") if path.parent.name != "text_encoder")
         files = {str(path.relative_to(folder)): sha256_file(path) for path in [*paths, *folder.glob("vq.safetensors")]}
-        settings = replace(settings, variant=settings.variant or ref.variant)
+        known = cls.variants.get(ref.variant)
+        licence = known.licence if known else settings.licence
+        settings = replace(settings, variant=settings.variant or ref.variant, licence=licence)
         return cls.of(net, autoencoder, text, _ddim(folder), settings, files, folder)
 
     @classmethod

@@ -154,7 +154,8 @@ class ModelRef:
         if len(found) == 1:
             return cls(*found[0], path)
         if kind and not found:
-            where, fix = f"{path / 'config.json'}: model_type", "see `safear-edit ls models` for what can be loaded"
+            stated = "config.json: model_type" if (path / "config.json").is_file() else "model_index.json: _class_name"
+            where, fix = str(path / stated), "see `safear-edit ls models` for what can be loaded"
             raise UsageError(where, f"one of {', '.join(sorted(kinds))}", repr(kind), fix)
         got = "files of several variants" if found else "neither"
         fix = "keep one variant per folder" if found else "see `safear-edit ls models` for the files that belong in it"

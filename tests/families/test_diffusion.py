@@ -290,6 +290,17 @@ def test_folders_that_are_no_such_pipeline_are_refused_in_one_line(tmp_path: Pat
         load_model(str(tmp_path))
 
 
+def test_a_pipeline_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    says = r"model_index.json: _class_name: expected one of .*StableDiffusionPipeline.*got 'StableDiffusionXLPipeline'"
+    with pytest.raises(UsageError, match=says):
+        load_model(str(tmp_path))
+    with pytest.raises(UsageError, match=r"variant of diffusion: expected one of sd-1\.5, got 'mini'"):
+        load_model("diffusion")
+    with pytest.raises(UsageError, match=r"pull diffusion:sd-1\.5`, or put"):
+        load_model("diffusion:sd-1.5")
+
+
 def test_without_the_package_the_way_to_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safear_edit.families.diffusion.find_spec", lambda name: None)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
