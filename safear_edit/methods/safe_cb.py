@@ -508,6 +508,6 @@ def _line(row: Round) -> str:
     """A round in the words of a progress line."""
     rates = "not judged"
     if row.harmful_before is not None and row.harmful_after is not None:
-        rates = f"harmful {row.harmful_before:.3f} to {row.harmful_after:.3f}"
+        rates = f"harmful {row.harmful_before:.3f} to {row.harmful_after:.3f}, unreadable {row.unclear_after or 0:.3f}"
     undone = "" if row.taken else ", undone"
     return f"{rates}, {row.pairs} pairs, {row.dimension} directions, {row.rows_moved} rows moved{undone}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -21,7 +21,7 @@ from safear_edit.editor.fine_tune import Draw, schedule
 from safear_edit.errors import UsageError
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods.codebook import HarmfulSpace
-from safear_edit.methods.workbench import token_kl
+from safear_edit.methods.workbench import REFERENCE_BYTES, REFERENCE_ROWS, token_kl
 from safear_edit.progress import Callback
 
 if TYPE_CHECKING:
@@ -88,16 +88,34 @@ class Held:
     model: ModelFamily
     keep: Keep
     captions: Condition
+    aims: dict[bool, Tensor] = field(default_factory=dict)
 
     def part(self, draw: Draw, params: Repair) -> tuple[Condition, Tensor, Tensor]:
         """This step's captions, tokens and reference logits."""
         rows = draw.rows("keep", len(self.keep), min(params.batch, len(self.keep)))
-        ids, condition = self.keep.ids[rows].to(self.model.device), self.captions.rows(rows)
         dropped = draw.uniform("keep caption", len(rows), 1)[:, 0] < params.caption_drop
+        condition, ids = self._asked(rows, dropped)
+        return condition, ids, self._aims(rows, dropped, condition, ids)
+
+    def _asked(self, rows: Tensor, dropped: Tensor) -> tuple[Condition, Tensor]:
+        condition = self.captions.rows(rows)
         if bool(dropped.any()):
             condition = self.model.dropped(condition, dropped)
-        with torch.no_grad():
-            return condition, ids, self.model.logits(condition, ids)
+        return condition, self.keep.ids[rows].to(self.model.device)
+
+    @torch.no_grad()
+    def _aims(self, rows: Tensor, dropped: Tensor, condition: Condition, ids: Tensor) -> Tensor:
+        """Reference logits of these rows: of all images once, as long as memory allows."""
+        for drop in set(dropped.tolist()) - self.aims.keys():
+            one = self._whole(torch.arange(1), drop)
+            if one.numel() * one.element_size() * len(self.keep) > REFERENCE_BYTES:
+                return self.model.logits(condition, ids)
+            parts = torch.arange(len(self.keep)).split(REFERENCE_ROWS)
+            self.aims[drop] = torch.cat([self._whole(part, drop) for part in parts])
+        return torch.stack([self.aims[drop][row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)])
+
+    def _whole(self, rows: Tensor, drop: bool) -> Tensor:
+        return self.model.logits(*self._asked(rows, torch.full((len(rows),), drop)))
 
 
 def repaired(

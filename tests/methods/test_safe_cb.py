@@ -26,6 +26,7 @@ from safear_edit.families.tokens import token_logprobs
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.draw import JudgedImage
 from safear_edit.judges.self_judge import ANSWERS, Agreement, SelfJudge
+from safear_edit.methods import table_repair
 from safear_edit.methods.codebook import harmful_space
 from safear_edit.methods.safe_cb import COLUMNS, SafeCB, Search
 from safear_edit.methods.table_repair import Lessons
@@ -374,3 +375,20 @@ def test_a_switch_also_learns_from_beginnings_that_are_neither_harmful_nor_right
     again._resume()
     assert len(again.tables) == len(search.tables) and len(again.spaces) == 1 and again.log == search.log
     assert searched(model, material)._left(broken) == 0, "the paper's repair never sees them"
+
+
+def test_what_is_held_is_read_once_or_again_where_memory_is_short(
+    model: LlamaGen, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert material.keep is not None
+    params = SafeCB.Params(caption_drop=0.5, batch=4)
+    captions = model.condition(material.keep.prompts)
+
+    def told() -> list[Tensor]:
+        held = table_repair.Held(model, material.keep, captions)
+        return [held.part(Draw(0, step), params)[2] for step in range(3)]
+
+    stored = told()
+    monkeypatch.setattr(table_repair, "REFERENCE_BYTES", 0)
+    for once, again in zip(stored, told(), strict=True):
+        torch.testing.assert_close(once, again)
