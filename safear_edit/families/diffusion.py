@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.captioned import CaptionedFamily
-from safear_edit.families.folder import AGAIN, WEIGHTS, layers_in, read_settings
+from safear_edit.families.folder import AGAIN, WEIGHTS, layers_in, read_settings, weight_file
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import guided
 from safear_edit.families.text import MINILM_WIDTH, T5, TextEncoder, text_encoder
@@ -128,17 +128,23 @@ class Clip:
     def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device, *, gradient: bool = False) -> None:
         from transformers import AutoTokenizer, CLIPTextModel
 
+        self.folder = folder / "text_encoder"
         self._tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         found = CLIPTextModel.from_pretrained(
             folder / "text_encoder", use_safetensors=True, local_files_only=True, dtype=dtype
         )
-        self._net: CLIPTextModel = found.to(device).eval().requires_grad_(False)
+        self._net: CLIPTextModel = found.eval().requires_grad_(False)
+        nn.Module.to(self._net, device)
         self._gradient = gradient
 
     @property
     def nbytes(self) -> int:
         """As the protocol says."""
         return sum(weight.nbytes for weight in self._net.parameters())
+
+    def origin(self) -> tuple[str, str]:
+        """Named after the pipeline's folder; reads the whole file."""
+        return f"text encoder of {self.folder.resolve().parent.name}", sha256_file(weight_file(self.folder))
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the protocol says."""
@@ -459,7 +465,8 @@ class Diffusion(CaptionedFamily):
             rows = torch.cat([latent, latent]) if guidance > 1 else latent
             found = self._output(captions, rows, step.to(self.device).expand(len(rows)))
             if guidance > 1:
-                found = guided(*found.chunk(2), guidance)
+                with_caption, without = found.chunk(2)
+                found = guided(with_caption, without, guidance)
             latent = self.scheduler.step(found, step, latent, return_dict=False)[0]
         return self._flat(latent).contiguous()
 

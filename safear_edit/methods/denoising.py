@@ -51,7 +51,8 @@ class DenoisingWorkbench(Workbench):
         policy = self._likely(draw, captions, latents)
         with adapter_off(self.model.net):
             base = self._likely(draw, captions, latents)
-        return Scores(*policy.chunk(2), *base.chunk(2), dropped.to(policy.device))
+        (winner, loser), (winner_before, loser_before) = policy.chunk(2), base.chunk(2)
+        return Scores(winner, loser, winner_before, loser_before, dropped.to(policy.device))
 
     def winner(self, draw: Draw, caption: Literal["unsafe", "safe"]) -> Tensor:
         """As of tokens, of this step's level and noise."""
@@ -114,7 +115,7 @@ def workbench(
     """The workbench for a model that draws tokens, or for one that denoises; UsageError for parts of a loss that such a
     model can't have."""
     if "denoising" in model.provides:
-        if params.adversarial or getattr(params, "depth", 0):
+        if params.adversarial or bool(getattr(params, "depth", 0.0)):
             got, fix = f"{model.card.ref}, which denoises latents", "set depth to 0 and adversarial to false"
             raise UsageError("depth and adversarial", "a model that gives likelihoods of image tokens", got, fix)
         return DenoisingWorkbench(model, material, params)

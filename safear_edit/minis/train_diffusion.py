@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "cross_attention_dim": HEADS * HEAD_WIDTH,
     "in_channels": 8,
     "out_channels": 8,
-    "num_layers": 6,
+    "num_layers": 5,
     "sample_size": 10,
     "patch_size": 2,
     "caption_channels": MINILM_WIDTH,

@@ -200,6 +200,7 @@ def test_a_long_caption_is_cut_at_the_window_and_counted(both: tuple[Any, Diffus
     (whole, read), (short, all_of_it) = model.caption_lengths([long, "dog"])
     assert whole > read == window and short == all_of_it < 10
     assert model.condition([long]).features.shape[1] == window
+    assert len(model.encoder_origin()[1]) == 64
     assert len(model.text.pieces("a dog")) == model.condition(["a dog"]).features.shape[1]
 
 
