@@ -7,7 +7,7 @@ is what nobody asks for, so the control asks the same fine-tuned model with capt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ class Harmless(AttackParams):
     """Ways to learn; the steps are the budget's, the rest is as for `relearn`."""
 
     ways: tuple[Way, ...] = (Way("lora", 32, benign=True), Way("full", 32, benign=True))
-    learning: Relearning = Field(Relearning(), description="batch, rank and learning rates")
+    learning: Relearning = Field(Relearning.model_validate({}), description="batch, rank and learning rates")
 
 
 @attack("benign", access="white-box")
@@ -95,7 +95,7 @@ class Benign(Attack):
         way: Way,
         concept: Concept,
         budget: Budget,
-        looks: dict[str, Sequence[str]],
+        looks: Mapping[str, Sequence[str]],
     ) -> list[list[bool | None]]:
         """What the model shows for these prompts, by what they are for, after the last step; it is left as found."""
         assert concept.plain is not None
