@@ -294,7 +294,7 @@ SACE = Paper(
             "It does so for whole evaluations, by the gates of `apply`",
             {
                 f"{name}, seed 0": Cell("infinity-members", {"concept": name, "seed": 0}, "verdict")
-                for name in ("picasso", "van_gogh")
+                for name in ("picasso", "van_gogh", "dog")
             },
             lambda f: all(verdict == "PASS" for verdict in f.values()),
             "250 prompts by name, 250 with held-out names, 100 in held-out forms, each kept member alone; with our "
