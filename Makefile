@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/safear-edit verify $(DEMO) --trust $(TRUST)
 
 test: $(VENV)/.installed-test check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
