@@ -228,19 +228,19 @@ def matrix(
 
 
 def table(found: Sequence[Tried]) -> list[Row]:
-    """A row per change: of how many each reader refused how many, and what readers with --trust let through."""
+    """A row per change: of how many each reader refused how many, and which files were let through, with and without
+    --trust."""
     rows = []
     for change in dict.fromkeys(one.change for one in found):
         those = [one for one in found if one.change == change]
         row: Row = {"change": change}
         for reader in those[0].codes:
             row[reader] = {"k": sum(one.codes[reader] in REFUSED for one in those), "n": len(those)}
-        passed = sorted({one.file for one in those for reader, code in one.codes.items()
-                         if "--trust" in reader and code not in REFUSED})  # fmt: skip
+        for name, trusted in (("let through with --trust", True), ("without --trust", False)):
+            row[name] = ", ".join(sorted({one.file for one in those for reader, code in one.codes.items()
+                                          if ("--trust" in reader) is trusted and code not in REFUSED}))  # fmt: skip
         if change in MODES:
             row["let through with --trust"] = f"all: modes aren't signed; warned of {sum(o.warned for o in those)}"
-        else:
-            row["let through with --trust"] = ", ".join(passed)
         rows.append(row)
     return rows
 

@@ -60,6 +60,16 @@ def test_with_trust_nothing_passes_but_modes_and_the_order_of_claims(
     assert rows["claims reordered"]["let through with --trust"] == CLAIMS
 
 
+def test_what_passes_without_trust_is_named_apart() -> None:
+    found = [
+        tamper.Tried("byte changed", "README.md", {"check": 0, "check --trust": 4}, False),
+        tamper.Tried("byte changed", "outcomes.jsonl", {"check": 2, "check --trust": 4}, False),
+    ]
+    (row,) = tamper.table(found)
+    assert row["check"] == {"k": 1, "n": 2} and row["check --trust"] == {"k": 2, "n": 2}
+    assert (row["let through with --trust"], row["without --trust"]) == ("", "README.md")
+
+
 def test_a_release_that_is_not_accepted_is_refused(release: Path, tmp_path: Path) -> None:
     keys.throwaway(tmp_path / "others")
     with pytest.raises(UsageError, match="a release that `verify --trust` accepts"):
