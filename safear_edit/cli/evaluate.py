@@ -32,8 +32,8 @@ from safear_edit.cli.options import (
 from safear_edit.errors import UsageError
 
 if TYPE_CHECKING:
-    from safear_edit.evaluate.compare import Comparison
     from safear_edit.evaluate.likelihood_record import Audit
+    from safear_edit.evaluate.own_prompts import Comparison
     from safear_edit.evaluate.quality import Quality
     from safear_edit.evaluate.stats import Interval
     from safear_edit.report.schema import Understood
@@ -97,7 +97,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     spec, seed, how = given.spec, given.seed, pipeline.Loading(given.device, given.dtype, given.memory)
     with shown_progress(given) as progress:
         if given.prompts is not None:
-            found = pipeline.compare(
+            found = pipeline.compare_prompts(
                 folders,
                 spec=spec,
                 prompts=given.prompts,

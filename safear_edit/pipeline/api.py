@@ -15,7 +15,7 @@ from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
     from safear_edit.compiler.recipe import Recipe
-    from safear_edit.evaluate.compare import Comparison
+    from safear_edit.evaluate.own_prompts import Comparison
     from safear_edit.gate.rules import Conclusion
     from safear_edit.pipeline.order import Order
     from safear_edit.pipeline.publish import Result
@@ -91,10 +91,10 @@ def evaluate_prompts(
     progress: Callback = silent,
 ) -> Comparison:
     """Two models, or a release and the base that it holds, judged on a file of prompts: same seeds for both."""
-    from safear_edit.pipeline.eval import Loading, compare
+    from safear_edit.pipeline.eval import Loading, compare_prompts
 
     names, how = [str(model) for model in models], Loading(device)
-    return compare(names, spec=str(spec), prompts=Path(prompts), seed=seed, how=how, progress=progress)
+    return compare_prompts(names, spec=str(spec), prompts=Path(prompts), seed=seed, how=how, progress=progress)
 
 
 def check(release: str | Path, *baselines: str | Path) -> Conclusion:

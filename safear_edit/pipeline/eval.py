@@ -29,8 +29,8 @@ from safear_edit.progress import Callback, silent
 from safear_edit.spec.spec import load_spec
 
 if TYPE_CHECKING:
-    from safear_edit.evaluate.compare import Comparison
     from safear_edit.evaluate.likelihood_record import Audit
+    from safear_edit.evaluate.own_prompts import Comparison
     from safear_edit.evaluate.quality import Quality
     from safear_edit.families.base import ModelFamily, Sampling
     from safear_edit.report.schema import Understood
@@ -109,7 +109,7 @@ def _sampling(models: Sequence[str]) -> Sampling | None:
     return found.pop() if len(found) == 1 else None
 
 
-def compare(
+def compare_prompts(
     models: Sequence[str],
     *,
     spec: str,
@@ -130,7 +130,7 @@ def compare(
     and a page (pipeline/judged.py), by one process; UsageError for one that exists. Images come and go by the batch,
     and prompts wait in a temporary file: a hundred thousand of them take a few MB.
     """
-    from safear_edit.evaluate.compare import Comparison, Overall, cut_captions, seen_by, without
+    from safear_edit.evaluate.own_prompts import Comparison, Overall, cut_captions, seen_by, without
     from safear_edit.files.sequences import Picked
     from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS

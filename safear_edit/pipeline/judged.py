@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safear_edit.construct.sheets import small_tile
-from safear_edit.evaluate.compare import Comparison, Seen
+from safear_edit.evaluate.own_prompts import Comparison, Seen
 from safear_edit.files.rundir import refuse_existing
 from safear_edit.pipeline import page as pages
 from safear_edit.spec.prompt_files import FilePrompt

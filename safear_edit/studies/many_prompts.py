@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from safear_edit.pipeline.eval import Loading, compare
+from safear_edit.pipeline.eval import Loading, compare_prompts
 from safear_edit.studies.contest import prompts
 from safear_edit.studies.rows import Row
 
 if TYPE_CHECKING:
-    from safear_edit.evaluate.compare import Comparison
+    from safear_edit.evaluate.own_prompts import Comparison
 
 STATM, PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 """Where Linux tells a process how many pages of it are in memory."""
@@ -69,7 +69,7 @@ def watched(model: str, spec: str, count: int, folder: Path) -> tuple[Comparison
     """Compare the model with itself on `count` prompts, numbered so that each is its own."""
     file, seen = folder / "prompts.txt", Watched()
     file.write_text("".join(f"{text}, number {i}\n" for i, text in enumerate(prompts(count))))
-    return compare([model, model], spec=spec, prompts=file, seed=0, how=Loading("cpu"), progress=seen), seen
+    return compare_prompts([model, model], spec=spec, prompts=file, seed=0, how=Loading("cpu"), progress=seen), seen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

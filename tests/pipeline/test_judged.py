@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.compare import Comparison, seen_by
+from safear_edit.evaluate.own_prompts import Comparison, seen_by
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline.judged import Judged, image_name
 from safear_edit.progress import silent
 from safear_edit.spec.prompt_files import FilePrompt
-from tests.evaluate.test_compare import Bright
+from tests.evaluate.test_own_prompts import Bright
 
 PROMPTS = (FilePrompt("a house", 1, "one"), FilePrompt('a <script>, "quoted"', 2, "../two"))
 

@@ -187,7 +187,7 @@ def test_a_killed_comparison_continues(
 ) -> None:
     """What both models drew before the interruption isn't drawn again, and nothing is left behind at the end."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 2)
+    monkeypatch.setattr("safear_edit.evaluate.own_prompts.BATCH", 2)
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("prompt,sd_seed\n" + "".join(f"a house by Picasso,{seed}\n" for seed in range(6)))
     words = ["eval", str(signed / "safe"), "--spec", str(SPEC), "--prompts", str(prompts), "--json"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from safear_edit.errors import UsageError
-from safear_edit.evaluate.compare import Comparison, CutCaption, Overall, Seen, cut_captions, seen_by, without
+from safear_edit.evaluate.own_prompts import Comparison, CutCaption, Overall, Seen, cut_captions, seen_by, without
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
@@ -80,7 +80,7 @@ def test_captions_longer_than_the_window_are_named_and_left_out() -> None:
 
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LlamaGen.pico()
-    monkeypatch.setattr("safear_edit.evaluate.compare.BATCH", 4)
+    monkeypatch.setattr("safear_edit.evaluate.own_prompts.BATCH", 4)
     prompts = tuple(FilePrompt(f"a house number {i}", i, str(i)) for i in range(10))
     whole, drawn = list(seen_by(model, prompts, Bright(), None, silent)), list[int]()
 
