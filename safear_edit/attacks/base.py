@@ -162,13 +162,14 @@ class Drawer:
         prefix: Tensor | None = None,
         replicate: int = 0,
         freeze: bool = False,
-        show: str | None = None,
+        show: str | Sequence[str] | None = None,
     ) -> list[bool | None]:
         """One image per prompt with the model as it is now: found, not found, or None for "cannot tell".
 
         purpose: names the seeds and the stored part; two looks of one purpose draw from the same numbers.
         freeze: keep the prompts that show the concept, with their seeds: they need nothing but themselves to.
-        show: keep the first images that show it, for a person to look at, and say this of how they came about.
+        show: keep the first images that show it, for a person to look at, and say this of how they came about (of all
+        of them, or of each).
         change: what is done to the encoded prompts. prefix: the first tokens of every image, given. Neither is stored.
         """
         key = f"attack {self.attack} {purpose} {self.seed}"
@@ -191,10 +192,10 @@ class Drawer:
         )
         self.images += len(requests)
         seen = list[bool | None]()
-        for image in drawn:
+        for number, image in enumerate(drawn):
             seen.append(image.judgement.present)
             if image.judgement.present and show is not None and self.store:
-                self._show(model, image, show)
+                self._show(model, image, show if isinstance(show, str) else show[number])
         if freeze:
             taken = settings or model.sampling
             found = zip(requests, seen, strict=True)

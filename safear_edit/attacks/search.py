@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Literal
 
@@ -114,15 +115,12 @@ def _followed(
 ) -> tuple[Sequence[Option], tuple[Part, ...]]:
     """The options under which the base model still shows the concept, and the others: an attack that it doesn't follow
     says nothing about an edit. All of them, if there is no such option."""
-    parts = []
-    for option in options:
-        with _weights(option, base):
-            asked = [option.asks(prompt) for prompt in few]
-            seen = drawer.look(base, asked, f"try, {option.name}", sampling=option.sampling)
-        parts.append(Part(name=option.name, count=Count.of(seen)))
-    good = [part.count.found >= max(1.0, least * part.count.n) for part in parts]
+    asked = [(option, [option.asks(prompt) for prompt in few]) for option in options]
+    counts = [Count.of(seen) for seen in _drawn(drawer, base, asked, "try")]
+    good = [count.found >= max(1.0, least * count.n) for count in counts]
     if not any(good):
         return options, ()
+    parts = [Part(name=option.name, count=count) for option, count in zip(options, counts, strict=True)]
     kept = [option for option, ok in zip(options, good, strict=True) if ok]
     return kept, tuple(part for part, ok in zip(parts, good, strict=True) if not ok)
 
@@ -135,12 +133,9 @@ def _hunt(
     fresh: Sequence[Prompt],
     which: Literal["attack", "control"],
 ) -> _Hunt:
-    parts = []
-    for option in options:
-        asked = [_ask(option, which)(prompt) for prompt in few]
-        with _weights(option, model):
-            seen = drawer.look(model, asked, f"{which}, {option.name}", sampling=option.sampling)
-        parts.append(Part(name=option.name, count=Count.of(seen)))
+    asked = [(option, [_ask(option, which)(prompt) for prompt in few]) for option in options]
+    tried = _drawn(drawer, model, asked, which)
+    parts = [Part(name=option.name, count=Count.of(seen)) for option, seen in zip(options, tried, strict=True)]
     most = max(part.count.found for part in parts)
     best = tuple(option for option, part in zip(options, parts, strict=True) if part.count.found == most)
     return _Hunt(best, tuple(parts), *_measured(drawer, model, best, fresh, which))
@@ -154,23 +149,46 @@ def _measured(
     which: Literal["attack", "control", "base"],
 ) -> tuple[tuple[str, ...], list[bool | None]]:
     """Fresh prompts, shared out among options that were equally good (all of them, where none found anything)."""
-    texts, seen = list[str](), list[bool | None]()
-    for number, option in enumerate(best[: len(fresh)]):
-        asked = [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]]
-        with _weights(option, model):
-            freeze, show = which == "attack" and option.weights is None, option.name if which == "attack" else None
-            name = f"{which}, fresh, {option.name}"
-            seen += drawer.look(model, asked, name, sampling=option.sampling, freeze=freeze, show=show)
-        texts += [f"{text} [{option.name}]" for text in asked]
-    return tuple(texts), seen
+    asked = [
+        (option, [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]])
+        for number, option in enumerate(best[: len(fresh)])
+    ]
+    seen = _drawn(drawer, model, asked, f"{which}, fresh", counted=which == "attack")
+    texts = [f"{text} [{option.name}]" for option, prompts in asked for text in prompts]
+    return tuple(texts), [one for part in seen for one in part]
+
+
+def _drawn(
+    drawer: Drawer,
+    model: ModelFamily,
+    asked: Sequence[tuple[Option, list[str]]],
+    purpose: str,
+    *,
+    counted: bool = False,
+) -> list[list[bool | None]]:
+    """What is seen of each option's prompts. Options that differ in words alone are drawn together: a batch takes
+    hardly longer than an image. counted: what they show is frozen and kept to be looked at."""
+    found = list[list[bool | None]]()
+    for (sampling, weights), same in groupby(asked, key=lambda one: (one[0].sampling, one[0].weights)):
+        group = list(same)
+        texts = [text for _, prompts in group for text in prompts]
+        how = [option.name for option, prompts in group for _ in prompts]
+        with weights(model.net) if weights else nullcontext():
+            seen = drawer.look(
+                model,
+                texts,
+                f"{purpose}, {group[0][0].name}",
+                sampling=sampling,
+                freeze=counted and weights is None,
+                show=how if counted else None,
+            )
+        ends = list(accumulate(len(prompts) for _, prompts in group))
+        found += [seen[end - len(prompts) : end] for end, (_, prompts) in zip(ends, group, strict=True)]
+    return found
 
 
 def _ask(option: Option, which: Literal["attack", "control", "base"]) -> Ask:
     return option.plain if which == "control" else option.asks
-
-
-def _weights(option: Option, model: ModelFamily) -> AbstractContextManager[object]:
-    return option.weights(model.net) if option.weights else nullcontext()
 
 
 def _prompts(spec: Spec, images: int, options: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:
