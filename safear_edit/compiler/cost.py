@@ -53,7 +53,8 @@ class Work:
 
     steps: optimiser steps in all. rows: those that a step runs forward and backward, in whole images (a few scales of
     one are a part of it). taught: those that the base model runs forward at every step. widths: trained parameters of
-    a layer, in units of the model's width. drawn: images that the search draws itself.
+    a layer, in units of the model's width. drawn: images that the search draws itself. read: rows of each pair that
+    the base model reads once.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Work:
     taught: float = 0
     widths: float = 0
     drawn: int = 0
+    read: float = 4
 
     def training_flops(self, card: Card) -> float:
         """All steps: a row that trains costs three forwards, and one by the base model a fourth."""
@@ -311,10 +313,10 @@ def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
 
 
 def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: int, speed: Speed) -> float:
-    """All steps of a search, for which the base model reads the pairs once, with their captions and without; layers
-    that run again cost a forward pass more."""
+    """All steps of a search, for which the base model reads the pairs once, as the method needs them; layers that run
+    again cost a forward pass more."""
     again = work.steps * work.rows if getattr(params, "recompute", False) else 0.0
-    flops = work.training_flops(model.card) + (4 * pairs + again) * forward_flops(model.card)
+    flops = work.training_flops(model.card) + (work.read * pairs + again) * forward_flops(model.card)
     return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"]
 
 

@@ -90,7 +90,8 @@ class PairMethod(Generic[P]):
         held = params.keep_batch * (bool(params.keep_weight) + bool(params.understanding_weight))
         attacked = params.batch * (deepen.INNER + 1) * params.adversarial
         widths = params.rank * LORA_WIDTHS.get(params.part, 0)
-        return Work(params.steps, self.rows(params, card) + held + attacked, held, widths)
+        read = 4 if self.scored else 1  # both images, with their captions and without; else about one image
+        return Work(params.steps, self.rows(params, card) + held + attacked, held, widths, read=read)
 
     def trainable(self, params: P, model: ModelFamily) -> int:
         """Numbers that are trained: two factors per linear layer."""

@@ -24,6 +24,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.methods.sft import SFT
 from safear_edit.methods.vce import VCE
 
 
@@ -127,6 +128,8 @@ def test_time_falls_with_speed_and_grows_with_layers_that_run_again(model: Llama
     found = training_seconds(model, work(once), once, 8, slow)
     assert training_seconds(model, work(once), once, 8, fast) == pytest.approx(found / 2)
     assert 1.1 * found < training_seconds(model, work(again), again, 8, slow) < 1.4 * found
+    numbers = SFT.Params(batch=8, keep_batch=4, keep_weight=1.0, steps=10)
+    assert (SFT().work(numbers, model.card, 8).read, work(once).read) == (1, 4), "only VCE scores its pairs"
 
 
 def test_drawing_reads_all_weights_at_every_step(model: LlamaGen) -> None:
