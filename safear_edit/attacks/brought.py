@@ -33,8 +33,8 @@ class Brought(StrictRecord):
 
 
 class BroughtBack(StrictRecord):
-    """NAME.images.json: the first images in which the concept was found when an attack was counted, or another way of it
-    that was tried to its end."""
+    """NAME.images.json: the first images in which the concept was found when an attack was counted, or another way of
+    it that was tried to its end."""
 
     attack: str
     images: tuple[Brought, ...] = ()
