@@ -425,7 +425,8 @@ def _grid(n: int, lost: float, gained: float) -> _Grid:
     fits = down + up <= n
     down, up = np.where(fits, down, 0), np.where(fits, up, 0)
     rest = gained / (1 - lost) if lost < 1 else 0.0
-    chance = np.where(fits, stats.binom.pmf(down, n, lost) * stats.binom.pmf(up, n - down, rest), 0.0)
+    falls = stats.binom.pmf(np.arange(most[0] + 1), n, lost)[down]
+    chance = np.where(fits, falls * stats.binom.pmf(up, n - down, rest), 0.0)
     return _Grid(down, up, chance, stats.binom.sf(down - 1, down + up, 0.5))
 
 
@@ -449,12 +450,13 @@ def _pass_chance(n: int, flips: float, margin: float) -> float:
     lost, gained = np.meshgrid(np.arange(most + 1), np.arange(most + 1), indexing="ij")
     flipped = lost + gained
     fits = flipped <= n
-    chance = stats.binom.pmf(flipped, n, flips) * stats.binom.pmf(lost, flipped, 0.5)
     # Far sums are outside [0, n]; they carry no chance, but their variance formula has no meaning either.
     lost, gained = np.where(fits, lost, 0), np.where(fits, gained, 0)
     z = float(stats.norm.ppf(1 - ALPHA))
     below = lost - gained - n * margin + z * np.sqrt(_score_variance(lost, gained, n, margin)) < 0
-    return float(chance[fits & below].sum())
+    lost, flipped = lost[fits & below], flipped[fits & below]
+    sums = stats.binom.pmf(np.arange(2 * most + 1), n, flips)  # by number of flips: of many places one value each
+    return float((sums[flipped] * stats.binom.pmf(lost, flipped, 0.5)).sum())
 
 
 def _score_variance(
