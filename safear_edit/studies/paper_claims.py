@@ -84,6 +84,11 @@ def _ablation(variant: str, column: str) -> Cell:
     return Cell("llamagen-ablation", {"variant": variant}, column)
 
 
+def _captions(by: str, column: str) -> Cell:
+    return Cell("llamagen-captioner", {"safe captions": by}, column)
+
+
+LOOKING = "`janus:mini` describes the unsafe image"
 WHOLE = "VCE, as `recipes/vce.yaml` has it"
 CONCEPTS = ("picasso (style)", "van_gogh (style)", "hazard (category)", "dog (object)")
 
@@ -145,17 +150,22 @@ VCE = Paper(
             "Three seeds; the two differ in token drop and anchor, too.",
         ),
         Claim(
-            "Captions by a multimodal model make the pairs",
+            "Pairs by captions of a multimodal model erase",
             {
-                "safe captions by the model itself, by name": Cell(
-                    "janus-methods",
-                    {"concept": "picasso", "method": "`vce`, safe captions by the model itself"},
-                    "by name",
-                ),
-                "templates": Cell("janus-methods", {"concept": "picasso", "method": "`vce`"}, "by name"),
+                "by name": _captions(LOOKING, "by name"),
+                "other names": _captions(LOOKING, "names left out of the pairs"),
             },
             lambda f: _all(f, ERASED),
-            "Both erase; 60 prompts can't tell them apart.",
+            "One seed, a third of the recipe's steps, on training prompts.",
+        ),
+        Claim(
+            "Such captions keep the content better than templates",
+            {
+                "content kept": _captions(LOOKING, "content kept"),
+                "templates": _captions("the spec's templates", "content kept"),
+            },
+            lambda f: least(f["content kept"]) > least(f["templates"]),
+            "One seed. Templates know what was asked for, which a mini nearly always draws.",
         ),
         Claim("82.9 % fewer nude body parts", why=REAL),
         Claim("Transfers to diffusion", why=NO_ROW),
