@@ -205,6 +205,7 @@ def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
         own = data.get(OWN_CONFIG) or _sizes(data, image_id) if original else data
         config: Any = JanusConfig.from_dict(plain_config(own))
         text, vision, vq = config.text_config, config.vision_config, config.vq_config
+        _decoder_config(vq)
         fits = {
             "a Llama language model": text.model_type == "llama",
             "one width throughout": text.hidden_size
@@ -221,6 +222,12 @@ def read_config(data: Mapping[str, Any], image_id: int, where: str) -> Any:
     if wrong := [name for name, fit in fits.items() if not fit]:
         raise UsageError(where, wrong[0], "sizes that disagree", AGAIN)
     return config
+
+
+def _decoder_config(vq: Any) -> Any:
+    """The tokenizer's configuration with its decoder's own widths; None where they are the encoder's."""
+    widths = getattr(vq, WIDTHS, None)
+    return None if widths is None else type(vq)(**{**vq.to_dict(), "channel_multiplier": widths})
 
 
 def _sizes(data: Mapping[str, Any], image_id: int) -> dict[str, Any]:
@@ -283,8 +290,7 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> Net:
 
     try:
         net = JanusForConditionalGeneration._from_config(config, dtype=dtype)
-        if (widths := getattr(config.vq_config, WIDTHS, None)) is not None:
-            other = type(config.vq_config)(**{**config.vq_config.to_dict(), "channel_multiplier": widths})
+        if (other := _decoder_config(config.vq_config)) is not None:
             net.model.vqmodel.decoder = JanusVQVAEDecoder(other).to(dtype)
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         got = " ".join(str(error).split())[:200]

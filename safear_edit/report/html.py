@@ -26,7 +26,7 @@ from safear_edit.editor.method_log import Cell
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.scored_images import INDEX
 from safear_edit.evaluate.stats import Rate
-from safear_edit.files.records import read_record
+from safear_edit.files.records import AGAIN, read_record
 from safear_edit.report import charts
 from safear_edit.report.schema import EVIDENCE, Report
 from safear_edit.report.sentences import percent
@@ -103,7 +103,7 @@ def figure_groups(report: Report, root: Path) -> tuple[FigureGroup, ...]:
             continue
         _content(path, sheet.sha256)
         concept = PurePath(sheet.file).parts[1] if len(PurePath(sheet.file).parts) > 2 else report.concepts[0].name
-        pairs = tuple(_figure_pairs(kept, read_record(SheetNote, path.with_suffix(".json"))))
+        pairs = tuple(_figure_pairs(kept, path.with_suffix(".json")))
         found.append(FigureGroup(concept, path.stem.removeprefix("slice-"), pairs))
     return tuple(found)
 
@@ -121,10 +121,15 @@ def _kept_images(report: Report, root: Path, folder: Path) -> Sheets | None:
     return Sheets.of(folder / INDEX)
 
 
-def _figure_pairs(kept: Sheets, note: SheetNote) -> Iterator[FigurePair]:
-    """Base and edited image of each prompt on a sheet, in its order."""
-    edited = {(one.prompt_id, one.selection): one for one in note.images if one.model == "edited"}
-    both = [(one, edited[one.prompt_id, one.selection]) for one in note.images if one.model == "base"]
+def _figure_pairs(kept: Sheets, note: Path) -> Iterator[FigurePair]:
+    """Base and edited image of each prompt on a sheet, in its order; SpecError for a note that names one of them, or an
+    image that wasn't kept."""
+    shown = read_record(SheetNote, note).images
+    edited = {(one.prompt_id, one.selection): one for one in shown if one.model == "edited"}
+    before = [one for one in shown if one.model == "base"]
+    if alone := [one.prompt_id for one in before if (one.prompt_id, one.selection) not in edited]:
+        raise SpecError(str(note), "both models' image of every prompt", f"the base model's of {alone[0]!r}", AGAIN)
+    both = [(one, edited[one.prompt_id, one.selection]) for one in before]
     tiles = kept.crops({(one.prompt_id, model) for one, _ in both for model in ("base", "edited")})
     for base, after in both:
         yield FigurePair(

@@ -429,6 +429,11 @@ def test_the_published_configuration_is_understood_and_written() -> None:
     assert (config.vision_config.num_image_tokens, config.vq_config.num_patches) == (576, 24)
     assert config.text_config.rms_norm_eps == 1e-6 and config.text_config.rope_parameters["rope_theta"] == 10000.0
     assert not config.tie_word_embeddings
+    own = json.loads(config.to_json_string(use_diff=False))
+    for widths in (-(2**70), [1, 2, "a" * 20]):  # found by fuzzing: transformers' own error, and a traceback
+        own["vq_config"]["decoder_channel_multiplier"] = widths
+        with pytest.raises(UsageError, match="a Janus configuration"):
+            janus.read_config(own, 100581, "config.json")
     written = janus._original_config(config, json.loads(config.to_json_string(use_diff=False)))
     for name in published.keys() - {"model_type", "language_config"}:
         assert written[name]["params"] == published[name]["params"], name

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, read_outcomes
 from safear_edit.evaluate.scored_images import INDEX, Kept, kept, save_images
+from safear_edit.report import html
 from safear_edit.report.build import OWN_FILES, build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.evidence_page import evidence_page
 from safear_edit.report.html import render_html
 from safear_edit.report.schema import Report
+from safear_edit.report.tiles import Sheets
 from tests.report.test_build import FLIPS, FOUND_AFTER, SIZES, make_run
 from tests.report.test_html import HOSTILE, Links
 
@@ -115,3 +117,13 @@ def test_a_missing_image_and_a_missing_sheet_are_refused(tmp_path: Path) -> None
     (root / "images" / "scored-001.webp").unlink()
     with pytest.raises(SpecError, match="scored-001"):
         page_of(root)
+
+
+def test_a_sheet_that_names_one_model_of_a_pair_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing: a prompt's id changed in the note beside a sheet ended in a traceback."""
+    root = with_images(make_run(tmp_path / "run"))
+    kept_images, note = Sheets.of(root / "images" / INDEX), tmp_path / "slice-direct.json"
+    assert kept_images is not None
+    note.write_text(json.dumps({"images": [{"prompt_id": "direct-0000", "model": "base", "selection": "random"}]}))
+    with pytest.raises(SpecError, match=r"slice-direct\.json.*both models' image of every prompt"):
+        list(html._figure_pairs(kept_images, note))
