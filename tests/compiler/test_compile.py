@@ -438,7 +438,7 @@ def test_each_method_declares_its_rows() -> None:
     numbers = {"batch": 8, "steps": 10}
     held = {"keep_weight": 1.0, "keep_batch": 12}
     assert work_of("dpo", Card(), 9, **numbers) == Work(10, 16, 0, 16 * 17)
-    assert work_of("sft", Card(), 9, **numbers, **held) == Work(10, 20, 12, 16 * 17)
+    assert work_of("sft", Card(), 9, **numbers, **held) == Work(10, 20, 12, 16 * 17, read=1)
     assert work_of("vce", Card(), 9, **numbers, keep_weight=0, anchor="safe").rows == 24
     assert [work_of("svare", Card(), 9, **numbers, mode=mode).rows for mode in ("paper", "released")] == [16, 8]
     first = work_of("sace", NEXT_SCALE, 9, **numbers, preserve_scales=(1,))
