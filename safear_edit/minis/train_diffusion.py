@@ -4,6 +4,9 @@ The network is diffusers' PixArt transformer. It predicts v (https://arxiv.org/a
 (https://arxiv.org/abs/2102.09672), at noise levels that are spread evenly over each batch. As in train_llamagen,
 layers' matrices are trained with Muon, everything else with AdamW; ten per cent of the captions are replaced by the
 empty one (guidance), and an exponential moving average is exported.
+
+No weights ship with the package: the longest run so far ended after 250 steps, when styles and scenes could be told
+apart and objects could not. The same command continues it.
 """
 
 from __future__ import annotations
