@@ -6,7 +6,7 @@ from pathlib import Path
 import safear_edit as safear
 from safear_edit.release.keys import generate
 
-SMALL = {"params.steps": 6, "construct.pairs": 12, "construct.keep": 12}
+SMALL = {"params.steps": 4, "params.batch": 4, "params.keep_batch": 4, "construct.pairs": 12, "construct.keep": 12}
 SMALL |= {f"evaluate.n.{name}": 4 for name in ("direct", "paraphrase", "template")}
 SMALL |= {f"preserve.{name}.n": 4 for name in ("other-styles", "objects", "plain")}
 
