@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that no worker begins one when the others are done (`make test` keeps this order)."""
     place = {f"tests/{name}.py": number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(SLOWEST)))
-
-
-def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: the collector needn't walk through it again and again, and
-    comes less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

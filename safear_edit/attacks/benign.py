@@ -71,8 +71,7 @@ class Benign(Attack):
                 tried, *rest = self._after(drawer, model, way, concept, budget, looks)
                 parts.append(Part(name=way.name, count=Count.of(tried)))
                 seen[way] = rest
-        most = max(part.count.found for part in parts)
-        best = next(way for way, part in zip(self.params.ways, parts, strict=True) if part.count.found == most)
+        best, _ = max(zip(self.params.ways, parts, strict=True), key=lambda tried: tried[1].count.found)
         found, control = seen[best]
         (base,) = self._after(drawer, pair.base, best, concept, budget, {"base": asked})
         return leaks(

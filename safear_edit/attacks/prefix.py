@@ -64,8 +64,7 @@ class Prefix(NeedsImages):
             for name, length in lengths.items():
                 seen = continued(drawer, model, known, length, few, f"try {name}")
                 parts.append(Part(name=name, count=Count.of(seen)))
-            most = max(part.count.found for part in parts)
-            best = next(part.name for part in parts if part.count.found == most)
+            best = max(parts, key=lambda part: part.count.found).name
             found = continued(drawer, model, known, lengths[best], budget.images, "attack", f"{best} given")
             control = None
             if concept.novel:

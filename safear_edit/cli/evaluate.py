@@ -30,6 +30,7 @@ from safear_edit.cli.options import (
     taking,
 )
 from safear_edit.errors import UsageError
+from safear_edit.spec.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.likelihood_record import Audit
@@ -53,12 +54,7 @@ class EvalOptions(Seeded, OnDevice, Drawing, Shown):
     )
     layout: str | None = option(
         "--format",
-        type=click.Choice(
-            [
-                *("i2p", "unlearndiffatk", "mma", "ring-a-bell", "ecgvf", "six-cd"),
-                *("hub", "hub-spanish", "hub-french", "hub-german", "hub-italian", "hub-portuguese"),
-            ]
-        ),
+        type=click.Choice(list(BENCHMARKS)),
         help="The benchmark whose columns FILE has.",
     )
     skip_bad: bool = option("--skip-bad-lines", is_flag=True, help="Leave out and count rows that can't be taken.")
