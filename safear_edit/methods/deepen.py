@@ -12,30 +12,28 @@ numbers of that step, so a killed run goes on to the same edit.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from safear_edit.editor.fine_tune import Draw
 from safear_edit.families.tokens import token_logprobs
-from safear_edit.methods.workbench import Workbench, token_kl
+from safear_edit.methods.workbench import Scores, Workbench, token_kl
 
-CAPTIONS: tuple[Literal["unsafe", "safe"], ...] = ("unsafe", "safe")
 VECTORS = 4
 INNER = 4
 """Steps of the attack inside a step, each as long as token states are spread: together as far as a soft prompt gets."""
 
 
-def depth(bench: Workbench, draw: Draw) -> Tensor:
+def depth(bench: Workbench, draw: Draw, scores: Scores) -> Tensor:
     """KL( base(. | x_s, y_l) || policy(. | x, y_l) ) in nats per token, mean over x = x_u and x_s and over this step's
-    pairs; 2b rows.
+    pairs; b rows beside those of `scores`, which must have kept its losers' logits, and one for each dropped caption.
 
     Both captions: a preference makes the concept's images unlikely under any caption, and where the safe caption's lose
     more than the unsafe one's, naming the concept still helps.
     """
     reference = bench.reference(draw, "safe", "unsafe")
-    unsafe, safe = (token_kl(reference, bench.logits(draw, caption, "unsafe")).mean() for caption in CAPTIONS)
+    both = bench.loser_logits(draw, scores), bench.logits(draw, "safe", "unsafe")
+    unsafe, safe = (token_kl(reference, policy).mean() for policy in both)
     return (unsafe + safe) / 2
 
 

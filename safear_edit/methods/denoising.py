@@ -42,8 +42,8 @@ class DenoisingWorkbench(Workbench):
     def __init__(self, model: ModelFamily, material: Material, params: PairTuning) -> None:
         super().__init__(model, material, params, silent, reference=False)
 
-    def scores(self, draw: Draw) -> Scores:
-        """As of tokens, of this step's level and noise, in one forward of 2b rows by each model."""
+    def scores(self, draw: Draw, *, logits: bool = False) -> Scores:
+        """As of tokens, of this step's level and noise, in one forward of 2b rows by each model; keeps no `logits`."""
         rows, dropped = self._pairs(draw)
         pairs, captions = self.material.pairs, self._captions.rows(self._unsafe[rows].repeat(2))
         captions, latents = self._dropping(captions, dropped.repeat(2)), torch.cat([pairs.safe_ids, pairs.unsafe_ids])

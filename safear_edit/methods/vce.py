@@ -88,7 +88,7 @@ class VCE(PairMethod["VCE.Params"]):
         replaces; it is the default. NLL(y_w | x_s) costs a forward and only holds the safe caption in place. Rows
         without a caption are left out of the first: they would make the safe images the unconditional ones.
         """
-        scores = bench.scores(draw)
+        scores = bench.scores(draw, logits=bool(params.depth))
         drawn = draw.uniform("tokens", params.batch, scores.winner.shape[1]).to(scores.winner.device)
         gains = scores.winner_gain, scores.loser_gain
         loss = vsafe_dpo(*gains, drawn >= params.token_drop, params.beta, params.average).mean()
@@ -101,14 +101,14 @@ class VCE(PairMethod["VCE.Params"]):
             loss = loss + params.anchor_weight * anchor
         readings = {"margin": margin}
         if params.depth:
-            deeper = deepen.depth(bench, draw)
+            deeper = deepen.depth(bench, draw, scores)
             loss, readings["depth"] = loss + params.depth * deeper, float(deeper.detach())
         return loss, readings
 
     def rows(self, params: VCE.Params, card: Card) -> float:
-        """Winner and loser, and the winner again where the anchor stands on the safe caption."""
+        """Winner and loser; the winner again where the anchor stands on the safe caption; what depth adds."""
         pairs = 3 if params.anchor_weight and params.anchor == "safe" else 2
-        return params.batch * (pairs + 2 * bool(params.depth))
+        return params.batch * (pairs + (1 + params.caption_drop) * bool(params.depth))
 
     def work(self, params: VCE.Params, card: Card, pairs: int) -> Work:
         """With the images of a search for a strength, all of which are drawn in the worst case."""

@@ -70,7 +70,8 @@ class PairTuning(Tuning):
 class Scores:
     """Log-probabilities (b, N) of a batch of winners and losers, by the policy and by the base model.
 
-    `dropped` (b,) marks rows whose caption was dropped, for all four alike.
+    `dropped` (b,) marks rows whose caption was dropped, for all four alike. `loser_logits` (b, N, choices) is what the
+    policy's half of the losers comes from, where it was asked for.
     """
 
     winner: Tensor
@@ -78,6 +79,7 @@ class Scores:
     winner_reference: Tensor
     loser_reference: Tensor
     dropped: Tensor
+    loser_logits: Tensor | None = None
 
     @property
     def winner_gain(self) -> Tensor:
@@ -112,12 +114,29 @@ class Workbench:
         self.stored_bytes = 0
         self._reference = [self._references(drop, progress) for drop in branches]
 
-    def scores(self, draw: Draw) -> Scores:
-        """Winners and losers of this step's pairs, both under the unsafe caption, in one forward of 2b rows."""
+    def scores(self, draw: Draw, *, logits: bool = False) -> Scores:
+        """Winners and losers of this step's pairs, both under the unsafe caption, in one forward of 2b rows.
+
+        `logits` keeps the losers' (they stay in memory as long as the scores do).
+        """
         rows, dropped = self._pairs(draw)
-        winner, loser = self._both(rows, dropped)
+        both = self._both_logits(rows, dropped)
+        winner, loser = token_logprobs(both, self._both_ids(rows)).chunk(2)
         stored = torch.stack(self._reference)[dropped.long(), :, rows].to(winner.device)
-        return Scores(winner, loser, stored[:, 0], stored[:, 1], dropped.to(winner.device))
+        kept = both[len(rows) :] if logits else None
+        return Scores(winner, loser, stored[:, 0], stored[:, 1], dropped.to(winner.device), kept)
+
+    def loser_logits(self, draw: Draw, scores: Scores) -> Tensor:
+        """Logits (b, N, choices) of this step's unsafe images under the unsafe caption, which is dropped for none.
+
+        They are those of `scores`, if it kept them; rows that lost their caption there take a forward of their own.
+        """
+        if scores.loser_logits is None:
+            return self.logits(draw, "unsafe", "unsafe")
+        if not bool(scores.dropped.any()):
+            return scores.loser_logits
+        own = self._logits(self._pairs(draw)[0][scores.dropped.cpu()], "unsafe", "unsafe", None)
+        return scores.loser_logits.index_put((scores.dropped,), own)
 
     def winner(self, draw: Draw, caption: Literal["unsafe", "safe"]) -> Tensor:
         """log pi(y_w | x_u) or log pi(y_w | x_s) of this step's pairs, (b, N), in a forward of b rows."""
@@ -280,12 +299,13 @@ class Workbench:
         rows = draw.rows("pairs", len(self.material.pairs), self.params.batch)
         return rows, draw.uniform("caption", self.params.batch, 1)[:, 0] < self.params.caption_drop
 
-    def _both(self, rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = self.material.pairs
+    def _both_logits(self, rows: Tensor, dropped: Tensor) -> Tensor:
         captions = self._dropping(self._captions.rows(self._unsafe[rows].repeat(2)), dropped.repeat(2))
-        both = self._logprobs(captions, torch.cat([pairs.safe_ids[rows], pairs.unsafe_ids[rows]]))
-        winner, loser = both.chunk(2)
-        return winner, loser
+        return self.model.logits(captions, self._both_ids(rows))
+
+    def _both_ids(self, rows: Tensor) -> Tensor:
+        pairs = self.material.pairs
+        return torch.cat([pairs.safe_ids[rows], pairs.unsafe_ids[rows]]).to(self.model.device)
 
     def _logprobs(self, condition: Condition, ids: Tensor) -> Tensor:
         ids = ids.to(self.model.device)
@@ -300,7 +320,8 @@ class Workbench:
         count, parts = len(self.material.pairs), []
         for start in range(0, count, REFERENCE_ROWS // 2):
             rows = torch.arange(start, min(start + REFERENCE_ROWS // 2, count))
-            parts.append(torch.stack(self._both(rows, torch.full((len(rows),), drop))).cpu())
+            both = self._both_logits(rows, torch.full((len(rows),), drop))
+            parts.append(torch.stack(token_logprobs(both, self._both_ids(rows)).chunk(2)).cpu())
             progress("reference", int(rows[-1]) + 1, count, "without captions" if drop else "")
         return torch.cat(parts, 1)
 

@@ -73,7 +73,7 @@ class PlainBench(Workbench):
         prompts = list(dict.fromkeys([*material.pairs.unsafe, *material.pairs.safe, *keep]))
         self._captions = cast("Condition", _Encoded(model, prompts))
 
-    def scores(self, draw: Draw) -> Scores:
+    def scores(self, draw: Draw, *, logits: bool = False) -> Scores:
         rows, dropped = self._pairs(draw)
         winner, loser = self._both(rows, dropped)
         with self._before():
