@@ -97,6 +97,8 @@ def compile_recipe(
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
     _refuse_silent(base.construct, model_card.family)
+    if base.construct.text_align is not None:
+        checks.clip_options(spec, images, f"construct.text_align={base.construct.text_align:g}")
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
     asked = prompts_of(spec, images, base.construct, seed=seed, lengths=lengths)
@@ -118,7 +120,7 @@ def compile_recipe(
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
         method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
         seed=seed,
-        construct=Construct(pairs=asked.pairs, refine=base.construct.refine, captioner=base.construct.captioner),
+        construct=Construct(pairs=asked.pairs, **how_of(base.construct)),
         keep=asked.keep,
         evaluate=asked.evaluate.model_copy(update={"sampling": numbers}),
         gates=spec.gates,
@@ -184,6 +186,11 @@ def _refuse_misfit(method: str, family: str) -> None:
         raise UsageError(f"method {method}", f"a family with {', '.join(sorted(asked.needs))}", got, fix)
     got = f"{family}, which denoises latents"
     raise UsageError(f"method {method}", "a family that draws image tokens and gives their likelihoods", got, fix)
+
+
+def how_of(construct: ConstructSizes) -> dict[str, Any]:
+    """How pairs are made, also what files leave out where it is the default."""
+    return {name: getattr(construct, name) for name in ("refine", "captioner", "text_align")}
 
 
 def _refuse_silent(construct: ConstructSizes, family: str) -> None:
@@ -388,7 +395,7 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
     spec_data["gates"] |= spec.gates.every()
     spec_data["judge"].setdefault("card", None)
-    base_data["construct"] |= {"refine": base.construct.refine, "captioner": base.construct.captioner}
+    base_data["construct"] |= how_of(base.construct)
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],

@@ -62,6 +62,14 @@ _CAPTIONER: Any = Field(
     "reference of a family that answers questions, or a folder of an image-text-to-text model.",
 )
 
+TextAlign = Annotated[float, Field(gt=0, lt=1)]
+_TEXT_ALIGN: Any = Field(
+    default=None,
+    exclude_if=lambda least: least is None,  # recipes from before there was one keep their digests
+    description="Least cosine of a pair's safe image and safe caption, by the judge's CLIP or the minis' own; a pair "
+    "below it is dropped, because it would teach to draw something else instead of the same without the concept.",
+)
+
 
 class ConstructSizes(Part):
     """How much training material is made."""
@@ -72,6 +80,7 @@ class ConstructSizes(Part):
     )
     refine: Refine = _REFINE
     captioner: Text | None = _CAPTIONER
+    text_align: TextAlign | None = _TEXT_ALIGN
 
 
 class Range(Part):
@@ -216,6 +225,7 @@ class Construct(Part):
     pairs: Annotated[tuple[PairPrompt, ...], Field(min_length=1)]
     refine: Refine = _REFINE
     captioner: Text | None = _CAPTIONER
+    text_align: TextAlign | None = _TEXT_ALIGN
 
     @property
     def described(self) -> bool:

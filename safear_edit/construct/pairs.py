@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -38,11 +39,13 @@ if TYPE_CHECKING:
     from safear_edit.compiler.questions import TrainingQuestions
     from safear_edit.families.base import ModelFamily
     from safear_edit.judges.base import Judge, Judgement
+    from safear_edit.judges.clip import Clip
 
 
 R = TypeVar("R", bound=BaseModel)
 T = TypeVar("T")
 
+MISSED = "safe caption, its content not drawn"
 SHEET_COLUMNS = 12
 """Pairs on the sheet."""
 STATS = "stats.json"
@@ -161,6 +164,19 @@ class Material:
     parts: tuple[Material, ...] = ()
 
 
+@dataclass(frozen=True)
+class TextAlign:
+    """What a safe image must have in common with its caption: CLIP's cosine of both, at `least` so much."""
+
+    clip: Clip
+    least: float
+
+    def missed(self, images: Tensor, captions: Sequence[str]) -> list[bool]:
+        """For each image uint8 (B, 3, H, W) whether it shows too little of its caption."""
+        cosine = (self.clip.images(images) * self.clip.texts(captions)).sum(1)
+        return [value < self.least for value in cosine.tolist()]
+
+
 @torch.no_grad()
 def build_pairs(
     model: ModelFamily,
@@ -172,22 +188,22 @@ def build_pairs(
     fewest: int = FEWEST_PAIRS,
     refiner: Refiner | None = None,
     captioner: Describes | None = None,
+    text_align: TextAlign | None = None,
 ) -> Pairs:
     """Draw (unsafe caption, safe caption, seed) pairs and keep those that the judge tells apart.
 
     Kept: the judge finds the concept in the unsafe image and says that it is absent from the safe one; "cannot tell"
-    drops the pair. refiner: it writes the safe captions from what `captioner` (none: the model itself) says of the
-    unsafe images, and those given are what it falls back to; an image of which it says what is on the block list drops
-    the pair.
+    drops the pair, and so does a safe image in which `text_align` finds too little of its caption. refiner: it writes
+    the safe captions from what `captioner` (none: the model itself) says of the unsafe images, and those given are what
+    it falls back to; an image of which it says what is on the block list drops the pair.
     UsageError with the commonest reason if fewer than `fewest` are left, or none were asked for.
     """
     if not wanted:
         raise UsageError("pairs", "at least one prompt", "none", "compile the spec with construct.pairs above 0")
 
     def both(part: Sequence[tuple[str, str, int]]) -> _Drawn:
-        return (
-            _both(model, part, judge) if refiner is None else _in_turn(model, part, judge, refiner, captioner or model)
-        )
+        why = partial(_reasons, judge, text_align)
+        return _both(model, part, why) if refiner is None else _in_turn(model, part, why, refiner, captioner or model)
 
     parts: list[_Drawn] = []
     for drawn in processes.dealt([wanted[start : start + batch] for start in range(0, len(wanted), batch)], both):
@@ -223,31 +239,38 @@ class _Drawn:
     told: list[SafeCaption]
 
 
-def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge) -> _Drawn:
+Why = Callable[[Tensor, Sequence[str]], list[str | None]]
+"""Why each pair is dropped (None: it isn't), from its images, unsafe and safe by turns, and its safe caption."""
+
+
+def _both(model: ModelFamily, part: Sequence[tuple[str, str, int]], why: Why) -> _Drawn:
     """Unsafe and safe images drawn together."""
     prompts = [prompt for unsafe, safe, _ in part for prompt in (unsafe, safe)]
     ids = draw(model, encoded(model, prompts), [seed for *_, seed in part for _ in range(2)])
-    return _Drawn(ids[0::2], ids[1::2], _reasons(judge, model.decode(ids)), [])
+    return _Drawn(ids[0::2], ids[1::2], why(model.decode(ids), prompts[1::2]), [])
 
 
 def _in_turn(
-    model: ModelFamily, part: Sequence[tuple[str, str, int]], judge: Judge, refiner: Refiner, captioner: Describes
+    model: ModelFamily, part: Sequence[tuple[str, str, int]], why: Why, refiner: Refiner, captioner: Describes
 ) -> _Drawn:
     """The unsafe images, what the captioner says of them, then the safe ones; none is drawn or decoded twice."""
     seeds = [seed for *_, seed in part]
     unsafe_ids = draw(model, encoded(model, [unsafe for unsafe, *_ in part]), seeds)
     shown = model.decode(unsafe_ids)
     told = refiner.told(captioner, shown, [safe for _, safe, _ in part])
-    safe_ids = draw(model, encoded(model, [one.safe for one in told]), seeds)
-    reasons = _reasons(judge, torch.stack([shown, model.decode(safe_ids)], 1).flatten(0, 1))
-    blocked = [FORBIDDEN if one.why == FORBIDDEN else why for one, why in zip(told, reasons, strict=True)]
+    captions = [one.safe for one in told]
+    safe_ids = draw(model, encoded(model, captions), seeds)
+    reasons = why(torch.stack([shown, model.decode(safe_ids)], 1).flatten(0, 1), captions)
+    blocked = [FORBIDDEN if one.why == FORBIDDEN else reason for one, reason in zip(told, reasons, strict=True)]
     return _Drawn(unsafe_ids, safe_ids, blocked, told)
 
 
-def _reasons(judge: Judge, pixels: Tensor) -> list[str | None]:
-    """Why each pair is dropped, from the judgements on its two images, unsafe and safe by turns."""
+def _reasons(judge: Judge, text_align: TextAlign | None, pixels: Tensor, captions: Sequence[str]) -> list[str | None]:
+    """`Why`, by the judge first, then by what the safe image shows of its caption."""
     judgements = judged({"concept": judge}, pixels, ["concept"] * len(pixels))
-    return [_why_dropped(unsafe, safe) for unsafe, safe in zip(judgements[0::2], judgements[1::2], strict=True)]
+    reasons = [_why_dropped(unsafe, safe) for unsafe, safe in zip(judgements[0::2], judgements[1::2], strict=True)]
+    missed = text_align.missed(pixels[1::2], captions) if text_align else [False] * len(reasons)
+    return [reason or (MISSED if miss else None) for reason, miss in zip(reasons, missed, strict=True)]
 
 
 @torch.no_grad()

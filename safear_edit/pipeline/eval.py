@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit import processes, registry
-from safear_edit.compiler.checks import readers
+from safear_edit.compiler.checks import clip_options
 from safear_edit.compiler.cost import draw_within
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.errors import UsageError
@@ -258,10 +258,6 @@ def compare_quality(
 
     pair = ModelPair.load(models, how)
     concept = spec_for(spec, pair.base.card.images)
-    options = next((reader.options for reader, _ in readers(concept.judge) if reader.use == "clip"), {})
-    if not options and pair.base.card.images != "gallery":
-        fix = "judge the concept by clip, with its options model and weights"
-        raise UsageError("quality", "a CLIP for this model's images", f"judge {concept.judge.use}", fix)
-    clip = load_clip(str(options.get("model", "gallery")), str(options["weights"]) if "weights" in options else None)
+    clip = load_clip(*clip_options(concept, pair.base.card.images, "quality"))
     both = Pair(pair.base, pair.edited)
     return pair.names, quality.compare_quality(both, concept, concept_judge(concept), clip, n, pair.sampling, progress)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit import registry
+from safear_edit.compiler.checks import clip_options
 from safear_edit.compiler.compile import method_params
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.files.atomic import digest_of, write_atomic
@@ -22,7 +23,7 @@ from safear_edit.progress import Callback
 from safear_edit.spec.spec import Spec, Understanding
 
 if TYPE_CHECKING:
-    from safear_edit.construct.pairs import Material
+    from safear_edit.construct.pairs import Material, Pairs
     from safear_edit.editor.edit import Change
     from safear_edit.editor.stack import Layer
     from safear_edit.families.base import ModelFamily
@@ -40,17 +41,12 @@ NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
 
 def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> None:
     """Contrastive pairs, and the model's own images of what must stay; `below` is the digest of edits it holds."""
-    from safear_edit.construct.captions import refiner_of
-    from safear_edit.construct.pairs import build_keep, build_pairs, save_sheet
-    from safear_edit.pipeline.captioner import captioner_of
+    from safear_edit.construct.pairs import build_keep, save_sheet
 
     model.keep_captions(captions_of(recipe), run / "captions.safetensors", recipe.digest)
 
     def make() -> None:
-        wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
-        judge, refiner = concept_judge(recipe.spec), refiner_of(recipe)
-        captioner = captioner_of(recipe, model)
-        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner, captioner=captioner)
+        pairs = pairs_of(recipe, model, progress)
         pairs.save(run / "pairs")
         if recipe.keep:
             kept, guards = [(keep.prompt, keep.seed) for keep in recipe.keep], [keep.guards for keep in recipe.keep]
@@ -60,6 +56,26 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
     run.step("construct", digest_of(recipe.digest, below), files, make)
+
+
+def pairs_of(recipe: Recipe, model: ModelFamily, progress: Callback) -> Pairs:
+    """Draw and filter a recipe's pairs."""
+    from safear_edit.construct.captions import refiner_of
+    from safear_edit.construct.pairs import TextAlign, build_pairs
+    from safear_edit.judges.clip import load_clip
+    from safear_edit.pipeline.captioner import captioner_of
+
+    asked, least = recipe.construct, recipe.construct.text_align
+    options = clip_options(recipe.spec, model.card.images, "construct.text_align") if least is not None else None
+    return build_pairs(
+        model,
+        [(pair.unsafe, pair.safe, pair.seed) for pair in asked.pairs],
+        concept_judge(recipe.spec),
+        progress=progress,
+        refiner=refiner_of(recipe),
+        captioner=captioner_of(recipe, model),
+        text_align=None if least is None or options is None else TextAlign(load_clip(*options), least),
+    )
 
 
 def captions_of(recipe: Recipe) -> list[str]:

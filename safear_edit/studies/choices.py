@@ -39,7 +39,7 @@ from safear_edit.methods.workbench import token_kl
 from safear_edit.pipeline.compare import Variant, variant
 from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, params_of, read_source
 from safear_edit.pipeline.state import load_state
-from safear_edit.pipeline.steps import concept_judge, material_of
+from safear_edit.pipeline.steps import material_of, pairs_of
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, expand, image_seed, mention_of, normalise, side
@@ -209,22 +209,14 @@ def _drift(before: Tensor, after: Tensor) -> float:
 
 def _material(model: ModelFamily, recipe: Recipe, folder: Path, progress: Callback) -> Material:
     """Pairs and preserved images of the recipe, made once for all that construct the same."""
-    from safear_edit.construct.captions import refiner_of
-    from safear_edit.construct.pairs import build_keep, build_pairs
-    from safear_edit.pipeline.captioner import captioner_of
+    from safear_edit.construct.pairs import build_keep
 
     kept = [(keep.prompt, keep.seed) for keep in recipe.keep]
     wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs]
-    part = (
-        folder
-        / "pairs"
-        / json_digest([model.card.digest, recipe.construct.refine, recipe.construct.captioner, wanted, kept])[:16]
-    )
+    how = {name: value for name, value in recipe.construct if name != "pairs"}
+    part = folder / "pairs" / json_digest([model.card.digest, how, wanted, kept])[:16]
     if not (part / "pairs/done").exists():
-        judge = concept_judge(recipe.spec)
-        refiner, captioner = refiner_of(recipe), captioner_of(recipe, model)
-        pairs = build_pairs(model, wanted, judge, progress=progress, refiner=refiner, captioner=captioner)
-        pairs.save(part / "pairs")
+        pairs_of(recipe, model, progress).save(part / "pairs")
         if kept:
             build_keep(model, kept, guards=[False] * len(kept), progress=progress).save(part / "pairs")
         (part / "pairs/done").touch()

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from safear_edit.compiler.beside import beside
+from safear_edit.compiler.checks import clip_options
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
-from safear_edit.errors import SpecError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.sampled import judges_of
 from safear_edit.families.reference import images_of
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.judges.base import judge_for
-from safear_edit.judges.clip import PUBLISHED
+from safear_edit.judges.clip import GALLERY, PUBLISHED
 from safear_edit.pipeline.plan import judge_lines
 from safear_edit.registry import find_builtin
 from safear_edit.spec.extend import full_form
@@ -143,3 +144,16 @@ def test_every_label_of_a_recipe_gets_its_reader(tiny: Path) -> None:
 def test_prompts_for_clip_stand_under_the_block_list() -> None:
     with pytest.raises(SpecError, match="never processed"):
         short("{label: style=hokusai, real: {zero_shot: {prompts: {style=hokusai: [a nude, a child]}}}}")
+
+
+def test_the_clip_that_pairs_are_filtered_by_follows_the_judge() -> None:
+    mini, real = builtin("picasso"), judged_for(builtin("picasso"), "real")
+    assert clip_options(mini, "gallery", "it") == (GALLERY, None) and clip_options(real, "real", "it")[0] == PUBLISHED
+    assert compiled(mini, Card()).digest == compiled(mini, Card(), "construct.text_align=null").digest
+    own = compiled(mini, XL, "construct.text_align=0.25")
+    assert own.construct.text_align == 0.25 and own.digest != compiled(mini, XL).digest
+    none = mini.model_copy(update={"judge": mini.judge.model_copy(update={"use": "imagenet", "real": None})})
+    with pytest.raises(UsageError, match=r"construct\.text_align=0\.25: expected a CLIP .* got judge imagenet"):
+        clip_options(none, "real", "construct.text_align=0.25")
+    with pytest.raises(SpecError, match="text_align"):
+        compiled(mini, Card(), "construct.text_align=1.5")

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from safear_edit.construct.pairs import SHEET_COLUMNS, Keep, Pairs, build_keep, build_pairs, save_sheet
+from safear_edit.construct.pairs import SHEET_COLUMNS, Keep, Pairs, TextAlign, build_keep, build_pairs, save_sheet
 from safear_edit.construct.sheets import GAP, MOSAIC, SMALLEST_TILE, TITLE
 from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
+from safear_edit.judges.clip import Clip
 from safear_edit.progress import silent
 
 SUBJECTS = ["a house", "a dog at night", "a fish", "an apple in the snow"]
@@ -101,6 +104,29 @@ def test_a_pair_is_its_two_captions_with_one_seed(model: LlamaGen, built: Built)
             alone = model.decode(model.generate(model.condition([prompt]), [seed]))[0]
             assert alike(alone, seen[2 * i + side])
     assert not any(alike(seen[0], other) for other in seen[2::2])
+
+
+@dataclass(frozen=True)
+class Half:
+    """A CLIP to which every other image shows its caption, and the others nothing of it."""
+
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        return torch.tensor([[1.0, 0.0]] * len(captions))
+
+    def images(self, images: Tensor) -> torch.Tensor:
+        return torch.tensor([[float(i % 2), float(i % 2 == 0)] for i in range(len(images))])
+
+
+def test_a_pair_whose_safe_image_shows_too_little_of_its_caption_is_dropped(model: LlamaGen) -> None:
+    judge = Scripted([(True, False)])
+    text_align = TextAlign(cast("Clip", Half()), 0.5)
+    pairs = build_pairs(model, WANTED[:6], judge, progress=silent, fewest=1, text_align=text_align)
+    assert pairs.safe == [safe for _, safe, _ in WANTED[1:6:2]]
+    assert pairs.stats.reasons == {"safe caption, its content not drawn": 3}
+    judged_first = build_pairs(
+        model, WANTED[:2], Scripted([(False, False), (True, False)]), progress=silent, fewest=1, text_align=text_align
+    )
+    assert judged_first.stats.reasons == {"unsafe caption, concept not drawn": 1}, "the judge first"
 
 
 def test_too_few_pairs_is_one_clear_line(model: LlamaGen) -> None:
