@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -261,6 +262,24 @@ def source_file(module: str) -> Path | None:
         folder = path.parent
         path = folder / f"{part}.py" if (folder / f"{part}.py").is_file() else folder / part / "__init__.py"
     return path if path.is_file() else None
+
+
+def source_digest(modules: Iterable[str]) -> str:
+    """sha256 over the sources of these modules and of all that each imports from its own package, directly or not."""
+    found, left = dict[str, bytes](), list(modules)
+    while left:
+        module = left.pop()
+        if module in found or (path := source_file(module)) is None:
+            continue
+        found[module], package = path.read_bytes(), module.rpartition(".")[0]
+        for node in ast.walk(ast.Module([*_parsed(path)], [])):
+            if isinstance(node, ast.ImportFrom) and node.module and package:
+                named = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+                left += [name for name in named if name.startswith(f"{package}.")]
+    digest = hashlib.sha256()
+    for module, source in sorted(found.items()):
+        digest.update(f"{module} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
 
 
 def _docstring(module: str, attribute: str) -> str:

@@ -227,3 +227,26 @@ def test_a_mini_without_weights_is_neither_listed_nor_loaded(monkeypatch: pytest
     assert {"llamagen:mini", "infinity:2b"} <= names and "infinity:mini" not in names
     with pytest.raises(UsageError, match=r"infinity:mini: expected weights that ship .* or take llamagen:mini"):
         load_model("infinity")
+
+
+def test_what_a_module_is_changes_with_what_it_imports_from_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own source, and that of what it imports from beside it, directly or not; nothing else."""
+    package = tmp_path / "digested_pack"
+    package.mkdir()
+    sources = {
+        "__init__": "",
+        "a": "from digested_pack.b import x\n",
+        "b": "from digested_pack import c\n",
+        "c": "import json\n",
+        "d": "",
+    }
+    for name, text in sources.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = {name: registry.source_digest([f"digested_pack.{name}"]) for name in "abcd"}
+    assert len(set(before.values())) == 4 and registry.source_digest(["no_such_module_here"])
+    (package / "c.py").write_text("import json  # and more\n")
+    after = {name: registry.source_digest([f"digested_pack.{name}"]) for name in "abcd"}
+    assert {name for name in "abcd" if after[name] != before[name]} == {"a", "b", "c"}

@@ -18,7 +18,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from safear_edit import processes
+from safear_edit import processes, registry
 from safear_edit.attacks import lock
 from safear_edit.attacks.brought import MOST, brought, read_brought, write_brought
 from safear_edit.attacks.counts import Count
@@ -88,9 +88,18 @@ class Attack(ABC):
     Params: ClassVar[type[AttackParams]] = AttackParams
     by_token: ClassVar[bool] = False
     """Whether it reads or chooses image tokens one by one; a model that denoises latents has none."""
+    reads_images: ClassVar[bool] = True
+    """Whether it takes anything of a concept but its spec, judge and sampling; where no attack of a run does, no
+    images are made ready."""
 
     def __init__(self, params: AttackParams | None = None) -> None:
         self.params = params or self.Params()
+
+    @classmethod
+    def code(cls) -> str:
+        """sha256 over its own source and all that this imports from its folder: what older code found is not shown as
+        found by this one. What draws, judges and trains lies elsewhere, and has no part in it."""
+        return registry.source_digest(kind.__module__ for kind in cls.__mro__ if issubclass(kind, Attack))
 
     def unfit(self, pair: Pair, concept: Concept) -> str:
         """Why it can't be tried on these models and this concept; "" if it can."""

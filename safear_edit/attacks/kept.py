@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from safear_edit import processes
 from safear_edit.attacks.curve import Seen
 from safear_edit.files.weights import write_weights
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each weight."""
+"""What Adam, with weight decay or without, keeps of each weight."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Kept:
         """Whether nobody will look again."""
         return self.step >= max(self.marks)
 
-    def go_on(self, weights: Sequence[nn.Parameter], optimiser: torch.optim.AdamW, generator: torch.Generator) -> None:
+    def go_on(self, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Put all three where they were after `step`; nothing for a training that begins."""
         if not self._tensors:
             return
@@ -69,7 +69,7 @@ class Kept:
         optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
         generator.set_state(self._tensors["generator"])
 
-    def write(self, weights: Sequence[nn.Parameter], optimiser: torch.optim.AdamW, generator: torch.Generator) -> None:
+    def write(self, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Replace the file in one step by what was seen so far, and how to go on."""
         if self.path is None or not processes.is_main():
             return

@@ -33,6 +33,16 @@ class Plan:
     attacks: tuple[tuple[Attack, Budget], ...]
     upper: float | None
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether any of them starts from images of the concept."""
+        return any(made.reads_images for made, _ in self.attacks)
+
+    @property
+    def code(self) -> str:
+        """What the attacks are, as source."""
+        return digest_of(*(made.code() for made, _ in self.attacks))
+
 
 def planned(tier: str, names: Sequence[str] = ()) -> Plan:
     """What `tier` (quick, standard, full, or a suite) says to run; only `names`, if there are any. UsageError for an
@@ -74,7 +84,7 @@ def attacked(
     for number, (made, budget) in enumerate(plan.attacks):
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
-        key = digest_of(*about, made.name, *settings)
+        key = digest_of(*about, made.name, made.code(), *settings)
         why = made.unfit(pair, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
         if why or (spent and not _kept(out, made.name, key)):

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -56,6 +56,8 @@ class _Hunt:
 
 class OptionSearch(Attack):
     """An attack that is a list of options; the rest is `search`."""
+
+    reads_images: ClassVar[bool] = False
 
     @abstractmethod
     def options(self, base: ModelFamily, concept: Concept) -> list[Option]:

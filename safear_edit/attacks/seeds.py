@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from safear_edit.attacks.base import Attack, Concept, Drawer, leaks
 from safear_edit.attacks.counts import Count
@@ -21,6 +22,8 @@ from safear_edit.spec.prompts import choose
 @attack("seeds", access="black-box")
 class Seeds(Attack):
     """Best of several seeds per prompt; counted are prompts, and one found image of a prompt is enough."""
+
+    reads_images: ClassVar[bool] = False
 
     def run(
         self,

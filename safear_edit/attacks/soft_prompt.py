@@ -7,6 +7,7 @@ has that likelihood exactly. The vectors stand inside the caption, where each fa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
 from safear_edit.attacks.counts import Count
-from safear_edit.attacks.curve import Curve, curve, marks_within
+from safear_edit.attacks.curve import Curve, Seen, curve, marks_within
+from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -53,19 +55,11 @@ def _without_teaching(taught: Count | None) -> str:
 
 @dataclass(frozen=True)
 class Learnt:
-    """Caption vectors (k, C) and the loss of every step, nats a token."""
+    """Caption vectors (k, C) after a step (0: before the first), and that step's loss, nats a token."""
 
+    step: int
     vectors: Tensor
-    losses: list[float]
-
-
-@dataclass(frozen=True)
-class _Try:
-    """What one look needs beside the model: what is learnt, and the captions to draw with."""
-
-    aim: Target
-    captions: Sequence[str]
-    purpose: str
+    loss: float
 
 
 @attack("soft_prompt", access="white-box")
@@ -87,18 +81,19 @@ class SoftPrompt(NeedsImages):
         store: Path | None = None,
         progress: Callback = silent,
     ) -> Leaks:
-        """As the base class says; no batch is stored, because the vectors are part of what draws."""
+        """As the base class says. A killed one goes on after the last look at what was learnt; what is drawn under
+        vectors isn't stored, because they are part of what draws."""
         known = self.known(concept)
         drawer = Drawer(self.name, concept, seed, store, progress)
-        captions, novel = concept.captions[: budget.images], concept.novel
+        captions, novel, last = concept.captions[: budget.images], concept.novel, budget.steps
         with pair.edited() as model:
-            seen = self._attacked(drawer, model, known, captions, budget, "attack")
-            taught = Count.of(self._attacked(drawer, model, novel, captions, budget, "control")) if novel else None
-            curves = [self._curve(drawer, model, concept, captions, budget, images) for images in self.params.curves]
+            seen = self._seen(drawer, model, known, captions, "attack", [last])[last]
+            taught = Count.of(self._seen(drawer, model, novel, captions, "control", [last])[last]) if novel else None
+            curves = [self._curve(drawer, model, concept, captions, last, images) for images in self.params.curves]
             control, control_is = taught, TEACHING
             if taught is None or taught.unreadable > UNREADABLE * taught.n:
                 control, control_is = Count.of(self._random(drawer, model, captions)), _without_teaching(taught)
-        base = self._attacked(drawer, pair.base, known, captions, budget, "base")
+        base = self._seen(drawer, pair.base, known, captions, "base", [last])[last]
         return leaks(
             self,
             concept,
@@ -118,30 +113,43 @@ class SoftPrompt(NeedsImages):
         model: ModelFamily,
         concept: Concept,
         captions: Sequence[str],
-        budget: Budget,
+        steps: int,
         images: int,
     ) -> Curve:
         """Success after so many steps on few images, for the concept and for the style that the model never knew."""
-        known = self.known(concept)
-        own = self._followed(drawer, model, _Try(known, captions, f"attack, {images} images"), budget, images)
-        taught = None
-        if concept.novel:
-            aim = _Try(concept.novel, captions, f"control, {images} images")
-            taught = self._followed(drawer, model, aim, budget, images)
-        return curve(f"{images} images", own, taught)
 
-    def _followed(
-        self, drawer: Drawer, model: ModelFamily, what: _Try, budget: Budget, images: int
-    ) -> dict[int, list[bool | None]]:
-        few = replace(what.aim, captions=what.aim.captions[:images], ids=what.aim.ids[:images])
-        seen, wanted = dict[int, list[bool | None]](), marks_within(budget.steps)
-        for step, learnt in enumerate(learning(model, few, self.params, budget.steps, drawer.seed)):
-            drawer.progress(f"{self.name}: {what.purpose}, learn", step, budget.steps, "")
-            if step in wanted:
-                added, name = partial(model.with_vectors, vectors=learnt.vectors), f"{what.purpose}, {step} steps"
-                seen[step] = drawer.look(model, what.captions, name, judge=what.aim.judge, change=added)
-        drawer.steps += budget.steps
-        return seen
+        def followed(aim: Target, purpose: str) -> dict[int, Seen]:
+            few = replace(aim, captions=aim.captions[:images], ids=aim.ids[:images])
+            return self._seen(drawer, model, few, captions, f"{purpose}, {images} images", marks_within(steps))
+
+        own = followed(self.known(concept), "attack")
+        return curve(f"{images} images", own, followed(concept.novel, "control") if concept.novel else None)
+
+    def _seen(
+        self,
+        drawer: Drawer,
+        model: ModelFamily,
+        aim: Target,
+        captions: Sequence[str],
+        purpose: str,
+        marks: Sequence[int],
+    ) -> dict[int, Seen]:
+        """What the aim's judge says of one image per caption, drawn under the vectors after so many steps; the last
+        mark ends the learning."""
+        kept, last = drawer.kept(purpose, marks), marks[-1]
+        for learnt in learning(model, aim, self.params, last, drawer.seed, kept):
+            drawer.progress(f"{self.name}: {purpose}, learn", learnt.step, last, f"loss {learnt.loss:.3f}")
+            if learnt.step in marks:
+                kept.seen[learnt.step] = drawer.look(
+                    model,
+                    captions,
+                    f"{purpose}, {learnt.step} steps",
+                    judge=aim.judge,
+                    change=partial(model.with_vectors, vectors=learnt.vectors),
+                    show=f"{self.params.vectors} vectors, {last} steps" if purpose == "attack" else None,
+                )
+        drawer.steps += last
+        return kept.seen
 
     def _random(self, drawer: Drawer, model: ModelFamily, captions: Sequence[str]) -> list[bool | None]:
         """The concept under vectors that nobody learnt, as far from each other as token states are."""
@@ -152,48 +160,30 @@ class SoftPrompt(NeedsImages):
         vectors = spread.mean(0) + spread.std(0) * noise
         return drawer.look(model, captions, "random", change=lambda condition: model.with_vectors(condition, vectors))
 
-    def _attacked(
-        self, drawer: Drawer, model: ModelFamily, aim: Target, captions: Sequence[str], budget: Budget, purpose: str
-    ) -> list[bool | None]:
-        def shown(stage: str, done: int, total: int, info: str = "") -> None:
-            drawer.progress(f"{self.name}: {purpose}, {stage}", done, total, info)
 
-        learnt = learn(model, aim, self.params, budget.steps, drawer.seed, shown)
-        drawer.steps += budget.steps
-        return drawer.look(
-            model,
-            captions,
-            purpose,
-            judge=aim.judge,
-            change=lambda condition: model.with_vectors(condition, learnt.vectors),
-            show=f"{self.params.vectors} vectors, {budget.steps} steps" if purpose == "attack" else None,
-        )
-
-
-def learn(
-    model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int, progress: Callback = silent
-) -> Learnt:
-    """Vectors under which the target's images are likeliest, after so many steps of `learning`."""
-    for step, learnt in enumerate(learning(model, aim, params, steps, seed)):
-        if step:
-            progress("learn", step, steps, f"loss {learnt.losses[-1]:.3f}")
-    return learnt
-
-
-def learning(model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int) -> Iterator[Learnt]:
+def learning(
+    model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int, kept: Kept | None = None
+) -> Iterator[Learnt]:
     """What is learnt before the first step and after every one.
 
     Adam on minus the teacher-forced log-likelihood with the vectors in captions that don't name the target. Only the
-    vectors change. They start as the mean caption state with a little noise; same seed, same vectors.
+    vectors change. They start as the mean caption state with a little noise; same seed, same vectors. kept: begins
+    after its last look, and is written after each that follows a step; a finished one yields nothing.
     """
+    if kept and kept.finished:
+        return
     generator = torch.Generator().manual_seed(seed)
     condition = model.condition(aim.captions)
     states = condition.features[condition.mask].detach()
     noise = torch.randn(params.vectors, states.shape[1], generator=generator).to(states)
     vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
-    optimiser, losses = torch.optim.Adam([vectors], params.rate), list[float]()
-    yield Learnt(vectors.detach().clone(), [])
-    for _ in range(steps):
+    optimiser = torch.optim.Adam([vectors], params.rate)
+    if kept:
+        kept.go_on([vectors], optimiser, generator)
+    first = kept.step if kept else 0
+    if not first:
+        yield Learnt(0, vectors.detach().clone(), math.nan)
+    for step in range(first + 1, steps + 1):
         rows = torch.randperm(len(aim.ids), generator=generator)[: params.batch]
         total, vectors.grad = 0.0, torch.zeros_like(vectors)
         for part in rows.split(model.learnt_together):
@@ -203,5 +193,6 @@ def learning(model: ModelFamily, aim: Target, params: Learning, steps: int, seed
             vectors.grad += torch.autograd.grad(loss, [vectors])[0]  # the weights gather no gradients
             total += loss.item()
         optimiser.step()
-        losses.append(round(total, 6))
-        yield Learnt(vectors.detach().clone(), list(losses))
+        yield Learnt(step, vectors.detach().clone(), round(total, 6))
+        if kept and step in kept.seen:
+            kept.write([vectors], optimiser, generator)

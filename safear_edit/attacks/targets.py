@@ -14,19 +14,22 @@ from safear_edit.attacks.base import Concept, Target
 from safear_edit.attacks.unknown import named, unknown_style
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import mini_world
-from safear_edit.evaluate.reference_images import Source, Wanted
-from safear_edit.evaluate.references import CLASSIFIED, source_for, why_none
+from safear_edit.evaluate.reference_images import Source
+from safear_edit.evaluate.references import source_for, usually_wanted, why_none
 from safear_edit.families.base import ModelCard, ModelFamily, Sampling
 from safear_edit.judges.base import Judge
 from safear_edit.spec.spec import Spec
 
 
-def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling | None, seed: int) -> Concept:
+def concept_of(
+    model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling | None, seed: int, *, images: bool = True
+) -> Concept:
     """Everything that the attacks need of a concept; without reference images there is nothing to learn from.
 
-    The control learns images that are turned over: the mini world's, or a user's preserved ones.
+    The control learns images that are turned over: the mini world's, or a user's preserved ones. images: False where no
+    attack reads them, which saves their encoding.
     """
-    why = why_none(spec, model.card)
+    why = why_none(spec, model.card) if images else "no attack of this run asked for images"
     if why:
         return Concept(spec, judge, sampling, why=why)
     own, scored = apart(doubled(spec, model.card, seed))
@@ -42,9 +45,8 @@ def concept_of(model: ModelFamily, spec: Spec, judge: Judge, sampling: Sampling 
 
 def doubled(spec: Spec, card: ModelCard, seed: int) -> Source:
     """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
-    found = source_for(spec, card, seed)
-    wanted = Wanted(2 * len(found.references), len(found.kept), CLASSIFIED, seed)
-    found = source_for(spec, card, seed, wanted)
+    usual = usually_wanted(spec, seed)
+    found = source_for(spec, card, wanted=replace(usual, references=2 * usual.references, classified=0))
     named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
     return replace(found, references=named)
 

@@ -39,18 +39,21 @@ def why_none(spec: Spec, card: ModelCard) -> str:
     return images_of(spec).why_none(spec, card)
 
 
+def usually_wanted(spec: Spec, seed: int = 0) -> Wanted:
+    """As many images as a small evaluation, too, has prompts for."""
+    kept = min(KEPT, sum(group.n for group in spec.preserve))
+    return Wanted(min(REFERENCES, spec.evaluate.n.direct), kept, CLASSIFIED, seed)
+
+
 def source_for(spec: Spec, card: ModelCard, seed: int = 0, wanted: Wanted | None = None) -> Source:
-    """The spec's reference images in the model's size; by default as many as a small evaluation, too, has prompts for.
+    """The spec's reference images in the model's size; by default those that `usually_wanted` says.
 
     UsageError where there are none; SpecError for a wrong folder.
     """
     images = images_of(spec)
     if why := images.why_none(spec, card):
         raise UsageError("likelihood audit", "reference images", why, "see `image_folder.folder_source`")
-    if wanted is None:
-        kept = min(KEPT, sum(group.n for group in spec.preserve))
-        wanted = Wanted(min(REFERENCES, spec.evaluate.n.direct), kept, CLASSIFIED, seed)
-    return images.source(spec, card, wanted)
+    return images.source(spec, card, wanted or usually_wanted(spec, seed))
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def attack(
     wanted = _spec(released, spec, model.card.images)
     recipe = next((one.recipe for one in released.members if one.name == wanted.name), released.members[0].recipe)
     pair, change = Pair(model, partial(edited, model, released.stack)), released.stack.digest
-    concept = concept_of(model, wanted, concept_judge(wanted), sampling_of(recipe), seed)
+    judge, sampling = concept_judge(wanted), sampling_of(recipe)
+    concept = concept_of(model, wanted, judge, sampling, seed, images=plan.reads_images)
     record = attacked(pair, concept, released.ref, change, plan, out, seed=seed, minutes=minutes, progress=progress)
     write_atomic(out / FILE, record.model_dump_json(indent=1) + "\n")
     _pages(out, record)

@@ -259,16 +259,18 @@ def attacks(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, pro
     suite = recipe.spec.evaluate.attacks
     if suite is None:
         return ""
+    plan = planned(suite)
 
     def make() -> None:
-        concept = concept_of(model, recipe.spec, concept_judge(recipe.spec), sampling_of(recipe), recipe.seed)
+        judge, sampling = concept_judge(recipe.spec), sampling_of(recipe)
+        concept = concept_of(model, recipe.spec, judge, sampling, recipe.seed, images=plan.reads_images)
         pair, folder = Pair(model, partial(edited, model, change)), run / "attacks"
         found = attacked(
-            pair, concept, model.card.ref, change.digest, planned(suite), folder, seed=recipe.seed, progress=progress
+            pair, concept, model.card.ref, change.digest, plan, folder, seed=recipe.seed, progress=progress
         )
         write_atomic(run / FILE, found.model_dump_json(indent=1) + "\n")
 
-    run.step(ATTACKS, digest_of(recipe.digest, change.digest), (FILE,), make)
+    run.step(ATTACKS, digest_of(recipe.digest, change.digest, plan.code), (FILE,), make)
     return ""
 
 

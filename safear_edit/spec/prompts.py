@@ -184,18 +184,25 @@ def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
     Where a script has no spaces between words, a name counts wherever it stands: better one prompt too many refused
     than the concept trained on as its own replacement.
     """
-    words = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
-    longest_first = sorted(words, key=lambda word: (-len(word), word))
-    # neighbours with the same surroundings share them: hundreds of names, as a user's file has, stay quick
-    alike = groupby(longest_first, key=_surroundings)
-    parts = (f"{before}(?:{'|'.join(map(re.escape, group))}){after}" for (before, after), group in alike)
-    pattern = re.compile("|".join(parts)) if words else None
+    pattern = _any_of(frozenset(names))
 
     def mention(text: str) -> str | None:
         found = pattern.search(normalise(text)) if pattern else None
         return found[0] if found else None
 
     return mention
+
+
+@lru_cache(maxsize=512)
+def _any_of(names: frozenset[str]) -> re.Pattern[str] | None:
+    """One pattern for all of these names, the longest first; None for none. Made once: the same lists are asked for
+    with every caption of the mini world."""
+    words = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    # neighbours with the same surroundings share them: hundreds of names, as a user's file has, stay quick
+    alike = groupby(longest_first, key=_surroundings)
+    parts = (f"{before}(?:{'|'.join(map(re.escape, group))}){after}" for (before, after), group in alike)
+    return re.compile("|".join(parts)) if words else None
 
 
 def _surroundings(word: str) -> tuple[str, str]:

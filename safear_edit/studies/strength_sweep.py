@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from safear_edit.attacks.base import Target
-from safear_edit.attacks.soft_prompt import Learning, learn
+from safear_edit.attacks.soft_prompt import Learning, learning
 from safear_edit.attacks.targets import apart, doubled, target, taught
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.editor.edit import Edit
@@ -181,13 +181,13 @@ def _row(case: Case, strength: float, settings: Settings) -> dict[str, Any]:
         judged = _looked(case, case.model.condition(case.asked), case.asked, case.concept, "score")
         row["direct"] = {"n": len(judged), "erased": sum(p is not True for p in judged), "unclear": judged.count(None)}
         for name, aim in (("attack", case.concept), ("teaching", case.unknown)):
-            learning = Learning(vectors=settings.vectors, batch=settings.batch, rate=settings.rate, curves=())
-            learnt = learn(case.model, aim, learning, settings.steps, settings.seed)
-            losses, captions = learnt.losses, case.model.condition(case.neutral)
-            captions = case.model.with_vectors(captions, learnt.vectors)
+            taken = Learning(vectors=settings.vectors, batch=settings.batch, rate=settings.rate, curves=())
+            _, first, *rest = learning(case.model, aim, taken, settings.steps, settings.seed)
+            last = rest[-1] if rest else first
+            captions = case.model.with_vectors(case.model.condition(case.neutral), last.vectors)
             judged = _looked(case, captions, case.neutral, aim, "attack")
             row[name] = {"n": len(judged), "found": sum(p is True for p in judged), "unclear": judged.count(None)}
-            row[name] |= {"loss_first": losses[0], "loss_last": losses[-1], "shown": _recognised(case.model, aim)}
+            row[name] |= {"loss_first": first.loss, "loss_last": last.loss, "shown": _recognised(case.model, aim)}
     return row | {"seconds": round(time.monotonic() - start, 1)}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from safear_edit.attacks.base import Target
+from safear_edit.attacks.base import Drawer, Target
 from safear_edit.attacks.relearn import Relearning, Way, tuned
-from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learn, learning
+from safear_edit.attacks.soft_prompt import TEACHING, Learning, SoftPrompt, learning
 from safear_edit.attacks.suffix import gradient, likelihood, typable
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.language import LanguageModel
@@ -17,7 +18,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.judges.base import Judgement
 from safear_edit.registry import families
-from tests.attacks.test_contract import SMALL, Bright, concept, picasso, pico, some_edit
+from tests.attacks.test_contract import SMALL, Bright, concept, picasso, pico, some_edit, without_seconds
 from tests.evaluate.test_likelihood import SUBJECTS
 
 
@@ -74,9 +75,9 @@ def test_the_attack_makes_its_pictures_likelier_and_leaves_the_model(model: Llam
     aim = Target(captions, ids, Bright())
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     settings = Learning(vectors=2, batch=4)
-    learnt, again = (learn(model, aim, settings, 40, 0) for _ in range(2))
-    vectors, losses = learnt.vectors, learnt.losses
-    assert vectors.shape == (2, 384) and torch.equal(vectors, again.vectors) and len(losses) == 40
+    learnt, again = (list(learning(model, aim, settings, 40, 0)) for _ in range(2))
+    vectors, losses = learnt[-1].vectors, [one.loss for one in learnt[1:]]
+    assert vectors.shape == (2, 384) and torch.equal(vectors, again[-1].vectors) and len(losses) == 40
     with torch.no_grad():
         plain = model.condition(aim.captions)
         scores = [
@@ -97,12 +98,12 @@ def test_images_learnt_from_in_parts_teach_what_they_teach_together(monkeypatch:
     way, held = Way("lora", 5), list[int]()
 
     def learnt() -> list[torch.Tensor]:
-        vectors = learn(model, few, Learning(vectors=2, batch=5), 2, 0).vectors
+        *_, last = learning(model, few, Learning(vectors=2, batch=5), 2, 0)
         for _ in tuned(model, way, few, Relearning(batch=5), 2, 0):
             held.append(1)
             state = [t.detach().clone() for name, t in sorted(model.net.named_parameters()) if "lora_" in name]
         words = gradient(model, typed, [1, 4], few.captions, likelihood(model, few), torch.arange(5))
-        return [vectors, words, *state]
+        return [last.vectors, words, *state]
 
     whole = learnt()
     together = model.logits
@@ -141,6 +142,34 @@ def test_success_is_followed_step_by_step(model: LlamaGen) -> None:
     assert all(mark.edited.n == 3 and mark.control is not None for mark in followed.marks)
     assert found.cost.steps == 5 * SMALL.steps
     steps = list(learning(model, aim.known, Learning(batch=2), 3, 0))  # type: ignore[arg-type]
-    assert [len(one.losses) for one in steps] == [0, 1, 2, 3]
-    assert len({tuple(one.vectors[0].tolist()) for one in steps}) == 4
-    assert torch.equal(steps[-1].vectors, learn(model, aim.known, Learning(batch=2), 3, 0).vectors)  # type: ignore[arg-type]
+    assert [one.step for one in steps] == [0, 1, 2, 3] and len({tuple(one.vectors[0].tolist()) for one in steps}) == 4
+
+
+def test_a_killed_attack_goes_on_after_its_last_look(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at the curve's third look: what was finished before isn't learnt again, nor the steps before its second.
+
+    Finished are the attack and its control; the images that they drew are counted as if they were drawn now."""
+    aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
+    soft, budget = SoftPrompt(Learning(vectors=2, batch=2, curves=(2,))), replace(SMALL, steps=6)
+    whole = soft.run(pair, aim, budget, 0)
+    look, step, steps = Drawer.look, torch.optim.Adam.step, list[int]()
+
+    def killed(self: Drawer, model: object, prompts: object, purpose: str, **more: object) -> object:
+        if purpose == "attack, 2 images, 6 steps":
+            raise KeyboardInterrupt
+        return look(self, model, prompts, purpose, **more)  # type: ignore[arg-type]
+
+    def counted(self: torch.optim.Adam, *given: object) -> object:
+        steps.append(1)
+        return step(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Drawer, "look", killed)
+        with pytest.raises(KeyboardInterrupt):
+            soft.run(pair, aim, budget, 0, store=tmp_path)
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    again = soft.run(pair, aim, budget, 0, store=tmp_path)
+    assert without_seconds(again) == without_seconds(whole)
+    assert len(steps) == (6 - 5) + 6 + 6, "from the look at 5 on, the curve's control, and the base model's"

@@ -46,8 +46,9 @@ def test_the_walk_runs_the_specs_suite_once(tmp_path: Path, monkeypatch: pytest.
     model, spec = pico("llamagen"), picasso()
     asked: list[str] = []
 
-    def made(model: Any, spec: Any, judge: Any, sampling: Any, seed: int) -> Any:
+    def made(model: Any, spec: Any, judge: Any, sampling: Any, seed: int, *, images: bool) -> Any:
         asked.append(spec.name)
+        assert not images, "best of several seeds starts from none"
         return concept(model)
 
     monkeypatch.setattr(targets, "concept_of", made)

@@ -71,6 +71,8 @@ def test_what_a_real_mini_is_attacked_with() -> None:
     assert all(text.endswith(NAMED) for text in found.novel.asked + found.novel.scored)
     card = found.novel.judge.card
     assert card is not None and card.sensitivity > 0.9 and card.specificity > 0.95
+    bare = concept_of(model, spec, Bright(), None, 0, images=False)
+    assert (bare.known, bare.novel, bare.plain, bare.captions) == (None, None, None, ())
 
 
 def test_a_users_folder_teaches_its_preserved_images_turned_over(monkeypatch: pytest.MonkeyPatch) -> None:

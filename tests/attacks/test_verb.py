@@ -12,6 +12,7 @@ from safear_edit.attacks import suites
 from safear_edit.attacks.brought import name_of, read_brought
 from safear_edit.attacks.lock import read_lock, write_lock
 from safear_edit.attacks.record import FILE, Attacks
+from safear_edit.attacks.seeds import Seeds
 from safear_edit.cli import main
 from safear_edit.files.records import read_record
 from safear_edit.pipeline.attack import IMAGES, PAGE
@@ -26,7 +27,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return release(tmp_path / "two")
 
 
-def test_attacks_are_kept_and_written_as_one_record(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_attacks_are_kept_and_written_as_one_record(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()}
     words = ["attack", str(made), "--spec", "picasso", "--attack", "seeds", "--attack", "soft_prompt", "--json"]
     assert main.run(words) == 0
@@ -47,6 +50,8 @@ def test_attacks_are_kept_and_written_as_one_record(made: Path, capsys: pytest.C
     for other in (["--seed", "1"], ["--dtype", "bfloat16", "--memory", "4GiB"]):
         assert main.run([*words, *other]) == 0 and (out / "seeds.json").read_bytes() != kept
         kept = (out / "seeds.json").read_bytes()
+    monkeypatch.setattr(Seeds, "code", classmethod(lambda cls: "another version of the attack"))
+    assert main.run([*words, *other]) == 0 and (out / "seeds.json").read_bytes() != kept
 
 
 def test_a_spent_budget_begins_nothing_new(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
