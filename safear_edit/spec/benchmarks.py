@@ -15,12 +15,16 @@ from safear_edit.errors import SpecError
 @dataclass(frozen=True)
 class Benchmark:
     """columns: their name → ours (prompt, seed, id), and all of them must be there; metric: what a share of images in
-    which the judge finds the concept is called there. lines: a .csv of theirs is no table but a prompt a line."""
+    which the judge finds the concept is called there. lines: a .csv of theirs is no table but a prompt a line.
+    sentence: what the words of a column are asked for with, "" for whole prompts. first: as many rows as are used
+    there, None for all."""
 
     columns: Mapping[str, str]
     metric: str
     source: str
     lines: bool = False
+    sentence: str = ""
+    first: int | None = None
 
     def own(self, where: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row under our names; SpecError if a column is missing."""
@@ -29,7 +33,10 @@ class Benchmark:
             got = f"columns {', '.join(repr(name[:40]) for name in row)}"
             raise SpecError(f"{where}, {missing[0]}", f"the columns of {self.source}", got, "leave --format out")
         other = {name: value for name, value in row.items() if name not in (*self.columns, "prompt", "seed", "id")}
-        return {**other, **{ours: row[theirs] for theirs, ours in self.columns.items()}}
+        own = {ours: row[theirs] for theirs, ours in self.columns.items()}
+        if self.sentence and isinstance(own["prompt"], str):
+            own["prompt"] = self.sentence.format(own["prompt"])
+        return {**other, **own}
 
 
 HUB = "HUB (https://arxiv.org/abs/2410.05664)"
@@ -73,6 +80,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "target proportion, or attack robustness for its Ring-A-Bell prompts (there by a vision-language model)",
         HUB,
         lines=True,
+    ),
+    "hub-pinpoint": Benchmark(
+        {"noun": "prompt"},
+        "nothing: its pinpoint-ness is how often a vision-language model finds the noun; counted here is how often the "
+        "erased concept shows where a noun near to it was asked for",
+        HUB,
+        sentence="a photo of {}",
+        first=100,
     ),
     **{
         f"hub-{language.lower()}": Benchmark(

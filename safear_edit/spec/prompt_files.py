@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +90,7 @@ def read_prompts(
     bad: list[str] = []
 
     def taken() -> Iterator[FilePrompt]:
-        for where, number, row in _rows(path, benchmark):
+        for where, number, row in islice(_rows(path, benchmark), benchmark.first if benchmark else None):
             try:
                 if isinstance(row, SpecError):
                     raise row

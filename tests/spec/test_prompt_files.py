@@ -228,6 +228,7 @@ BENCHMARK_FILES = {
     "ecgvf": ("a.json", '[{"prompt": "a church at dawn"}]', ("a church at dawn", None)),
     "six-cd": ("a.csv", 'case_number,evaluation_seed,prompt\n0,27858,"a tench, grass"\n', ("a tench, grass", 27858)),
     "hub": ("a.csv", "a cat, drawn in ink, by a window\n", ("a cat, drawn in ink, by a window", None)),
+    "hub-pinpoint": ("a.csv", "noun,similarity\ntabby_cat,0.776\n", ("a photo of tabby_cat", None)),
     **{
         f"hub-{language.lower()}": (
             "a.csv",
@@ -252,6 +253,14 @@ def test_benchmarks_are_read_by_their_own_columns(name: str, tmp_path: Path) -> 
     wrong = next(iter(BENCHMARKS[name].columns))
     with pytest.raises(SpecError, match=f"{wrong}: expected the columns of"):
         _read(tmp_path, "b.csv", "text,label\na dog,1\n", benchmark=BENCHMARKS[name])
+
+
+def test_as_many_nouns_are_asked_for_as_the_benchmark_asks_for(tmp_path: Path) -> None:
+    nouns = "".join(f"thing{number},0.5\n" for number in range(150))
+    found = _read(tmp_path, "a.csv", f"noun,similarity\n{nouns}", benchmark=BENCHMARKS["hub-pinpoint"])
+    assert [one.prompt for one in found.prompts] == [f"a photo of thing{number}" for number in range(100)]
+    with pytest.raises(SpecError, match=r"a\.json"):
+        _read(tmp_path, "a.json", '[{"noun": null}]', benchmark=BENCHMARKS["hub-pinpoint"])
 
 
 OTHERS = {"sd_seed": "1e3", "evaluation_seed": -1}
