@@ -277,6 +277,8 @@ def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows
     """Measured on the model's device in its dtype, in about a second: the best of three of each."""
     import torch
 
+    from safear_edit.families.layers.half import linear
+
     size = 2048
     large = torch.ones(2**26, device=model.device)
     copy = torch.empty_like(large)
@@ -294,7 +296,7 @@ def speed_of(model: ModelFamily, clock: Callable[[], float] = perf_counter, rows
     def product(kind: torch.dtype) -> float:
         a = torch.ones(rows, size, device=model.device, dtype=kind)
         b = torch.ones(size, size, device=model.device, dtype=kind)
-        return 2.0 * rows * size * size / seconds(lambda: a @ b)
+        return 2.0 * rows * size * size / seconds(lambda: linear(a, b))
 
     bandwidth = 2 * large.nbytes / seconds(lambda: copy.copy_(large))
     return Speed(product(model.dtype), bandwidth, product(torch.float32))

@@ -48,6 +48,10 @@ def load_model(
     if str(kind) != "torch.float32":  # a family of another package may know no other dtype
         options["dtype"] = kind
     model: ModelFamily = lookup("families", ref.family).load().load(ref, device=device, **options)
+    if str(kind) != "torch.float32":
+        from safear_edit.families.layers.half import widened
+
+        widened(model.net)
     return model
 
 

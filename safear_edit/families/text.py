@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import weight_file
+from safear_edit.families.layers.half import widened
 from safear_edit.families.memory import give_back
 from safear_edit.files.atomic import digest_of, sha256_file
 from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
@@ -341,6 +342,7 @@ def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5Encod
         refuse_misfit(own, stored.like, str(path), stored.like.keys() - own.keys())
         fill(net, stored, device, ignore=(EMBEDDED,))
     net.encoder.embed_tokens = net.shared
+    widened(net)
     nn.Module.to(net, device)  # what is left: buffers
     return net
 

@@ -8,6 +8,7 @@ little.
     drawing    each mini against the published loop (LlamaGen, Infinity) or transformers' `generate` (Janus)
     training   a step of each method that learns from pairs against its plain form (speed_training.py), and EAR against
                its published loop structure
+    half       a layer in bfloat16 on a CPU that lacks it (families/layers/half.py) against torch's own product
     growth     how the cost of drawing and training grows with what there is more of: the slope of log seconds over log
                amount, 1 where twice as much takes twice as long
 """
@@ -22,23 +23,28 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn import functional as F
 
 from safear_edit.families.base import Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
+from safear_edit.families.layers.half import emulated, linear
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
-from safear_edit.studies.contest import material_of, prompts
+from safear_edit.studies.contest import alternately, material_of, prompts, relative
 from safear_edit.studies.rows import Row, write_rows
 
 MINIS = ("llamagen", "infinity", "janus")
 SAME_GRADIENT = 1e-4
 """Largest relative distance of gradients in float64; logits are float32 all the same, and that is left."""
+HALF_ROUNDING = 2**-8
+"""Largest relative distance of results that bfloat16 holds."""
 SAME_SHARE = 0.99
 """Tokens that must agree: where rounding decides a draw, the rest of that image parts (speed_llamagen.py)."""
 COMMAND = "python -m safear_edit.studies benchmark"
@@ -118,6 +124,25 @@ def training(model: LlamaGen | Infinity | Janus, names: Sequence[str], repeats: 
         told = f"losses, gradients and updates {worst:.0e} apart"
         seconds = f"{ear.seconds['ours']:.2f} s", f"{ear.seconds['published']:.2f} s, published loop"
         yield Line("training by EAR, 2 images", worst <= speed_llamagen.SAME, told, *seconds, ear.times_faster)
+
+
+# -- half precision ---------------------------------------------------------------------------------------------------
+
+
+def half(repeats: int) -> Iterator[Line]:
+    """One layer of a 1B model, forward, for a few rows and for many; nothing on a CPU that computes in bfloat16."""
+    if not emulated(torch.bfloat16):
+        return
+    weight = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for count in (16, 64, 256, 1024):
+        x = torch.randn(count, 2048, generator=torch.Generator().manual_seed(1)).bfloat16()
+        runs = {"ours": partial(linear, x, weight), "plain": partial(F.linear, x, weight)}
+        far = relative(runs["plain"]().float(), runs["ours"]().float())
+        _, seconds = alternately(runs, 3 * repeats)
+        shown = {name: f"{1000 * one:.1f} ms" for name, one in seconds.items()}
+        what, told = f"a layer 2048 x 2048 in bfloat16, {count} rows", f"{far:.0e} apart"
+        times = seconds["plain"] / seconds["ours"]
+        yield Line(what, far <= HALF_ROUNDING, told, shown["ours"], f"{shown['plain']}, torch", times)
 
 
 # -- growth -----------------------------------------------------------------------------------------------------------
@@ -202,7 +227,7 @@ def _unheard(stage: str, done: int, total: int, info: str = "") -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-PARTS = ("drawing", "training", "growth")
+PARTS = ("drawing", "training", "half", "growth")
 
 
 def lines(
@@ -215,6 +240,8 @@ def lines(
             yield from drawing(model, batch, repeats)
         if "training" in parts and isinstance(model, LlamaGen | Infinity | Janus):
             yield from training(model, speed_training.methods_for(model), repeats)
+    if "half" in parts:
+        yield from half(repeats)
     if "llamagen" in models and "growth" in parts:
         yield from growth(repeats)
 

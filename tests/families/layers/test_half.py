@@ -1,0 +1,80 @@
+"""Layers in half precision on a CPU that lacks it: float32's product, rounded once, with its gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from safear_edit.families.janus import Janus
+from safear_edit.families.layers import half
+from safear_edit.families.load import load_model
+
+BIAS = [False, True]
+
+
+@pytest.fixture(autouse=True)
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without arithmetic for bfloat16, and blocks of three rows."""
+    monkeypatch.setattr(half, "emulated", lambda kind: kind == torch.bfloat16)
+    monkeypatch.setattr(half, "BLOCK", 3 * 8)
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+@pytest.mark.parametrize("biased", BIAS)
+def test_result_and_gradient_are_those_of_float32_rounded_once(biased: bool) -> None:
+    x, weight, up = random(2, 9, 8, seed=0), random(7, 8, seed=1), random(2, 9, 7, seed=2)
+    bias = random(7, seed=3) if biased else None
+    wide = x.float().requires_grad_()
+    expected = F.linear(wide, weight.float(), None if bias is None else bias.float())
+    expected.backward(up.float())
+    found = half.linear(x.requires_grad_(), weight, bias)
+    found.backward(up)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected.detach(), rtol=2**-8, atol=1e-6)
+    assert wide.grad is not None and x.grad is not None
+    torch.testing.assert_close(x.grad.float(), wide.grad, rtol=2**-8, atol=1e-6)
+
+
+def test_nothing_wide_waits_for_the_backward_pass() -> None:
+    weight, kept = random(7, 8, seed=1), list[torch.Tensor]()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        half.linear(random(20, 8, seed=0).requires_grad_(), weight)
+    assert [tensor.data_ptr() for tensor in kept] == [weight.data_ptr()]
+
+
+def test_few_rows_and_weights_that_learn_go_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(half._Widened, "apply", refused)
+    weight = random(7, 8, seed=1)
+    half.linear(random(half.FEWEST - 1, 8, seed=0), weight)
+    half.linear(random(20, 8, seed=0), weight.requires_grad_()).sum().backward()
+    assert weight.grad is not None
+    half.linear(torch.ones(20, 8), torch.ones(7, 8))
+    with pytest.raises(AssertionError):
+        half.linear(random(20, 8, seed=0), weight.detach())
+
+
+def test_a_model_loaded_in_half_precision_computes_so_and_one_in_float32_does_not(tmp_path: Path) -> None:
+    model = Janus.pico()
+    model.export(tmp_path)
+
+    def layers(dtype: str) -> set[type]:
+        net = load_model(str(tmp_path), dtype=dtype).net
+        return {type(module) for module in net.modules() if isinstance(module, nn.Linear)}
+
+    assert layers("bfloat16") == {half.Linear}
+    assert layers("float32") == {nn.Linear}
