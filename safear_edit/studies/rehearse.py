@@ -135,8 +135,8 @@ INFINITY = {
 def infinity_files(folder: Path, variant: str) -> None:
     """The transformer's and the tokenizer's .pth in float32, and the text encoder."""
     config, tokenizer, name = INFINITY[variant]
-    weights = random_state(lambda: Transformer(config), torch.float32)
-    write_pickle(folder / Infinity.variants[variant].files[0], weights)
+    net = folder / Infinity.variants[variant].files[0]
+    write_pickle(net, random_state(lambda: Transformer(config), torch.float32))  # and gone: 8.8 GB of a 2B
     write_pickle(folder / name, {"vae": random_state(lambda: BSQ(tokenizer), torch.float32)})
     text_files(folder / "flan-t5-xl")
 
