@@ -89,8 +89,8 @@ class UCE:
         return Edit("delta", changes, info)
 
     def work(self, params: UCE.Params, card: Card, pairs: int) -> Work:
-        """No image goes through the model."""
-        return Work(steps=0, rows=0)
+        """No image goes through the model, nor does the base model read any pair."""
+        return Work(steps=0, rows=0, read=0)
 
     def trainable(self, params: UCE.Params, model: ModelFamily) -> int:
         """Numbers that change."""

@@ -3,7 +3,8 @@
 Every line is a race in this process, on one thread: the same weights, captions and random numbers, ours against the
 plain way by turns. What both did is compared before any time is taken; a line whose contestants did not do the same
 ends the command with 1, and its times mean nothing. Seconds are CPU seconds, so that other work on the machine counts
-little.
+little. For drawing with Infinity and Janus and for training a bound stands beside them (roofline.py): how many times as
+fast as the plain way ours would be if it did nothing but its matrix products.
 
     drawing    each mini against the published loop (LlamaGen, Infinity) or transformers' `generate` (Janus)
     training   a step of each method that learns from pairs against its plain form (speed_training.py), and EAR against
@@ -38,6 +39,7 @@ from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
 from safear_edit.studies.contest import alternately, material_of, prompts, relative
+from safear_edit.studies.roofline import Alone
 from safear_edit.studies.rows import Row, write_rows
 
 MINIS = ("llamagen", "infinity", "janus")
@@ -61,12 +63,17 @@ class Line:
     plain: str = ""
     times: float | None = None
     memory: str = ""
+    alone: Alone | None = None
 
     def row(self) -> Row:
         """The columns of the table; what has no value is null."""
         shown = {"both did the same": self.compared, "ours": self.ours, "plain": self.plain}
         faster = None if self.times is None else round(self.times, 2)
-        return {"what": self.what, **shown, "times as fast": faster, "memory beside the model": self.memory or None}
+        more: Row = {"times as fast": faster, "memory beside the model": self.memory or None}
+        if self.alone is not None and self.times is not None:
+            bound = self.times * self.alone.share_of
+            more |= {"our arithmetic alone": str(self.alone), "times as fast if all else were free": round(bound, 2)}
+        return {"what": self.what, **shown, **more}
 
 
 # -- drawing ----------------------------------------------------------------------------------------------------------
@@ -82,13 +89,13 @@ def drawing(model: object, batch: int, repeats: int) -> list[Line]:
             what, same = f"drawing, infinity:mini, {batch} at a time", found.identical / found.bits
             told = f"{found.identical} of {found.bits} bits"
             seconds = f"{found.seconds['ours']:.2f} s", f"{found.seconds['plain']:.2f} s, published loop"
-            return [Line(what, same >= SAME_SHARE, told, *seconds, found.times_faster)]
+            return [Line(what, same >= SAME_SHARE, told, *seconds, found.times_faster, alone=found.alone)]
         case Janus():
             other = speed_janus.race(model, batch, repeats)
             what, same = f"drawing, janus:mini, {batch} at a time, greedy", other.identical / other.tokens
             told = f"{other.identical} of {other.tokens} tokens"
             seconds = f"{other.seconds['ours']:.2f} s", f"{other.seconds['transformers']:.2f} s, transformers"
-            return [Line(what, same >= SAME_SHARE, told, *seconds, other.times_faster)]
+            return [Line(what, same >= SAME_SHARE, told, *seconds, other.times_faster, alone=other.alone)]
         case _:
             return []
 
@@ -117,7 +124,7 @@ def training(model: LlamaGen | Infinity | Janus, names: Sequence[str], repeats: 
         seconds = f"{found.seconds['ours']:.3f} s", f"{found.seconds['plain']:.3f} s"
         memory = f"{found.mib['ours']:.0f} against {found.mib['plain']:.0f} MiB"
         what = f"a step of {name}, {model.name}:mini"
-        yield Line(what, worst <= SAME_GRADIENT, told, *seconds, found.times_faster, memory)
+        yield Line(what, worst <= SAME_GRADIENT, told, *seconds, found.times_faster, memory, found.alone)
     if isinstance(model, LlamaGen):
         ear = speed_llamagen.ear_race(model, 2, 48, max(1, repeats // 3))
         worst = max(ear.loss_distance, ear.gradient_distance, ear.update_distance)
@@ -271,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if right else 1
 
 
+MADE = ("command", "commit", "date")
 HEAD: Row = {
     "title": "Speed against the plain way",
     "note": "One process, one thread, the same weights, captions and random numbers by turns; CPU seconds, medians. "
@@ -281,7 +289,7 @@ HEAD: Row = {
 
 def _table(rows: Sequence[Row]) -> str:
     """The rows as text, columns aligned."""
-    columns = [name for name in rows[0] if name not in ("command", "commit", "date")]
-    cells = [columns, *([str(row[name] if row[name] is not None else "") for name in columns] for row in rows)]
+    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in MADE]
+    cells = [columns, *(["" if (cell := row.get(name)) is None else str(cell) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)

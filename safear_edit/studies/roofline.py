@@ -1,8 +1,8 @@
 """What the arithmetic of a run takes by itself: no way of doing the same arithmetic is faster.
 
-Every matrix product, convolution and fused attention that a run hands to the CPU is noted with the tensors it was given,
-and these are done again, alone and in the same order: without what stands between them, from norms to Python. The rate
-beside it, of the largest product that the CPU does well, tells whether the products themselves could be faster.
+Every matrix product, convolution and fused attention that a run hands to the CPU is noted with what it was given, and
+these are done again, alone and in the same order: without what stands between them, from norms to Python. The rate of a
+large product in the same process tells how far the products themselves are from what the CPU can do.
 """
 
 from __future__ import annotations
@@ -42,15 +42,21 @@ COUNTED: Mapping[Any, Callable[..., int]] = {
 
 @dataclass(frozen=True)
 class Alone:
-    """CPU seconds of a run's arithmetic, its flop, and the flop/s of a large product in the same process."""
+    """CPU seconds of a run and of its arithmetic, its flop, and the flop/s of a large product in the same process."""
 
+    whole: float
     seconds: float
     flops: int
     peak: float
 
+    @property
+    def share_of(self) -> float:
+        """How many times as fast the run would be without all else."""
+        return self.whole / self.seconds
+
     def __str__(self) -> str:
-        rate = self.flops / self.seconds
-        return f"{self.seconds:.3f} s, {self.flops / 1e9:.1f} Gflop: {100 * rate / self.peak:.0f} % of the CPU's rate"
+        share, rate = self.seconds / self.whole, self.flops / self.seconds / self.peak
+        return f"{100 * share:.0f} % of the time; {self.flops / 1e9:.1f} Gflop at {100 * rate:.0f} % of the CPU's rate"
 
 
 class _Noted(TorchDispatchMode):
@@ -86,5 +92,5 @@ def alone(run: Callable[[], object], repeats: int) -> Alone:
 
     square = torch.ones(SQUARE, SQUARE)
     again()
-    _, seconds = alternately({"arithmetic": again, "square": lambda: square @ square}, repeats)
-    return Alone(seconds["arithmetic"], noted.flops, 2 * SQUARE**3 / seconds["square"])
+    _, seconds = alternately({"whole": run, "arithmetic": again, "square": lambda: square @ square}, repeats)
+    return Alone(seconds["whole"], seconds["arithmetic"], noted.flops, 2 * SQUARE**3 / seconds["square"])

@@ -24,6 +24,7 @@ from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.tokenizers.bsq import CodeSum, cell_bits
 from safear_edit.studies.contest import alternately, prompts
+from safear_edit.studies.roofline import Alone, alone
 
 
 @torch.no_grad()
@@ -69,6 +70,7 @@ class Race:
     seconds: dict[str, float]
     pictures_per_second: float
     times_faster: float
+    alone: Alone
 
 
 def race(model: Infinity, batch: int, repeats: int, sampling: Sampling) -> Race:
@@ -83,7 +85,7 @@ def race(model: Infinity, batch: int, repeats: int, sampling: Sampling) -> Race:
     guidance, _ = per_scale(sampling, len(model.schedule.grids))
     same = int((ours == plain).sum())
     each, ratio = batch / seconds["ours"], seconds["plain"] / seconds["ours"]
-    return Race(batch, guidance, ours.numel(), same, seconds, each, ratio)
+    return Race(batch, guidance, ours.numel(), same, seconds, each, ratio, alone(runs["ours"], repeats))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from safear_edit.families.base import Sampling
 from safear_edit.families.janus import Janus
 from safear_edit.studies.contest import alternately, prompts
+from safear_edit.studies.roofline import Alone, alone
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Race:
     identical: int
     seconds: dict[str, float]
     times_faster: float
+    alone: Alone
 
 
 @torch.no_grad()
@@ -46,4 +48,5 @@ def race(model: Janus, batch: int, repeats: int) -> Race:
     ids = {name: run() for name, run in runs.items()}
     _, seconds = alternately(runs, repeats)
     same = int((ids["ours"] == ids["transformers"]).sum())
-    return Race(batch, ids["ours"].numel(), same, seconds, seconds["transformers"] / seconds["ours"])
+    times = seconds["transformers"] / seconds["ours"]
+    return Race(batch, ids["ours"].numel(), same, seconds, times, alone(runs["ours"], repeats))

@@ -28,6 +28,7 @@ from safear_edit.methods.base import PairMethod
 from safear_edit.methods.workbench import PairTuning, Scores, Workbench
 from safear_edit.progress import silent
 from safear_edit.studies.contest import alternately, material_of, relative
+from safear_edit.studies.roofline import Alone, alone
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
@@ -163,13 +164,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class StepRace:
-    """One method on one model: what differs (relative), median seconds of a step, and MiB beside the base model."""
+    """One method on one model: what differs (relative), median seconds of a step, MiB beside the base model, and what
+    the arithmetic of our steps takes."""
 
     method: str
     loss_distance: float
     gradient_distance: float
     seconds: dict[str, float]
     mib: dict[str, float]
+    alone: Alone
 
     @property
     def times_faster(self) -> float:
@@ -221,7 +224,8 @@ def race(model: ModelFamily, name: str, material: Material, repeats: int) -> Ste
     model_bytes = sum(p.numel() * p.element_size() for p in model.net.parameters())
     mib = {"ours": (mine + trained["ours"].bench.stored_bytes) / 2**20, "plain": (theirs + model_bytes) / 2**20}
     each = {key: value / TIMED for key, value in seconds.items()}
-    return StepRace(name, relative(other, loss), relative(expected, gradient), each, mib)
+    bound = alone(partial(trained["ours"].step, TIMED), repeats)
+    return StepRace(name, relative(other, loss), relative(expected, gradient), each, mib, bound)
 
 
 def contestants(model: ModelFamily, method: PairMethod[Any], material: Material) -> dict[str, Trained]:

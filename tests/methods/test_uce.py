@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from safear_edit.compiler.cost import Speed, training_seconds
 from safear_edit.families.diffusion import Diffusion
 from safear_edit.methods.uce import UCE, captions, closed_form, nearest
 from safear_edit.progress import silent
@@ -52,3 +53,9 @@ def test_nearest_by_direction() -> None:
     among = torch.tensor([[10.0, 0.0], [0.0, 0.1]])
     found = nearest(torch.tensor([[0.2, 0.1], [0.0, 5.0]]), among)
     torch.testing.assert_close(found, among)
+
+
+def test_no_time_of_the_model_is_foretold_for_it(model: Diffusion) -> None:
+    params = UCE.Params()
+    work = UCE().work(params, model.card, 9)
+    assert training_seconds(model, work, params, 9, Speed(1.0, 1.0)) == 0

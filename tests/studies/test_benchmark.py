@@ -15,6 +15,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.vce import VCE
 from safear_edit.studies import benchmark, many_prompts, speed_janus, speed_training
 from safear_edit.studies.benchmark import SAME_GRADIENT, Line
+from safear_edit.studies.roofline import Alone
 
 
 @pytest.mark.parametrize(("kind", "methods"), [(LlamaGen, ["vce"]), (Infinity, ["svare"]), (Janus, ["vce"])])
@@ -66,13 +67,15 @@ def test_a_slope_is_the_exponent() -> None:
 def test_the_command_prints_one_table_and_fails_where_contestants_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = [Line("a", True, "all", "1 s", "2 s", 2.0), Line("b", False, "half")]
+    found = Alone(whole=1.0, seconds=0.25, flops=10**9, peak=8e9)
+    told = [Line("a", True, "all", "1 s", "2 s", 2.0, alone=found), Line("b", False, "half")]
     monkeypatch.setattr(benchmark, "lines", lambda *_: iter(told))
     threads = torch.get_num_threads()
     try:
         assert benchmark.main(["--out", str(tmp_path / "rows.jsonl")]) == 1
         out = capsys.readouterr().out.splitlines()
         assert len(out) == 3 and out[0].startswith("what") and "2.0" in out[1]
+        assert "25 % of the time; 1.0 Gflop at 50 % of the CPU's rate" in out[1] and out[1].rstrip().endswith("8.0")
         rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
         assert rows[0]["title"] and rows[2]["both did the same"] == "half" and rows[1]["command"] == benchmark.COMMAND
         monkeypatch.setattr(benchmark, "lines", lambda *_: iter(told[:1]))
