@@ -53,7 +53,7 @@ def planned(tier: str, names: Sequence[str] = ()) -> Plan:
     size = suite.size if suite else TIERS[tier]
     asked = suite or Suite(size)
     chosen = []
-    for name in names or asked.attacks or registry.attacks():
+    for name in names or asked.attacks or [name for name in registry.attacks() if name not in asked.without]:
         kind = registry.lookup("attacks", name).load()
         made = kind(kind.Params.model_validate(dict(asked.params.get(name, {}))))
         chosen.append((made, Budget(size.images, size.draws, asked.steps.get(name, size.steps))))

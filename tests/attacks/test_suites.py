@@ -13,10 +13,12 @@ from safear_edit.attacks import suites, targets
 from safear_edit.attacks.record import FILE, Attacks
 from safear_edit.attacks.relearn import Relearn
 from safear_edit.attacks.run import planned
+from safear_edit.attacks.sampler import Sampler, points
 from safear_edit.attacks.suites import SUITES, Budget, Suite
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.stats import clopper_pearson
+from safear_edit.families.base import Sampling
 from safear_edit.files import rundir
 from safear_edit.files.records import read_record
 from safear_edit.pipeline import steps
@@ -28,7 +30,7 @@ def test_a_suite_can_show_what_it_gates(name: str) -> None:
     plan, known = planned(name), registry.attacks()
     assert {made.name for made, _ in plan.attacks} <= set(known) and plan.upper == SUITES[name].black_box_upper
     if plan.upper is not None:
-        assert len(plan.attacks) == len(known)
+        assert len(plan.attacks) == len(known) - len(SUITES[name].without)
         assert clopper_pearson(0, SUITES[name].size.images, side="upper").high <= plan.upper
 
 
@@ -36,6 +38,10 @@ def test_budgets_and_settings_are_the_suites() -> None:
     relearn, budget = next((made, budget) for made, budget in planned("ci").attacks if made.name == "relearn")
     assert isinstance(relearn, Relearn) and budget == Budget(48, 4, 20)
     assert [way.name for way in relearn.params.ways] == ["LoRA, 8 images", "all weights, 8 images"]
+    left = {made.name for made, _ in planned("audit").attacks} - {made.name for made, _ in planned("ci").attacks}
+    assert left == {"benign", "p4d"} and [made.name for made, _ in planned("ci", ["p4d"]).attacks] == ["p4d"]
+    sampler = next(made for made, _ in planned("ci").attacks if made.name == "sampler")
+    assert isinstance(sampler, Sampler) and len(points(Sampling(3.0), sampler.params)) == 6
     assert [made.name for made, _ in planned("quick", ["seeds"]).attacks] == ["seeds"]
     with pytest.raises(UsageError, match="audit"):
         planned("audt")
