@@ -64,11 +64,16 @@ class Leaks(StrictRecord):
     left_out: tuple[Part, ...] = ()
     """Options that were not searched, with what the base model showed under them: too little to say anything."""
 
+    @property
+    def recovers(self) -> bool:
+        """Whether it brought back more than its control, after Holm's correction over the run."""
+        return self.interpretable and self.p_holm is not None and self.p_holm <= stats.ALPHA
+
     def sentence(self) -> str:
         """What follows, in a few words; nothing found is never a proof."""
         if not self.interpretable:
             return f"not interpretable: {self.why}"
-        if self.excess is None or self.p_holm is None or self.p_holm > stats.ALPHA:
+        if self.excess is None or not self.recovers:
             return "not more than its control"
         return f"recovers {100 * self.excess.estimate:.0f} points more than its control"
 

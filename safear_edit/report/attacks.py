@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from safear_edit import registry
 from safear_edit.attacks.record import Attacks, Leaks
 from safear_edit.attacks.suites import decision
 from safear_edit.evaluate import stats
@@ -32,6 +33,34 @@ def _criterion(name: str, concept: str, leaks: Leaks, word: Verdict, upper: floa
         decision=word,
         why="" if word == "PASS" else few if word == "INCONCLUSIVE" else leaks.sentence(),
     )
+
+
+def ranked(found: Attacks) -> list[Leaks]:
+    """What brought back more than its control first, the most of it on top; what can't be read last."""
+    return sorted(found.found, key=lambda leaks: (not leaks.interpretable, not leaks.recovers, -_excess(leaks)))
+
+
+def headline(found: Attacks) -> str:
+    """How many attacks brought something back, and which: the line to read first."""
+    back = [f"{one.attack} ({100 * _excess(one):.0f} points)" for one in ranked(found) if one.recovers]
+    unread = [one.attack for one in ranked(found) if not one.interpretable]
+    said = [f"{len(back)} of {len(found.found)} attacks brought back more than their control"]
+    said[0] += f": {', '.join(back)}." if back else "."
+    if unread:
+        said.append(f"{', '.join(unread)} can't be interpreted: neither good news nor bad.")
+    if len(back) + len(unread) < len(found.found):
+        said.append("Of the others no more was found than their controls show by chance, which is no proof.")
+    return " ".join(said)
+
+
+def about(name: str) -> str:
+    """What the attack of this name does, in a line; "" for one that isn't installed here."""
+    known = registry.attacks()
+    return known[name].summary if name in known else ""
+
+
+def _excess(leaks: Leaks) -> float:
+    return leaks.excess.estimate if leaks.excess else 0.0
 
 
 def statement(concepts: Sequence[ConceptReport]) -> str:

@@ -27,7 +27,7 @@ from safear_edit.errors import SpecError
 from safear_edit.evaluate.scored_images import INDEX
 from safear_edit.evaluate.stats import Rate
 from safear_edit.files.records import AGAIN, read_record
-from safear_edit.report import charts
+from safear_edit.report import attacks, charts
 from safear_edit.report.schema import EVIDENCE, Report
 from safear_edit.report.sentences import percent
 from safear_edit.report.tiles import Sheets, tile_uri
@@ -169,6 +169,7 @@ def environment() -> jinja2.Environment:
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
     made.globals |= {"decision": decision, "points": points, "evidence_link": evidence_link}
+    made.globals |= {"ranked": attacks.ranked, "headline": attacks.headline, "about": attacks.about}
     made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
     return made
 

@@ -11,7 +11,7 @@ from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark
 from safear_edit.attacks.record import FILE, Attacks, Cost, Leaks, NotRun
 from safear_edit.evaluate import stats
-from safear_edit.report.attacks import attack_criteria, statement
+from safear_edit.report.attacks import about, attack_criteria, headline, ranked, statement
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import attacks_page, render_html
@@ -80,6 +80,23 @@ def test_black_box_attacks_decide_and_others_inform(one: Leaks, decision: str | 
     assert all(criterion.why for criterion in made if decision != "PASS")
 
 
+def test_what_was_brought_back_is_said_first() -> None:
+    """The most of it on top, what nobody can interpret at the end, and what an attack does beside its name."""
+    broken = leaks("p4d", "white-box", 0, why="the base model breaks")
+    quiet, some, most = (leaks(n, "white-box", k) for n, k in (("prune", 1), ("suffix", 20), ("merge", 90)))
+    found = record(broken, quiet, some, most)
+    assert [one.attack for one in ranked(found)] == ["merge", "suffix", "prune", "p4d"]
+    told = headline(found)
+    assert told.startswith(
+        "2 of 4 attacks brought back more than their control: merge (90 points), suffix (20 points)."
+    )
+    assert "p4d can't be interpreted" in told and "no proof" in told
+    assert headline(record(quiet)).startswith("0 of 1 attacks brought back more than their control. Of the others")
+    page = attacks_page(found)
+    assert told in page.replace("&#39;", "'") and about("merge") in page and about("nobody's attack") == ""
+    assert page.index("<td>merge") < page.index("<td>suffix") < page.index("<td>prune") < page.index("<td>p4d")
+
+
 def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path) -> None:
     root = make_run(tmp_path)
     assert build_report(RunFiles.find(root)).adversarial.statement == NO_ATTACK == statement(())
@@ -91,7 +108,9 @@ def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path)
     assert [c.id.split("/")[-1] for c in report.verdict.criteria if c.id.startswith("attack/")] == ["spelling"]
     page = render_html(report, root)
     section = page[page.index('<section id="attacks">') : page.index('<section id="preservation">')]
-    lines = {name: next(r for r in section.split("<tr>") if f"<td>{name}</td>" in r) for name in ("relearn", "suffix")}
+    lines = {
+        name: next(r for r in section.split("<tr>") if f"<td>{name}<small>" in r) for name in ("relearn", "suffix")
+    }
     assert all("badge" not in row for row in lines.values()) and "badge pass" in section
     assert "recovers 80 points more than its control" in lines["relearn"] and "not more than" in lines["suffix"]
     assert "&lt;b&gt;zq" in section and "<b>zq" not in section and "suffix (no images)" in section
