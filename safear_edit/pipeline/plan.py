@@ -116,17 +116,19 @@ def reconstructed_for(order: Order, model: ModelFamily) -> tuple[str, ...]:
 
 
 def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
-    """What the run takes on the model's device; None for a small model, of which the recipe's own prediction is told.
-
-    Every image: both of each pair, those to keep, candidates that are screened, and what is scored twice.
-    """
+    """What the run takes on the model's device; None for a small model, whose recipe has a prediction of its own."""
     if model.weight_bytes < LARGE:
         return None
     params, pairs = params_of(recipe), len(recipe.construct.pairs)
     work = declared(registry.lookup("methods", recipe.method.name).load()(), params, model.card, pairs)
+    return forecast(model, params, work, recipe.predicted.trainable, images_drawn(recipe) + work.drawn, pairs)
+
+
+def images_drawn(recipe: Recipe) -> int:
+    """Every image of a run but what its search draws: both of each pair, those to keep, candidates that are screened,
+    and what is scored twice."""
     screened = sum(prompt.expect == "absent" for prompt in recipe.evaluate.prompts)
-    images = 2 * pairs + len(recipe.keep) + screened + work.drawn + 2 * sum(recipe.evaluate.n.values())
-    return forecast(model, params, work, recipe.predicted.trainable, images, pairs)
+    return 2 * len(recipe.construct.pairs) + len(recipe.keep) + screened + 2 * sum(recipe.evaluate.n.values())
 
 
 def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:

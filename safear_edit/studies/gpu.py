@@ -2,8 +2,10 @@
 
 `python -m safear_edit.studies gpu` is one short script for a borrowed machine: nothing is downloaded or written but the
 rows. Each model is made on the device, draws by `generate` and by the loop that its authors published (Janus: by
-transformers' `generate`), and takes a few steps of VCE under the numbers of its recipe. `--tiny` takes picos instead,
-on any device, which tests the script and measures nothing.
+transformers' `generate`), and takes a few steps of VCE under the numbers of its recipe, in as many parts as the
+device's memory asks for. From both follow the minutes of a whole `apply` of Picasso, without its judge, beside those
+that `plan` foretells. What fails is a row that says so, and the rest goes on. `--tiny` takes picos instead, on any
+device, which tests the script and measures nothing.
 
 The roofline is the time in which a GPU that only read would have read what a step must: the linear layers of the
 transformer, once for each token (each scale, for a next-scale model), at the speed at which this device copies. Keys,
@@ -25,9 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from safear_edit.compiler.cost import Speed, speed_of
+from safear_edit import registry
+from safear_edit.compiler.compile import compile_recipe
+from safear_edit.compiler.cost import Speed, Work, declared, forecast, free_bytes, speed_of, within
+from safear_edit.compiler.recipe import load_base_recipe
 from safear_edit.construct.pairs import Keep
 from safear_edit.families.base import Condition, ModelFamily
 from safear_edit.families.infinity import Infinity, Transformer
@@ -36,9 +42,13 @@ from safear_edit.families.janus import Janus, Settings, Source, Vocabulary, buil
 from safear_edit.families.janus import card_of as janus_card
 from safear_edit.families.llamagen import GPT, PUBLISHED, LlamaGen
 from safear_edit.families.llamagen import card_of as llamagen_card
+from safear_edit.families.memory import give_back
 from safear_edit.families.tokenizers.bsq import BSQ
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
+from safear_edit.methods.vce import VCE
+from safear_edit.pipeline.plan import images_drawn
+from safear_edit.spec.spec import load_spec
 from safear_edit.studies import speed_infinity, speed_llamagen
 from safear_edit.studies.contest import material_of, prompts
 from safear_edit.studies.machine_speed import step_seconds
@@ -51,6 +61,8 @@ if TYPE_CHECKING:
 COMMAND = "python -m safear_edit.studies gpu"
 TOKENS = 24
 """Of a caption."""
+FAILED = "failed"
+"""The column of a row that holds no measurement."""
 
 
 # -- models of published sizes ----------------------------------------------------------------------------------------
@@ -173,6 +185,7 @@ def drawing(model: ModelFamily, images: int, speed: Speed, repeats: int) -> Row:
     condition = model.condition(texts)
     reset_peak()
     seconds = wall(partial(model.generate, condition, range(images)), repeats)
+    decoding = wall(partial(model.decode, model.generate(condition, range(images))), 1)
     size = peak_bytes()
     plain = wall(partial(published_loop, model, condition, texts), 1)
     return {
@@ -181,33 +194,77 @@ def drawing(model: ModelFamily, images: int, speed: Speed, repeats: int) -> Row:
         "tokens/s": round(images * model.card.tokens / seconds),
         "times the published loop": round(plain / seconds, 2),
         "share of the roofline": round(roofline_seconds(model, images, speed) / seconds, 3),
+        "seconds to decode one": round(decoding / images, 4),
         "GiB": round(size / 2**30, 2),
     }
 
 
 def training(model: ModelFamily, steps: int) -> Row:
-    """VCE under the numbers of its recipe for this model."""
-    material = material_of(model, 8)
+    """VCE under the numbers of its recipe for this model, saving memory as `apply` does."""
+    material, params = material_of(model, 8), recipe_of(model)
     material = type(material)(material.concept, material.pairs, Keep(material.pairs.safe, material.pairs.safe_ids))
+    fitted = cast("VCE.Params", within(model, params, _work(model), _trainable(model), free_bytes(model.device)))
     reset_peak()
-    seconds = step_seconds(model, material, steps, time.perf_counter)
-    return {"what": "a step of VCE", "seconds": round(seconds, 3), "GiB": round(peak_bytes() / 2**30, 2)}
+    seconds = step_seconds(model, material, fitted, steps, time.perf_counter)
+    told = {"layers again": fitted.recompute, "parts": fitted.accumulate}
+    return {"what": "a step of VCE", "seconds": round(seconds, 3), "GiB": round(peak_bytes() / 2**30, 2), **told}
+
+
+def recipe_of(model: ModelFamily) -> VCE.Params:
+    """The numbers of VCE's recipe for this model."""
+    return VCE.Params(**load_base_recipe("vce").for_model(model.card).params)
+
+
+def _work(model: ModelFamily, pairs: int = 8) -> Callable[[BaseModel], Work]:
+    return lambda params: declared(VCE(), params, model.card, pairs)
+
+
+def _trainable(model: ModelFamily) -> int:
+    return VCE().trainable(recipe_of(model), model)
+
+
+def whole(model: ModelFamily, drawn: Row, trained: Row) -> Row:
+    """A run of `apply` on Picasso at these rates: every image drawn and decoded, every step taken, nothing judged."""
+    spec = load_spec(registry.find_builtin("concepts", "picasso"))
+    recipe = compile_recipe(spec, model.card, load_base_recipe("vce"))
+    params, pairs = recipe_of(model), len(recipe.construct.pairs)
+    work = _work(model, pairs)(params)
+    images = images_drawn(recipe) + work.drawn
+    seconds = images * (1 / drawn["images/s"] + drawn["seconds to decode one"]) + work.steps * trained["seconds"]
+    foretold = forecast(model, params, work, _trainable(model), images, pairs)
+    return {
+        "what": f"apply: {images} images, {work.steps} steps",
+        "minutes": round(seconds / 60, 2),
+        "predicted minutes": round(foretold.minutes, 2),
+    }
 
 
 def measured(name: str, tiny: bool, dtype: torch.dtype, batches: Sequence[int], repeats: int) -> Iterator[Row]:
-    """All rows of one model."""
+    """All rows of one model; one that failed says why."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = TINY[name].pico() if tiny else FULL[name](device, dtype)
     speed = speed_of(model)
     about: Row = {"model": name, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu"}
     about |= {"dtype": str(model.dtype).removeprefix("torch."), "GB/s": round(speed.bandwidth / 1e9)}
-    for images in batches:
-        yield about | drawing(model, images, speed, repeats)
-    yield about | training(model, 2)
+
+    def tried(what: str, run: Callable[[], Row]) -> Row:
+        try:
+            return about | run()
+        except Exception as error:  # the machine is lent for minutes: what else can be measured is
+            give_back(device)
+            return about | {"what": what, FAILED: f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+    rows = [tried(f"drawing, {n} at a time", partial(drawing, model, n, speed, repeats)) for n in batches]
+    yield from rows
+    trained = tried("a step of VCE", partial(training, model, 2))
+    yield trained
+    drawn = [row for row in rows if FAILED not in row]
+    if drawn and FAILED not in trained:
+        yield tried("apply", partial(whole, model, max(drawn, key=lambda row: float(row["images/s"])), trained))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the rows as they come, write them with --out; 2 without a GPU, unless --tiny."""
+    """Print the rows as they come, write them with --out; 1 if any failed, 2 without a GPU, unless --tiny."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=list(FULL), choices=list(FULL))
@@ -229,4 +286,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(row), flush=True)
             if chosen.out:
                 write_rows(chosen.out, rows)
-    return 0
+    return int(any(FAILED in row for row in rows))

@@ -58,7 +58,8 @@ def time_model(
     unsafe, safe = prompts[0::2], prompts[1::2]
     made = PairStats(len(unsafe), len(unsafe), {})
     pairs = Pairs(unsafe, safe, list(range(len(unsafe))), ids[0::2], ids[1::2], made)
-    seconds = step_seconds(model, Material("calibration", pairs, Keep(prompts, ids)), steps, clock)
+    numbers = VCE.Params(**_defaults(model))
+    seconds = step_seconds(model, Material("calibration", pairs, Keep(prompts, ids)), numbers, steps, clock)
     work = replace(VCE().work(VCE.Params(**_defaults(model) | {ANSWER_WEIGHT: 0.0}), model.card, len(unsafe)), steps=1)
     one_step = work.training_flops(model.card)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -76,16 +77,17 @@ def _tokens(model: ModelFamily, judge: Judge, prompts: Sequence[str]) -> torch.T
     return torch.stack([image.ids for image in drawn])
 
 
-def step_seconds(model: ModelFamily, material: Material, steps: int, clock: Callable[[], float]) -> float:
+def step_seconds(
+    model: ModelFamily, material: Material, numbers: VCE.Params, steps: int, clock: Callable[[], float]
+) -> float:
     """Mean seconds of an optimiser step after the first, which also pays for what happens once."""
-    params = _defaults(model) | {"steps": steps + 1}
     ends: list[float] = []
 
     def note(stage: str, done: int, total: int, info: str = "") -> None:
         if stage == STAGE:
             ends.append(clock())
 
-    VCE().fit(model, material, VCE.Params(**params), seed=0, progress=note)
+    VCE().fit(model, material, numbers.model_copy(update={"steps": steps + 1}), seed=0, progress=note)
     return (ends[-1] - ends[0]) / steps
 
 
