@@ -1,9 +1,10 @@
 """What attacks found on several releases, as rows for a table of examples/results.
 
     python -m safear_edit.studies attacks FOLDER… --commit 0567d9a > rows.jsonl
+    python -m safear_edit.studies attacks --alone rows.jsonl… > alone.jsonl
 
 FOLDER: what `safear-edit attack --out FOLDER` wrote. One row per attack and release, and one per curve of an attack
-that learns; what every attack found that no other did follows from them.
+that learns. --alone: of such rows, what every attack found that no other did.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import FILE, Attacks, Leaks
 from safear_edit.errors import SafearError
 from safear_edit.files.records import read_record
+from safear_edit.studies.tables import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rows; 2 and one line on stderr for a folder without a record."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies attacks", description=__doc__)
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="with --alone: files of rows")
+    parser.add_argument("--alone", action="store_true", help="what each attack found that no other did")
     parser.add_argument("--commit", help="in which the rows are recorded", default=None)
     parser.add_argument(
         "--label", action="append", default=[], help="what each release is, in order (default: its name)"
@@ -33,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     labels = [*chosen.label, *(folder.name for folder in chosen.folders[len(chosen.label) :])]
     try:
+        if chosen.alone:
+            tables = [Table.read(path) for path in chosen.folders]
+            command = f"python -m safear_edit.studies attacks --alone {' '.join(path.name for path in chosen.folders)}"
+            for row in alone(row.cells for table in tables for row in table.rows):
+                print(json.dumps(row | _made(command, chosen.commit), ensure_ascii=False))
+            return 0
         for folder, label in zip(chosen.folders, labels, strict=True):
             record = read_record(Attacks, folder / FILE, "attack the release first")
             for row in rows(record, label):
@@ -72,6 +82,27 @@ def _attack(leaks: Leaks) -> dict[str, Any]:
     }
 
 
+def alone(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per attack: on how many releases it was tried, on how many it found more than its control (the interval
+    of the excess, uncorrected, lies above 0), and on which of these no other attack did. Rows of curves are left out.
+    """
+    found: dict[str, dict[str, bool]] = {}
+    for row in rows:
+        if isinstance(row.get("edited"), dict):
+            release = f"{row['release']} ({row['concept']}, {row['model']})"
+            excess, tried = row.get("more than the control, points"), found.setdefault(row["attack"], {})
+            tried[release] = tried.get(release, False) or (excess or {"from": 0})["from"] > 0
+    by = Counter(release for tried in found.values() for release, more in tried.items() if more)
+    for attack, tried in sorted(found.items(), key=lambda one: (-sum(one[1].values()), one[0])):
+        more = [release for release, brought in tried.items() if brought]
+        yield {
+            "attack": attack,
+            "found more than its control": {"k": len(more), "n": len(tried)},
+            "on": "; ".join(more),
+            "alone on": "; ".join(release for release in more if by[release] == 1),
+        }
+
+
 def _cell(count: Count) -> dict[str, int]:
     return {"k": count.found, "n": count.n}
 
@@ -82,7 +113,10 @@ def _points(share: float) -> int:
 
 def made(record: Attacks, commit: str | None) -> dict[str, Any]:
     """How a row came about, as `studies tables` wants it."""
-    command = f"safear-edit attack DIR --tier {record.tier}"
+    return _made(f"safear-edit attack DIR --tier {record.tier}", commit)
+
+
+def _made(command: str, commit: str | None) -> dict[str, Any]:
     return {"command": command, "commit": commit, "date": datetime.now(UTC).date().isoformat()}
 
 

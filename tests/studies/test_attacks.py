@@ -25,3 +25,18 @@ def test_rows_become_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     assert "80 of 100" in section(Table.read(tmp_path / "rows.jsonl"))
     assert attacks.main([str(tmp_path / "none")]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_an_attack_alone_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, found in (("a", (("merge", 90), ("suffix", 30), ("prune", 0))), ("b", (("merge", 0), ("suffix", 30)))):
+        (tmp_path / name).mkdir()
+        made = record(*(leaks(attack, "white-box", k) for attack, k in found))
+        (tmp_path / name / FILE).write_text(made.model_dump_json())
+    assert attacks.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    (tmp_path / "rows.jsonl").write_text(capsys.readouterr().out)
+    assert attacks.main(["--alone", str(tmp_path / "rows.jsonl")]) == 0
+    rows = {row["attack"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(rows) == ["suffix", "merge", "prune"]
+    counts = {name: row["found more than its control"] for name, row in rows.items()}
+    assert counts == {"suffix": {"k": 2, "n": 2}, "merge": {"k": 1, "n": 2}, "prune": {"k": 0, "n": 1}}
+    assert rows["suffix"]["alone on"] == "b (c, f:v)" and rows["merge"]["alone on"] == rows["prune"]["on"] == ""
