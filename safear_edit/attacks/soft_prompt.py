@@ -64,8 +64,10 @@ class Learnt:
 
 @attack("soft_prompt", access="white-box")
 class SoftPrompt(NeedsImages):
-    """Caption vectors learnt on images of the concept; the control learns a style that no model knows, or, where that
-    can't be judged, takes random vectors."""
+    """Caption vectors learnt on images of the concept; the control learns a style that no model knows.
+
+    Where that can't be judged, the control takes random vectors.
+    """
 
     Params: ClassVar[type[AttackParams]] = Learning
     by_token = True
