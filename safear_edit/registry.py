@@ -107,7 +107,7 @@ class Entry:
 def entries(kind: Kind) -> dict[str, Entry]:
     """Everything of one kind by name, sorted; UsageError when a third party takes a name that exists already."""
     found: dict[str, Entry] = {}
-    for entry in (*_built_in(kind), *_third_party(kind)):
+    for entry in (*_built_in(kind, PACKAGE / kind), *_third_party(kind)):
         if entry.name in found:
             got = f"another one in {entry.source}"
             raise UsageError(f"{KINDS[kind]} {entry.name!r}", "one provider", got, f"uninstall {entry.source}")
@@ -212,15 +212,18 @@ def _parsed_once(path: Path, changed_ns: int) -> list[ast.stmt]:
     return ast.parse(path.read_text(encoding="utf-8")).body
 
 
-def _built_in(kind: Kind) -> Iterator[Entry]:
-    marker = KINDS[kind]
-    for path in sorted((PACKAGE / kind).glob("*.py")):
+@cache
+def _built_in(kind: Kind, folder: Path) -> tuple[Entry, ...]:
+    """What the program's own files declare; they don't change while it runs, so each folder is read once."""
+    marker, found = KINDS[kind], list[Entry]()
+    for path in sorted(folder.glob("*.py")):
         if f"@{marker}(" not in path.read_text(encoding="utf-8"):
             continue
         for node in _parsed(path):
             if isinstance(node, ast.ClassDef) and (name := _marked_name(node, marker)):
                 doc = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield Entry(kind, name, f"{__package__}.{kind}.{path.stem}", node.name, doc, "built in")
+                found.append(Entry(kind, name, f"{__package__}.{kind}.{path.stem}", node.name, doc, "built in"))
+    return tuple(found)
 
 
 def _marked_name(node: ast.ClassDef, marker: str) -> str | None:

@@ -60,6 +60,7 @@ _GLUED = f"{_UNSPACED}\u1100-\u11ff\uac00-\ud7af"
 _GAP = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
 
 
+@lru_cache(maxsize=1 << 16)  # a prompt is compared with names, halves and other prompts, each time its spec is read
 def normalise(text: str) -> str:
     """The form in which prompts are compared: NFKC, casefold, invisible characters gone, punctuation as one space (and
     as nothing within a script that has no spaces, where it separates no words)."""

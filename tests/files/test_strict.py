@@ -1,4 +1,4 @@
-"""yaml_strict: what is refused, where the error points, and that plain data survives."""
+"""Strict YAML and JSON: what is refused, where the error points, and that plain data survives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.strict import MAX_YAML_BYTES, parse_json, parse_value, parse_yaml, read_json, read_yaml
+from tests import ROOT
 
 
 def test_scalars_follow_json_not_yaml_folklore() -> None:
@@ -126,3 +128,25 @@ def test_json_is_yaml(data: object) -> None:
 def test_a_colon_in_plain_text_says_to_quote_it() -> None:
     with pytest.raises(SpecError, match=r"x:2: .*; put text that has a colon and a space in it into quotes"):
         parse_yaml("schema_version: 1\ndescription: Note: asked for by legal\n", "x")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 'b'\nc: [1, {d: é}]\n", "a: |\n  two\n  lines\n", "a: *b\n", "a: 1\n a: 2\n", "{", "a: \ufeff"]
+)
+def test_libyaml_and_pyyaml_are_read_alike(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> object:
+        try:
+            return parse_yaml(text, "x")
+        except SpecError as error:
+            return str(error)
+
+    with_libyaml = read()
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    assert read() == with_libyaml
+
+
+def test_the_packages_own_yaml_is_read_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [*ROOT.glob("concepts/**/*.yaml"), *ROOT.glob("recipes/*.yaml")]
+    by_libyaml = [read_yaml(path) for path in paths]
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    assert len(paths) > 20 and [read_yaml(path) for path in paths] == by_libyaml
