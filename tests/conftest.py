@@ -24,12 +24,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own, which shows other programs what lies in the user's."""
+    """A cache of the tests' own, which shows other programs what lies in the user's.
+
+    The vectors of sentences are computed once for all processes of a run, as for all commands of a user.
+    """
     users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = tmp_path_factory.mktemp("cache")
+    cache, own = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
     for entry in users.iterdir() if users.is_dir() else ():
         if entry.name != "safear-edit":
             (cache / entry.name).symlink_to(entry)
+    sentences = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "sentences"
+    sentences.mkdir(exist_ok=True)
+    (cache / "safear-edit").mkdir()
+    (cache / "safear-edit" / "sentences").symlink_to(sentences)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         yield

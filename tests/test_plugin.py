@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.programs import run_all
 
 SMALL = ("params.steps=2", "construct.pairs=8", "construct.keep=6", "evaluate.n.direct=2", "evaluate.n.paraphrase=2",
          "evaluate.n.template=2", "preserve.other-styles.n=2", "preserve.objects.n=2",
@@ -27,24 +28,27 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(target)]), "OMP_NUM_THREADS": "1"}
 
 
-def ran(installed: dict[str, str], folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "safear_edit", *words]
-    done = subprocess.run(command, cwd=folder, env=installed, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1, 3), done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def ran(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What `ls methods` prints there, and the release that the method then makes."""
+    folder = tmp_path_factory.mktemp("ran")
+    sets = [word for value in SMALL for word in ("--set", value)]
+    about = ["--model", "llamagen", "--method", "unlikelihood", "--unsigned", "-q"]
+    apply = ["apply", "picasso", *about, "--out", "out", *sets]
+    listed, applied = run_all([["ls", "methods"], apply], folder, installed)
+    assert listed.code == 0 and applied.code in (0, 1, 3), applied.err
+    return listed.out.decode(), folder / "out"
 
 
-def test_its_docstring_is_listed(installed: dict[str, str], tmp_path: Path) -> None:
-    listed = ran(installed, tmp_path, "ls", "methods")
+def test_its_docstring_is_listed(ran: tuple[str, Path]) -> None:
+    listed, _ = ran
     assert "unlikelihood" in listed and all(word in listed for word in ("Each token of the", "unsafe image", "becomes"))
     assert len((ROOT / "examples/plugin/safear_unlikelihood.py").read_text().splitlines()) <= 32
 
 
-def test_the_release_names_who_brought_it(installed: dict[str, str], tmp_path: Path) -> None:
-    sets = [word for value in SMALL for word in ("--set", value)]
-    about = ("--model", "llamagen", "--method", "unlikelihood", "--unsigned", "-q")
-    ran(installed, tmp_path, "apply", "picasso", *about, "--out", "out", *sets)
-    report = json.loads((tmp_path / "out/report.json").read_text())
+def test_the_release_names_who_brought_it(ran: tuple[str, Path]) -> None:
+    _, out = ran
+    report = json.loads((out / "report.json").read_text())
     (found,) = report["environment"]["plugins"]
     source = (ROOT / "examples/plugin/safear_unlikelihood.py").read_bytes()
     assert found == {
@@ -55,6 +59,6 @@ def test_the_release_names_who_brought_it(installed: dict[str, str], tmp_path: P
         "module": "safear_unlikelihood",
         "sha256": hashlib.sha256(source).hexdigest(),
     }
-    bom = json.loads((tmp_path / "out/bom.cdx.json").read_text())
+    bom = json.loads((out / "bom.cdx.json").read_text())
     assert [one["name"] for one in bom["components"] if one["bom-ref"].startswith("plugin:")] == ["safear-unlikelihood"]
-    assert found["sha256"] in (tmp_path / "out/report.html").read_text()
+    assert found["sha256"] in (out / "report.html").read_text()

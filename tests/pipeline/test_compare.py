@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from safear_edit import registry
 from safear_edit.cli import main
@@ -18,26 +17,18 @@ from safear_edit.errors import UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline import compare, compared
 from safear_edit.pipeline.compared import Span, Summary, front
-from safear_edit.spec.spec import load_spec
 from safear_edit.studies.ablation import VARIANTS
-from tests.pipeline.test_run import SETS, Coin
+from tests import coin
+from tests.pipeline.test_run import SETS
 
-assert Coin
 METHODS = ["sft", "vce:anchor_weight=0"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
-    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    LlamaGen.pico(seed=0).export(tmp_path / "base")
-    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
-    data["judge"]["use"] = "coin"
-    for group in data["preserve"]:
-        group["n"] = 8
-    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    coin.make_world(tmp_path, "picasso", n=8)
     return tmp_path
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.families.diffusion import Diffusion
 from safear_edit.families.load import load_model
 from safear_edit.release.released import Released
-from safear_edit.spec.spec import load_spec
+from tests import coin
 from tests.pipeline.test_run import SETS, VERDICTS
 
 FEWER = {**SETS, "construct.pairs": 40, "evaluate.n.direct": 4}
@@ -23,17 +22,10 @@ FEWER = {**SETS, "construct.pairs": 40, "evaluate.n.direct": 4}
 def test_a_release_of_a_model_that_denoises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
-    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
     monkeypatch.delenv("SAFEAR_SIGNING_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
-    Path("base").mkdir()
-    Diffusion.pico().export(Path("base"))
-    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
-    data["judge"]["use"] = "coin"
-    for group in data["preserve"]:
-        group["n"] = 2
-    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    coin.make_world(tmp_path, "picasso", model=Diffusion, n=2)
     assert main.run(["keygen", "keys"]) == 0
     sets = [word for key, value in FEWER.items() for word in ("--set", f"{key}={value}")]
     words = ["apply", "picasso.yaml", "--model", "./base", "--out", "out", "--key", "keys/safear.key", "-q", *sets]

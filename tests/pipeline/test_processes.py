@@ -12,25 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.evaluate import sampled
-from safear_edit.families.llamagen import LlamaGen
-from safear_edit.spec.spec import load_spec
-from tests import ROOT
+from tests import ROOT, coin
 from tests.pipeline.test_run import GPT, VERDICTS, apply
 
-JUDGE, BATCH = "tests.pipeline.test_run", 8
+BATCH = 8
 CHILD = f"""
 import json, os, sys
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.evaluate import sampled
-from tests.pipeline import test_run
+from tests import coin
 
-class Coin(test_run.Coin):
+class Coin(coin.Coin):
     looks = 0
 
     def look(self, images):
@@ -39,9 +36,8 @@ class Coin(test_run.Coin):
             os.kill(os.getpid(), 9)
         return super().look(images)
 
-test_run.Coin = Coin
-coin = registry.Entry("judges", "coin", {JUDGE!r}, "Coin", "tosses", "a test")
-registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
+coin.Coin = Coin
+registry._third_party = coin.third_party
 sampled.evaluate.__kwdefaults__["batch"] = {BATCH}
 sys.exit(max(main.run(words) for words in json.loads(sys.argv[1])))
 """
@@ -80,18 +76,11 @@ def two(*commands: list[str], dies: int = 0) -> list[tuple[int, str, str]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny `base`, a spec that a coin judges, prompts, and `one`, made of them by one process."""
     root = tmp_path_factory.mktemp("processes")
-    coin = registry.Entry("judges", "coin", JUDGE, "Coin", "tosses", "a test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+        patch.setattr(registry, "_third_party", coin.third_party)
         patch.setitem(sampled.evaluate.__kwdefaults__, "batch", BATCH)
         patch.chdir(root)
-        (root / "base").mkdir()
-        LlamaGen.pico(seed=0).export(root / "base")
-        data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
-        data["judge"]["use"] = "coin"
-        for group in data["preserve"]:
-            group["n"] = 4
-        (root / "picasso.yaml").write_text(yaml.safe_dump(data))
+        coin.make_world(root, "picasso", n=4)
         (root / "prompts.txt").write_text("".join(f"a house number {i}\n" for i in range(70)))
         assert main.run(command("one")) in VERDICTS
     return root
@@ -108,7 +97,6 @@ def test_a_killed_process_ends_both_and_the_next_run_gives_what_one_process_give
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     (code, out, err), (killed, *_) = two(command("both"), dies=3)
     assert (code, out, killed) == (2, "", -signal.SIGKILL), err
     assert "process 0 of 2: expected all processes at work" in err and "Traceback" not in err, err
@@ -121,8 +109,7 @@ def test_a_killed_process_ends_both_and_the_next_run_gives_what_one_process_give
     for name in SAME:
         assert (folder / "both" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
     capsys.readouterr()
-    coin = registry.Entry("judges", "coin", JUDGE, "Coin", "tosses", "a test")
-    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
     assert main.run(EVAL) == 0
     assert capsys.readouterr().out == out[out.index("{\n") :]
 

@@ -5,7 +5,6 @@ A coin judges the images, so no rate means anything here; order, weights, what i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,9 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from safear_edit import registry
 from safear_edit.cli import main
@@ -37,15 +34,13 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
-from safear_edit.judges.base import Judge, Judgement
 from safear_edit.pipeline import diff, publish, run
 from safear_edit.pipeline.order import Order
 from safear_edit.pipeline.state import RunOptions
 from safear_edit.release import released
 from safear_edit.release.released import Released
 from safear_edit.spec.prompts import normalise
-from safear_edit.spec.spec import load_spec
-from tests import ROOT
+from tests import ROOT, coin
 
 VERDICTS = (0, 1, 3)
 GPT = "gpt.safetensors"
@@ -62,36 +57,16 @@ SETS = {
 }
 
 
-class Coin(Judge):
-    """Heads or tails by the bytes of the image and the label."""
-
-    def __init__(self, label: str, threshold: float | None = None) -> None:
-        self.id, self.threshold = f"coin:{label}", 0.5
-        self.digest, self.label = hashlib.sha256(label.encode()).hexdigest(), label
-
-    def look(self, images: Tensor) -> list[Judgement]:
-        seen = [hashlib.sha256(self.label.encode() + image.numpy().tobytes()).digest()[0] / 255 for image in images]
-        return [Judgement(score > 0.5, score, "tossed") for score in seen]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`base`, three specs, `keys`; and what was made of two of them: `one`, `two` (one, then the other), `both` (one
     call), `joint` (one edit)."""
     root = tmp_path_factory.mktemp("stack")
-    coin = registry.Entry("judges", "coin", __name__, "Coin", "tosses", "a test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+        patch.setattr(registry, "_third_party", coin.third_party)
         patch.delenv("SAFEAR_SIGNING_KEY", raising=False)
         patch.chdir(root)
-        (root / "base").mkdir()
-        LlamaGen.pico(seed=0).export(root / "base")
-        for name in ("picasso", "van_gogh", "dog"):
-            data = load_spec(registry.find_builtin("concepts", name)).model_dump(mode="json")
-            data["judge"]["use"] = "coin"
-            for group in data["preserve"]:
-                group["n"] = 8
-            Path(f"{name}.yaml").write_text(yaml.safe_dump(data))
+        coin.make_world(root, "picasso", "van_gogh", "dog", n=8)
         assert main.run(["keygen", "keys"]) == 0
         assert main.run(apply("one", "picasso.yaml", "--model", "./base", "--unsigned")) in VERDICTS
         assert main.run(apply("two", "van_gogh.yaml", "--model", "one", "--unsigned")) in VERDICTS
@@ -471,10 +446,10 @@ def _ctrl_c(*words: object, **more: object) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from tests import coin
 from tests.pipeline import test_run as tests
 from safear_edit import registry
-coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
-registry._third_party = lambda kind: iter([coin] if kind == "judges" else [])
+registry._third_party = coin.third_party
 def progress(stage, *more):
     if stage == "van_gogh: score base":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -26,6 +26,7 @@ from safear_edit.pipeline import tune
 from safear_edit.pipeline.tune import Measured, Trial, best_of, front
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
+from tests import coin
 
 optuna = pytest.importorskip("optuna")
 SETS = ("construct.pairs=60", "construct.keep=6", "params.batch=2", "params.keep_batch=2", "params.rank=2")
@@ -40,18 +41,13 @@ tune:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
-    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
     monkeypatch.setattr(tune, "ASKED", 12)
     monkeypatch.setattr(tune, "FIRST", 6)
     monkeypatch.setattr(tune, "KEPT", 2)
     monkeypatch.setattr(tune, "HOPELESS", 1.0)  # a coin never erases
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    LlamaGen.pico(seed=0).export(tmp_path / "base")
-    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
-    data["judge"]["use"] = "coin"
-    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    coin.make_world(tmp_path, "picasso")
     Path("sft.yaml").write_text(RECIPE)
     return tmp_path
 

@@ -16,20 +16,16 @@ from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import choices
+from tests import coin
 
 SMALL = "construct.pairs=60,construct.keep=4,params.batch=2,params.keep_batch=2,params.rank=2,params.steps=1"
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    coin = registry.Entry("judges", "coin", "tests.pipeline.test_run", "Coin", "tosses", "a test")
-    monkeypatch.setattr(registry, "_third_party", lambda kind: iter([coin] if kind == "judges" else []))
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    LlamaGen.pico(seed=0).export(tmp_path / "base")
-    data = load_spec(registry.find_builtin("concepts", "picasso")).model_dump(mode="json")
-    data["judge"]["use"] = "coin"
-    Path("picasso.yaml").write_text(yaml.safe_dump(data))
+    coin.make_world(tmp_path, "picasso")
     return tmp_path
 
 
