@@ -24,6 +24,6 @@ class Unlikelihood(PairMethod["Unlikelihood.Params"]):
 
     def loss(self, bench: Workbench, draw: Draw, params: Unlikelihood.Params) -> tuple[Tensor, Readings]:
         """-log p(y_w,t) - alpha log(1 - p(y_l,t)), means over tokens, both under the unsafe caption."""
-        avoid = token_logprobs(bench.logits(draw, "unsafe", "unsafe"), bench.picture(draw, "unsafe"))
+        avoid = token_logprobs(bench.logits(draw, "unsafe", "unsafe"), bench.image(draw, "unsafe"))
         less = -torch.log1p(-avoid.exp().clamp(max=1 - 1e-6)).mean()
         return -bench.winner(draw, "unsafe").mean() + params.alpha * less, {"less": less.item()}

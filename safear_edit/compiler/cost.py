@@ -38,7 +38,7 @@ class Costs:
     startup_s: float = 20.0
     """Imports, loading, captions, report, signature."""
     sample_flops: float = 70e9
-    """Flop/s of `picture_flops` while an image is drawn, decoded and judged: 45 images/s."""
+    """Flop/s of `image_flops` while an image is drawn, decoded and judged: 45 images/s."""
     train_flops: float = 135e9
     """Flop/s of `Work.training_flops`: 0.56 s for a VCE step of 16 rows of pairs and 12 preserved ones."""
     fixed_gib: float = 1.2
@@ -81,7 +81,7 @@ def forward_flops(card: Card) -> float:
     return 2.0 * card.parameters * card.tokens
 
 
-def picture_flops(card: Card) -> float:
+def image_flops(card: Card) -> float:
     """One image with guidance: two rows through the model, as often as drawing takes."""
     return 2 * forward_flops(card) * getattr(card, "passes", 1)  # cards of third parties may not say
 
@@ -108,7 +108,7 @@ def predict(
     """
     costs = costs or Costs()
     images = 2 * pairs + keep + candidates + work.drawn + 2 * sum(n.values())
-    sampling_s = (images * picture_flops(card) + described * forward_flops(card)) / costs.sample_flops
+    sampling_s = (images * image_flops(card) + described * forward_flops(card)) / costs.sample_flops
     training_s = (work.training_flops(card) + 4 * pairs * forward_flops(card)) / costs.train_flops
     depth = (card.parameters / (12 * 40**2)) ** (1 / 3)
     width = 40 * depth
@@ -309,7 +309,7 @@ def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
     card = model.card
     steps = card.passes if card.passes > 1 else len(card.scales) if len(card.scales) > 1 else card.tokens
     reading = steps * model.layer_parameters * model.dtype.itemsize / speed.bandwidth
-    computing = batch * _in_layers(model) * picture_flops(card) / speed.flops
+    computing = batch * _in_layers(model) * image_flops(card) / speed.flops
     decoding = images * model.decode_flops * card.image_size**2 / (speed.float32 or speed.flops)
     return images / batch * (reading + computing) / EFFICIENCY["drawing"] + decoding
 

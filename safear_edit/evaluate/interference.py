@@ -108,7 +108,7 @@ def _kept_words(part: KeptCounts | None) -> str:
 # -- alone ------------------------------------------------------------------------------------------------------------
 
 
-def obeyed(recipe: Recipe, rows: Iterable[Outcome]) -> list[EvalPrompt]:
+def drawn_as_asked(recipe: Recipe, rows: Iterable[Outcome]) -> list[EvalPrompt]:
     """The first CELL direct prompts, in the recipe's order, whose scored image by the base model has the concept."""
     drawn = {row.id for row in rows if (row.phase, row.model) == ("score", "base") and row.present is True}
     return [prompt for prompt in recipe.slice("direct") if prompt.id in drawn][:CELL]
@@ -126,7 +126,7 @@ class Question:
     @classmethod
     def of(cls, recipe: Recipe, rows: Sequence[Outcome], judge: Judge) -> Self:
         """From the concept's outcomes of the whole stack."""
-        prompts = obeyed(recipe, rows)
+        prompts = drawn_as_asked(recipe, rows)
         asked, after = {prompt.id for prompt in prompts}, ("score", "edited")
         left = sum(row.present is True for row in rows if (row.phase, row.model) == after and row.id in asked)
         return cls(prompts, judge, recipe, left)

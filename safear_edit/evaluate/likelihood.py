@@ -87,7 +87,7 @@ def audit(
         groups=tuple(groups),
         unconditional=Divergence.of(without),
         classified=_classified(before, after),
-        pictures=tuple(
+        images=tuple(
             {name: {column: float(x.sum()) for column, x in row.items()} for name, row in rows.items()}
             for rows in ({"base": b, "edited": a} for b, a in zip(before, after, strict=True))
         ),

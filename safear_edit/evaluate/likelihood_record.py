@@ -27,6 +27,9 @@ _STRICT = with_config(ConfigDict(extra="forbid"))
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+SCHEMA = 2
+"""What is written. Version 1 called `images` `pictures`."""
+
 MOST_KL, WIDEST = 0.1, 0.4
 """Validity: beyond this keep.kl (nats per token) or width of a 95 % interval, CIR means nothing: a model that has
 overfitted a few images, or was damaged, lies beyond them."""
@@ -139,7 +142,7 @@ class Classified:
 @_STRICT
 @dataclass(frozen=True)
 class Audit:
-    """What the likelihoods of one edit say. `pictures`: nats of every reference under every prompt, by model.
+    """What the likelihoods of one edit say. `images`: nats of every reference under every prompt, by model.
 
     block: what a depth profile is cut into, "row" or "scale".
     """
@@ -152,7 +155,7 @@ class Audit:
     groups: tuple[GroupAudit, ...]
     unconditional: Divergence
     classified: Classified | None
-    pictures: tuple[dict[str, dict[str, float | None]], ...]
+    images: tuple[dict[str, dict[str, float | None]], ...]
     block: str = "row"
 
     def __post_init__(self) -> None:
@@ -210,7 +213,7 @@ class Audit:
 
     def to_json(self) -> str:
         """The text of likelihood.json; same weights, pack and machine: same bytes (six decimals)."""
-        body = {"schema_version": 1, "skipped": "", **asdict(self), "figures": self.figures}
+        body = {"schema_version": SCHEMA, "skipped": "", **asdict(self), "figures": self.figures}
         for key, parts in (("slices", self.slices), ("groups", self.groups)):
             body[key] = [{**asdict(part), "doubts": part.doubts} for part in parts]
         if self.classified:
@@ -225,7 +228,7 @@ class Audit:
 
 def save_skipped(folder: Path, why: str) -> None:
     """Write a likelihood.json that says why nothing was measured."""
-    body = {"schema_version": 1, "skipped": why, "figures": {}, "doubts": []}
+    body = {"schema_version": SCHEMA, "skipped": why, "figures": {}, "doubts": []}
     write_atomic(folder / LIKELIHOOD, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -265,18 +268,21 @@ class Skipped:
 def read_audit(path: Path) -> Audit | Skipped:
     """What `save` or `save_skipped` wrote.
 
-    What follows from the figures (`FOLLOWS`) is worked out again, never believed: SpecError if the file says otherwise,
+    What follows from the figures is worked out again, never believed: SpecError if the file says otherwise,
     as for everything else that isn't an audit.
     """
     document = read_json(path)
     if not isinstance(document.data, dict):
         raise SpecError(str(path), "a likelihood audit", f"a {type(document.data).__name__}", AUDIT_AGAIN)
     data, stated = _apart(document.data, ("figures", "doubts", "warnings"))
-    if data.pop("schema_version", 1) != 1:
-        raise SpecError(f"{path} schema_version", "1", "another", AUDIT_AGAIN)
+    version = data.pop("schema_version", 1)
+    if version not in range(1, SCHEMA + 1):
+        raise SpecError(f"{path} schema_version", f"1 to {SCHEMA}", "another", AUDIT_AGAIN)
     skipped = data.pop("skipped", "")
     if skipped and isinstance(skipped, str):
         return Skipped(skipped)
+    if version == 1 and "pictures" in data:
+        data["images"] = data.pop("pictures")
     parts: dict[str, list[dict[str, Any]]] = {}
     for name in ("slices", "groups"):
         rows = data.get(name)

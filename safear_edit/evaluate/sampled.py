@@ -2,8 +2,8 @@
 
 Three passes, each one row per image in outcomes.jsonl:
 
-    screen, base     candidates of the erasure slices, screening seeds: which prompts does the base model obey?
-    score,  base     of each erasure slice the first n obeyed prompts, of each preserved group the first n; scored seeds
+    screen, base     candidates of the erasure slices, screening seeds: which prompts does the base model follow?
+    score,  base     the first n prompts of each erasure slice that it follows, the first n of each group; scored seeds
     score,  edited   the same prompts and seeds with the edit applied
 
 What is scored is decided by the recipe's order and by images that are not scored themselves, so no lucky image can
@@ -28,7 +28,7 @@ from torch import Tensor
 from safear_edit.construct.sheets import Strip, tile, write_sheet
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeCounts, JudgeRecord, Outcome
-from safear_edit.evaluate.scored_images import Kept, kept, save_images
+from safear_edit.evaluate.scored_images import KeptImage, kept, save_images
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.judges.base import judge_for
@@ -120,15 +120,16 @@ def judges_of(recipe: Recipe) -> dict[str, Judge]:
     return {label: judge_for(asked, label) for label in labels}
 
 
-def scored(recipe: Recipe, obeyed: set[str]) -> set[str]:
-    """Ids to score: in the recipe's order, the first n obeyed of an erasure slice, the first n of a preserved group.
+def scored(recipe: Recipe, followed: set[str]) -> set[str]:
+    """Ids to score: in the recipe's order, the first n of an erasure slice that are `followed` (by the base model), the
+    first n of a preserved group.
 
     Preserved prompts need no screening: their figure is a paired change, to which a prompt that neither model draws
     adds nothing.
     """
     found: set[str] = set()
     for name in dict.fromkeys(prompt.slice for prompt in recipe.evaluate.prompts):
-        part = [p.id for p in recipe.slice(name) if p.expect == "present" or p.id in obeyed]
+        part = [p.id for p in recipe.slice(name) if p.expect == "present" or p.id in followed]
         found.update(part[: recipe.evaluate.n.get(name, len(part))])
     return found
 
@@ -198,10 +199,10 @@ class _Passes:
 
     def scored(
         self, which: Which, ids: Collection[str], leave_out: Collection[str], progress: Callback, batch: int, hide: bool
-    ) -> tuple[list[Outcome], list[Kept]]:
+    ) -> tuple[list[Outcome], list[KeptImage]]:
         """The scoring pass of one model without the prompts `leave_out`: its rows, and each image as it is kept for
         people. hide: those that were asked to show the concept are kept as blocks."""
-        rows, images = list[Outcome](), list[Kept]()
+        rows, images = list[Outcome](), list[KeptImage]()
         for one in self.images("score", which, ids, progress, batch, pixels=True):
             if one.row.id not in leave_out:
                 assert one.pixels is not None

@@ -32,7 +32,7 @@ QUALITY = 90
 Which = Literal["base", "edited"]
 
 
-class Kept(NamedTuple):
+class KeptImage(NamedTuple):
     """One scored image: of which prompt, by which model, sha256 of its pixels, its tile, and whether that is hidden."""
 
     id: str
@@ -42,10 +42,10 @@ class Kept(NamedTuple):
     hidden: bool
 
 
-def kept(prompt: str, model: Which, pixels: NDArray[np.uint8], *, hidden: bool) -> Kept:
+def kept(prompt: str, model: Which, pixels: NDArray[np.uint8], *, hidden: bool) -> KeptImage:
     """What is kept of an image (H, W, 3) of the prompt with this id."""
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return Kept(prompt, model, digest, small_tile(pixels, hidden=hidden), hidden)
+    return KeptImage(prompt, model, digest, small_tile(pixels, hidden=hidden), hidden)
 
 
 class ScoredImage(StrictRecord):
@@ -64,7 +64,7 @@ def sheet_name(number: int) -> str:
     return f"scored-{number:03d}.webp"
 
 
-def save_images(folder: Path, images: Iterable[Kept]) -> None:
+def save_images(folder: Path, images: Iterable[KeptImage]) -> None:
     """Write sheets and index of `images` into `folder`, in their order; what an earlier evaluation left there goes."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(SHEETS):

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from safear_edit import processes
 from safear_edit.compiler.questions import ANSWERS, Topic, topics
@@ -55,14 +55,15 @@ IMAGES = 240
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one image, `image` its row in the reference images followed by those that must stay."""
+    """One question about one image: `image` its digest, `row` its place in the reference images followed by those that
+    must stay."""
 
     id: str
     slice: str
-    picture: str
+    image: str
     question: str
     truth: bool
-    image: int
+    row: int
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,14 @@ class QuestionsRecord(StrictRecord):
 
 
 class Answer(StrictRecord):
-    """One row of understanding.jsonl; `yes` is the model's share of yes against no."""
+    """One row of understanding.jsonl; `yes` is the model's share of yes against no.
+
+    `image`, the digest of what was asked about, was called `picture` until 2026-11-29.
+    """
 
     id: str
     slice: str
-    picture: str
+    image: str = Field(validation_alias=AliasChoices("image", "picture"))
     question: str
     truth: Literal["yes", "no"]
     model: Literal["base", "edited"]
@@ -214,7 +218,7 @@ def answers(
 
     @torch.no_grad()
     def say(question: str) -> list[float]:
-        images = asked.images[[asked.items[place].image for place in alike[question]]]
+        images = asked.images[[asked.items[place].row for place in alike[question]]]
         said = model.answer_logprobs(images, question, ANSWERS)
         return said.double().softmax(-1)[:, 0].tolist()
 
@@ -227,7 +231,7 @@ def answers(
         Answer(
             id=item.id,
             slice=item.slice,
-            picture=item.picture,
+            image=item.image,
             question=item.question,
             truth="yes" if item.truth else "no",
             model=which,

@@ -45,13 +45,13 @@ def adversarial(bench: Workbench, draw: Draw) -> Tensor:
     reference = bench.reference(draw, "safe", "unsafe")
     vectors = found(bench, draw)
     model, plain = bench.model, bench.condition(draw, "safe")
-    return token_kl(reference, model.logits(model.with_vectors(plain, vectors), bench.picture(draw, "unsafe"))).mean()
+    return token_kl(reference, model.logits(model.with_vectors(plain, vectors), bench.image(draw, "unsafe"))).mean()
 
 
 def found(bench: Workbench, draw: Draw, steps: int = INNER) -> Tensor:
     """Vectors (VECTORS, C) under which the policy makes this step's unsafe images likelier; the policy gathers no
     gradients. Signed gradient steps, each one spread of the captions' token states long."""
-    model, plain, ids = bench.model, bench.condition(draw, "safe"), bench.picture(draw, "unsafe")
+    model, plain, ids = bench.model, bench.condition(draw, "safe"), bench.image(draw, "unsafe")
     states = plain.features[plain.mask].float()
     generator = torch.Generator().manual_seed(draw.number("adversary"))
     noise = torch.randn(VECTORS, states.shape[1], generator=generator).to(states)

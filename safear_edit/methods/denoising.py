@@ -23,7 +23,7 @@ from safear_edit.construct.pairs import Material
 from safear_edit.editor.fine_tune import Draw, adapter_off
 from safear_edit.errors import UsageError
 from safear_edit.families.merged import without_edits
-from safear_edit.methods.workbench import Caption, PairTuning, Picture, Scores, Workbench
+from safear_edit.methods.workbench import Caption, Image, PairTuning, Scores, Workbench
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ class DenoisingWorkbench(Workbench):
         captions = self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
         return self._likely(draw, self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
 
-    def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+    def logits(self, draw: Draw, caption: Caption, image: Image, *, first_scales: int | None = None) -> Tensor:
         """The noise (b, N, C) that is found in this step's images, of this step's level and noise."""
-        return self._noise(draw, *self._view(self._pairs(draw)[0], caption, picture), "pairs")[0]
+        return self._noise(draw, *self._view(self._pairs(draw)[0], caption, image), "pairs")[0]
 
-    def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+    def reference(self, draw: Draw, caption: Caption, image: Image, *, first_scales: int | None = None) -> Tensor:
         """`logits` of the base model, without gradients."""
         with adapter_off(self.model.net):
-            return self.logits(draw, caption, picture)
+            return self.logits(draw, caption, image)
 
     def drift(self, draw: Draw) -> Tensor:
         """T times the mean squared difference of the noises that base and trained model find in preserved images."""

@@ -70,7 +70,7 @@ def svare_loss(bench: Workbench, draw: Draw, params: SVARE.Params, guidance: flo
 
 
 def _erasing(bench: Workbench, draw: Draw, params: SVARE.Params) -> tuple[Tensor, Readings]:
-    losses = -choice_logprobs(bench.logits(draw, "unsafe", "safe"), bench.picture(draw, "safe"))
+    losses = -choice_logprobs(bench.logits(draw, "unsafe", "safe"), bench.image(draw, "safe"))
     erase, share = filtered_cross_entropy(losses, params.alpha_wrong)
     return erase.mean(), {"wrong": float(share.mean())}
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from safear_edit.families.base import Condition, ModelFamily
 
 
-Picture = Literal["unsafe", "safe"]
+Image = Literal["unsafe", "safe"]
 Caption = Literal["unsafe", "safe", "none"]
 REFERENCE_ROWS = 32
 """Rows per forward of the base model; bounds memory, changes no number."""
@@ -144,7 +144,7 @@ class Workbench:
         captions = self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
         return self._logprobs(self._dropping(captions, dropped), self.material.pairs.safe_ids[rows])
 
-    def picture(self, draw: Draw, which: Picture) -> Tensor:
+    def image(self, draw: Draw, which: Image) -> Tensor:
         """Tokens of this step's unsafe or safe images, (b, N) or (b, N, d)."""
         rows, _ = self._pairs(draw)
         pairs = self.material.pairs
@@ -155,49 +155,49 @@ class Workbench:
         rows, _ = self._pairs(draw)
         return self._captions.rows((self._unsafe if caption == "unsafe" else self._safe)[rows])
 
-    def logits(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+    def logits(self, draw: Draw, caption: Caption, image: Image, *, first_scales: int | None = None) -> Tensor:
         """Teacher-forced logits of this step's images under a caption of their pair, or under none (dropped).
 
         `first_scales` runs a next-scale model on its first scales only. `caption_drop` is not applied: a loss on
         logits names the branch that it trains.
         """
-        return self._logits(self._pairs(draw)[0], caption, picture, first_scales)
+        return self._logits(self._pairs(draw)[0], caption, image, first_scales)
 
-    def reference(self, draw: Draw, caption: Caption, picture: Picture, *, first_scales: int | None = None) -> Tensor:
+    def reference(self, draw: Draw, caption: Caption, image: Image, *, first_scales: int | None = None) -> Tensor:
         """`logits` of the base model, without gradients; computed once for each pair where memory allows."""
         rows = self._pairs(draw)[0]
-        name = (caption, picture, first_scales)
+        name = (caption, image, first_scales)
         return self._stored(name, rows, len(self.material.pairs), lambda new: self._logits(new, *name))
 
-    def hidden(self, draw: Draw, caption: Caption, picture: Picture, tokens: int) -> Tensor:
+    def hidden(self, draw: Draw, caption: Caption, image: Image, tokens: int) -> Tensor:
         """Last hidden states (b, tokens, D) of the first `tokens` positions of this step's images."""
-        return self._hidden(self._pairs(draw)[0], caption, picture, tokens)
+        return self._hidden(self._pairs(draw)[0], caption, image, tokens)
 
-    def hidden_reference(self, draw: Draw, caption: Caption, picture: Picture) -> Tensor:
+    def hidden_reference(self, draw: Draw, caption: Caption, image: Image) -> Tensor:
         """`hidden` of the base model at all positions, without gradients."""
         tokens = self.material.pairs.safe_ids.shape[1]
         return self._stored(
-            ("hidden", caption, picture),
+            ("hidden", caption, image),
             self._pairs(draw)[0],
             len(self.material.pairs),
-            lambda rows: self._hidden(rows, caption, picture, tokens),
+            lambda rows: self._hidden(rows, caption, image, tokens),
         )
 
-    def _hidden(self, rows: Tensor, caption: Caption, picture: Picture, tokens: int) -> Tensor:
-        condition, ids = self._view(rows, caption, picture)
+    def _hidden(self, rows: Tensor, caption: Caption, image: Image, tokens: int) -> Tensor:
+        condition, ids = self._view(rows, caption, image)
         scales = self.model.card.scales  # a next-scale model runs whole scales only
         whole = tokens if len(scales) == 1 else next(end for end in accumulate(scales) if end >= tokens)
         return self.model.hidden(condition, ids[:, :whole])[:, :tokens]
 
-    def _view(self, rows: Tensor, caption: Caption, picture: Picture) -> tuple[Condition, Tensor]:
+    def _view(self, rows: Tensor, caption: Caption, image: Image) -> tuple[Condition, Tensor]:
         condition = self._captions.rows((self._safe if caption == "safe" else self._unsafe)[rows])
         if caption == "none":
             condition = self.model.dropped(condition, torch.ones(len(rows), dtype=torch.bool))
         pairs = self.material.pairs
-        return condition, (pairs.unsafe_ids if picture == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
+        return condition, (pairs.unsafe_ids if image == "unsafe" else pairs.safe_ids)[rows].to(self.model.device)
 
-    def _logits(self, rows: Tensor, caption: Caption, picture: Picture, first_scales: int | None) -> Tensor:
-        condition, ids = self._view(rows, caption, picture)
+    def _logits(self, rows: Tensor, caption: Caption, image: Image, first_scales: int | None) -> Tensor:
+        condition, ids = self._view(rows, caption, image)
         if first_scales is None:
             return self.model.logits(condition, ids)
         return cast("NextScale", self.model).logits(condition, ids, first_scales=first_scales)

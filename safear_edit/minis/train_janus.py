@@ -46,7 +46,7 @@ used."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
     """Sizes of the language model and of a step.
 
     words: how many of MiniLM's commonest are kept; drawn: captioned images per step; seen: images looked at per
@@ -74,7 +74,7 @@ class Plan:
         }
 
 
-PLAN = Plan()
+SIZES = Sizes()
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 CAPTION_DROP = 0.1
 ANSWER_WEIGHT = 1.0
@@ -95,11 +95,11 @@ SETTINGS = Settings(
 IGNORED = -100
 
 
-def new_model(vq: VQModel, plan: Plan) -> Janus:
+def new_model(vq: VQModel, sizes: Sizes) -> Janus:
     """janus:mini before training: the gallery's tokenizer, MiniLM's words (frozen, tied), everything else random."""
-    words = choose_words(questions.training_texts(), plan.words)
+    words = choose_words(questions.training_texts(), sizes.words)
     sizes = {
-        "text_config": plan.text_config(),
+        "text_config": sizes.text_config(),
         "vision_config": {**VISION, "image_size": SIDE, "patch_size": vq.config.patch},
         "vq_config": tokenizer_sizes(vq.config),
         "tie_word_embeddings": True,
@@ -189,8 +189,8 @@ def with_strangers(text: str, words: Sequence[str], rng: np.random.Generator) ->
 class Trainer:
     """Draws batches from (seed, step) and gives their losses; holds what is fixed while training."""
 
-    def __init__(self, model: Janus, vq: VQModel, plan: Plan) -> None:
-        self.model, self.net, self.vq, self.plan = model, model.net, vq, plan
+    def __init__(self, model: Janus, vq: VQModel, sizes: Sizes) -> None:
+        self.model, self.net, self.vq, self.sizes = model, model.net, vq, sizes
         self.llama = model.net.model.language_model
         self.calm = Tokens(World(CALM_POSES, CALM_VARIANTS, HAZARD_SHARE), vq.encode, {})
         self.whole = Tokens(World(hazard_share=HAZARD_SHARE), vq.encode, {})
@@ -203,7 +203,7 @@ class Trainer:
 
     def draw_loss(self, step: int) -> Tensor:
         """Cross-entropy in nats per image token of captioned images."""
-        count = self.plan.drawn
+        count = self.sizes.drawn
         rng, generator = self._sources(step, 0)
         pictures = sample(self.calm.world, rng, count)
         prompts = [with_strangers(caption(p, rng), self.strangers, rng) for p in pictures]
@@ -219,7 +219,7 @@ class Trainer:
 
         Several questions are asked about each image.
         """
-        count, turns = self.plan.seen, self.plan.turns
+        count, turns = self.sizes.seen, self.sizes.turns
         rng, generator = self._sources(step, 1)
         pictures = sample(self.whole.world, rng, count)
         asked = [questions.turn(p, rng) for p in pictures for _ in range(turns)]
@@ -283,11 +283,11 @@ def per_answer(nats: Tensor, spoken: Tensor) -> Tensor:
     return (nats / words).sum() / len(spoken)
 
 
-def train(folder: Path, vq: VQModel, steps: int = STEPS, plan: Plan = PLAN) -> Janus:
+def train(folder: Path, vq: VQModel, steps: int = STEPS, sizes: Sizes = SIZES) -> Janus:
     """Train (or continue) in `folder`; exports the averaged weights to `folder/export` at every save."""
     torch.manual_seed(0)
-    model = new_model(vq, plan)
-    trainer, average = Trainer(model, vq, plan), Average(model.net, 0.999)
+    model = new_model(vq, sizes)
+    trainer, average = Trainer(model, vq, sizes), Average(model.net, 0.999)
 
     def step(i: int) -> Report:
         drawn = trainer.draw_loss(i)
@@ -300,7 +300,7 @@ def train(folder: Path, vq: VQModel, steps: int = STEPS, plan: Plan = PLAN) -> J
         export(folder / "export", average.state, model)
 
     minutes = run(folder, model.net, optimizers(model.net), step, steps, average=average, on_save=exported)
-    write_manifest(folder / "export", plan, steps, minutes)
+    write_manifest(folder / "export", sizes, steps, minutes)
     model.net.load_state_dict(average.state)
     return model
 
@@ -322,7 +322,7 @@ def export(folder: Path, state: Mapping[str, Tensor], model: Janus) -> None:
     Janus(net.half(), model.words, model.source, model.settings, model.card).export(folder)
 
 
-def write_manifest(folder: Path, plan: Plan, steps: int, minutes: float) -> None:
+def write_manifest(folder: Path, sizes: Sizes, steps: int, minutes: float) -> None:
     """`manifest.json`: how the files beside it were made, and their digests."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     manifest = {
@@ -330,7 +330,7 @@ def write_manifest(folder: Path, plan: Plan, steps: int, minutes: float) -> None
         "made_by": "python -m safear_edit.minis janus",
         "seed": WORLD_SEED,
         "steps": steps,
-        "plan": asdict(plan),
+        "plan": asdict(sizes),
         "minutes": round(minutes, 1),
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }

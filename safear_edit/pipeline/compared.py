@@ -299,9 +299,9 @@ def contact_sheet(path: Path, model: ModelFamily, runs: Sequence[Ran]) -> Path |
 
 def _chosen(runs: Sequence[Ran]) -> list[EvalPrompt]:
     """Of the prompts that every run scored and the base model follows: by name first, then one per preserved member."""
-    obeyed = [{row.id for row in _scored_by_base(one)} for one in runs]
+    followed = [{row.id for row in _scored_by_base(one)} for one in runs]
     prompts = read_recipe(runs[0].folder / "recipe.json").evaluate.prompts
-    there = [prompt for prompt in prompts if all(prompt.id in ids for ids in obeyed)]
+    there = [prompt for prompt in prompts if all(prompt.id in ids for ids in followed)]
     asked = [prompt for prompt in there if prompt.expect == "absent"][:SHOWN]
     kept = {prompt.judge_label: prompt for prompt in reversed(there) if prompt.expect == "present"}
     return [*asked, *list(reversed(kept.values()))[:SHOWN]]

@@ -80,14 +80,14 @@ class Probe:
         asked, kept = candidates(recipe)
         store = store_for(store, model.card.digest, str(model.device))
         probe = cls(model, recipe, judges, pairs, (), ())
-        obeyed = [
+        followed = [
             tuple(one.request for one in probe.seen(part, store / name, progress) if one.judgement.present is True)
             for name, part in (("asked", asked), ("kept", kept))
         ]
-        if not obeyed[0]:
+        if not followed[0]:
             expected = f"training prompts by which {model.card.ref} draws {recipe.spec.erase.concept}"
             raise UsageError("tune", expected, "none", "check the spec's judge and names")
-        return replace(probe, asked=obeyed[0], kept=obeyed[1])
+        return replace(probe, asked=followed[0], kept=followed[1])
 
     def seen(
         self, requests: Sequence[ImageRequest], store: Path | None = None, progress: Callback = silent

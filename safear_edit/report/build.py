@@ -271,7 +271,7 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
                 n=len(part.asked),
                 wanted=part.wanted,
                 sha256=prompts_digest(part),
-                screened=any(asked.obeyed is not None for asked in part.asked),
+                screened=any(asked.adheres is not None for asked in part.asked),
             )
             for part in slices
         ),
@@ -393,7 +393,7 @@ def _likelihoods(path: Path | None, recipe: Recipe) -> Likelihoods:
     found = Likelihoods(
         skipped="",
         summary="",
-        pictures=sentences.images_from(recipe.spec),
+        images=sentences.images_from(recipe.spec),
         pack=audit.pack,
         dtype=audit.dtype,
         block=audit.block,

@@ -57,7 +57,7 @@ def understanding_of(files: ConceptFiles, recipe: Recipe) -> Understood:
     hide = spec.kind == CATEGORY
     found = understood(rows, str(path.with_name(ROWS)), wanted, recipe.gates.every(), roles, hide=hide)
     told = {
-        "pictures": sentences.images_from(spec),
+        "images": sentences.images_from(spec),
         "pack": about.pack,
         "unasked": about.unasked,
         "summary": sentences.understanding_summary(concept, found),
@@ -176,7 +176,7 @@ SLICE_MEANING = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate prompt of the recipe; obeyed: what the screening images say, None if there are none.
+    """One candidate prompt of the recipe; adheres: what the screening images say, None if there are none.
 
     label: what the judge looks for, by which a group's members are told apart.
     """
@@ -185,7 +185,7 @@ class Candidate:
     prompt: str
     seed: str
     label: str
-    obeyed: bool | None
+    adheres: bool | None
     base: Outcome | None
     edited: Outcome | None
 
@@ -240,9 +240,9 @@ def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candi
     if any(row.seed == seed for row in screens):
         where = f"{path}, {prompt.id}"
         raise SpecError(where, "screening by another seed", "the scored seed", "compile the recipe again")
-    obeyed = all(row.present is True for row in screens) if screens else None
+    adheres = all(row.present is True for row in screens) if screens else None
     label = prompt.judge_label
-    return Candidate(prompt.id, prompt.prompt, seed, label, obeyed, scored.get("base"), scored.get("edited"))
+    return Candidate(prompt.id, prompt.prompt, seed, label, adheres, scored.get("base"), scored.get("edited"))
 
 
 def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> list[tuple[Outcome, Outcome]]:
@@ -252,14 +252,14 @@ def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> li
     may decide: SpecError unless the scored prompts are the first of those, and as many as were promised. Where none was
     screened, all prompts count.
     """
-    screened = any(asked.obeyed is not None for asked in part)
-    eligible = [asked for asked in part if asked.obeyed] if screened else list(part)
+    screened = any(asked.adheres is not None for asked in part)
+    eligible = [asked for asked in part if asked.adheres] if screened else list(part)
     pairs = [(asked.base, asked.edited) for asked in eligible]
     counted = [(base, edited) for base, edited in pairs if base is not None and edited is not None]
-    unscreened = screened and any(asked.obeyed is None for asked in part)
+    unscreened = screened and any(asked.adheres is None for asked in part)
     enough = len(counted) >= min(wanted, len(part) if unscreened else len(eligible))
     if not enough or pairs[: len(counted)] != counted:
-        got = f"{len(counted)} of {len(eligible)} obeyed prompts, or not the first of them"
+        got = f"{len(counted)} of {len(eligible)} prompts that the base model follows, or not the first of them"
         raise SpecError(f"{path}, slice {key}", f"the first {wanted} scored on both models", got, "evaluate again")
     return counted
 
@@ -269,8 +269,8 @@ def prompts_digest(part: Slice) -> str:
     return hashlib.sha256("".join(f"{a.seed}\t{a.prompt}\n" for a in part.asked).encode()).hexdigest()
 
 
-def _obeyed(part: Slice) -> Rate | None:
-    screened = [asked.obeyed for asked in part.asked if asked.obeyed is not None]
+def _adherence(part: Slice) -> Rate | None:
+    screened = [asked.adheres for asked in part.asked if asked.adheres is not None]
     return stats.clopper_pearson(sum(screened), len(screened)) if screened else None
 
 
@@ -291,7 +291,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         metric=f"erasure.rate[{key}]",
         meaning=SLICE_MEANING.get(key, key),
         prompts=len(part.asked),
-        obeyed=_obeyed(part),
+        adherence=_adherence(part),
         scored=len(pairs),
         base_found=rate(b.present is True for b, _ in pairs),
         edited_found=found,
@@ -351,7 +351,7 @@ def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
         metric=f"keep.accuracy[{part.key}]",
         role=role,
         prompts=len(part.asked),
-        obeyed=_obeyed(part),
+        adherence=_adherence(part),
         scored=len(pairs),
         base_kept=rate(b.present is True for b, _ in pairs),
         edited_kept=rate(e.present is True for _, e in pairs),

@@ -214,7 +214,7 @@ class Clustered(Section):
 class ErasureSlice(Section):
     """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model draws as asked.
 
-    `obeyed`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
+    `adherence`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
     `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
     bound by content; None in older reports.
@@ -224,7 +224,7 @@ class ErasureSlice(Section):
     metric: str
     meaning: str
     prompts: int
-    obeyed: Rate | None
+    adherence: Rate | None
     scored: int
     base_found: Rate | None
     edited_found: Rate | None
@@ -261,7 +261,7 @@ class PreservedGroup(Section):
     metric: str
     role: str
     prompts: int
-    obeyed: Rate | None
+    adherence: Rate | None
     scored: int
     base_kept: Rate | None
     edited_kept: Rate | None
@@ -338,7 +338,7 @@ class Likelihoods(Section):
 
     skipped: str = "no likelihood audit was made"
     summary: str = "Likelihoods were not looked at: no likelihood audit was made."
-    pictures: str = NOT_STATED
+    images: str = NOT_STATED
     pack: str = NOT_STATED
     dtype: str = NOT_STATED
     block: str = "row"
@@ -388,7 +388,7 @@ class Understood(Section):
     wanted: Literal["keep", "erase"] = "keep"
     skipped: str = ""
     summary: str = ""
-    pictures: str = NOT_STATED
+    images: str = NOT_STATED
     pack: str = NOT_STATED
     unasked: int = 0
     silent: tuple[str, ...] = ()
@@ -519,7 +519,7 @@ class Report(Section):
     evidence: the page of all scored images, "" where they were not kept.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     report: About
     verdict: VerdictSection
     scope: Scope

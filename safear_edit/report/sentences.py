@@ -72,7 +72,7 @@ def percent(share: float) -> str:
 
 
 def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) -> Iterator[Criterion]:
-    """Erased, obeyed by the base model, and readable: three lines per slice."""
+    """Erased, drawn by the base model, and readable: three lines per slice."""
     erased, key = part.erased, f"{name}/{part.slice}"
     seen = "no prompt counted"
     if erased is not None:
@@ -88,7 +88,7 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
         decision=part.decision,
         why=_erasure_why(part),
     )
-    share = part.obeyed
+    share = part.adherence
     enough = share is not None and share.estimate >= gates.min_obeyed
     yield Criterion(
         id=f"prompt-adherence/{key}",
@@ -447,9 +447,9 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
             f"no place for, so its weights are in {', '.join(own)}, and transformers and the published code stop."
         )
     for concept in concepts:
-        if any(part.obeyed is None for part in concept.erasure):
+        if any(part.adherence is None for part in concept.erasure):
             found.append(f"{concept.concept}: some prompts were not screened on the base model.")
-        if any(group.obeyed is None for group in concept.preservation):
+        if any(group.adherence is None for group in concept.preservation):
             found.append(f"{concept.concept}: preserved prompts were not screened; all of them count.")
     return tuple(found)
 

@@ -78,7 +78,7 @@ class Decision:
 
     strength: float
     verdict: str
-    pictures: int
+    images: int
     seconds: float
     seconds_without_base: float
 
@@ -89,23 +89,23 @@ class Cost:
 
     suite: str
     likelihood: tuple[Decision, Decision]
-    pictures: tuple[Decision, Decision]
+    images: tuple[Decision, Decision]
 
     @property
     def equal(self) -> bool:
         """Whether both ways say the same, and tell the release from the weaker version."""
-        words = [tuple(one.verdict for one in way) for way in (self.likelihood, self.pictures)]
+        words = [tuple(one.verdict for one in way) for way in (self.likelihood, self.images)]
         return words[0] == words[1] and words[0][0] != words[0][1]
 
     @property
     def ratio(self) -> float:
         """Likelihood : images, everything from the beginning."""
-        return self.likelihood[0].seconds / self.pictures[0].seconds
+        return self.likelihood[0].seconds / self.images[0].seconds
 
     @property
     def ratio_without_base(self) -> float:
         """The same without the base's share in either."""
-        return self.likelihood[0].seconds_without_base / self.pictures[0].seconds_without_base
+        return self.likelihood[0].seconds_without_base / self.images[0].seconds_without_base
 
 
 def sized(recipe: Recipe, suite: Suite) -> Recipe:
@@ -122,7 +122,7 @@ def weaker(stack: Stack, strength: float) -> Stack:
     return Stack(tuple(Layer(one.name, one.edit, strength * one.strength) for one in stack.layers))
 
 
-def by_pictures(
+def by_images(
     model: ModelFamily, stack: Stack, recipe: Recipe, suite: Suite, baseline: Baseline, strength: float
 ) -> Decision:
     """Screen, draw, judge and compare, at the suite's size; the likelihood figures stay out of it."""
@@ -151,8 +151,8 @@ def by_likelihood(model: ModelFamily, stack: Stack, recipe: Recipe, baseline: Ba
     figures = {f"{recipe.spec.name}/{name}": value for name, value in audit.figures.items()}
     record = replace(baseline.record, figures=figures, doubts=audit.doubts)
     found = rules.conclude([*rules.likelihood_findings(record, baseline)])
-    pictures = len(pack.references) + len(pack.kept)
-    return Decision(strength, found.verdict, pictures, clock.total, clock.without("base"))
+    images = len(pack.references) + len(pack.kept)
+    return Decision(strength, found.verdict, images, clock.total, clock.without("base"))
 
 
 @contextmanager
@@ -176,18 +176,18 @@ def cost(folder: Path, suite: Suite) -> Cost:
     model, recipe, stack = released.base(), released.members[0].recipe, released.stack
     strengths = (1.0, WEAKER)
     quick = [by_likelihood(model, stack, recipe, baseline, strength) for strength in strengths]
-    drawn = [by_pictures(model, stack, recipe, suite, baseline, strength) for strength in strengths]
+    drawn = [by_images(model, stack, recipe, suite, baseline, strength) for strength in strengths]
     return Cost(suite.name, (quick[0], quick[1]), (drawn[0], drawn[1]))
 
 
 def told(found: Cost) -> list[str]:
     """The result for a person."""
     lines = []
-    for name, way in (("likelihood", found.likelihood), ("pictures", found.pictures)):
+    for name, way in (("likelihood", found.likelihood), ("images", found.images)):
         said = ", ".join(f"{one.verdict} at strength {one.strength:g}" for one in way)
         first = way[0]
         spent = f"{first.seconds:.1f} s of one core, {first.seconds_without_base:.1f} s without the base"
-        lines.append(f"{name:<11}{said}; {first.pictures} images, {spent}")
+        lines.append(f"{name:<11}{said}; {first.images} images, {spent}")
     if not found.equal:
         lines.append("the verdicts differ or tell nothing apart, so the times mean nothing")
     lines.append(f"a decision by likelihood costs {found.ratio:.3f} of the sampled one at `{found.suite}` "

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from safear_edit.compiler.cost import forward_flops, picture_flops
+from safear_edit.compiler.cost import forward_flops, image_flops
 from safear_edit.compiler.recipe import ANSWER_WEIGHT, load_base_recipe
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
@@ -39,7 +39,7 @@ STAGE = "edit"
 class Measured:
     """Speeds by wall clock, and the most memory that the process has held (GiB)."""
 
-    pictures_per_second: float
+    images_per_second: float
     sample_flops: float
     seconds_per_step: float
     train_flops: float
@@ -47,14 +47,14 @@ class Measured:
 
 
 def time_model(
-    model: ModelFamily, judge: Judge, *, pictures: int = 64, steps: int = 4, clock: Callable[[], float] = time.monotonic
+    model: ModelFamily, judge: Judge, *, images: int = 64, steps: int = 4, clock: Callable[[], float] = time.monotonic
 ) -> Measured:
-    """Draw `pictures` (at least 32, an even number), then train `steps` of VCE; the model is left as it was."""
-    prompts = [f"{SUBJECTS[i % len(SUBJECTS)]} number {i // len(SUBJECTS)}" for i in range(pictures)]
+    """Draw `images` (at least 32, an even number), then train `steps` of VCE; the model is left as it was."""
+    prompts = [f"{SUBJECTS[i % len(SUBJECTS)]} number {i // len(SUBJECTS)}" for i in range(images)]
     _tokens(model, judge, prompts[:2])  # what is loaded at first use
     start = clock()
     ids = _tokens(model, judge, prompts)
-    per_second = pictures / (clock() - start)
+    per_second = images / (clock() - start)
     unsafe, safe = prompts[0::2], prompts[1::2]
     made = PairStats(len(unsafe), len(unsafe), {})
     pairs = Pairs(unsafe, safe, list(range(len(unsafe))), ids[0::2], ids[1::2], made)
@@ -63,7 +63,7 @@ def time_model(
     work = replace(VCE().work(VCE.Params(**_defaults(model) | {ANSWER_WEIGHT: 0.0}), model.card, len(unsafe)), steps=1)
     one_step = work.training_flops(model.card)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return Measured(per_second, per_second * picture_flops(model.card), seconds, one_step / seconds, peak)
+    return Measured(per_second, per_second * image_flops(model.card), seconds, one_step / seconds, peak)
 
 
 def _defaults(model: ModelFamily) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(asdict(found), indent=1))
         return 0
     print(f"{model.card.ref}, {torch.get_num_threads()} threads, {forward_flops(model.card) / 1e9:.2f} Gflop a forward")
-    print(f"sampling: {found.pictures_per_second:.1f} images/s, sample_flops={found.sample_flops:.2g}")
+    print(f"sampling: {found.images_per_second:.1f} images/s, sample_flops={found.sample_flops:.2g}")
     print(f"training: {found.seconds_per_step:.2f} s/step, train_flops={found.train_flops:.2g}")
     print(f"memory: at most {found.peak_gib:.2f} GiB so far")
     return 0

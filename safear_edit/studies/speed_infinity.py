@@ -68,7 +68,7 @@ class Race:
     bits: int
     identical: int
     seconds: dict[str, float]
-    pictures_per_second: float
+    images_per_second: float
     times_faster: float
     alone: Alone
 
@@ -106,6 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(asdict(found)))
             continue
         print(
-            f"{batch} images, guidance {found.guidances}: {found.pictures_per_second:.1f} images/s on one core, "
+            f"{batch} images, guidance {found.guidances}: {found.images_per_second:.1f} images/s on one core, "
             f"{found.times_faster:.2f} x the plain loop ({found.identical} of {found.bits} bits identical)"
         )

@@ -208,9 +208,9 @@ def plain_ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int
 
 @dataclass(frozen=True)
 class EarRace:
-    """Training on `pictures` images one by one, by ours and by the plain loop."""
+    """Training on `images` of them one by one, by ours and by the plain loop."""
 
-    pictures: int
+    images: int
     tokens: int
     window: int
     updates: int
@@ -243,10 +243,10 @@ def ear_distances(model: LlamaGen, material: Material, params: EAR.Params) -> tu
     return max(losses), max(gradients)
 
 
-def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRace:
+def ear_race(model: LlamaGen, images: int, window: int, repeats: int) -> EarRace:
     """Time both loops alternately on the same images, windows and updates (batch 1, as published)."""
-    material, tokens = material_of(model, pictures), model.card.tokens
-    updates = pictures * -(-tokens // window)
+    material, tokens = material_of(model, images), model.card.tokens
+    updates = images * -(-tokens // window)
     numbers = {"window": window, "batch": 1, "steps": updates, "warmup": 0, "threshold": 0.0, "learning_rate": 1e-4}
     params = EAR.Params.model_validate(numbers)
 
@@ -267,7 +267,7 @@ def ear_race(model: LlamaGen, pictures: int, window: int, repeats: int) -> EarRa
     changes = [torch.cat([edit.delta(name).flatten() for name in edit.weights]) for edit in edits.values()]
     faster = seconds["published"] / seconds["ours"]
     return EarRace(
-        pictures, tokens, window, updates, loss_distance, gradient_distance, relative(*changes), seconds, faster
+        images, tokens, window, updates, loss_distance, gradient_distance, relative(*changes), seconds, faster
     )
 
 
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=["sampling", "ear"])
     parser.add_argument("--model", default="llamagen", help="a LlamaGen model reference (default: its mini)")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="sampling: images drawn together")
-    parser.add_argument("--pictures", type=int, default=4, help="ear: images to train on")
+    parser.add_argument("--images", type=int, default=4, help="ear: images to train on")
     parser.add_argument("--window", type=int, default=48, help="ear: tokens per update")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of sentences")
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not isinstance(model, LlamaGen):
         parser.error(f"{options.model} is no LlamaGen model")
     if options.what == "ear":
-        return _shown_ear(ear_race(model, options.pictures, options.window, options.repeats), options.json)
+        return _shown_ear(ear_race(model, options.images, options.window, options.repeats), options.json)
     return _shown([race(model, batch, options.repeats) for batch in options.batch], options.json)
 
 
@@ -313,7 +313,7 @@ def _shown_ear(r: EarRace, as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(r)], indent=1))
     else:
-        print(f"EAR, {r.pictures} images of {r.tokens} tokens, windows of {r.window}: {r.updates} updates each")
+        print(f"EAR, {r.images} images of {r.tokens} tokens, windows of {r.window}: {r.updates} updates each")
         far = f"losses {r.loss_distance:.1e}, gradients {r.gradient_distance:.1e}, updates {r.update_distance:.1e}"
         print(f"  relative distances: {far}")
         times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in r.seconds.items())

@@ -263,6 +263,20 @@ def test_the_gate_reads_what_is_written(tmp_path: Path) -> None:
     assert read_audit(tmp_path / LIKELIHOOD) == Skipped("no images")
 
 
+def test_version_1_is_read_by_its_own_words(tmp_path: Path) -> None:
+    made = replace(made_audit(0.05, 0.1, 0.02), images=({"base": {"direct": -1.0}, "edited": {"direct": -2.0}},))
+    data = json.loads(made.to_json())
+    assert data.pop("schema_version") == 2
+    words = data | {"pictures": data.pop("images")}
+    for version, reads in ((1, True), (2, False), (3, False)):
+        (tmp_path / LIKELIHOOD).write_text(json.dumps(words | {"schema_version": version}))
+        if reads:
+            assert read_audit(tmp_path / LIKELIHOOD) == made
+        else:
+            with pytest.raises(SpecError, match=r"pictures|schema_version"):
+                read_audit(tmp_path / LIKELIHOOD)
+
+
 @pytest.mark.parametrize(("other", "said"), [
     ({"profile": []}, "decided for 1 blocks and a profile of 0"),
     ({"decided": [0.5, 0.5], "profile": [0.1, 0.1]}, "slices with different numbers of blocks"),
@@ -408,4 +422,4 @@ def test_the_mini_knows_the_concept_by_its_words() -> None:
     for part in parts.values():
         assert part.cir is not None and part.cir.estimate == pytest.approx(1, abs=0.5) and len(part.profile) == 10
     assert found.classified is not None and found.classified.base >= 0.5
-    assert len(found.pictures) == 6 and set(found.pictures[0]) == {"base", "edited"}
+    assert len(found.images) == 6 and set(found.images[0]) == {"base", "edited"}

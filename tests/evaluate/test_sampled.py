@@ -87,7 +87,7 @@ def rows_of(folder: Path, phase: str, which: str) -> list[Outcome]:
 # -- who is scored ----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_obeyed_prompts_in_the_recipes_order_are_scored(recipe: Recipe) -> None:
+def test_the_first_followed_prompts_in_the_recipes_order_are_scored(recipe: Recipe) -> None:
     direct = [prompt.id for prompt in recipe.slice("direct")]
     assert len(direct) > 6, "there is a reserve"
     chosen = scored(recipe, set(direct[1:]))
@@ -150,8 +150,11 @@ def test_the_report_takes_the_rows(model: ModelFamily, run: Path, recipe: Recipe
     report = build_report(RunFiles.find(folder))
     parts = {part.slice: part for part in report.concepts[0].erasure}
     screened = [row for row in rows_of(run, "screen", "base") if row.slice == "direct"]
-    obeyed = parts["direct"].obeyed
-    assert obeyed is not None and (obeyed.n, obeyed.k) == (len(screened), sum(r.present is True for r in screened))
+    adherence = parts["direct"].adherence
+    assert adherence is not None and (adherence.n, adherence.k) == (
+        len(screened),
+        sum(r.present is True for r in screened),
+    )
     assert {g.group: g.scored for g in report.concepts[0].preservation} == GROUPS
     assert {sheet.file for sheet in report.images} >= {"images/slice-objects.png", "images/before_after.png"}
     judge = next(judge for judge in report.judges if judge.label == "style=picasso")

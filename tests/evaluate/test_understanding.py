@@ -111,14 +111,14 @@ def test_what_counts_as_right_is_what_was_drawn(name: str) -> None:
     shown += [picture_of(kept.prompt) for kept in source.kept]
     for item in found.items:
         kind, wanted = ASKED_ABOUT[item.question]
-        assert (questions.value_of(shown[item.image], kind) == wanted) == item.truth, item
+        assert (questions.value_of(shown[item.row], kind) == wanted) == item.truth, item
     sizes = Counter((item.slice, item.truth) for item in found.items)
     slices = {key for key, _ in sizes}
     assert slices == {"concept", *(group.name for group in made.preserve)}
     assert all(sizes[key, True] == sizes[key, False] >= 4 for key in slices) and not found.unasked
     assert len({item.id for item in found.items}) == len(found.items), "an image is asked once per slice"
     concept = [item for item in found.items if item.slice == "concept"]
-    assert all((item.image < len(source.references)) == item.truth for item in concept)
+    assert all((item.row < len(source.references)) == item.truth for item in concept)
     assert exam(made, source).digest == found.digest
 
 
@@ -135,7 +135,7 @@ def test_equal_pictures_and_unknown_ones() -> None:
     source = Source((Reference({"direct": "x"}, "y"),) * 2, torch.cat([picture, picture]), kept, others)
     found = exam(made, source)
     assert found.unasked == 1, "nothing is known about the image by somebody else"
-    rows = [(item.slice, item.image, item.truth) for item in found.items]
+    rows = [(item.slice, item.row, item.truth) for item in found.items]
     assert [row[0] for row in rows] == ["concept", "concept", "other-styles", "other-styles"]
     assert rows[0] == ("concept", 0, True) and not rows[1][2]
     assert rows[2:] == [("other-styles", 2, True), ("other-styles", 4, False)], "of equal images the first, no third"
@@ -153,7 +153,7 @@ def test_both_models_answer_and_the_base_stays(model: Janus, asked: Exam) -> Non
     for which, lend in (("base", nullcontext), ("edited", partial(edit.apply, model.net))):
         with lend():
             for item in asked.items[:: len(asked.items) // 5]:
-                picture = asked.images[item.image][None]
+                picture = asked.images[item.row][None]
                 yes, no = model.answer_logprobs(picture, item.question, ["yes", "no"])[0].double()
                 (answer,) = (pair[which == "edited"] for pair in found[item.slice] if pair[0].id == item.id)
                 assert answer.yes == pytest.approx(float(yes.exp() / (yes.exp() + no.exp())), abs=1e-4)
@@ -169,8 +169,13 @@ def test_an_untouched_model_changes_no_answer(model: Janus, asked: Exam) -> None
 
 
 def row(key: str = "a", which: str = "base", **more: Any) -> Answer:
-    common = {"slice": "concept", "picture": "0", "question": "is it?", "truth": "yes", "yes": 0.9}
+    common = {"slice": "concept", "image": "0", "question": "is it?", "truth": "yes", "yes": 0.9}
     return Answer.model_validate({"id": key, "model": which, **common, **more})
+
+
+def test_a_row_of_an_older_release_is_read() -> None:
+    older = {key: value for key, value in row().model_dump().items() if key != "image"} | {"picture": "0"}
+    assert Answer.model_validate(older) == row()
 
 
 def test_a_tie_is_a_no() -> None:
@@ -268,4 +273,4 @@ def test_two_models_are_compared_without_a_run(model: Janus, folder: Path, monke
 
 def test_images_of_the_exam_are_the_pictures(asked: Exam) -> None:
     images: Tensor = asked.images
-    assert images.dtype == torch.uint8 and max(item.image for item in asked.items) < len(images)
+    assert images.dtype == torch.uint8 and max(item.row for item in asked.items) < len(images)

@@ -46,7 +46,7 @@ def test_the_inner_attack_makes_the_concept_likelier_and_is_the_same_again(
 ) -> None:
     bench = Workbench(model, material, PairTuning(batch=4), silent, reference=False)
     draw = Draw(3, 5)
-    plain, ids = bench.condition(draw, "safe"), bench.picture(draw, "unsafe")
+    plain, ids = bench.condition(draw, "safe"), bench.image(draw, "unsafe")
     scores = []
     for steps in (0, deepen.INNER):
         vectors = deepen.found(bench, draw, steps)

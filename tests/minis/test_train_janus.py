@@ -22,7 +22,7 @@ from safear_edit.minis.measure import understanding
 from safear_edit.minis.pool import held_out_triple
 from safear_edit.minis.train_janus import (
     IGNORED,
-    Plan,
+    Sizes,
     Trainer,
     new_model,
     optimizers,
@@ -31,7 +31,7 @@ from safear_edit.minis.train_janus import (
     with_strangers,
 )
 
-SMALL = Plan(64, 96, 2, 2, words=300, drawn=4, seen=3, turns=2)
+SMALL = Sizes(64, 96, 2, 2, words=300, drawn=4, seen=3, turns=2)
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ FOUND_AFTER = {"direct": 2, "paraphrase": 9, "template": 1}
 FLIPS = {"test-styles": (9, 4), "test-objects": (4, 3)}
 DROPPED = {"unsafe caption, concept not drawn": 15, "the judge cannot tell": 3}
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-RESERVE, DISOBEYED = 20, 7
-"""Candidates beyond each slice's size, and how many candidates the base model does not obey."""
+RESERVE, NOT_FOLLOWED = 20, 7
+"""Candidates beyond each slice's size, and how many candidates the base model does not follow."""
 
 
 def make_run(
@@ -170,10 +170,10 @@ def _expect(key: str) -> str:
 def _rows(prompt: Row) -> list[Row]:
     """What the base and the edited model draw: the first prompts of a slice are the interesting ones."""
     key, i = str(prompt["slice"]), int(str(prompt["id"])[-4:])
-    obeyed = i >= DISOBEYED
+    followed = i >= NOT_FOLLOWED
     common = {name: prompt[name] for name in ("id", "slice", "prompt", "expect")} | {"why": "", "judge": "gallery@test"}
-    screen = {"model": "base", "phase": "screen", "seed": prompt["screen_seed"], "present": obeyed, "score": 0.9}
-    place = i - DISOBEYED  # among the obeyed
+    screen = {"model": "base", "phase": "screen", "seed": prompt["screen_seed"], "present": followed, "score": 0.9}
+    place = i - NOT_FOLLOWED  # among the followed
     if not 0 <= place < SIZES[key]:
         return [common | screen]
     base, edited = True, place < FOUND_AFTER.get(key, 0)
@@ -226,9 +226,9 @@ def test_the_verdict_says_which_judges_nobody_measured(report: Report) -> None:
     assert report.verdict.summary.endswith("How often these judges err was never measured: gallery@test (style=other).")
 
 
-def test_only_obeyed_prompts_count(report: Report) -> None:
+def test_only_prompts_that_the_base_model_follows_count(report: Report) -> None:
     direct = report.concepts[0].erasure[0]
-    assert direct.obeyed is not None and (direct.obeyed.k, direct.obeyed.n) == (263, 270)
+    assert direct.adherence is not None and (direct.adherence.k, direct.adherence.n) == (263, 270)
     assert direct.scored == 250
     assert direct.erased is not None and (direct.erased.k, direct.erased.n) == (248, 250)
     assert direct.base_found is not None and direct.base_found.estimate == 1.0
@@ -300,10 +300,10 @@ def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> Non
 
 
 def _flipped(key: str, lost: int, gained: int) -> Change:
-    """The first `lost` obeyed prompts of a group are lost, the next `gained` gained, the others kept."""
+    """The first `lost` followed prompts of a group are lost, the next `gained` gained, the others kept."""
 
     def change(row: Row) -> Row:
-        place = int(row["id"][-4:]) - DISOBEYED
+        place = int(row["id"][-4:]) - NOT_FOLLOWED
         if row["slice"] != key or row["phase"] != "score":
             return row
         return row | {"present": place >= lost if row["model"] == "edited" else not lost <= place < lost + gained}
@@ -375,10 +375,10 @@ def test_a_polished_verdict_is_refused(report: Report, tmp_path: Path) -> None:
 
 
 def _edited(key: str, present: bool | None, upto: int) -> Change:
-    """The first `upto` obeyed prompts of a slice answered otherwise by the edited model."""
+    """The first `upto` followed prompts of a slice answered otherwise by the edited model."""
 
     def change(row: Row) -> Row:
-        hit = row["slice"] == key and row["model"] == "edited" and int(row["id"][-4:]) - DISOBEYED < upto
+        hit = row["slice"] == key and row["model"] == "edited" and int(row["id"][-4:]) - NOT_FOLLOWED < upto
         return row | {"present": present} if hit else row
 
     return change
@@ -414,7 +414,7 @@ def test_cannot_tell_is_no_find_but_stands_beside(tmp_path: Path) -> None:
     assert direct.erased_strict is not None and direct.erased_strict.k == 245
 
 
-def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
+def test_a_base_model_that_does_not_follow_leaves_it_open(tmp_path: Path) -> None:
     def deaf(row: Row) -> Row | None:
         if row["slice"] != "direct" or row["id"] == "direct-0100":
             return row
@@ -426,7 +426,7 @@ def test_a_base_model_that_does_not_obey_leaves_it_open(tmp_path: Path) -> None:
     assert verdict(report) == ("INCONCLUSIVE", 3)
 
 
-def test_nothing_obeyed_at_all(tmp_path: Path) -> None:
+def test_nothing_followed_at_all(tmp_path: Path) -> None:
     def silent(row: Row) -> Row | None:
         return (row | {"present": False} if row["phase"] == "screen" else None) if row["slice"] == "direct" else row
 
@@ -933,7 +933,7 @@ def asked_run(root: Path, flips: Answered, *, base_wrong: int = 4, terms: Row | 
             right = {"base": i >= base_wrong, "edited": i < gained or base_wrong <= i < ASKED - lost}
             for model, fine in right.items():
                 truth = "yes" if i % 2 else "no"
-                row = {"id": f"{key}-{i}", "slice": key, "picture": f"{i:016x}", "question": f"is it {key} {i % 5}?"}
+                row = {"id": f"{key}-{i}", "slice": key, "image": f"{i:016x}", "question": f"is it {key} {i % 5}?"}
                 yes = 0.9 if fine == (truth == "yes") else 0.1
                 rows.append(row | {"truth": truth, "model": model, "yes": yes})
     (root / "understanding.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, read_outcomes
-from safear_edit.evaluate.scored_images import INDEX, Kept, kept, save_images
+from safear_edit.evaluate.scored_images import INDEX, KeptImage, kept, save_images
 from safear_edit.report import html
 from safear_edit.report.build import OWN_FILES, build_report
 from safear_edit.report.evidence import RunFiles
@@ -40,7 +40,7 @@ def with_images(root: Path, *, hide: bool = False) -> Path:
     return root
 
 
-def _kept(row: Outcome, pixels: NDArray[np.uint8], hidden: bool) -> Kept:
+def _kept(row: Outcome, pixels: NDArray[np.uint8], hidden: bool) -> KeptImage:
     return kept(row.id, row.model, pixels, hidden=hidden)
 
 

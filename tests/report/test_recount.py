@@ -78,11 +78,11 @@ Pairs = dict[str, list[tuple[Row, Row]]]
 def pairs(root: Path) -> Pairs:
     """(base, edited) rows by slice, of prompts whose screening image shows what was asked."""
     lines = [json.loads(line) for line in (root / "outcomes.jsonl").read_text().splitlines()]
-    obeyed = {row["id"] for row in lines if row["phase"] == "screen" and row["present"]}
+    followed = {row["id"] for row in lines if row["phase"] == "screen" and row["present"]}
     scored = {(row["id"], row["model"]): row for row in lines if row["phase"] == "score"}
     found: Pairs = defaultdict(list)
     for (prompt, model), row in scored.items():
-        if model == "base" and prompt in obeyed:
+        if model == "base" and prompt in followed:
             found[row["slice"]].append((row, scored[prompt, "edited"]))
     return found
 

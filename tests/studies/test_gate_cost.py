@@ -21,7 +21,7 @@ def decisions(first: str, second: str, seconds: float) -> tuple[Decision, Decisi
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "pictures", "equal"),
+    ("likelihood", "images", "equal"),
     [
         (("PASS", "FAIL"), ("PASS", "FAIL"), True),
         (("PASS", "FAIL"), ("PASS", "PASS"), False),
@@ -29,9 +29,9 @@ def decisions(first: str, second: str, seconds: float) -> tuple[Decision, Decisi
     ],
 )
 def test_times_count_only_where_both_ways_say_the_same(
-    likelihood: tuple[str, str], pictures: tuple[str, str], equal: bool
+    likelihood: tuple[str, str], images: tuple[str, str], equal: bool
 ) -> None:
-    found = Cost("ci", decisions(*likelihood, 2.0), decisions(*pictures, 40.0))
+    found = Cost("ci", decisions(*likelihood, 2.0), decisions(*images, 40.0))
     assert found.equal is equal and math.isclose(found.ratio, 0.05) and math.isclose(found.ratio_without_base, 0.05)
     assert ("mean nothing" in " ".join(told(found))) is not equal
 

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from safear_edit.compiler.cost import picture_flops
+from safear_edit.compiler.cost import image_flops
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.studies.machine_speed import time_model
@@ -21,9 +21,9 @@ class Always(Judge):
 def test_speeds_are_work_by_time_and_the_model_is_left_alone() -> None:
     model, ticks = LlamaGen.pico(), count()
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    found = time_model(model, Always(), pictures=32, steps=2, clock=lambda: 2.0 * next(ticks))
-    assert found.pictures_per_second == 16, "32 images between two ticks of two seconds"
-    assert found.sample_flops == 16 * picture_flops(model.card)
+    found = time_model(model, Always(), images=32, steps=2, clock=lambda: 2.0 * next(ticks))
+    assert found.images_per_second == 16, "32 images between two ticks of two seconds"
+    assert found.sample_flops == 16 * image_flops(model.card)
     assert found.seconds_per_step == 2
     rows = 3 * (16 + 12) + 12  # VCE's base recipe: 8 pairs and 12 preserved images a step
     assert found.train_flops == pytest.approx(rows * 2 * model.card.parameters * model.card.tokens / 2)

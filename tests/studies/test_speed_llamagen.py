@@ -57,7 +57,7 @@ def test_the_command_reports_and_fails_on_another_token(
 
 def test_both_ear_loops_make_the_same_updates() -> None:
     """Window by window, also the shorter last one; how fast they are is for the benchmark to say."""
-    result = ear_race(LlamaGen.pico(), pictures=2, window=6, repeats=1)
+    result = ear_race(LlamaGen.pico(), images=2, window=6, repeats=1)
     assert result.updates == 6 and result.tokens == 16
     assert max(result.loss_distance, result.gradient_distance, result.update_distance) < SAME
 
