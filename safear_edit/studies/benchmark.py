@@ -125,7 +125,7 @@ def training(model: LlamaGen | Infinity | Janus, names: Sequence[str], repeats: 
         memory = f"{found.mib['ours']:.0f} against {found.mib['plain']:.0f} MiB"
         what = f"a step of {name}, {model.name}:mini"
         yield Line(what, worst <= SAME_GRADIENT, told, *seconds, found.times_faster, memory, found.alone)
-    if isinstance(model, LlamaGen):
+    if isinstance(model, LlamaGen) and "ear" in names:
         ear = speed_llamagen.ear_race(model, 2, 48, max(1, repeats // 3))
         worst = max(ear.loss_distance, ear.gradient_distance, ear.update_distance)
         told = f"losses, gradients and updates {worst:.0e} apart"
@@ -238,15 +238,20 @@ PARTS = ("drawing", "training", "half", "growth")
 
 
 def lines(
-    models: Sequence[str], batches: Sequence[int], repeats: int, parts: Collection[str] = PARTS
+    models: Sequence[str],
+    batches: Sequence[int],
+    repeats: int,
+    parts: Collection[str] = PARTS,
+    methods: Collection[str] | None = None,
 ) -> Iterator[Line]:
-    """Every race of these parts, one after the other."""
+    """Every race of these parts, one after the other; `methods`: those whose steps are raced, None for all that fit."""
     for name in models:
         model = load_model(name)
         for batch in batches if "drawing" in parts else ():
             yield from drawing(model, batch, repeats)
         if "training" in parts and isinstance(model, LlamaGen | Infinity | Janus):
-            yield from training(model, speed_training.methods_for(model), repeats)
+            fitting = speed_training.methods_for(model)
+            yield from training(model, [name for name in fitting if methods is None or name in methods], repeats)
     if "half" in parts:
         yield from half(repeats)
     if "llamagen" in models and "growth" in parts:
@@ -260,15 +265,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=MINIS, choices=MINIS)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="images drawn together")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--methods", nargs="+", help="whose training steps, default: every method that fits a model")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="the rows, one JSON object a line, for examples/results")
     parser.add_argument("--commit", help="in which the rows are recorded")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    made = {"command": COMMAND, "commit": chosen.commit, "date": datetime.now(UTC).date().isoformat()}
+    asked = {name: getattr(chosen, name) for name in ("models", "batch", "parts", "methods", "repeats")}
+    words = [f"--{name} {_listed(value)}" for name, value in asked.items() if value != parser.get_default(name)]
+    made = {
+        "command": " ".join([COMMAND, *words]),
+        "commit": chosen.commit,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
     rows: list[Row] = [HEAD]
     right = True
-    for line in lines(chosen.models, chosen.batch, chosen.repeats, chosen.parts):
+    for line in lines(chosen.models, chosen.batch, chosen.repeats, chosen.parts, chosen.methods):
         right &= line.same
         rows.append(line.row() | made)
         print(json.dumps(line.row(), ensure_ascii=False), file=sys.stderr, flush=True)
@@ -276,6 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_rows(chosen.out, rows)
     print(_table(rows[1:]))
     return 0 if right else 1
+
+
+def _listed(value: object) -> str:
+    """As it is given on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 MADE = ("command", "commit", "date")

@@ -53,6 +53,9 @@ def test_a_part_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(benchmark, part, lambda *given, part=part: iter([Line(part, True, "")]))
     assert [line.what for line in benchmark.lines(["llamagen"], [4, 2], 1)] == ["drawing", *benchmark.PARTS]
     assert [line.what for line in benchmark.lines(["llamagen"], [4], 1, ["growth"])] == ["growth"]
+    monkeypatch.setattr(benchmark, "training", lambda model, names, repeats: iter([Line(",".join(names), True, "")]))
+    found = benchmark.lines(["llamagen"], [4], 1, ["training"], ["vce", "dpo", "sace"])
+    assert [line.what for line in found] == ["dpo,vce"]
 
 
 def test_janus_draws_what_transformers_draws() -> None:
@@ -79,7 +82,10 @@ def test_the_command_prints_one_table_and_fails_where_contestants_differ(
         rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
         assert rows[0]["title"] and rows[2]["both did the same"] == "half" and rows[1]["command"] == benchmark.COMMAND
         monkeypatch.setattr(benchmark, "lines", lambda *_: iter(told[:1]))
-        assert benchmark.main([]) == 0
+        few = ["--models", "janus", "infinity", "--repeats", "1", "--out", str(tmp_path / "few.jsonl")]
+        assert benchmark.main(few) == 0
+        row = json.loads((tmp_path / "few.jsonl").read_text().splitlines()[1])
+        assert row["command"] == f"{benchmark.COMMAND} --models janus infinity --repeats 1"
     finally:
         torch.set_num_threads(threads)
 
