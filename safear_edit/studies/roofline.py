@@ -63,7 +63,7 @@ class _Noted(TorchDispatchMode):
     """Keeps each operation that has flop to count, and counts them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.calls, self.flops = list[tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]](), 0
 
     def __torch_dispatch__(

@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     here = weight.device.type == "cpu" and x.dtype == weight.dtype and emulated(weight.dtype)
     if wanted or not here or x.numel() < FEWEST * x.shape[-1]:
         return F.linear(x, weight, bias)
-    return cast("Tensor", _Widened.apply(x, weight, bias))  # type: ignore[no-untyped-call]  # torch's own
+    return cast("Tensor", _Widened.apply(x, weight, bias))
 
 
 class _Widened(torch.autograd.Function):
