@@ -98,13 +98,13 @@ IGNORED = -100
 def new_model(vq: VQModel, sizes: Sizes) -> Janus:
     """janus:mini before training: the gallery's tokenizer, MiniLM's words (frozen, tied), everything else random."""
     words = choose_words(questions.training_texts(), sizes.words)
-    sizes = {
+    config = {
         "text_config": sizes.text_config(),
         "vision_config": {**VISION, "image_size": SIDE, "patch_size": vq.config.patch},
         "vq_config": tokenizer_sizes(vq.config),
         "tie_word_embeddings": True,
     }
-    model = Janus.fresh(sizes, tokenizer_files(words), SETTINGS, "mini")
+    model = Janus.fresh(config, tokenizer_files(words), SETTINGS, "mini")
     net = model.net
     weights = from_original({f"gen_vision_model.{name}": tensor for name, tensor in vq.state_dict().items()})
     net.model.vqmodel.load_state_dict({n.removeprefix("model.vqmodel."): t for n, t in weights.items()})
