@@ -24,6 +24,9 @@ from safear_edit.errors import SafearError
 from safear_edit.files.records import read_record
 from safear_edit.studies.tables import Table
 
+UNREAD = "not interpretable"
+"""How the result of such a row begins (`Leaks.sentence`)."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the rows; 2 and one line on stderr for a folder without a record."""
@@ -84,11 +87,12 @@ def _attack(leaks: Leaks) -> dict[str, Any]:
 
 def alone(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row per attack: on how many releases it was tried, on how many it found more than its control (the interval
-    of the excess, uncorrected, lies above 0), and on which of these no other attack did. Rows of curves are left out.
+    of the excess, uncorrected, lies above 0), and on which of these no other attack did. Left out: rows of curves, and
+    those that can't be interpreted.
     """
     found: dict[str, dict[str, bool]] = {}
     for row in rows:
-        if isinstance(row.get("edited"), dict):
+        if isinstance(row.get("edited"), dict) and not row["result"].startswith(UNREAD):
             release = f"{row['release']} ({row['concept']}, {row['model']})"
             excess, tried = row.get("more than the control, points"), found.setdefault(row["attack"], {})
             tried[release] = tried.get(release, False) or (excess or {"from": 0})["from"] > 0

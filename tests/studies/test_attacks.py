@@ -30,7 +30,8 @@ def test_rows_become_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_what_an_attack_alone_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, found in (("a", (("merge", 90), ("suffix", 30), ("prune", 0))), ("b", (("merge", 0), ("suffix", 30)))):
         (tmp_path / name).mkdir()
-        made = record(*(leaks(attack, "white-box", k) for attack, k in found))
+        broken = leaks("p4d", "white-box", 90, why="the base model breaks")
+        made = record(*(leaks(attack, "white-box", k) for attack, k in found), broken)
         (tmp_path / name / FILE).write_text(made.model_dump_json())
     assert attacks.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     (tmp_path / "rows.jsonl").write_text(capsys.readouterr().out)
