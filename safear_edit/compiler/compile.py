@@ -96,9 +96,7 @@ def compile_recipe(
     spec, base = _overridden(judged_for(spec, images), base_recipe.for_model(model_card), overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
-    _refuse_silent(base.construct, model_card.family)
-    if base.construct.text_align is not None:
-        checks.clip_options(spec, images, f"construct.text_align={base.construct.text_align:g}")
+    _refuse_unmade(base.construct, spec, model_card)
     params, because = _scales(base.method, params, model_card, spec.erase.concept, located)
     params = _answering(params, model_card.family, overrides)
     asked = prompts_of(spec, images, base.construct, seed=seed, lengths=lengths)
@@ -193,9 +191,12 @@ def how_of(construct: ConstructSizes) -> dict[str, Any]:
     return {name: getattr(construct, name) for name in ("refine", "captioner", "text_align")}
 
 
-def _refuse_silent(construct: ConstructSizes, family: str) -> None:
-    """A family that says nothing about images can't write safe captions; the error names those that can."""
-    refine, captioner = construct.refine, construct.captioner
+def _refuse_unmade(construct: ConstructSizes, spec: Spec, card: Card) -> None:
+    """UsageError for pairs that lack who is to filter them by content, or who is to write their safe captions: a family
+    that says nothing about images can't; the error names those that can."""
+    refine, captioner, family = construct.refine, construct.captioner, card.family
+    if construct.text_align is not None:
+        checks.clip_options(spec, card.images, f"construct.text_align={construct.text_align:g}")
     if captioner and refine == "self":
         raise UsageError(
             f"construct.captioner={captioner}", "one way to safe captions", "refine=self, too", "leave one out"
