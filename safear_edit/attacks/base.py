@@ -21,9 +21,9 @@ from torch import Tensor
 from safear_edit import processes, registry
 from safear_edit.attacks import lock
 from safear_edit.attacks.brought import MOST, brought, read_brought, write_brought
+from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve
-from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.lock import Replay
 from safear_edit.attacks.record import UNREADABLE, Access, Cost, Leaks, Part
 from safear_edit.attacks.suites import Budget
@@ -211,10 +211,10 @@ class Drawer:
             self.shown += [(one.prompt, one.seed, taken) for one, present in found if present]
         return seen
 
-    def kept(self, purpose: str, marks: Collection[int]) -> Kept:
+    def checkpoint(self, purpose: str, marks: Collection[int]) -> Checkpoint:
         """What a training's looks found before a kill, counted here as if they were made now."""
         path = self.store / f"{_slug(purpose)}.safetensors" if self.store else None
-        found = Kept.at(path, marks)
+        found = Checkpoint.at(path, marks)
         self.images += sum(map(len, found.seen.values()))
         return found
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import nn
 
 from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
+from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import curve, marks_within
-from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -144,35 +144,41 @@ class Relearn(NeedsImages):
         """Images of held-out prompts that name the aim, at marks after the first; the model is left as found."""
         shown = plain if way.benign and plain else aim
         stage, texts = f"{purpose}, {way.name}", aim.scored[: budget.images]
-        kept = drawer.kept(stage, (marks or set(marks_within(budget.steps))) - {0})
-        for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed, kept):
+        checkpoint = drawer.checkpoint(stage, (marks or set(marks_within(budget.steps))) - {0})
+        for step in tuned(model, way, shown, self.params, budget.steps, drawer.seed, checkpoint):
             drawer.progress(f"{self.name}: {stage}, learn", step, budget.steps, "")
-            if step in kept.marks:
+            if step in checkpoint.marks:
                 at, show = f"{stage}, {step} steps", purpose == "attack" and step == budget.steps
-                kept.seen[step] = drawer.look(
+                checkpoint.seen[step] = drawer.look(
                     model, texts, at, judge=aim.judge, show=f"{way.name}, {step} steps" if show else None
                 )
         drawer.steps += budget.steps
-        return kept.seen
+        return checkpoint.seen
 
 
 def tuned(
-    model: ModelFamily, way: Way, shown: Target, params: Relearning, steps: int, seed: int, kept: Kept | None = None
+    model: ModelFamily,
+    way: Way,
+    shown: Target,
+    params: Relearning,
+    steps: int,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[int]:
     """Yields after every step, with the model as it is then; afterwards it is as found, also after an error.
 
-    AdamW on minus the teacher-forced log-likelihood of the images under the captions that name them. kept: begins after
-    its last look, and is written after each; a finished one yields nothing.
+    AdamW on minus the teacher-forced log-likelihood of the images under the captions that name them. checkpoint: begins
+    after its last look, and is written after each; a finished one yields nothing.
     """
-    if kept and kept.finished:
+    if checkpoint and checkpoint.finished:
         return
     generator, pool = torch.Generator().manual_seed(seed), min(way.images, len(shown.ids))
     condition = model.condition(shown.asked[:pool])
     with _trainable(model, way, params, seed) as weights:
         optimiser = torch.optim.AdamW(weights, params.lora_rate if way.weights == "lora" else params.full_rate)
-        if kept:
-            kept.go_on(weights, optimiser, generator)
-        for step in range(kept.step if kept else 0, steps):
+        if checkpoint:
+            checkpoint.go_on(weights, optimiser, generator)
+        for step in range(checkpoint.step if checkpoint else 0, steps):
             rows = torch.randperm(pool, generator=generator)[: params.batch]
             optimiser.zero_grad()
             for part in rows.split(model.learnt_together):
@@ -183,8 +189,8 @@ def tuned(
                     weight.grad = gradient if weight.grad is None else weight.grad + gradient
             optimiser.step()
             yield step + 1
-            if kept and step + 1 in kept.seen:
-                kept.write(weights, optimiser, generator)
+            if checkpoint and step + 1 in checkpoint.seen:
+                checkpoint.write(weights, optimiser, generator)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttackPlan:
     """Attacks of a tier or suite with their budgets, in order; upper: the gate of a suite."""
 
     tier: str
@@ -44,7 +44,7 @@ class Plan:
         return digest_of(*(made.code() for made, _ in self.attacks))
 
 
-def planned(tier: str, names: Sequence[str] = ()) -> Plan:
+def planned(tier: str, names: Sequence[str] = ()) -> AttackPlan:
     """What `tier` (quick, standard, full, or a suite) says to run; only `names`, if there are any. UsageError for an
     unknown one."""
     if tier not in TIERS and tier not in SUITES:
@@ -57,7 +57,7 @@ def planned(tier: str, names: Sequence[str] = ()) -> Plan:
         kind = registry.lookup("attacks", name).load()
         made = kind(kind.Params.model_validate(dict(asked.params.get(name, {}))))
         chosen.append((made, Budget(size.images, size.draws, asked.steps.get(name, size.steps))))
-    return Plan(tier, tuple(chosen), asked.black_box_upper)
+    return AttackPlan(tier, tuple(chosen), asked.black_box_upper)
 
 
 def attacked(
@@ -65,7 +65,7 @@ def attacked(
     concept: Concept,
     ref: str,
     change: str,
-    plan: Plan,
+    plan: AttackPlan,
     out: Path,
     *,
     seed: int,

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 
 from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages, Target, leaks
+from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Seen, curve, marks_within
-from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -138,11 +138,11 @@ class SoftPrompt(NeedsImages):
     ) -> dict[int, Seen]:
         """What the aim's judge says of one image per caption, drawn under the vectors after so many steps; the last
         mark ends the learning."""
-        kept, last = drawer.kept(purpose, marks), marks[-1]
-        for learnt in learning(model, aim, self.params, last, drawer.seed, kept):
+        checkpoint, last = drawer.checkpoint(purpose, marks), marks[-1]
+        for learnt in learning(model, aim, self.params, last, drawer.seed, checkpoint):
             drawer.progress(f"{self.name}: {purpose}, learn", learnt.step, last, f"loss {learnt.loss:.3f}")
             if learnt.step in marks:
-                kept.seen[learnt.step] = drawer.look(
+                checkpoint.seen[learnt.step] = drawer.look(
                     model,
                     captions,
                     f"{purpose}, {learnt.step} steps",
@@ -151,7 +151,7 @@ class SoftPrompt(NeedsImages):
                     show=f"{self.params.vectors} vectors, {last} steps" if purpose == "attack" else None,
                 )
         drawer.steps += last
-        return kept.seen
+        return checkpoint.seen
 
     def _random(self, drawer: Drawer, model: ModelFamily, captions: Sequence[str]) -> list[bool | None]:
         """The concept under vectors that nobody learnt, as far from each other as token states are."""
@@ -164,15 +164,15 @@ class SoftPrompt(NeedsImages):
 
 
 def learning(
-    model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int, kept: Kept | None = None
+    model: ModelFamily, aim: Target, params: Learning, steps: int, seed: int, checkpoint: Checkpoint | None = None
 ) -> Iterator[Learnt]:
     """What is learnt before the first step and after every one.
 
     Adam on minus the teacher-forced log-likelihood with the vectors in captions that don't name the target. Only the
-    vectors change. They start as the mean caption state with a little noise; same seed, same vectors. kept: begins
-    after its last look, and is written after each that follows a step; a finished one yields nothing.
+    vectors change. They start as the mean caption state with a little noise; same seed, same vectors. checkpoint:
+    learning begins after its last look, and writes it after each that follows a step; a finished one yields nothing.
     """
-    if kept and kept.finished:
+    if checkpoint and checkpoint.finished:
         return
     generator = torch.Generator().manual_seed(seed)
     condition = model.condition(aim.captions)
@@ -180,9 +180,9 @@ def learning(
     noise = torch.randn(params.vectors, states.shape[1], generator=generator).to(states)
     vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
     optimiser = torch.optim.Adam([vectors], params.rate)
-    if kept:
-        kept.go_on([vectors], optimiser, generator)
-    first = kept.step if kept else 0
+    if checkpoint:
+        checkpoint.go_on([vectors], optimiser, generator)
+    first = checkpoint.step if checkpoint else 0
     if not first:
         yield Learnt(0, vectors.detach().clone(), math.nan)
     for step in range(first + 1, steps + 1):
@@ -196,5 +196,5 @@ def learning(
             total += loss.item()
         optimiser.step()
         yield Learnt(step, vectors.detach().clone(), round(total, 6))
-        if kept and step in kept.seen:
-            kept.write([vectors], optimiser, generator)
+        if checkpoint and step in checkpoint.seen:
+            checkpoint.write([vectors], optimiser, generator)

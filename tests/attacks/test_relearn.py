@@ -11,9 +11,9 @@ import torch
 
 from safear_edit.attacks.base import Drawer
 from safear_edit.attacks.benign import Harmless
+from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
-from safear_edit.attacks.kept import Kept
 from safear_edit.attacks.relearn import BENIGN, TEACHING, Relearn, Relearning, Way, tuned
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.tokens import token_logprobs
@@ -128,4 +128,4 @@ def test_a_killed_run_goes_on_after_its_last_mark(
 def test_a_damaged_file_of_looks_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"no weights")
-    assert Kept.at(path, {5}).seen == {} and not Kept.at(path, {5}).finished
+    assert Checkpoint.at(path, {5}).seen == {} and not Checkpoint.at(path, {5}).finished

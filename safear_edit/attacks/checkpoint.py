@@ -24,7 +24,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
-class Kept:
+class Checkpoint:
     """The looks of one training. path: None keeps nothing. marks: steps after which somebody looks.
 
     seen: by step; who looks writes it there, and finds there what was seen before a kill.
@@ -36,17 +36,17 @@ class Kept:
     _tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, path: Path | None, marks: Collection[int]) -> Kept:
+    def at(cls, path: Path | None, marks: Collection[int]) -> Checkpoint:
         """With what the file has; a damaged one counts as none."""
-        kept = cls(path, marks)
+        found = cls(path, marks)
         try:
             with safe_open(path or "", "pt") as file:
                 about = json.loads(file.metadata()["seen"])
-                kept._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                found._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
             return cls(path, marks)
-        kept.seen.update({int(step): seen for step, seen in about.items()})
-        return kept
+        found.seen.update({int(step): seen for step, seen in about.items()})
+        return found
 
     @property
     def step(self) -> int:
