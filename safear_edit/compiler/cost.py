@@ -199,16 +199,23 @@ def training_bytes(model: ModelFamily, params: BaseModel, work: Work) -> int:
     if getattr(params, "recompute", False):
         kept = depth * 2 * model.dtype.itemsize + each
     logits = LOGIT_COPIES * 4 * prod(model.token_shape) * model.card.choices
-    rows = work.rows / getattr(params, "accumulate", 1)
+    held = _preserved(params)
+    rows = (work.rows - held + held / getattr(params, "keep_parts", 1)) / getattr(params, "accumulate", 1)
     return round(rows * (tokens * width * kept + logits))
+
+
+def _preserved(params: BaseModel) -> int:
+    """Preserved images of a step whose distance from the base model is trained on."""
+    return int(getattr(params, "keep_batch", 0)) if getattr(params, "keep_weight", 0) else 0
 
 
 def within(
     model: ModelFamily, params: BaseModel, work: Callable[[BaseModel], Work], trainable: int, budget: int
 ) -> BaseModel:
-    """`params`, with layers run again and then with a batch in parts until training fits into `budget` bytes.
+    """`params`, with layers run again, then with a batch in parts, then with its preserved images in more of them,
+    until training fits into `budget` bytes.
 
-    The first changes no number of the edit, the second rounds otherwise. UsageError where neither is enough, or the
+    The first changes no number of the edit, the others round otherwise. UsageError where neither is enough, or the
     method has neither.
     """
     tried = [params.model_copy(update=changes) for changes in _savings(model, params)]
@@ -227,7 +234,16 @@ def _savings(model: ModelFamily, params: BaseModel) -> list[dict[str, object]]:
     before = getattr(params, "accumulate", 1)
     again = [{"recompute": True, "accumulate": before}] if model.passes() else []
     parts = [{"recompute": bool(again), "accumulate": before * count} for count in _divisors(params) if count > 1]
-    return [{}, *again, *parts]
+    last = (parts or again or [{"accumulate": before}])[-1]
+    return [{}, *again, *parts, *({**last, "keep_parts": count} for count in _more_parts(model, params, last))]
+
+
+def _more_parts(model: ModelFamily, params: BaseModel, last: Mapping[str, object]) -> list[int]:
+    """Parts of a part's preserved images, from two to single ones; none where all of them share a draw of noise."""
+    if "keep_parts" not in type(params).model_fields or "denoising" in model.provides:
+        return []
+    each = _preserved(params) // int(str(last["accumulate"]))
+    return [count for count in range(2 * getattr(params, "keep_parts", 1), each + 1) if each % count == 0]
 
 
 def _divisors(params: BaseModel) -> list[int]:
@@ -318,6 +334,7 @@ def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: i
     """All steps of a search, for which the base model reads the pairs once, as the method needs them; layers that run
     again cost a forward pass more."""
     again = work.steps * work.rows if getattr(params, "recompute", False) else 0.0
+    again += work.steps * _preserved(params) * (getattr(params, "keep_parts", 1) > 1)
     flops = work.training_flops(model.card) + (work.read * pairs + again) * forward_flops(model.card)
     return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"]
 

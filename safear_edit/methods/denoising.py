@@ -115,8 +115,11 @@ def workbench(
     """The workbench for a model that draws tokens, or for one that denoises; UsageError for parts of a loss that such a
     model can't have."""
     if "denoising" in model.provides:
-        if params.adversarial or bool(getattr(params, "depth", 0.0)):
-            got, fix = f"{model.card.ref}, which denoises latents", "set depth to 0 and adversarial to false"
-            raise UsageError("depth and adversarial", "a model that gives likelihoods of image tokens", got, fix)
+        if params.adversarial or bool(getattr(params, "depth", 0.0)) or params.keep_parts > 1:
+            got = f"{model.card.ref}, which denoises latents"
+            fix = "set depth to 0, adversarial to false and keep_parts to 1"
+            raise UsageError(
+                "depth, adversarial and keep_parts", "a model that gives likelihoods of image tokens", got, fix
+            )
         return DenoisingWorkbench(model, material, params)
     return Workbench(model, material, params, progress, reference=reference)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from safear_edit.compiler.questions import ANSWERS, CAPABILITY, TrainingQuestions
 from safear_edit.construct.pairs import Material
@@ -51,6 +52,13 @@ class PairTuning(Tuning):
 
     keep_weight: float = Field(0.0, ge=0, description="weight of the KL to the base model on preserved prompts")
     keep_batch: int = Field(8, ge=1, description="preserved images per step, over all processes")
+    keep_parts: int = Field(
+        1,
+        ge=1,
+        exclude_if=lambda parts: parts == 1,  # recipes from before there was one keep their digests
+        description="parts that a step's preserved images are taken in, each run once more in the backward pass: saves "
+        "memory where they are many and pairs are few; same edit but for rounding",
+    )
     understanding_weight: float = Field(
         0.0,
         ge=0,
@@ -212,13 +220,27 @@ class Workbench:
         assert self._keep is not None and self.material.keep is not None
         rows = draw.rows("keep", len(self._keep), self.params.keep_batch)
         dropped = draw.uniform("keep caption", self.params.keep_batch, 1)[:, 0] < self.params.caption_drop
-        policy = self._kept_logits(rows, dropped)
-        reference = torch.empty_like(policy)
+        total = torch.zeros((), device=self.model.device)
+        for part in torch.arange(len(rows)).split(-(-len(rows) // self.params.keep_parts)):
+            given = self._kept_reference(rows[part], dropped[part]), rows[part], dropped[part]
+            apart = self.params.keep_parts > 1
+            drift = checkpoint(self._drift, *given, use_reentrant=False) if apart else self._drift(*given)
+            total = total + drift * (len(part) / len(rows))
+        return total
+
+    def _drift(self, reference: Tensor, rows: Tensor, dropped: Tensor) -> Tensor:
+        return token_kl(reference, self._kept_logits(rows, dropped)).mean()
+
+    def _kept_reference(self, rows: Tensor, dropped: Tensor) -> Tensor:
+        """Logits that the policy's are to stay at, of preserved rows with and without their captions."""
+        assert self._keep is not None
+        found = list[Tensor]()
         for drop in (False, True):
-            if bool((dropped == drop).any()):
-                stored = self._stored(("keep", drop), rows[dropped == drop], len(self._keep), partial(self._kept, drop))
-                reference[(dropped == drop).to(reference.device)] = stored
-        return token_kl(reference, policy).mean()
+            some = rows[dropped == drop]
+            if len(some):
+                found.append(self._stored(("keep", drop), some, len(self._keep), partial(self._kept, drop)))
+        in_order = torch.cat([(dropped == drop).nonzero()[:, 0] for drop in (False, True)]).argsort()
+        return torch.cat(found)[in_order.to(found[0].device)]
 
     def _kept(self, drop: bool, rows: Tensor) -> Tensor:
         """What preserved rows are to stay like: the base model, or the one with earlier edits where those hold."""

@@ -206,7 +206,7 @@ def training(model: ModelFamily, steps: int) -> Row:
     fitted = cast("VCE.Params", within(model, params, _work(model), _trainable(model), free_bytes(model.device)))
     reset_peak()
     seconds = step_seconds(model, material, fitted, steps, time.perf_counter)
-    told = {"layers again": fitted.recompute, "parts": fitted.accumulate}
+    told = {"layers again": fitted.recompute, "parts": fitted.accumulate, "parts of the preserved": fitted.keep_parts}
     return {"what": "a step of VCE", "seconds": round(seconds, 3), "GiB": round(peak_bytes() / 2**30, 2), **told}
 
 

@@ -332,7 +332,13 @@ def saved(params: BaseModel, budget: int | None) -> Row:
     """The recipe's batch, and how memory was saved in it; nothing to say without a budget."""
     if budget is None:
         return {}
-    names = {"batch": "pairs", "keep_batch": "preserved", "recompute": "layers again", "accumulate": "parts"}
+    names = {
+        "batch": "pairs",
+        "keep_batch": "preserved",
+        "recompute": "layers again",
+        "accumulate": "parts",
+        "keep_parts": "parts of the preserved",
+    }
     return {word: getattr(params, key) for key, word in names.items() if hasattr(params, key)}
 
 

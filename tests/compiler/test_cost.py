@@ -48,12 +48,27 @@ def training(model: LlamaGen, params: BaseModel) -> int:
 def test_a_search_that_fits_is_left_alone_and_one_that_does_not_saves_memory(model: LlamaGen) -> None:
     again = PARAMS.model_copy(update={"recompute": True})
     halves, quarters = (again.model_copy(update={"accumulate": parts}) for parts in (2, 4))
-    sizes = [training(model, params) for params in (PARAMS, again, halves, quarters)]
+    tried = [PARAMS, again, halves, quarters]
+    sizes = [training(model, params) for params in tried]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
-    for params, size in zip((PARAMS, again, halves, quarters), sizes, strict=True):
+    for params, size in zip(tried, sizes, strict=True):
         assert within(model, PARAMS, work, 1000, size) == params, "the first that fits, the cheapest"
     with pytest.raises(UsageError, match=r"--memory: expected at least .* GiB"):
         within(model, PARAMS, work, 1000, sizes[-1] - 1)
+
+
+def test_many_preserved_images_beside_few_pairs_are_taken_in_parts_of_their_own(model: LlamaGen) -> None:
+    """Two pairs cut a step in two only; what is preserved is cut further, down to one image at a time."""
+    many = PARAMS.model_copy(update={"batch": 2, "keep_batch": 12})
+    halves = many.model_copy(update={"recompute": True, "accumulate": 2})
+    tried = [halves, *(halves.model_copy(update={"keep_parts": parts}) for parts in (2, 3, 6))]
+    sizes = [training(model, params) for params in tried]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    for params, size in zip(tried, sizes, strict=True):
+        assert within(model, many, work, 1000, size) == params
+    held = many.model_copy(update={"keep_weight": 0.0, "understanding_weight": 1.0})
+    with pytest.raises(UsageError, match="--memory"):
+        within(model, held, work, 1000, training(model, held.model_copy(update={"accumulate": 2})) // 2)
 
 
 def test_numbers_that_a_person_set_stay(model: LlamaGen) -> None:

@@ -116,6 +116,6 @@ def test_a_method_lowers_its_loss_and_leaves_the_model(name: str, model: Diffusi
 
 
 def test_losses_that_read_likelihoods_are_refused(model: Diffusion, material: Material) -> None:
-    for setting in ({"depth": 1.0}, {"adversarial": True}):
+    for setting in ({"depth": 1.0}, {"adversarial": True}, {"keep_parts": 2}):
         with pytest.raises(UsageError, match="likelihoods of image tokens, got diffusion:pico, which denoises"):
             VCE().fit(model, material, VCE.Params(**setting), seed=0, progress=silent)  # type: ignore[arg-type]

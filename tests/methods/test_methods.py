@@ -173,6 +173,32 @@ def test_untouched_model_gains_nothing_with_and_without_captions(model: LlamaGen
     assert VCE().loss(bench, draw, params)[0].item() == pytest.approx(math.log(2), abs=1e-4)
 
 
+def test_preserved_images_in_parts_give_the_same_drift_and_gradient_and_keep_less(
+    model: LlamaGen, material: Material
+) -> None:
+    """Also in parts of unequal size, with some captions dropped."""
+    found = []
+    for parts in (1, 4):
+        params = PairTuning(keep_weight=1.0, keep_batch=6, caption_drop=0.5, keep_parts=parts)
+        bench, kept = Workbench(model, material, params, silent, reference=False), list[int]()
+        with borrowed(model.net, writes=()):
+            weights = [*adapter_weights(inject(model.net, model.editable("all"), params, 0)).values()]
+            for weight in weights:
+                weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(weight.numel()))
+
+            def pack(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+                kept.append(tensor.nbytes)
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                drift = bench.drift(Draw(0, 1))
+            found.append((drift.detach(), torch.autograd.grad(drift, weights), sum(kept)))
+    (one, slopes, whole), (other, others, less) = found
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(slopes, others)
+    assert one > 0 and less < whole / 4
+
+
 def test_drift_is_zero_until_the_adapter_moves(model: LlamaGen, material: Material) -> None:
     bench = Workbench(model, material, PairTuning(keep_weight=1.0, keep_batch=6, caption_drop=0.3), silent)
     with borrowed(model.net, writes=()):

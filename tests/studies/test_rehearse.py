@@ -49,7 +49,13 @@ def test_random_files_have_the_layout_and_no_tensor_without_numbers() -> None:
 def test_with_a_budget_a_step_has_the_recipes_batch_and_saves_what_it_must() -> None:
     model = LlamaGen.pico()
     roomy = rehearse.numbers("vce", model, 1 << 40)
-    assert rehearse.saved(roomy, 1 << 40) == {"pairs": 8, "preserved": 12, "layers again": False, "parts": 1}
+    assert rehearse.saved(roomy, 1 << 40) == {
+        "pairs": 8,
+        "preserved": 12,
+        "layers again": False,
+        "parts": 1,
+        "parts of the preserved": 1,
+    }
     card = model.card
     work = declared(VCE(), roomy, card, 2)
     needed = stage_bytes(model, roomy, work, VCE().trainable(roomy, model))["training"]
