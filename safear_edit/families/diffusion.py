@@ -218,6 +218,7 @@ class Diffusion(CaptionedFamily):
     name = "diffusion"
     provides = frozenset({"denoising"})
     variants: ClassVar = {
+        "mini": Variant("the mini world's denoiser, shipped with this package", licence="Apache-2.0", images="gallery"),
         "sd-1.5": Variant(
             "published Stable Diffusion 1.5, 512 px",
             files=(

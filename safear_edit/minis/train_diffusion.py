@@ -5,8 +5,8 @@ The network is diffusers' PixArt transformer. It predicts v (https://arxiv.org/a
 layers' matrices are trained with Muon, everything else with AdamW; ten per cent of the captions are replaced by the
 empty one (guidance), and an exponential moving average is exported.
 
-No weights ship with the package: the longest run so far ended after 250 steps, when styles and scenes could be told
-apart and objects could not. The same command continues it.
+What ships is 2000 steps of 64 images, 66.8 minutes on one core of a busy machine without bfloat16 units; the first 1000
+ran under a schedule of 2500 steps, so a fresh run differs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from safear_edit.minis.pool import LENGTH, build_pool
 if TYPE_CHECKING:
     from diffusers import PixArtTransformer2DModel
 
-HEADS, HEAD_WIDTH = 8, 32
+HEADS, HEAD_WIDTH = 6, 32
 CONFIG: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "attention_head_dim": HEAD_WIDTH,
@@ -47,7 +47,7 @@ SCHEDULE: dict[str, Any] = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
 }
-BATCH, STEPS = 64, 2600
+BATCH, STEPS = 64, 2000
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 CAPTION_DROP = 0.1
 SAMPLING = DenoisingSampling(2.0, steps=20)

@@ -33,7 +33,7 @@ from transformers import (
 
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import Sampling
-from safear_edit.families.diffusion import DenoisingSampling, Diffusion
+from safear_edit.families.diffusion import MINI_FOLDER, DenoisingSampling, Diffusion
 from safear_edit.families.load import load_model
 
 PROMPTS = ["a house by picasso", "a dog"]
@@ -296,10 +296,17 @@ def test_a_pipeline_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> No
     says = r"model_index.json: _class_name: expected one of .*StableDiffusionPipeline.*got 'StableDiffusionXLPipeline'"
     with pytest.raises(UsageError, match=says):
         load_model(str(tmp_path))
-    with pytest.raises(UsageError, match=r"variant of diffusion: expected one of sd-1\.5, got 'mini'"):
-        load_model("diffusion")
+    with pytest.raises(UsageError, match=r"variant of diffusion: expected one of mini, sd-1\.5, got 'big'"):
+        load_model("diffusion:big")
     with pytest.raises(UsageError, match=r"pull diffusion:sd-1\.5`, or put"):
         load_model("diffusion:sd-1.5")
+
+
+def test_the_mini_is_shipped_and_draws() -> None:
+    mini = load_model("diffusion")
+    latents = mini.generate(mini.condition(["a house on a beach"]), [1])
+    assert mini.card.variant == "mini" and mini.decode(latents).shape == (1, 3, 40, 40)
+    assert sum(path.stat().st_size for path in MINI_FOLDER.rglob("*")) < 15e6
 
 
 def test_without_the_package_the_way_to_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
