@@ -311,7 +311,7 @@ def test_base_recipes_state_every_number_of_their_method() -> None:
     for name in ("vce", "dpo", "sft"):
         base = load_base_recipe(name)
         known = set(lookup("methods", name).load().Params.model_fields)
-        assert known - set(base.params) <= {"accumulate", "recompute", "save_every", "keep_batch"}
+        assert known - set(base.params) <= {"accumulate", "recompute", "save_every", "keep_batch", "keep_parts"}
         text = (builtin_folder("recipes") / f"{name}.yaml").read_text()
         lines = text.partition("\ntune:")[0].splitlines()  # what `tune` searches between is no number of a run
         assert all("#" in line for line in lines if line.startswith("  ") and name == "vce")
