@@ -44,12 +44,11 @@ def readers(judge: Judge) -> list[tuple[Reader, FieldPath]]:
 def clip_options(spec: Spec, images: Images, where: str) -> tuple[str, str | None]:
     """The CLIP (model, weights) that looks at a concept's images beside its judge: the judge's own where it is one,
     else the embedded minis'. UsageError for published weights without one; `where` says what wants it."""
-    options = next((reader.options for reader, _ in readers(spec.judge) if reader.use == "clip"), None)
-    if options is None and images != "gallery":
+    options = next((reader.options for reader, _ in readers(spec.judge) if reader.use == "clip"), {})
+    if not options and images != "gallery":
         fix = "judge the concept by clip, with its options model and weights"
         raise UsageError(where, "a CLIP for this model's images", f"judge {spec.judge.use}", fix)
-    chosen = options or {}
-    return str(chosen.get("model", "gallery")), str(chosen["weights"]) if "weights" in chosen else None
+    return str(options.get("model", "gallery")), str(options["weights"]) if "weights" in options else None
 
 
 def reader_class(reader: Reader) -> type[judges.Judge] | None:
