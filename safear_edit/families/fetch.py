@@ -269,10 +269,11 @@ def _refused(ref: ModelRef, variant: Variant, error: Exception) -> UsageError:
 
     files = " ".join(variant.files)
     by_hand = f"`hf download {variant.repository} {files} --local-dir FOLDER` where there is network, and give FOLDER"
-    where, expected = f"pull {ref}", f"the files of {variant.repository}"
+    asked = getattr(error, "repo_id", None) or variant.repository  # may be its text encoder's
+    where, expected = f"pull {ref}", f"the files of {asked}"
     if isinstance(error, errors.GatedRepoError):
-        fix = f"accept its terms on {_endpoint() or 'https://huggingface.co'}/{variant.repository} and set HF_TOKEN"
-        return UsageError(where, "access", "a gated repository", fix)
+        fix = f"accept its terms on {_endpoint() or 'https://huggingface.co'}/{asked} and set HF_TOKEN"
+        return UsageError(where, f"access to {asked}", "a gated repository", fix)
     if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.EntryNotFoundError):
         return UsageError(where, expected, "a hub that doesn't have them (404)", "check HF_ENDPOINT and HF_TOKEN")
     if isinstance(error, OSError) and error.errno == 28:

@@ -177,7 +177,8 @@ def require_space(folder: Path, needed: int) -> None:
 def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
     """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming.
 
-    UsageError if `out` exists (without `overwrite`), if another process works on it, or if the disk is nearly full.
+    One that fails before it wrote a file leaves nothing. UsageError if `out` exists (without `overwrite`), if another
+    process works on it, or if the disk is nearly full.
     """
     out = out.absolute()
     run = RunDir(out.with_name(f".{out.name}.run"), out)
@@ -187,8 +188,17 @@ def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
         mine = _own(run)
         processes.together(lambda: None)  # nobody writes before all copies are made
         yield mine
+    except BaseException:
+        if lock.is_locked and not _files(run):
+            shutil.rmtree(run.root, ignore_errors=True)  # still locked: nobody else has begun there
+        raise
     finally:
         lock.release()
+
+
+def _files(run: RunDir) -> list[Path]:
+    """What a run has written so far; its lock is no work."""
+    return [path for path in run.root.rglob("*") if path.is_file() and path != run.root / LOCK]
 
 
 def _begin(run: RunDir, lock: FileLock, *, overwrite: bool) -> None:

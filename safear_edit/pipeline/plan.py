@@ -58,6 +58,11 @@ class Plan:
                 if recipe.construct.described
                 else ()
             ),
+            *(
+                (("pairs left out", f"whose safe image has a CLIP cosine below {least:g} to its caption"),)
+                if (least := recipe.construct.text_align) is not None
+                else ()
+            ),
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{cost.trainable:,}"),
             (

@@ -89,6 +89,20 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     assert "no other run on this output" in out.stdout
 
 
+def test_a_run_that_fails_before_its_first_file_leaves_nothing_and_one_at_work_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="too little"), rundir.opened(tmp_path / "out") as run:
+        run.part("concepts/picasso")
+        raise UsageError("--memory", "more", "too little", "give more")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="killed"), rundir.opened(tmp_path / "out") as run:
+        _step(run)
+        with pytest.raises(UsageError, match="one at work"), rundir.opened(tmp_path / "out"):
+            pass
+        raise UsageError("a run", "an end", "killed", "go on")
+    with rundir.opened(tmp_path / "out") as run:
+        assert run.done("one", "a")
+
+
 def test_publish_is_whole_and_leaves_no_litter(tmp_path: Path) -> None:
     with rundir.opened(tmp_path / "out") as run:
         _step(run)
@@ -146,6 +160,7 @@ def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(rundir, "LEAST_FREE", free + (1 << 40))
     with pytest.raises(UsageError, match="MiB free"), rundir.opened(tmp_path / "out"):
         pass
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("make", [lambda p: p.write_text("mine"), lambda p: (p.mkdir(), (p / "mine").touch())])

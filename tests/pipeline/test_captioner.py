@@ -36,12 +36,15 @@ def test_another_model_describes_what_one_that_only_draws_drew(tmp_path: Path, m
     assert found.describe(torch.zeros(2, 3, 40, 40, dtype=torch.uint8)) == ["(3, 16, 16)"] * 2, "in its own size"
 
 
-def test_the_option_is_told_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_are_told_by_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     LlamaGen.pico().export(tmp_path)
     words = ["plan", "picasso", "--model", str(tmp_path), "--set", "construct.pairs=12", "--device", "cpu"]
     assert main.run([*words, "--captioner", "janus:mini"]) == 0
     assert "safe captions         by janus:mini" in capsys.readouterr().out
-    assert main.run(words) == 0 and "safe captions" not in capsys.readouterr().out
+    assert main.run([*words, "--set", "construct.text_align=0.25"]) == 0
+    out = capsys.readouterr().out
+    assert "safe captions" not in out and "a CLIP cosine below 0.25 to its caption" in out
+    assert main.run(words) == 0 and "CLIP cosine" not in capsys.readouterr().out
 
 
 def test_two_ways_at_once_are_refused() -> None:
