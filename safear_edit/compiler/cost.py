@@ -174,14 +174,14 @@ def draw_within(model: ModelFamily, budget: int) -> None:
     model.together = fits[0]
 
 
-class _Plain(BaseModel):
+class Plain(BaseModel):
     """Numbers of a step with none that saves memory."""
 
 
 def learn_within(model: ModelFamily, budget: int) -> None:
     """Have attacks compute gradients on so few images together that a step takes at most `budget` bytes, or on one."""
     held = model.weight_bytes + FIXED_BYTES * (model.device.type == "cpu")
-    model.learnt_together = max(1, (budget - held) // training_bytes(model, _Plain(), Work(1, 1)))
+    model.learnt_together = max(1, (budget - held) // training_bytes(model, Plain(), Work(1, 1)))
 
 
 def _drawing_stage(model: ModelFamily, images: int) -> int:

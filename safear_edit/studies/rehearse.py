@@ -6,9 +6,11 @@ images, take two steps of VCE, save the edit, export the edited model, load that
 steps of every other method that fits. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread
 (the machine may be shared), the most memory that the stage held, and what compiler/cost.py predicts. Training takes one
 pair and one preserved image a step; with --memory it takes one step of the recipe's own batch, which saves memory as
-`apply --memory` has it do.
+`apply --memory` has it do. --load-only ends after the load and one image read under its caption, for a model whose
+training or whose export beside its files is too much for the machine.
 
-Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder.
+Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder, once with
+--load-only.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -34,7 +36,9 @@ from safear_edit import registry
 from safear_edit.compiler.compile import method_params
 from safear_edit.compiler.cost import (
     FIXED_BYTES,
+    Plain,
     Speed,
+    Work,
     declared,
     drawing_bytes,
     drawing_seconds,
@@ -49,8 +53,9 @@ from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
 from safear_edit.editor.edit import Edit
 from safear_edit.errors import SafearError, UsageError
+from safear_edit.families.folder import WEIGHTS
 from safear_edit.families.infinity import Infinity, InfinityConfig, Transformer
-from safear_edit.families.janus import SPECIAL, Vocabulary, build, read_config
+from safear_edit.families.janus import SPECIAL, Janus, Vocabulary, build, read_config
 from safear_edit.families.language import byte_tokenizer
 from safear_edit.families.llamagen import GPT, PUBLISHED
 from safear_edit.families.load import load_model
@@ -74,6 +79,9 @@ SMALL = {"steps": 2, "batch": 1, "keep_batch": 1, "warmup": 1, "rollouts": 1}
 WHOLE = {"steps": 1, "warmup": 0}
 """What it changes with a memory budget: one step of the recipe's own batch."""
 SMALL_CB = {"rounds": 1, "probe": 1, "fewest": 1, "epochs": 1, "judge": "pinned"}
+SHARD = 2**31
+"""Bytes of a file of a model that is published in several."""
+WHOLE_FILE, SHARDED = WEIGHTS
 SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
 """What a next-scale model draws in a rehearsal, 256 x 256 pixels: 521 tokens instead of 10,521. --sides takes less."""
 
@@ -82,22 +90,46 @@ SMALL_SCHEDULE = Schedule.published(1.0, "0.06M")
 
 
 def random_state(make: Callable[[], nn.Module], dtype: torch.dtype) -> dict[str, Tensor]:
-    """A state dict of the network that `make` gives: matrices normal with deviation 0.02, norms one, biases zero.
+    """A state dict of the network that `make` gives, as `random_tensors` fills it."""
+    return dict(random_tensors(make, dtype))
+
+
+def random_tensors(make: Callable[[], nn.Module], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of that network by name: matrices normal with deviation 0.02, norms one, biases zero.
 
     Matrices are cut from one row of 16 million random numbers, each from a place of its own: new ones would take longer
     than the rehearsal.
     """
     numbers = torch.empty(2**24, dtype=dtype).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
-    state = dict[str, Tensor]()
     for place, (name, own) in enumerate(unfilled(make).state_dict().items()):
         if not own.is_floating_point():
-            state[name] = own
+            yield name, own
         elif own.dim() > 1:
             turned = numbers.roll(place * 7919)
-            state[name] = turned.repeat(-(-own.numel() // len(turned)))[: own.numel()].reshape(own.shape).clone()
+            yield name, turned.repeat(-(-own.numel() // len(turned)))[: own.numel()].reshape(own.shape).clone()
         else:
-            state[name] = torch.full(own.shape, float(name.endswith("weight")), dtype=dtype)
-    return state
+            yield name, torch.full(own.shape, float(name.endswith("weight")), dtype=dtype)
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """model-1.safetensors and so on with at most SHARD bytes each (or one tensor), and the index that names them.
+
+    No more than one of them is held at a time, however large the model.
+    """
+    places, shard = dict[str, str](), dict[str, Tensor]()
+
+    def leave() -> None:
+        name = f"model-{len(set(places.values())) + 1}.safetensors"
+        write_weights(folder / name, shard, {"format": "pt"})
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and sum(one.nbytes for one in shard.values()) + tensor.nbytes > SHARD:
+            leave()
+        shard[name] = tensor
+    leave()
+    (folder / SHARDED).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def text_files(folder: Path) -> None:
@@ -110,7 +142,7 @@ def text_files(folder: Path) -> None:
     config.save_pretrained(folder)
     state = random_state(lambda: T5EncoderModel(config), torch.float32)
     state.pop("encoder.embed_tokens.weight", None)
-    write_weights(folder / "model.safetensors", state, {"format": "pt"})
+    write_weights(folder / WHOLE_FILE, state, {"format": "pt"})
     for name, content in byte_tokenizer(["<pad>", "</s>"], {"pad": "<pad>", "eos": "</s>"}).items():
         (folder / name).write_bytes(content)
 
@@ -161,10 +193,13 @@ def janus_layout(variant: str) -> tuple[Any, dict[str, bytes]]:
 
 
 def janus_files(folder: Path, variant: str) -> None:
-    """transformers' layout in bfloat16, as published."""
+    """transformers' layout in bfloat16, in one file or several as published."""
     config, files = janus_layout(variant)
-    state = random_state(lambda: build(config, torch.bfloat16), torch.bfloat16)
-    write_weights(folder / "model.safetensors", state, {"format": "pt"})
+    tensors = random_tensors(lambda: build(config, torch.bfloat16), torch.bfloat16)
+    if SHARDED in Janus.variants[variant].files:
+        write_shards(folder, tensors)
+    else:
+        write_weights(folder / WHOLE_FILE, dict(tensors), {"format": "pt"})
     (folder / "config.json").write_text(config.to_json_string(use_diff=False))
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -252,10 +287,7 @@ def rehearse(
     budget: bytes that training may take, in one step of each recipe's own batch. schedule: what a next-scale model
     draws, if that is less than its own.
     """
-    with stages.stage("load"):
-        model = load_model(source, dtype=dtype)
-        if isinstance(model, Infinity) and model.schedule.total > schedule.total:
-            model = model.at(schedule)
+    model = loaded(source, stages, dtype, schedule)
     with stages.stage("captions encoded, encoder gone"):
         model.keep_captions((*PROMPTS, CONCEPT), work / "captions.safetensors", "rehearsal")
     speed = speed_of(model, time.process_time)
@@ -281,6 +313,26 @@ def rehearse(
             stepped(name, again, ids, speed, stages, budget)
         except SafearError as error:  # a method that this model's size doesn't fit; the others go on
             print(f"{name}: {error}", file=sys.stderr)
+
+
+def loaded(source: str, stages: Stages, dtype: str, schedule: Schedule) -> ModelFamily:
+    """The model in `source`, as a stage; a next-scale one draws at most `schedule`."""
+    with stages.stage("load") as row:
+        model = load_model(source, dtype=dtype)
+        if isinstance(model, Infinity) and model.schedule.total > schedule.total:
+            model = model.at(schedule)
+        row["predicted GiB"] = round(resident(model) / 2**30, 2)
+    return model
+
+
+def read_one(model: ModelFamily, stages: Stages) -> None:
+    """One image of random tokens is read under its caption, as the base model reads a pair's before training."""
+    seconds = training_seconds(model, Work(steps=0, rows=0, read=1), Plain(), 1, speed_of(model, time.process_time))
+    ids = torch.randint(model.card.choices, (1, *model.token_shape), generator=torch.Generator().manual_seed(0))
+    with stages.stage("one image read") as row, torch.no_grad():
+        row.update(predicted(seconds, resident(model)))
+        logits = model.logits(model.condition(PROMPTS[:1]), ids.to(model.device))
+        row["finite"] = bool(logits.isfinite().all())
 
 
 def resident(model: ModelFamily) -> int:
@@ -359,6 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", help="default: every method that fits")
     parser.add_argument("--memory", type=float, metavar="GIB", help="one step of the recipe's own batch within it")
     parser.add_argument("--sides", type=int, nargs="+", help="of a next-scale model's scales, 1 2 4 8 for instance")
+    parser.add_argument("--load-only", action="store_true", help="load, read one image and stop")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--files", action="store_true", help="make the files and stop")
     chosen = parser.parse_args(arguments)
@@ -375,13 +428,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not folder.is_dir():  # in a process of its own, whose memory isn't counted
         own = [sys.executable, "-m", "safear_edit.studies", "rehearse", chosen.model, "--out", str(out), "--files"]
         subprocess.run(own, check=True)
-    work = out / f"{folder.name}-work"
-    work.mkdir()
-    budget = chosen.memory and round(chosen.memory * 2**30)
     schedule = Schedule.square(*chosen.sides) if chosen.sides else SMALL_SCHEDULE
     about = {"model": chosen.model, "dtype": chosen.dtype}
     made = {"command": _command(chosen), "commit": None, "date": date.today().isoformat()}
     stages = Stages({**made, **about}, chosen.rows)
+    if chosen.load_only:
+        read_one(loaded(str(folder), stages, chosen.dtype, schedule), stages)
+        return 0
+    work = out / f"{folder.name}-work"
+    work.mkdir()
+    budget = chosen.memory and round(chosen.memory * 2**30)
     rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget, schedule)
     return 0
 
@@ -391,5 +447,6 @@ def _command(chosen: argparse.Namespace) -> str:
     words = ["python -m safear_edit.studies rehearse", chosen.model, "--dtype", chosen.dtype]
     words += ["--methods", *chosen.methods] if chosen.methods else []
     words += [f"--memory {chosen.memory:g}"] if chosen.memory else []
+    words += ["--load-only"] if chosen.load_only else []
     words += ["--sides", *map(str, chosen.sides)] if chosen.sides else []
     return " ".join(words)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from safear_edit.compiler.cost import declared, stage_bytes
 from safear_edit.errors import UsageError
+from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.methods.vce import VCE
 from safear_edit.studies import rehearse
@@ -32,6 +34,30 @@ def test_every_stage_is_a_row_and_the_export_draws_the_same(
     assert [row["stage"] for row in found] == [*stages, "the export loaded, one image", "ear, two steps"]
     assert found[0]["command"].endswith("rehearse llamagen:xl-256 --dtype bfloat16 --methods vce ear")
     assert found[-2]["same image"] is True and all(row["GiB"] > 0.1 and row["date"] for row in found)
+
+
+def test_a_model_in_several_files_is_written_one_by_one_loaded_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files := tmp_path / "pico").mkdir()
+    Janus.pico().export(files)
+    config, held = AutoConfig.from_pretrained(files), list[int]()
+    monkeypatch.setattr(rehearse, "janus_layout", lambda variant: (config, Janus.pico().source.files))
+    monkeypatch.setattr(rehearse, "SHARD", 1 << 16)
+    write = rehearse.write_weights
+    monkeypatch.setattr(
+        rehearse,
+        "write_weights",
+        lambda path, shard, note: (held.append(sum(one.nbytes for one in shard.values())), write(path, shard, note)),
+    )
+    rows, words = tmp_path / "rows.jsonl", ["janus:pro-7b", "--out", str(tmp_path)]
+    assert rehearse.main([*words, "--files"]) == 0
+    assert len(held) > 2 and max(held) <= 1 << 16
+    assert rehearse.main([*words, "--rows", str(rows), "--dtype", "bfloat16", "--load-only"]) == 0
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["stage"] for row in found] == ["load", "one image read"] and found[1]["finite"] is True
+    assert found[0]["command"].endswith("--dtype bfloat16 --load-only") and found[0]["predicted GiB"] > 0.8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["janus-pro-7b", "pico", "rows.jsonl"]
 
 
 def test_a_folder_in_the_repository_is_refused() -> None:
