@@ -2,6 +2,7 @@
 
     SafearError                 5   internal: a bug of ours
     ├── UsageError              2   wrong argument, unknown name, output exists, no space
+    │   ├── NotFetchedError     2   published weights that `pull` can fetch
     │   └── SpecError           2   a spec, recipe or prompt file that can't be taken as it is
     ├── TrustError              4   untrusted weights, bad signature, changed folder
     ├── GateError               1   an erasure or preservation gate failed
@@ -46,6 +47,12 @@ class UsageError(SafearError):
     """The command or its inputs can't be used as given."""
 
     exit_code = 2
+
+
+class NotFetchedError(UsageError):
+    """Published weights that a hub has and this machine hasn't: `model` is their reference, `what` is to be fetched."""
+
+    model, what = "", ""
 
 
 class SpecError(UsageError):

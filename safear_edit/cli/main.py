@@ -27,13 +27,14 @@ from safear_edit.cli import (
     gate,
     judge,
     listing,
+    pull,
     specs,
     stack,
     terminal,
     tune,
     view,
 )
-from safear_edit.errors import EXIT_CODES, SafearError, SpecError, UsageError
+from safear_edit.errors import EXIT_CODES, NotFetchedError, SafearError, SpecError, UsageError
 
 OFFLINE = "HF_HUB_OFFLINE"
 QUIET_LIBRARIES = {
@@ -42,7 +43,8 @@ QUIET_LIBRARIES = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Libraries read these when they are first imported: no bars and tables between ours; nothing but `pull` fetches."""
+"""Libraries read these when they are first imported: no bars and tables between ours; nothing but `pull` fetches, which
+another verb starts with the person's own OFFLINE."""
 
 
 def main() -> NoReturn:
@@ -53,14 +55,15 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; every failure becomes one line on stderr and an exit code of errors.EXIT_CODES."""
+    offline = os.environ.get(OFFLINE, "0")
     for name, value in QUIET_LIBRARIES.items():
         if list(arguments[:1]) != ["pull"] or name != OFFLINE:
             os.environ.setdefault(name, value)
     with terminal.shown_streams() if processes.is_main() else terminal.unheard():
-        return _run(list(arguments))
+        return _run(list(arguments), offline)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], offline: str) -> int:
     verb = next((word for word in arguments if not word.startswith("-")), None)
     if processes.count() > 1 and verb not in terminal.SHARED:
         fix = "start it without a launcher"
@@ -68,7 +71,7 @@ def _run(arguments: list[str]) -> int:
     if any(word.startswith("--suite") for word in arguments):  # nothing is drawn then, so eval keeps nothing
         verb = None
     try:
-        code = verbs.main(args=arguments, prog_name="safear-edit", standalone_mode=False)
+        code = _called(arguments, offline)
         return code if isinstance(code, int) else 0
     except SafearError as error:
         code = terminal.fail(str(error), error.exit_code)
@@ -85,6 +88,20 @@ def _run(arguments: list[str]) -> int:
         return terminal.fail(terminal.refused_by_machine(error), terminal.UNUSABLE, own=True)
     except Exception as error:
         return terminal.unexpected(error)
+
+
+def _called(arguments: list[str], offline: str) -> object:
+    """What the verb returns; published weights that it misses are fetched if that is allowed, and it begins again."""
+    fetched = set[str]()
+    while True:
+        try:
+            return verbs.main(args=arguments, prog_name="safear-edit", standalone_mode=False)
+        except NotFetchedError as missing:
+            if missing.model in fetched or not pull.allowed(missing, arguments):
+                raise
+            fetched.add(missing.model)
+            if code := pull.apart(missing.model, arguments, {OFFLINE: offline}):
+                return code
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -118,6 +135,22 @@ def verbs(context: click.Context) -> None:
         print(context.get_help())
 
 
-for _file in (apply, compare, tune, view, specs, listing, evaluate, attack, audit, approve, gate, judge, stack, doctor):
+for _file in (
+    apply,
+    compare,
+    tune,
+    view,
+    specs,
+    pull,
+    listing,
+    evaluate,
+    attack,
+    audit,
+    approve,
+    gate,
+    judge,
+    stack,
+    doctor,
+):
     for _verb in _file.VERBS:
         verbs.add_command(_verb)

@@ -107,6 +107,7 @@ class Shown(ForProgram):
 @dataclass(frozen=True)
 class OnDevice:
     device: str = option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+    pull: bool = option("--pull", is_flag=True, help="Fetch published weights that aren't here; a terminal is asked.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The verbs about what can be named: `init`, `validate`, `schema` and `pull`; main.py attaches VERBS."""
+"""The verbs about what can be named: `init`, `validate` and `schema`; main.py attaches VERBS."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from safear_edit.cli.options import (
     ByMethod,
     ForProgram,
     Replacing,
-    Shown,
     option,
     print_json,
     refuse_existing_file,
-    shown_progress,
     taking,
 )
 from safear_edit.errors import UsageError
@@ -153,28 +151,4 @@ def schema(what: str) -> int:
     return 0
 
 
-@click.command()
-@click.argument("model")
-@taking(Shown)
-def pull(model: str, given: Shown) -> int:
-    """Fetch a published model's files from its hub, or check those that were fetched.
-
-    Only what the variant lists, resumed where it broke off, with HF_ENDPOINT, HF_HOME and HF_TOKEN as the hub's own
-    tools read them. Then --model takes its name.
-
-    \b
-    safear-edit pull llamagen:xl-256
-    """
-    from safear_edit.families import fetch
-    from safear_edit.families.reference import ModelRef
-
-    with shown_progress(given) as progress:
-        folder = fetch.pull(ModelRef.parse(model), progress=progress)
-    if given.as_json:
-        print_json({"model": model, "folder": str(folder)})
-    else:
-        print(folder)
-    return 0
-
-
-VERBS: tuple[click.Command, ...] = (init, validate, schema, pull)
+VERBS: tuple[click.Command, ...] = (init, validate, schema)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from safear_edit.errors import UsageError
+from safear_edit.errors import NotFetchedError, UsageError
 from safear_edit.families.fetch import pulled
-from safear_edit.families.reference import ModelRef, published
+from safear_edit.families.reference import ModelRef, Variant, published
 from safear_edit.files.names import EXPORTED
 from safear_edit.registry import PACKAGE, families, lookup
 
@@ -27,19 +27,15 @@ def load_model(
 ) -> ModelFamily:
     """Parse a model reference and load it (`options` go to the family's `load`); `dtype` is "auto" or one of DTYPES.
 
-    UsageError for published weights that `pull` hasn't fetched, with the way to get them, and for a dtype in which the
-    device doesn't compute.
+    NotFetchedError for published weights that `pull` could fetch and hasn't, UsageError for others that aren't here,
+    with the way to get them, and for a dtype in which the device doesn't compute.
     """
     ref = ModelRef.parse(text)
     facts = published(ref.family).variants.get(ref.variant)
     if facts and facts.files and ref.path is None and (home := pulled(ref)) is not None:
         ref = replace(ref, path=home)
     if facts and facts.files and ref.path is None:
-        files = " and ".join(facts.files)
-        fix = f"put {files} into one folder and give that folder instead of {ref}"
-        if facts.repository:
-            fix = f"`safear-edit pull {ref}`, or {fix}"
-        raise UsageError(f"model {ref}", "its published weights on this machine", "only their name", fix)
+        raise _not_here(ref, facts)
     if ref.path is None and not shipped(ref):
         there = ", ".join(f"{name}:mini" for name in families() if shipped(ModelRef(name, "mini")))
         fix = f"give a folder of weights of that family, or take {there}"
@@ -53,6 +49,19 @@ def load_model(
 
         widened(model.net)
     return model
+
+
+def _not_here(ref: ModelRef, facts: Variant) -> UsageError:
+    """Why a published variant can't be loaded."""
+    where, expected, got = f"model {ref}", "its published weights on this machine", "only their name"
+    fix = f"put {' and '.join(facts.files)} into one folder and give that folder instead of {ref}"
+    if not facts.repository:
+        return UsageError(where, expected, got, fix)
+    error = NotFetchedError(where, expected, got, f"`safear-edit pull {ref}` or --pull, or {fix}")
+    size = f" ({facts.gigabytes:g} GB)" if facts.gigabytes else ""
+    encoder = f" and its text encoder from {facts.text_encoder}" if facts.text_encoder else ""
+    error.model, error.what = str(ref), f"it{size} from {facts.repository}{encoder}"
+    return error
 
 
 def resolve_dtype(wanted: str | torch.dtype, ref: ModelRef, device: str | torch.device) -> torch.dtype:

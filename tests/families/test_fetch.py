@@ -11,13 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
-from safear_edit.errors import SafearError, TrustError, UsageError
+from safear_edit.cli import main
+from safear_edit.cli.pull import allowed
+from safear_edit.errors import NotFetchedError, SafearError, TrustError, UsageError
 from safear_edit.families import fetch
 from safear_edit.families.fetch import home_of, parts_of, pull, pulled
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef, published
 
 XL = ModelRef("llamagen", "xl-256")
@@ -257,6 +261,50 @@ def test_without_network_one_line_says_what_helps(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     line = refused(tmp_path / "hub")
     assert "hf download peizesun/llamagen_t2i t2i_XL_stage1_256.pt vq_ds16_t2i.pt --local-dir FOLDER" in line
+
+
+def test_any_verb_fetches_what_it_misses_if_it_is_told_to(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files are no weights, so the verb gets as far as loading them: it has begun again, on the fetched folder."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["apply", "picasso", "--model", "llamagen:xl-256", "--device", "cpu", "--out", str(tmp_path / "o"), "-q"]
+    assert main.run(words) == 2 and "`safear-edit pull llamagen:xl-256` or --pull" in capsys.readouterr().err
+    assert not hub.asked and not list(tmp_path.iterdir())
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # the command before set it for its own libraries
+    assert main.run([*words, "--pull"]) == 4
+    assert str(home_of(XL, tmp_path / "hub")) in capsys.readouterr().err and pulled(XL, tmp_path / "hub")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "safear-edit"], "the refused run left nothing"
+
+
+def test_a_fetch_that_fails_ends_the_verb_with_its_one_line(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.gated.add("peizesun/llamagen_t2i")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert main.run(["plan", "picasso", "--model", "llamagen:xl-256", "--device", "cpu", "--pull"]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "a gated repository" in said[0]
+
+
+def test_a_person_is_asked_and_a_program_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(click, "confirm", lambda text, err: asked.append(text) or len(asked) > 1)
+    with pytest.raises(NotFetchedError) as missing:
+        load_model("llamagen:xl-256")
+    assert not allowed(missing.value, ["plan"]), "no terminal"
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    assert [allowed(missing.value, ["plan", *more]) for more in ([], [], ["--json"])] == [False, True, False]
+    assert (
+        asked[0].startswith("llamagen:xl-256 isn't on this machine; fetch it") and "peizesun/llamagen_t2i" in asked[0]
+    )
+    monkeypatch.setattr("safear_edit.processes.count", lambda: 2)
+    assert not allowed(missing.value, ["plan", "--pull"])
 
 
 def test_every_variant_with_a_repository_has_its_parts() -> None:
