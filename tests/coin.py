@@ -21,6 +21,10 @@ from safear_edit.spec.spec import load_spec
 ENTRY = registry.Entry("judges", "coin", __name__, "Coin", "tosses", "a test")
 
 
+SUBJECTS = 8
+"""Of a world with few prompts: each is expanded, halved and ordered in every walk, whatever is drawn of them."""
+
+
 class Coin(Judge):
     """Heads or tails by the bytes of the image and the label."""
 
@@ -41,13 +45,15 @@ def third_party(kind: registry.Kind) -> Iterator[registry.Entry]:
 def make_world(root: Path, *concepts: str, model: type[ModelFamily] = LlamaGen, n: int | None = None) -> None:
     """Write the folder `base`, a random tiny model, and NAME.yaml for each built-in concept, which the coin judges.
 
-    n: prompts of each preserved group; None: as many as the concept asks for.
+    n: prompts of each preserved group, and a few subjects alone to make prompts of; None: as the concept has them.
     """
     (root / "base").mkdir()
     model.pico(seed=0).export(root / "base")
     for name in concepts:
         data = load_spec(registry.find_builtin("concepts", name)).model_dump(mode="json")
         data["judge"]["use"] = "coin"
-        for group in data["preserve"]:
-            group["n"] = n or group["n"]
+        for group in data["preserve"] if n else ():
+            group["n"], group["subjects"] = n, group["subjects"][:SUBJECTS]
+        if n:
+            data["erase"]["subjects"] = data["erase"]["subjects"][:SUBJECTS]
         (root / f"{name}.yaml").write_text(yaml.safe_dump(data))

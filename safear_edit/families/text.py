@@ -39,6 +39,8 @@ EMBEDDED = "encoder.embed_tokens.weight"
 """A second name of a T5's word table, which some files have and some don't."""
 T5_ROWS = 32
 """Captions that a T5 encodes together; bounds memory."""
+KNOWN_BATCHES = 2**26
+"""Bytes of states that MiniLM remembers: about 3,500 captions of 12 tokens."""
 KNOWN_BYTES = 2**29
 """States of captions that a T5 remembers: about 8,000 captions of flan-t5-xl in half precision, of 16 tokens each."""
 
@@ -93,7 +95,11 @@ class TextEncoder(Protocol):
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity."""
+    """all-MiniLM-L6-v2, frozen, float32 on the CPU: token states for captions, sentence vectors for similarity.
+
+    States are remembered batch by batch up to KNOWN_BATCHES bytes, the oldest forgotten first: base and edited model
+    are asked for the same batches, and a batch encoded again would have the same bits.
+    """
 
     kind = "minilm"
     nbytes = 0
@@ -114,6 +120,7 @@ class MiniLM:
         self._tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(max_tokens)
         self._tokenizer.enable_padding()
+        self._known: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def _net(self) -> BertModel:
@@ -129,9 +136,9 @@ class MiniLM:
         """The official release's file; no other is accepted."""
         return "all-MiniLM-L6-v2", MINILM_SHA256
 
-    def open(self) -> MiniLM:
-        """Itself."""
-        return self
+    def open(self) -> OpenMiniLM:
+        """The same network."""
+        return OpenMiniLM(self)
 
     def keep(self, prompts: Sequence[str], file: Path, identity: str) -> None:
         """Nothing: it is small, and the whole process shares it."""
@@ -141,7 +148,19 @@ class MiniLM:
         return self._net.get_input_embeddings(), self._tokenizer
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Last hidden states (B, T, 384) with the mask (B, T) bool, right-padded to the longest prompt."""
+        """Last hidden states (B, T, 384) with the mask (B, T) bool, right-padded to the longest prompt; no gradient."""
+        if (batch := tuple(prompts)) not in self._known:
+            with torch.no_grad():
+                self._known[batch] = self.encoded(prompts)
+            size = sum(states.nbytes for states, _ in self._known.values())
+            for old in [other for other in self._known if other != batch]:
+                if size <= KNOWN_BATCHES:
+                    break
+                size -= self._known.pop(old)[0].nbytes
+        return self._known[batch]
+
+    def encoded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`states` by the network itself; gradients flow to what looks the tokens up."""
         batch = self._tokenizer.encode_batch(list(prompts))
         ids = torch.tensor([e.ids for e in batch])
         mask = torch.tensor([e.attention_mask for e in batch])
@@ -176,6 +195,18 @@ class MiniLM:
         logging.enable_progress_bar()
         found.max_seq_length = self.max_tokens
         return found
+
+
+class OpenMiniLM(MiniLM):
+    """MiniLM as attacks on prompts look through it: states have a gradient, and none is remembered."""
+
+    def __init__(self, text: MiniLM) -> None:
+        text.word_table()  # the network is loaded once, and both have it
+        vars(self).update(vars(text))
+
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As of MiniLM, with a gradient."""
+        return self.encoded(prompts)
 
 
 class T5:

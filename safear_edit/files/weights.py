@@ -320,7 +320,7 @@ def refuse_sizes(
     if layers > len(weights):
         expected = f"at most as many layers as the weights have tensors, {len(weights)}"
         raise UsageError(where, expected, f"{layers}", CONFIGURE)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         try:
             own = make().state_dict()
         except IMPOSSIBLE as error:
@@ -365,6 +365,10 @@ def unfilled(make: Callable[[], N]) -> N:
         return make()
 
 
+INITIALISERS = ("torch.nn.init", "transformers.initialization")
+"""Modules of functions that fill weights; transformers puts its own in the place of torch's while it makes a model."""
+
+
 class _Unfilled(TorchFunctionMode):
     """Modules leave weights without memory as they are: to fill them torch would import its compiler, over a second."""
 
@@ -372,7 +376,7 @@ class _Unfilled(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+        if getattr(func, "__module__", "") in INITIALISERS or func in (Tensor.normal_, Tensor.uniform_):
             tensor = args[0] if args else given["tensor"]
             if tensor.is_meta:
                 return tensor

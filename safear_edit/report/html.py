@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
 from urllib.parse import urlencode
 
@@ -158,6 +159,7 @@ def attacks_sheet(found: Attacks, brought: Sequence[BroughtBack], page: str) -> 
     return environment().get_template("attacks_sheet.html").render(a=found, shown=shown, page=page)
 
 
+@cache  # a template is compiled once, for all pages that a process writes
 def environment() -> jinja2.Environment:
     """The templates with what they may call; everything is escaped, and a name that isn't there is an error."""
     made = jinja2.Environment(

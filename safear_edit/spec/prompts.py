@@ -15,11 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, zip_longest
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Literal
 
 Similarity = Callable[[list[str], list[str]], Any]
 """Two lists of a and b prompts -> (a, b) matrix of similarities in [-1, 1] (array, tensor or nested lists)."""
@@ -122,15 +118,16 @@ def _expanded(
 # -- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def _hash(*parts: object) -> bytes:
-    return hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+def _hash(*parts: str) -> bytes:
+    return hashlib.sha256("|".join(parts).encode()).digest()
 
 
 def image_seed(purpose: str, prompt: str, replicate: int = 0) -> int:
     """Seed of one image in [0, 2**63): the first 8 bytes of sha256("purpose|prompt|replicate"), top bit cleared."""
-    return int.from_bytes(_hash(purpose, prompt, replicate)[:8], "big") & (2**63 - 1)
+    return int.from_bytes(_hash(purpose, prompt, str(replicate))[:8], "big") & (2**63 - 1)
 
 
+@lru_cache(maxsize=1 << 16)
 def side(prompt: str) -> Literal["train", "evaluate"]:
     """To which half of a pool a prompt belongs, for ever: one bit of the hash of its normalised text."""
     return "train" if _hash("split", normalise(prompt))[0] & 1 else "evaluate"

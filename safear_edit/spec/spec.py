@@ -9,6 +9,7 @@ list (prompts.forbidden), which no setting turns off.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -453,7 +454,7 @@ def _held_out_problems(spec: Spec) -> Iterator[Problem]:
 
 
 def _preserve_problems(spec: Spec) -> Iterator[Problem]:
-    mention = mention_of(concept_names(spec))
+    erased = concept_names(spec)
     names = {*SLICES, CONCEPT}
     for index, group in enumerate(spec.preserve):
         at: FieldPath = ("preserve", index)
@@ -464,9 +465,19 @@ def _preserve_problems(spec: Spec) -> Iterator[Problem]:
             if label == spec.judge.label:
                 fix = "remove it: what is erased can't be preserved"
                 yield Problem("labels other than the judge's", f"{label!r}", fix, (*at, "members", member))
-        if text := next(filter(mention, (prompt.text for prompt in expand_group(group))), None):
-            got = f"{text!r}, which names {mention(text)!r}"
+        if found := _mentioned(erased, tuple(group.templates), tuple(group.members), tuple(group.subjects)):
+            got = "{!r}, which names {!r}".format(*found)
             yield Problem("preserved prompts without the concept", got, "remove or reword it", at)
+
+
+@lru_cache(maxsize=256)  # each step of a walk reads its spec again
+def _mentioned(
+    erased: tuple[str, ...], templates: tuple[str, ...], members: tuple[str, ...], subjects: tuple[str, ...]
+) -> tuple[str, str] | None:
+    """A group's first prompt that names what is erased, and the words by which it does."""
+    mention = mention_of(erased)
+    texts = (prompt.text for prompt in expand(templates, members, subjects, "member"))
+    return next(((text, words) for text in texts if (words := mention(text))), None)
 
 
 def concept_names(spec: Spec) -> tuple[str, ...]:

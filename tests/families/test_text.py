@@ -170,3 +170,18 @@ def tiny_t5(folder: Path) -> None:
 )
 def test_cleaning_twice_as_upstream(caption: str, expected: str) -> None:
     assert clean(clean(caption)) == expected
+
+
+def test_minilm_encodes_a_batch_once_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, seen = MiniLM(), list[int]()
+    encoded = MiniLM.encoded
+    monkeypatch.setattr(MiniLM, "encoded", lambda self, prompts: seen.append(len(prompts)) or encoded(self, prompts))
+    first, again = own.states(["a dog", "a red house"]), own.states(["a dog", "a red house"])
+    assert first[0] is again[0] and first[1] is again[1] and seen == [2]
+    monkeypatch.setattr(text, "KNOWN_BATCHES", first[0].nbytes)
+    own.states(["a tree"])
+    assert seen == [2, 1] and torch.equal(own.states(["a dog", "a red house"])[0], first[0]) and seen == [2, 1, 2]
+    opened = own.open()
+    assert torch.equal(opened.states(["a tree"])[0], own.states(["a tree"])[0])
+    opened.states(["a tree"])
+    assert seen == [2, 1, 2, 1, 1, 1], "the open one remembers nothing"
