@@ -20,11 +20,13 @@ T = TypeVar("T")
 
 
 class Flips(NamedTuple):
-    """Images of one member that the base model drew: how many of `n` were lost, how many of the others came."""
+    """Images of one member that the base model drew: how many of `n` were lost, how many of the others came; `effect`:
+    what prompts of one content do to the variance of the drop (`stats.design_effect`)."""
 
     n: int
     lost: int
     gained: int
+    effect: float = 1.0
 
 
 class Margin(NamedTuple):
@@ -42,7 +44,8 @@ in 93 %, and a member that loses nothing passes (`power`; 2 % of images flip any
 class Member(BaseModel):
     """One member's loss, in shares.
 
-    p, p_holm: exact one-sided McNemar, alone and among its group. upper95: one-sided Tango bound of the drop.
+    p, p_holm: exact one-sided McNemar, alone and among its group. upper95: one-sided Tango bound of the drop;
+    by_content: that bound with prompts of one content taken together, None in older reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,13 +56,20 @@ class Member(BaseModel):
     gained: int
     drop: float
     upper95: float
+    by_content: float | None = None
     p: float
     p_holm: float
     verdict: Verdict
 
+    @property
+    def upper(self) -> float:
+        """The bound that decides: the larger of the two."""
+        return self.upper95 if self.by_content is None else max(self.upper95, self.by_content)
+
 
 def members(flips: Mapping[str, Flips], margin: Margin = MARGIN) -> tuple[Member, ...]:
-    """Every member that has prompts, worst first: failed before undecided, then by upper bound of the drop and name."""
+    """Every member that has prompts, worst first: failed before undecided, then by plain upper bound and name (the one
+    by content is wide where images of one content came, too)."""
     there = {name: one for name, one in flips.items() if one.n}
     p_values = [stats.mcnemar_p(one.lost, one.gained) for one in there.values()]
     adjusted = stats.holm(p_values)
@@ -78,7 +88,8 @@ def _worst_first(one: Member) -> tuple[int, float, str]:
 
 def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> Member:
     drop, upper = (one.lost - one.gained) / one.n, stats.tango_upper(one.lost, one.gained, one.n)
-    verdict = decide(drop, upper, p_holm, margin)
+    by_content = stats.clustered_upper(one.lost, one.gained, one.n, one.effect)
+    verdict = decide(drop, max(upper, by_content), p_holm, margin)
     return Member(
         name=name,
         n=one.n,
@@ -86,6 +97,7 @@ def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> M
         gained=one.gained,
         drop=drop,
         upper95=upper,
+        by_content=by_content,
         p=p,
         p_holm=p_holm,
         verdict=verdict,

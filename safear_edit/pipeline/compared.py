@@ -90,7 +90,7 @@ def _members(one: Ran) -> Iterator[Row]:
     about = (one.concept, one.method, one.seed, one.report.verdict.status)
     for group in one.measured.preservation:
         for member in group.members:
-            name, high = f"{group.group}: {member.name}", round(member.upper95, 6)
+            name, high = f"{group.group}: {member.name}", round(member.upper, 6)
             yield Row(*about, "member", name, member.lost, member.n, None, high, member.gained, None, member.verdict)
 
 
@@ -172,8 +172,8 @@ def _summary(runs: Sequence[Ran]) -> Summary:
         worst.append((least.estimate, least.low, least.high) if least else (0.0, 0.0, 1.0))
         members = [member for group in one.measured.preservation for member in group.members]
         if members:
-            hit = max(members, key=lambda member: (member.drop, member.upper95))
-            lost.append((hit.drop, hit.drop, hit.upper95))
+            hit = max(members, key=lambda member: (member.drop, member.upper))
+            lost.append((hit.drop, hit.drop, hit.upper))
             names.append(hit.name)
     said = [part for one in runs for part in one.measured.likelihoods.slices]
     cirs = [

@@ -160,7 +160,7 @@ def _member(part: str, one: Member) -> Json:
         "type": "keep.drop",
         "value": f"{one.drop:.6f}",
         "slice": f"{part}/{one.name}: lost {one.lost}, gained {one.gained} of {one.n}, one-sided 95 % Tango bound",
-        "confidenceInterval": {"lowerBound": "-1.000000", "upperBound": f"{one.upper95:.6f}"},
+        "confidenceInterval": {"lowerBound": "-1.000000", "upperBound": f"{one.upper:.6f}"},
     }
 
 

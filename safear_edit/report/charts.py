@@ -98,7 +98,7 @@ def member_chart(concept: ConceptReport) -> str:
     with rc_context(STYLE):
         figure, axes = _figure(len(rows), each=0.22)
         for place, (_, one) in enumerate(reversed(rows)):
-            _drop(axes, place, one.drop, one.drop, one.upper95, bad=one.verdict != "PASS")
+            _drop(axes, place, one.drop, one.drop, one.upper, bad=one.verdict != "PASS")
         _margins(axes, concept, "member_drop", "member_upper")
         _names(axes, [one.name for _, one in rows])
         end = len(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -374,13 +374,14 @@ def member_flips(part: Slice) -> Mapping[str, Flips]:
     Names that one label stands for ("Monet", "Claude Monet") are one member.
     """
     labels = {asked.id: asked.label for asked in part.asked}
-    n, lost, gained = (Counter[str]() for _ in range(3))
+    drops, clusters = defaultdict[str, list[int]](list), defaultdict[str, list[str]](list)
     for base, edited in part.pairs:
-        label = labels[base.id]
-        n[label] += 1
-        lost[label] += base.present is True and edited.present is not True
-        gained[label] += base.present is not True and edited.present is True
-    return {label: Flips(n[label], lost[label], gained[label]) for label in n}
+        drops[labels[base.id]].append((base.present is True) - (edited.present is True))
+        clusters[labels[base.id]].append(part.contents[base.id])
+    return {
+        label: Flips(len(each), each.count(1), each.count(-1), stats.design_effect(each, clusters[label]))
+        for label, each in drops.items()
+    }
 
 
 G = TypeVar("G", PreservedGroup, UnderstoodSlice)

@@ -197,10 +197,10 @@ def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criteri
 
 
 def member_text(one: Member) -> str:
-    """A member's loss with its bound and its p."""
+    """A member's loss with the bound that decides and its p."""
     return (
         f"{one.name}: lost {one.lost}, gained {one.gained} of {one.n}, drop {100 * one.drop:.1f} points, at most "
-        f"{100 * one.upper95:.1f} (one-sided 95 %), p {one.p_holm:.3f} (Holm)"
+        f"{100 * one.upper:.1f} (one-sided 95 %), p {one.p_holm:.3f} (Holm)"
     )
 
 

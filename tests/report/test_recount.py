@@ -190,6 +190,12 @@ def test_every_preserved_group_and_member(report: Report, pairs: Pairs, root: Pa
         assert [one.p_holm for one in group.members] == pytest.approx(again)
         for one in group.members:
             assert one.upper95 == pytest.approx(tango(one.lost, one.gained, one.n), abs=1e-6)
+            own = members[one.name]
+            lost = [(base["present"] is True) - (edited["present"] is True) for base, edited in own]
+            wide = effect(lost, [cluster(base["id"]) for base, _ in own])
+            bound = tango(one.lost / wide, one.gained / wide, one.n / wide)
+            assert one.by_content == pytest.approx(bound, abs=1e-6)
+            assert one.upper == pytest.approx(max(one.upper95, bound), abs=1e-6)
 
 
 # -- and what else says the same --------------------------------------------------------------------------------------
