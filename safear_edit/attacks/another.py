@@ -80,7 +80,9 @@ class Another(NeedsImages):
             control = None
             if concept.novel:
                 control = Count.of(self._drawn(drawer, model, concept.novel, best, budget.images, "control"))
-        base = self._drawn(drawer, pair.base, known, best, budget.images, "base")
+        (base,) = drawer.of_base(
+            "base", [best], lambda: [self._drawn(drawer, pair.base, known, best, budget.images, "base")]
+        )
         texts = [text for texts in self._asked(known, best, budget.images).values() for text in texts]
         return leaks(
             self,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from safear_edit import processes, registry
 from safear_edit.attacks import lock
+from safear_edit.attacks.base_seen import BASE_SEEN, BaseSeen, read_base_seen, write_base_seen
 from safear_edit.attacks.brought import MOST, brought, read_brought, write_brought
 from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
@@ -31,6 +33,7 @@ from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Condition, ModelFamily, Sampling
+from safear_edit.files.atomic import digest_of
 from safear_edit.judges.base import Judge
 from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge
 from safear_edit.progress import Callback, silent
@@ -145,6 +148,32 @@ class NeedsImages(Attack):
         return concept.known
 
 
+@dataclass(frozen=True)
+class Look:
+    """Prompts to draw an image each of.
+
+    purpose: names the seeds; two looks of one purpose draw from the same numbers. numbers: which image of the purpose
+    each prompt's is (default: in their order). part: tells what is stored of it from other parts of the purpose.
+    freeze: keep the prompts that show the concept, with their seeds: they need nothing but themselves to. show: keep
+    the first images that show it, for a person to look at, and say this of how they came about (of all of them, or of
+    each).
+    """
+
+    prompts: Sequence[str]
+    purpose: str
+    numbers: Sequence[int] | None = None
+    part: str = ""
+    freeze: bool = False
+    show: str | Sequence[str] | None = None
+
+    def requests(self, attack: str, seed: int) -> list[ImageRequest]:
+        """With the seed of each image."""
+        key = f"attack {attack} {self.purpose} {seed}"
+        numbers = range(len(self.prompts)) if self.numbers is None else self.numbers
+        numbered = zip(self.prompts, numbers, strict=True)
+        return [ImageRequest(text, image_seed(key, text, number), "it") for text, number in numbered]
+
+
 @dataclass
 class Drawer:
     """Draws and judges for one attack, and keeps count of what that took."""
@@ -157,6 +186,7 @@ class Drawer:
     shown: list[tuple[str, int, Sampling]] = field(default_factory=list)
     images: int = 0
     steps: int = 0
+    reused: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def look(
@@ -169,24 +199,33 @@ class Drawer:
         sampling: Sampling | None = None,
         change: Callable[[Condition], Condition] | None = None,
         prefix: Tensor | None = None,
-        replicate: int = 0,
         freeze: bool = False,
         show: str | Sequence[str] | None = None,
     ) -> list[bool | None]:
         """One image per prompt with the model as it is now: found, not found, or None for "cannot tell".
 
-        purpose: names the seeds and the stored part; two looks of one purpose draw from the same numbers.
-        freeze: keep the prompts that show the concept, with their seeds: they need nothing but themselves to.
-        show: keep the first images that show it, for a person to look at, and say this of how they came about (of all
-        of them, or of each).
-        change: what is done to the encoded prompts. prefix: the first tokens of every image, given. Neither is stored.
+        purpose, freeze, show: as a `Look` has them. change: what is done to the encoded prompts. prefix: the first
+        tokens of every image, given. Neither is stored.
         """
-        key = f"attack {self.attack} {purpose} {self.seed}"
-        requests = [ImageRequest(text, image_seed(key, text, replicate + i), "it") for i, text in enumerate(prompts)]
+        one = Look(prompts, purpose, freeze=freeze, show=show)
+        return self.looks(model, [one], judge=judge, sampling=sampling, change=change, prefix=prefix)[0]
+
+    def looks(
+        self,
+        model: ModelFamily,
+        looks: Sequence[Look],
+        *,
+        judge: Judge | None = None,
+        sampling: Sampling | None = None,
+        change: Callable[[Condition], Condition] | None = None,
+        prefix: Tensor | None = None,
+    ) -> list[list[bool | None]]:
+        """Several looks drawn in one batch, which takes less than one after the other; from the same numbers."""
+        requests = [request for one in looks for request in one.requests(self.attack, self.seed)]
         judges = {"it": judge or self.concept.judge}
         captions = (lambda texts: change(model.condition(texts))) if change else None
-        kept = None if self.store is None or change or prefix is not None else self.store / _slug(purpose)
-        stage = f"{self.attack}: {purpose}"
+        purposes = " + ".join(f"{one.purpose}, {one.part}" if one.part else one.purpose for one in looks)
+        kept = None if self.store is None or change or prefix is not None else self.store / _slug(purposes)
         settings = sampling or self.concept.sampling
         drawn = draw_and_judge(
             model,
@@ -197,18 +236,41 @@ class Drawer:
             captions=captions,
             prefix=prefix,
             progress=self.progress,
-            stage=stage,
+            stage=f"{self.attack}: {purposes}",
         )
         self.images += len(requests)
+        return [self._told(model, one, islice(drawn, len(one.prompts)), settings or model.sampling) for one in looks]
+
+    def _told(
+        self, model: ModelFamily, look: Look, images: Iterable[JudgedImage], sampling: Sampling
+    ) -> list[bool | None]:
+        """What the judge said of a look's images; those of the concept are frozen and shown where that is asked for."""
         seen = list[bool | None]()
-        for number, image in enumerate(drawn):
+        for number, image in enumerate(images):
             seen.append(image.judgement.present)
-            if image.judgement.present and show is not None and self.store:
-                self._show(model, image, show if isinstance(show, str) else show[number])
-        if freeze:
-            taken = settings or model.sampling
-            found = zip(requests, seen, strict=True)
-            self.shown += [(one.prompt, one.seed, taken) for one, present in found if present]
+            if not image.judgement.present:
+                continue
+            if look.show is not None and self.store:
+                self._show(model, image, look.show if isinstance(look.show, str) else look.show[number])
+            if look.freeze:
+                self.shown.append((image.request.prompt, image.request.seed, sampling))
+        return seen
+
+    def of_base(
+        self, purpose: str, given: Sequence[str], make: Callable[[], list[list[bool | None]]]
+    ) -> list[list[bool | None]]:
+        """What the base model shows, or what it showed when it was last asked, by this attack's settings, the purpose
+        and what was `given` with it; what that took is counted as if it was taken now."""
+        path = self.store / BASE_SEEN / f"{digest_of(purpose, *given)}.json" if self.store else None
+        if path and (known := processes.from_main(lambda: read_base_seen(path))):
+            self.images, self.steps = self.images + known.images, self.steps + known.steps
+            self.reused += known.images
+            return [list(one) for one in known.seen]
+        before = self.images, self.steps
+        seen = make()
+        if path and processes.is_main():
+            taken = {"images": self.images - before[0], "steps": self.steps - before[1]}
+            write_base_seen(path, BaseSeen(seen=tuple(map(tuple, seen)), **taken))
         return seen
 
     def checkpoint(self, purpose: str, marks: Collection[int]) -> Checkpoint:
@@ -232,7 +294,8 @@ class Drawer:
 
     def cost(self) -> Cost:
         """What was taken so far."""
-        return Cost(steps=self.steps, images=self.images, seconds=round(time.monotonic() - self.started, 1))
+        seconds = round(time.monotonic() - self.started, 1)
+        return Cost(steps=self.steps, images=self.images, seconds=seconds, reused=self.reused)
 
 
 def _slug(purpose: str) -> str:

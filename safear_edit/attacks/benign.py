@@ -73,7 +73,10 @@ class Benign(Attack):
                 seen[way] = rest
         best, _ = max(zip(self.params.ways, parts, strict=True), key=lambda tried: tried[1].count.found)
         found, control = seen[best]
-        (base,) = self._after(drawer, pair.base, best, concept, budget, {"base": asked})
+        looks = {"base": asked}
+        (base,) = drawer.of_base(
+            "base", [best.name, *asked], lambda: self._after(drawer, pair.base, best, concept, budget, looks)
+        )
         return leaks(
             self,
             concept,

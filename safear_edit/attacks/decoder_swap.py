@@ -38,7 +38,7 @@ class DecoderSwap(OptionSearch):
         """As the base class says. On the base model there is no edit, so nothing changes there."""
         put_back = partial(as_published, layers=base.editable("all"))
         name = "codebook and decoder of the base model"
-        return [Option(name, named(), unnamed(concept.spec), weights=put_back)]
+        return [Option(name, named(), unnamed(concept.spec), weights=put_back, of_edit=True)]
 
 
 def beside_layers(net: nn.Module, layers: list[str]) -> list[tuple[Tensor, Tensor]]:

@@ -44,7 +44,9 @@ class Merge(OptionSearch):
         }
         for count in self.params.directions:
             ways[f"without its {count} largest direction{'s' * (count > 1)}"] = partial(shrunk, directions=count)
-        return [Option(name, asks, plain, weights=partial(edit_as, change=way)) for name, way in ways.items()]
+        return [
+            Option(name, asks, plain, weights=partial(edit_as, change=way), of_edit=True) for name, way in ways.items()
+        ]
 
 
 def shrunk(delta: Tensor, directions: int) -> Tensor:

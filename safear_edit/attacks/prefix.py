@@ -69,7 +69,9 @@ class Prefix(NeedsImages):
             control = None
             if concept.novel:
                 control = Count.of(continued(drawer, model, concept.novel, lengths[best], budget.images, "control"))
-        base = continued(drawer, pair.base, known, lengths[best], budget.images, "attack")
+        (base,) = drawer.of_base(
+            "base", [best], lambda: [continued(drawer, pair.base, known, lengths[best], budget.images, "attack")]
+        )
         return leaks(
             self,
             concept,

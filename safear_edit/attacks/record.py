@@ -25,11 +25,15 @@ class Part(StrictRecord):
 
 
 class Cost(StrictRecord):
-    """What the attack took in all: base model and control included."""
+    """What the attack took in all: base model and control included.
+
+    reused: of the images, those of the base model that an earlier run had drawn, and this one did not draw again.
+    """
 
     steps: int
     images: int
     seconds: float
+    reused: int = 0
 
 
 class Leaks(StrictRecord):

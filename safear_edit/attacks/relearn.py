@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -90,7 +91,8 @@ class Relearn(NeedsImages):
             control, control_is = self._control(drawer, model, concept, budget)
         last = budget.steps
         best = max(found, key=lambda way: sum(seen.count(True) for at, seen in found[way].items() if at < last))
-        base = self._learnt(drawer, pair.base, best, known, concept.plain, budget, "base", {last})[last]
+        learn = partial(self._learnt, drawer, pair.base, best, known, concept.plain, budget, "base", {last})
+        (base,) = drawer.of_base("base", [best.name], lambda: [learn()[last]])
         taught = control.get(best)
         return leaks(
             self,

@@ -70,7 +70,7 @@ class RingABell(NeedsImages):
         with pair.edited() as model:
             seen = drawer.look(model, prompts, "attack", freeze=True, show="words found")
             control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
-        base = drawer.look(pair.base, prompts, "base")
+        (base,) = drawer.of_base("base", prompts, lambda: [drawer.look(pair.base, prompts, "base")])
         return leaks(
             self,
             concept,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,13 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from safear_edit import processes, registry
+from safear_edit.attacks import base_seen
 from safear_edit.attacks.base import SHOWN, Attack, Concept
 from safear_edit.attacks.brought import name_of, read_brought, write_brought
 from safear_edit.attacks.record import Attacks, Finished, Leaks, NotRun, adjusted
 from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
+from safear_edit.editor.fine_tune import Tuning
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
+from safear_edit.files.cache import user_cache
 from safear_edit.files.records import read_record
+from safear_edit.judges.draw import draw_and_judge
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -77,20 +82,22 @@ def attacked(
     ref and change: what the base model is called, and the digest of its edits.
     """
     model, spec, start = pair.base, concept.spec, time.monotonic()
-    about = [model.card.digest, change, json_digest(spec.model_dump(mode="json")), concept.judge.digest]
+    about = [model.card.digest, json_digest(spec.model_dump(mode="json")), concept.judge.digest]
+    bases, behind = user_cache("attacks", base_seen.DAYS), _behind(model, concept)
     found: list[Leaks] = []
     not_run: list[NotRun] = []
     out.mkdir(parents=True, exist_ok=True)
     for number, (made, budget) in enumerate(plan.attacks):
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
-        key = digest_of(*about, made.name, made.code(), *settings)
+        decides = [*about, made.name, made.code(), *settings]
+        key, base = digest_of(change, *decides), bases and bases / digest_of(behind, *decides)
         why = made.unfit(pair, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
         if why or (spent and not _kept(out, made.name, key)):
             not_run.append(NotRun(attack=made.name, why=why or f"the budget of {minutes:g} minutes was spent"))
         else:
-            found.append(_once(made, pair, concept, budget, seed, out, key, progress))
+            found.append(_once(made, pair, concept, budget, seed, out, key, base, progress))
     progress("attacks", len(plan.attacks), len(plan.attacks), "")
     return Attacks(
         model=ref,
@@ -121,16 +128,39 @@ def _kept(out: Path, name: str, key: str) -> Leaks | None:
     return finished.leaks if finished.key == key else None
 
 
+def _behind(model: ModelFamily, concept: Concept) -> str:
+    """What else decides what a base model shows: the attacker's images, and the source of all that draws, judges and
+    trains. What it showed under another version is not read again."""
+    aims = [aim for aim in (concept.known, concept.plain) if aim]
+    images = [hashlib.sha256(aim.ids.contiguous().numpy().tobytes()).hexdigest() for aim in aims]
+    texts = [[*aim.captions, "", *aim.asked, "", *aim.scored] for aim in aims]
+    parts = (type(model), type(concept.judge), draw_and_judge, Tuning)
+    settings = [asdict(concept.sampling or model.sampling), images, texts, concept.captions]
+    return digest_of(json_digest(settings), registry.source_digest(part.__module__ for part in parts))
+
+
 def _once(
-    made: Attack, pair: Pair, concept: Concept, budget: Budget, seed: int, out: Path, key: str, progress: Callback
+    made: Attack,
+    pair: Pair,
+    concept: Concept,
+    budget: Budget,
+    seed: int,
+    out: Path,
+    key: str,
+    base: Path | None,
+    progress: Callback,
 ) -> Leaks:
-    """Run the attack, or read what it found before."""
+    """Run the attack, or read what it found before; base: where what the base model shows is kept between runs."""
     if kept := _kept(out, made.name, key):
         return kept
     store = out / "images" / key[:16]
+    if base and processes.is_main():
+        base_seen.recall(store, base)
     leaks = made.run(pair, concept, budget, seed, store=store, progress=progress)
     write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
     if processes.is_main():
         write_brought(out / name_of(made.name), read_brought(store / SHOWN, made.name))
+        if base:
+            base_seen.keep(store, base)
         shutil.rmtree(store, ignore_errors=True)
     return leaks

@@ -7,16 +7,16 @@ was made on, and the control makes the same choice among the same options for pr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from torch import nn
 
-from safear_edit.attacks.base import Attack, Concept, Drawer, leaks
+from safear_edit.attacks.base import Attack, Concept, Drawer, Look, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, Part
 from safear_edit.attacks.suites import Budget
@@ -30,28 +30,45 @@ from safear_edit.spec.spec import Spec
 
 CONTROL = "the same search with prompts that don't name the concept"
 Ask = Callable[[Prompt], str]
+Weights = Callable[[nn.Module], AbstractContextManager[object]]
+Which = Literal["attack", "control", "base"]
 
 
 @dataclass(frozen=True)
 class Option:
     """One thing to try: how a prompt asks for the concept and how for the same without it, at which sampler settings,
-    with which weights."""
+    with which weights.
+
+    of_edit: these change nothing on the base model.
+    """
 
     name: str
     asks: Ask
     plain: Ask
     sampling: Sampling | None = None
-    weights: Callable[[nn.Module], AbstractContextManager[object]] | None = None
+    weights: Weights | None = None
+    of_edit: bool = False
 
 
 @dataclass(frozen=True)
-class _Hunt:
-    """What the options found, and what the best of them found on fresh prompts."""
+class _Asked:
+    """Prompts for one option, and what for: of the attack, of its control, or of the base model."""
 
-    best: tuple[Option, ...]
-    parts: tuple[Part, ...]
-    texts: tuple[str, ...]
-    seen: list[bool | None]
+    option: Option
+    purpose: Which
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, option: Option, purpose: Which, prompts: Sequence[Prompt]) -> Self:
+        """As the option says it."""
+        ask = option.plain if purpose == "control" else option.asks
+        return cls(option, purpose, tuple(map(ask, prompts)))
+
+    @property
+    def drawn_with(self) -> tuple[Sampling | None, Weights | None]:
+        """Settings and weights; what shares them is drawn together."""
+        same = self.purpose == "base" and self.option.of_edit
+        return self.option.sampling, None if same else self.option.weights
 
 
 class OptionSearch(Attack):
@@ -92,22 +109,28 @@ def search(
     few, fresh = _prompts(concept.spec, budget.images, len(options), seed)
     drawer = Drawer(attack.name, concept, seed, store, progress)
     options, left_out = _followed(drawer, pair.base, options, few, concept.spec.gates.min_obeyed)
+    both: tuple[Which, ...] = ("attack", "control")
     with pair.edited() as model:
-        found = _hunt(drawer, model, options, few, fresh, "attack")
-        control = _hunt(drawer, model, options, few, fresh, "control")
-    _, base = _measured(drawer, pair.base, found.best, fresh, "base")
+        tried = _drawn(drawer, model, [_Asked.of(option, which, few) for option in options for which in both])
+        counts = {which: [Count.of(seen) for seen in tried[number::2]] for number, which in enumerate(both)}
+        best = {which: _best(options, counts[which]) for which in both}
+        asked = [one for which in both for one in _shared(best[which], which, fresh)]
+        measured = list(zip(asked, _drawn(drawer, model, asked, fresh=True), strict=True))
+    seen = {which: [one for of, answers in measured if of.purpose == which for one in answers] for which in both}
+    base = _drawn(drawer, pair.base, _shared(best["attack"], "base", fresh), fresh=True)
+    texts = [f"{text} [{one.option.name}]" for one in asked if one.purpose == "attack" for text in one.prompts]
     return leaks(
         attack,
         concept,
         drawer.cost(),
-        edited=Count.of(found.seen),
-        base=Count.of(base),
-        control=Count.of(control.seen),
+        edited=Count.of(seen["attack"]),
+        base=Count.of([one for answers in base for one in answers]),
+        control=Count.of(seen["control"]),
         control_is=CONTROL,
         least_base=concept.spec.gates.min_obeyed,
-        searched=found.parts,
+        searched=_parts(options, counts["attack"]),
         left_out=left_out,
-        best=successes(found.texts, found.seen),
+        best=successes(texts, seen["attack"]),
         shown=drawer.shown,
     )
 
@@ -117,80 +140,74 @@ def _followed(
 ) -> tuple[Sequence[Option], tuple[Part, ...]]:
     """The options under which the base model still shows the concept, and the others: an attack that it doesn't follow
     says nothing about an edit. All of them, if there is no such option."""
-    asked = [(option, [option.asks(prompt) for prompt in few]) for option in options]
-    counts = [Count.of(seen) for seen in _drawn(drawer, base, asked, "try")]
+    counts = [Count.of(seen) for seen in _drawn(drawer, base, [_Asked.of(one, "base", few) for one in options])]
     good = [count.found >= max(1.0, least * count.n) for count in counts]
     if not any(good):
         return options, ()
-    parts = [Part(name=option.name, count=count) for option, count in zip(options, counts, strict=True)]
     kept = [option for option, ok in zip(options, good, strict=True) if ok]
-    return kept, tuple(part for part, ok in zip(parts, good, strict=True) if not ok)
+    return kept, tuple(part for part, ok in zip(_parts(options, counts), good, strict=True) if not ok)
 
 
-def _hunt(
-    drawer: Drawer,
-    model: ModelFamily,
-    options: Sequence[Option],
-    few: Sequence[Prompt],
-    fresh: Sequence[Prompt],
-    which: Literal["attack", "control"],
-) -> _Hunt:
-    asked = [(option, [_ask(option, which)(prompt) for prompt in few]) for option in options]
-    tried = _drawn(drawer, model, asked, which)
-    parts = [Part(name=option.name, count=Count.of(seen)) for option, seen in zip(options, tried, strict=True)]
-    most = max(part.count.found for part in parts)
-    best = tuple(option for option, part in zip(options, parts, strict=True) if part.count.found == most)
-    return _Hunt(best, tuple(parts), *_measured(drawer, model, best, fresh, which))
+def _parts(options: Sequence[Option], counts: Sequence[Count]) -> tuple[Part, ...]:
+    return tuple(Part(name=option.name, count=count) for option, count in zip(options, counts, strict=True))
 
 
-def _measured(
-    drawer: Drawer,
-    model: ModelFamily,
-    best: Sequence[Option],
-    fresh: Sequence[Prompt],
-    which: Literal["attack", "control", "base"],
-) -> tuple[tuple[str, ...], list[bool | None]]:
-    """Fresh prompts, shared out among options that were equally good (all of them, where none found anything)."""
-    asked = [
-        (option, [_ask(option, which)(prompt) for prompt in fresh[number :: len(best)]])
-        for number, option in enumerate(best[: len(fresh)])
-    ]
-    seen = _drawn(drawer, model, asked, f"{which}, fresh", counted=which == "attack")
-    texts = [f"{text} [{option.name}]" for option, prompts in asked for text in prompts]
-    return tuple(texts), [one for part in seen for one in part]
+def _best(options: Sequence[Option], counts: Sequence[Count]) -> list[Option]:
+    """Those that found most: all of them, where none found anything."""
+    most = max(count.found for count in counts)
+    return [option for option, count in zip(options, counts, strict=True) if count.found == most]
+
+
+def _shared(best: Sequence[Option], purpose: Which, fresh: Sequence[Prompt]) -> list[_Asked]:
+    """Fresh prompts, shared out among options that were equally good."""
+    return [_Asked.of(option, purpose, fresh[number :: len(best)]) for number, option in enumerate(best[: len(fresh)])]
 
 
 def _drawn(
-    drawer: Drawer,
-    model: ModelFamily,
-    asked: Sequence[tuple[Option, list[str]]],
-    purpose: str,
-    *,
-    counted: bool = False,
+    drawer: Drawer, model: ModelFamily, asked: Sequence[_Asked], *, fresh: bool = False
 ) -> list[list[bool | None]]:
-    """What is seen of each option's prompts. Options that differ in words alone are drawn together: a batch takes
-    hardly longer than an image. counted: what they show is frozen and kept to be looked at."""
-    found = list[list[bool | None]]()
-    for (sampling, weights), same in groupby(asked, key=lambda one: (one[0].sampling, one[0].weights)):
-        group = list(same)
-        texts = [text for _, prompts in group for text in prompts]
-        how = [option.name for option, prompts in group for _ in prompts]
+    """What is seen of each option's prompts. Options that differ in words alone are drawn together, and the control
+    with the attack: a batch takes hardly longer than an image. fresh: what the attack shows on these is counted, so it
+    is frozen and kept to be looked at."""
+    found: dict[int, list[bool | None]] = {}
+    alike: dict[tuple[Sampling | None, Weights | None], list[int]] = {}
+    for number, one in enumerate(asked):
+        alike.setdefault(one.drawn_with, []).append(number)
+    for numbers in alike.values():
+        purposes = dict.fromkeys(asked[number].purpose for number in numbers)
+        order = [number for purpose in purposes for number in numbers if asked[number].purpose == purpose]
+        for number, seen in zip(order, _alike(drawer, model, [asked[number] for number in order], fresh), strict=True):
+            found[number] = seen
+    return [found[number] for number in range(len(asked))]
+
+
+def _alike(drawer: Drawer, model: ModelFamily, asked: Sequence[_Asked], fresh: bool) -> Iterator[list[bool | None]]:
+    """The same for what is drawn with the same settings and weights, purpose by purpose."""
+    groups = [list(group) for _, group in groupby(asked, key=lambda one: one.purpose)]
+    looks = [_look(group, fresh) for group in groups]
+    sampling, weights = asked[0].drawn_with
+
+    def drawn() -> list[list[bool | None]]:
         with weights(model.net) if weights else nullcontext():
-            seen = drawer.look(
-                model,
-                texts,
-                f"{purpose}, {group[0][0].name}",
-                sampling=sampling,
-                freeze=counted and weights is None,
-                show=how if counted else None,
-            )
-        ends = list(accumulate(len(prompts) for _, prompts in group))
-        found += [seen[end - len(prompts) : end] for end, (_, prompts) in zip(ends, group, strict=True)]
-    return found
+            return drawer.looks(model, looks, sampling=sampling)
+
+    of_base = asked[0].purpose == "base"
+    seen = drawer.of_base(looks[0].purpose, looks[0].prompts, drawn) if of_base else drawn()
+    for group, answers in zip(groups, seen, strict=True):
+        left = iter(answers)
+        yield from (list(islice(left, len(one.prompts))) for one in group)
 
 
-def _ask(option: Option, which: Literal["attack", "control", "base"]) -> Ask:
-    return option.plain if which == "control" else option.asks
+def _look(group: Sequence[_Asked], fresh: bool) -> Look:
+    """Of one purpose; its name is that of its first option."""
+    first, counted = group[0], fresh and group[0].purpose == "attack"
+    purpose = f"{first.purpose}, fresh" if fresh else "try" if first.purpose == "base" else first.purpose
+    return Look(
+        [text for one in group for text in one.prompts],
+        f"{purpose}, {first.option.name}",
+        freeze=counted and first.option.weights is None,
+        show=[one.option.name for one in group for _ in one.prompts] if counted else None,
+    )
 
 
 def _prompts(spec: Spec, images: int, options: int, seed: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from safear_edit.attacks.base import Attack, Concept, Drawer, leaks
+from safear_edit.attacks.base import Attack, Concept, Drawer, Look, leaks
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes, unnamed
@@ -43,7 +43,7 @@ class Seeds(Attack):
         with pair.edited() as model:
             found = best_of(drawer, model, asked, budget.draws, "attack")
             control = best_of(drawer, model, plain, budget.draws, "control")
-        base = best_of(drawer, pair.base, asked, budget.draws, "base")
+        (base,) = drawer.of_base("base", asked, lambda: [best_of(drawer, pair.base, asked, budget.draws, "base")])
         return leaks(
             self,
             concept,
@@ -59,9 +59,20 @@ class Seeds(Attack):
 
 
 def best_of(drawer: Drawer, model: ModelFamily, prompts: Sequence[str], draws: int, purpose: str) -> list[bool | None]:
-    """For each prompt: True if any of its images shows the concept, None if none could be read, else False."""
-    many = [text for text in prompts for _ in range(draws)]
+    """For each prompt: True if any of its images shows the concept, None if none could be read, else False.
+
+    Each is drawn once, then those that didn't show it so many times more: a further image of another can't change what
+    is counted.
+    """
     attack = purpose == "attack"
-    seen = drawer.look(model, many, purpose, freeze=attack, show=f"best of {draws} seeds" if attack else None)
-    groups = [seen[i : i + draws] for i in range(0, len(seen), draws)]
+
+    def look(numbers: Sequence[int], part: str) -> dict[int, bool | None]:
+        texts, show = [prompts[number // draws] for number in numbers], f"best of {draws} seeds" if attack else None
+        one = Look(texts, purpose, numbers=numbers, freeze=attack, show=show, part=part)
+        return dict(zip(numbers, drawer.looks(model, [one])[0], strict=True))
+
+    seen = look(range(0, len(prompts) * draws, draws), "first seeds")
+    left = [first + more for first, found in seen.items() if not found for more in range(1, draws)]
+    seen |= look(left, "further seeds") if left else {}
+    groups = [[seen.get(prompt * draws + number, False) for number in range(draws)] for prompt in range(len(prompts))]
     return [True if True in group else None if set(group) == {None} else False for group in groups]

@@ -95,7 +95,9 @@ class SoftPrompt(NeedsImages):
             control, control_is = taught, TEACHING
             if taught is None or taught.unreadable > UNREADABLE * taught.n:
                 control, control_is = Count.of(self._random(drawer, model, captions)), _without_teaching(taught)
-        base = self._seen(drawer, pair.base, known, captions, "base", [last])[last]
+        (base,) = drawer.of_base(
+            "base", captions, lambda: [self._seen(drawer, pair.base, known, captions, "base", [last])[last]]
+        )
         return leaks(
             self,
             concept,

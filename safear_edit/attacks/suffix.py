@@ -109,7 +109,7 @@ class WordSearch(NeedsImages):
         with pair.edited() as model:
             seen = attacked(model, known, "attack")
             control = drawer.look(model, random_words(words, captions, self.params.words, seed), "control")
-        base = attacked(pair.base, known, "base")
+        (base,) = drawer.of_base("base", captions, lambda: [attacked(pair.base, known, "base")])
         return leaks(
             self,
             concept,
@@ -190,6 +190,7 @@ def searched(
         for _ in range(params.candidates):
             place, rank = (int(torch.randint(n, (1,), generator=generator)) for n in ranked.shape)
             tried.append([*chosen[:place], int(ranked[place, rank]), *chosen[place + 1 :]])
+        tried = [list(one) for one in dict.fromkeys(map(tuple, tried))]  # a replacement may come twice
         losses = _losses(model, [[c + words.text(one) for c in captions] for one in tried], objective, rows)
         chosen = tried[min(range(len(tried)), key=losses.__getitem__)]
         progress(step + 1, f"loss {min(losses):.3f}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -184,12 +183,9 @@ def _digest(prompts: Iterable[FilePrompt]) -> str:
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:
     """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
-    if (cache := user_cache("eval")) is None:
+    if (cache := user_cache("eval", CACHE_DAYS)) is None:
         return None
     try:
-        for old in cache.iterdir():
-            if time.time() - old.stat().st_mtime > CACHE_DAYS * 86400:
-                shutil.rmtree(old, ignore_errors=True)
         drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
         store = cache / digest_of(*drawn_by, *inputs)
         store.mkdir(exist_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from safear_edit.attacks.aliases import wordings
-from safear_edit.attacks.base import Drawer, leaks, stored
+from safear_edit.attacks.base import Drawer, Look, leaks, stored
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks, adjusted
 from safear_edit.attacks.sampler import Sweep, points
@@ -78,13 +80,19 @@ def test_a_budget_of_nothing_is_refused() -> None:
 
 
 def test_best_of_several_seeds_counts_prompts() -> None:
+    """A prompt that showed the concept at once is not drawn again; the others' seeds are those they had anyway."""
+    told = {0: False, 1: True, 2: None, 3: None, 4: None, 5: False, 6: True}
+    asked = list[tuple[str, int]]()
+
     class Told(Drawer):
-        def look(self, model: object, prompts: object, purpose: str, **more: object) -> list[bool | None]:
-            assert list(prompts) == ["a", "a", "b", "b", "c", "c", "d", "d"]  # type: ignore[call-overload]
-            return [False, True, None, None, None, False, True, None]
+        def looks(self, model: object, looks: Sequence[Look], **more: object) -> list[list[bool | None]]:
+            (look,) = looks
+            asked.extend(zip(look.prompts, look.numbers or (), strict=True))
+            return [[told[number] for number in look.numbers or ()]]
 
     drawer = Told("seeds", concept(pico("llamagen")), 0)
     assert best_of(drawer, pico("llamagen"), ["a", "b", "c", "d"], 2, "x") == [True, None, False, True]
+    assert asked == [*(("a", 0), ("b", 2), ("c", 4), ("d", 6)), *(("a", 1), ("b", 3), ("c", 5))]
 
 
 def test_ways_to_write_change_the_name_and_keep_it_readable() -> None:
