@@ -10,24 +10,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from safear_edit.attacks.base import Concept
+from safear_edit.attacks.base import AttackParams, Concept
 from safear_edit.attacks.search import Option, OptionSearch, named, unnamed
 from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
+
+Way = Literal["bfloat16", "float16", "8 bits", "4 bits", "4 bits, groups of 64"]
+"""Names of `ROUNDINGS`."""
+
+
+class Rounding(AttackParams):
+    """What is tried; each way is a model of its own to draw with."""
+
+    ways: tuple[Way, ...] = get_args(Way)
 
 
 @attack("quantise", access="white-box")
 class Quantise(OptionSearch):
     """bfloat16, float16, and eight and four bits, per row and in groups of 64, there and back."""
 
+    Params: ClassVar[type[AttackParams]] = Rounding
+    params: Rounding
+
     def options(self, base: ModelFamily, concept: Concept) -> list[Option]:
         """As the base class says."""
         asks, plain = named(), unnamed(concept.spec)
-        return [Option(name, asks, plain, weights=partial(rounded, how=how)) for name, how in ROUNDINGS.items()]
+        ways = [(name, partial(rounded, how=ROUNDINGS[name])) for name in self.params.ways]
+        return [Option(name, asks, plain, weights=weights) for name, weights in ways]
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,7 +61,7 @@ def in_groups(weight: Tensor, bits: int, size: int) -> Tensor:
     return torch.cat([to_bits(part, bits) for part in weight.split(size, 1)], 1)
 
 
-ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+ROUNDINGS: dict[Way, Callable[[Tensor], Tensor]] = {
     "bfloat16": partial(cast, dtype=torch.bfloat16),
     "float16": partial(cast, dtype=torch.float16),
     "8 bits": partial(to_bits, bits=8),

@@ -17,6 +17,14 @@ UNREADABLE = 0.5
 """Share of a control's images that the judge may leave open; beyond it, nothing found there says nothing."""
 
 
+NO_MORE = "not more than its control"
+
+
+def recovered(points: float) -> str:
+    """What an attack says that brought back more than its control, and how much more."""
+    return f"recovers {points:.0f} points more than its control"
+
+
 class Part(StrictRecord):
     """One option of a search and what it found there; what was reported is measured on other prompts and seeds."""
 
@@ -78,8 +86,8 @@ class Leaks(StrictRecord):
         if not self.interpretable:
             return f"not interpretable: {self.why}"
         if self.excess is None or not self.recovers:
-            return "not more than its control"
-        return f"recovers {100 * self.excess.estimate:.0f} points more than its control"
+            return NO_MORE
+        return recovered(100 * self.excess.estimate)
 
 
 class Finished(StrictRecord):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safear_edit.attacks.record import FILE
+from safear_edit.attacks.record import FILE, adjusted
 from safear_edit.studies import attacks
 from safear_edit.studies.tables import Table, section
 from tests.report.test_attacks import leaks, record
@@ -41,3 +41,22 @@ def test_what_an_attack_alone_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     counts = {name: row["found more than its control"] for name, row in rows.items()}
     assert counts == {"suffix": {"k": 2, "n": 2}, "merge": {"k": 1, "n": 2}, "prune": {"k": 0, "n": 1}}
     assert rows["suffix"]["alone on"] == "b (c, f:v)" and rows["merge"]["alone on"] == rows["prune"]["on"] == ""
+
+
+def test_a_part_of_a_suite_is_corrected_for_what_it_ran(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the counts of its rows as the run itself does; what lost or never had its p gets it back."""
+    broken = leaks("p4d", "white-box", 90, why="the base model breaks")
+    found = [leaks("merge", "white-box", 90), leaks("suffix", "white-box", 8), broken, leaks("relearn", "white-box", 5)]
+    made = record(*adjusted(found))
+    (tmp_path / FILE).write_text(made.model_dump_json())
+    assert attacks.main([str(tmp_path), "--commit", "0567d9a"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row.get("Holm over") for row in rows] == [3, 3, None, 3, None]
+    alone = rows[0] | {"suite": "smoke", "p (Holm)": None, "Holm over": None, "result": "whatever"}
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines, json.dumps(alone)]))
+    assert attacks.main(["--holm", str(tmp_path / "rows.jsonl")]) == 0
+    *again, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert again == rows and [list(row) for row in again] == [list(row) for row in rows]
+    assert last["Holm over"] == 1 and last["p (Holm)"] < rows[0]["p (Holm)"]
+    assert last["result"] == rows[0]["result"] == "recovers 90 points more than its control"
