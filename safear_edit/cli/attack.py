@@ -56,8 +56,10 @@ class AttackOptions(Seeded, OnDevice, Drawing, Shown):
 def attack(folder: Path, given: AttackOptions) -> int:
     """Try to bring a concept back from a release, each attack beside its control of the same budget.
 
-    The same call goes on where it was killed. The exit code is 0 whatever is found, but for the suites ci and audit: 1
-    if a black-box attack finds more than they allow, 3 if that is not shown either way. White-box attacks never decide.
+    The same call goes on where it was killed. What the base model shows is kept in the user's cache for a month, so
+    that another edit of it is attacked without drawing that again; the column cost says how many images that was. The
+    exit code is 0 whatever is found, but for the suites ci and audit: 1 if a black-box attack finds more than they
+    allow, 3 if that is not shown either way. White-box attacks never decide.
 
     \b
     safear-edit attack safe-llamagen --tier standard
@@ -125,9 +127,15 @@ def _row(leaks: Leaks, upper: float | None) -> tuple[str, ...]:
         _counted(leaks.control) if leaks.control else "none",
         f"{excess.estimate:+.2f} [{excess.low:+.2f}, {excess.high:+.2f}]" if excess else "–",
         f"{p:.3g}" if p is not None else "–",
-        f"{leaks.cost.images} images, {leaks.cost.steps} steps, {leaks.cost.seconds:.0f} s",
+        _cost(leaks),
         f"{decided}: {leaks.sentence()}" if decided else leaks.sentence(),
     )
+
+
+def _cost(leaks: Leaks) -> str:
+    cost = leaks.cost
+    reused = f" ({cost.reused} of them drawn before)" if cost.reused else ""
+    return f"{cost.images} images{reused}, {cost.steps} steps, {cost.seconds:.0f} s"
 
 
 def _counted(count: Count) -> str:

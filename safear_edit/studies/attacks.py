@@ -96,7 +96,7 @@ def _attack(leaks: Leaks, over: int) -> dict[str, Any]:
         OVER: None if leaks.p_holm is None else over,
         "seconds": round(leaks.cost.seconds),
         "result": leaks.sentence(),
-    }
+    } | ({"images drawn before": leaks.cost.reused} if leaks.cost.reused else {})
 
 
 def corrected(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
