@@ -20,13 +20,9 @@ from functools import cache, lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from safear_edit.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
-
 
 Kind = Literal["families", "methods", "judges", "attacks"]
 KINDS: dict[Kind, str] = {"families": "family", "methods": "method", "judges": "judge", "attacks": "attack"}

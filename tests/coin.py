@@ -42,6 +42,14 @@ def third_party(kind: registry.Kind) -> Iterator[registry.Entry]:
     return iter([ENTRY] if kind == "judges" else [])
 
 
+def install(site: Path) -> None:
+    """Make the coin a package of `site`, for programs that have it and this checkout on their PYTHONPATH."""
+    about = site / "coin-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: coin\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[safear_edit.judges]\ncoin = {__name__}:Coin\n")
+
+
 def make_world(root: Path, *concepts: str, model: type[ModelFamily] = LlamaGen, n: int | None = None) -> None:
     """Write the folder `base`, a random tiny model, and NAME.yaml for each built-in concept, which the coin judges.
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import ROOT
+from tests import ROOT, coin
 from tests.programs import run_all
 
-SMALL = ("params.steps=2", "construct.pairs=8", "construct.keep=6", "evaluate.n.direct=2", "evaluate.n.paraphrase=2",
-         "evaluate.n.template=2", "preserve.other-styles.n=2", "preserve.objects.n=2",
-         "preserve.plain.n=2")  # fmt: skip
+SMALL = ("params.steps=2", "construct.pairs=60", "construct.keep=6", "evaluate.n.direct=8", "evaluate.n.paraphrase=4",
+         "evaluate.n.template=4")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     target = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--target", str(target), str(ROOT / "examples" / "plugin")], check=True)
+    coin.install(target)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(target)]), "OMP_NUM_THREADS": "1"}
 
 
@@ -32,9 +32,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def ran(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What `ls methods` prints there, and the release that the method then makes."""
     folder = tmp_path_factory.mktemp("ran")
+    coin.make_world(folder, "picasso", n=2)
     sets = [word for value in SMALL for word in ("--set", value)]
-    about = ["--model", "llamagen", "--method", "unlikelihood", "--unsigned", "-q"]
-    apply = ["apply", "picasso", *about, "--out", "out", *sets]
+    about = ["--model", "./base", "--method", "unlikelihood", "--unsigned", "-q"]
+    apply = ["apply", "picasso.yaml", *about, "--out", "out", *sets]
     listed, applied = run_all([["ls", "methods"], apply], folder, installed)
     assert listed.code == 0 and applied.code in (0, 1, 3), applied.err
     return listed.out.decode(), folder / "out"
@@ -49,7 +50,7 @@ def test_its_docstring_is_listed(ran: tuple[str, Path]) -> None:
 def test_the_release_names_who_brought_it(ran: tuple[str, Path]) -> None:
     _, out = ran
     report = json.loads((out / "report.json").read_text())
-    (found,) = report["environment"]["plugins"]
+    found, tossed = report["environment"]["plugins"]
     source = (ROOT / "examples/plugin/safear_unlikelihood.py").read_bytes()
     assert found == {
         "kind": "methods",
@@ -59,6 +60,10 @@ def test_the_release_names_who_brought_it(ran: tuple[str, Path]) -> None:
         "module": "safear_unlikelihood",
         "sha256": hashlib.sha256(source).hexdigest(),
     }
+    assert (tossed["kind"], tossed["distribution"]) == ("judges", "coin")
     bom = json.loads((out / "bom.cdx.json").read_text())
-    assert [one["name"] for one in bom["components"] if one["bom-ref"].startswith("plugin:")] == ["safear-unlikelihood"]
+    assert [one["name"] for one in bom["components"] if one["bom-ref"].startswith("plugin:")] == [
+        "safear-unlikelihood",
+        "coin",
+    ]
     assert found["sha256"] in (out / "report.html").read_text()

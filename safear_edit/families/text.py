@@ -128,8 +128,9 @@ class MiniLM:
         from transformers import BertConfig, BertModel
 
         folder = minilm_folder()
-        net = BertModel(BertConfig.from_json_file(str(folder / "config.json"))).eval().requires_grad_(False)
-        net.load_state_dict(read_weights(folder / "model.safetensors"), strict=False)  # __init__ checked the digest
+        config = BertConfig.from_json_file(str(folder / "config.json"))
+        net = unfilled(lambda: BertModel(config)).eval().requires_grad_(False)
+        fill(net, read_weights(folder / "model.safetensors"))  # __init__ checked the digest
         return net
 
     def origin(self) -> tuple[str, str]:

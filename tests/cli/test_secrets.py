@@ -13,7 +13,7 @@ from safear_edit.cli import main
 from safear_edit.files import weights
 from safear_edit.release import keys
 from safear_edit.release.verify import verify_folder
-from tests import ROOT
+from tests import ROOT, coin
 from tests.programs import Done, run_all
 
 PASSWORD, TOKEN, PIN, USER = "correct-horse-9", "hf_PlantedTokenPlanted42", "pin-83517-pin", "planted:s3cret-in-uri"
@@ -22,11 +22,13 @@ PICASSO = str(ROOT / "concepts" / "picasso.yaml")
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A folder with a locked key, a spec, a broken recipe and a pickle."""
+    """A folder with a locked key, a tiny model, a spec that a coin judges and a broken recipe."""
     return made_world(tmp_path)
 
 
 def made_world(folder: Path) -> Path:
+    coin.make_world(folder, "picasso", n=2)
+    coin.install(folder / "site")
     keys.generate(folder / "keys", password=PASSWORD.encode())
     (folder / "r.json").write_text("{}")
     (folder / "safe").mkdir()
@@ -38,7 +40,7 @@ def environment(world: Path, escaped: bool) -> dict[str, str]:
     pem = (world / "keys" / "safear.key").read_text()
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(world / "site")]),
         "TMPDIR": str(world / "tmp"),
         "SAFEAR_SIGNING_KEY": pem.replace("\n", "\\n") if escaped else pem,
         "SAFEAR_SIGNING_KEY_PASSWORD": PASSWORD,
@@ -93,9 +95,8 @@ CASES += [(entry, True) for entry in ("check", "doctor", "generate", "stack")]
 """With SAFEAR_SIGNING_KEY as it is, and with its line ends escaped and SAFEAR_DEBUG set."""
 
 
-SMALL = ("construct.pairs=8", "construct.keep=6", "params.steps=2", "params.save_every=1", "params.batch=4",
-         "params.keep_batch=2", "evaluate.n.direct=2", "evaluate.n.paraphrase=2", "evaluate.n.template=2",
-         "preserve.other-styles.n=2", "preserve.objects.n=2", "preserve.plain.n=2")  # fmt: skip
+SMALL = ("construct.pairs=60", "construct.keep=6", "params.steps=2", "params.save_every=1", "params.batch=4",
+         "params.keep_batch=2", "evaluate.n.direct=8", "evaluate.n.paraphrase=4", "evaluate.n.template=4")  # fmt: skip
 WALK = "a whole walk"
 
 
@@ -107,7 +108,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], tupl
         world = made_world(tmp_path_factory.mktemp("world"))
         asked = entries((world / "keys" / "safear.key").read_text())
         sets = [word for value in SMALL for word in ("--set", value)]
-        asked[WALK] = ["apply", PICASSO, "--model", "llamagen", "--out", str(released_by(world)), *sets]
+        asked[WALK] = ["apply", "picasso.yaml", "--model", "./base", "--out", str(released_by(world)), *sets]
         cases = [case for case in (*CASES, (WALK, True)) if case[1] == escaped]
         done = run_all([asked[entry] for entry, _ in cases], world, environment(world, escaped))
         found |= {case: (one, world) for case, one in zip(cases, done, strict=True)}
