@@ -22,3 +22,16 @@ def user_cache(purpose: str, days: float | None = None) -> Path | None:
     except (OSError, RuntimeError):  # Path.home of a user without one
         return None
     return folder
+
+
+def recent(purpose: str, key: str, days: float) -> Path | None:
+    """The folder `key` of `user_cache(purpose, days)`, made if it isn't there; None where it can't be made."""
+    if (cache := user_cache(purpose, days)) is None:
+        return None
+    mine = cache / key
+    try:
+        mine.mkdir(exist_ok=True)
+        os.utime(mine)
+    except OSError:
+        return None
+    return mine

@@ -20,7 +20,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of
-from safear_edit.files.cache import user_cache
+from safear_edit.files.cache import recent
 from safear_edit.files.layout import is_release, looks_released
 from safear_edit.pipeline.order import resolve_device, source_path, spec_for
 from safear_edit.pipeline.steps import concept_judge, edited
@@ -183,15 +183,8 @@ def _digest(prompts: Iterable[FilePrompt]) -> str:
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:
     """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
-    if (cache := user_cache("eval", CACHE_DAYS)) is None:
-        return None
-    try:
-        drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
-        store = cache / digest_of(*drawn_by, *inputs)
-        store.mkdir(exist_ok=True)
-    except OSError:
-        return None
-    return store
+    drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
+    return recent("eval", digest_of(*drawn_by, *inputs), CACHE_DAYS)
 
 
 def compare_likelihoods(

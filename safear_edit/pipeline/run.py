@@ -39,6 +39,7 @@ from safear_edit.files import rundir
 from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.interference import measure_interference
+from safear_edit.pipeline.kept_images import kept_images
 from safear_edit.pipeline.order import Order, compile_recipes, read_sources, refuse_drafts, source_path
 from safear_edit.pipeline.publish import Result, publish
 from safear_edit.pipeline.state import RunOptions, StackChange, StackState, loaded, measured_part
@@ -140,7 +141,8 @@ def _evaluated(run: RunDir, state: StackState, event: str, options: RunOptions) 
         recipe, left_out = state.measured_by(member)
         if left_out:
             options.say(f"{name}: {len(left_out)} prompts are left out, which other concepts erase or trained on")
-        progress, drawn = options.progress_of(name), options.base_images or run.part(f"base/{name}").root
+        kept = options.base_images or kept_images(member.recipe, state.model, state.ref)
+        progress, drawn = options.progress_of(name), kept or run.part(f"base/{name}").root
         evaluate(part, member.recipe, state.model, state.stack, progress, leave_out=left_out, base_images=drawn)
         save_recipe(recipe, part / "recipe.json")
         counts[name] = measured(read_outcomes(part / "outcomes.jsonl"))

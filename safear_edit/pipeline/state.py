@@ -97,7 +97,8 @@ class RunOptions:
 
     key: signs the release; None leaves it unsigned, `unsigned` says that this is meant so. overwrite: replace an output
     that is there. command: as it was typed, for the report. say: gets a line now and then, progress every stage.
-    base_images: where the base model's images stay for other walks of the same concept; None: in the run's own folder.
+    base_images: where the base model's images stay for other walks of the same concept; None: in the user's cache
+    (kept_images.py) or the run's own folder.
     draft: publish although a spec still says what `init` wrote for a person to replace.
     """
 

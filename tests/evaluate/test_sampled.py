@@ -204,6 +204,21 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
     assert not (tmp_path / BATCHES).exists()
 
 
+def test_what_the_base_model_drew_before_is_taken_and_changes_no_byte(
+    model: ModelFamily, run: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever edit it was drawn beside."""
+    before = tmp_path / "base"
+    evaluate(model, made_edit(model, 0.0), recipe, tmp_path / "other", batch=BATCH, base_images=before)
+    counter = Counter(model)
+    monkeypatch.setattr(model, "generate", counter)
+    evaluate(model, made_edit(model, STRENGTH), recipe, tmp_path / "run", batch=BATCH, base_images=before)
+    assert counter.count == len(rows_of(run, "score", "edited"))
+    for path in sorted(run.rglob("*")):
+        if path.is_file():
+            assert (tmp_path / "run" / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
 def test_batches_of_another_edit_are_not_taken(
     model: ModelFamily, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
