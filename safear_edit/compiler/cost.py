@@ -199,9 +199,16 @@ def training_bytes(model: ModelFamily, params: BaseModel, work: Work) -> int:
     if getattr(params, "recompute", False):
         kept = depth * 2 * model.dtype.itemsize + each
     logits = LOGIT_COPIES * 4 * prod(model.token_shape) * model.card.choices
-    held = _preserved(params)
-    rows = (work.rows - held + held / getattr(params, "keep_parts", 1)) / getattr(params, "accumulate", 1)
-    return round(rows * (tokens * width * kept + logits))
+    return round(_rows_together(params, work) * (tokens * width * kept + logits))
+
+
+def _rows_together(params: BaseModel, work: Work) -> float:
+    """Rows of which a step holds at a time what the backward pass needs."""
+    held, parts = _preserved(params), getattr(params, "keep_parts", 1)
+    others = work.rows - held
+    beside = parts == 1 or getattr(params, "adversarial", False)  # what attacks the pairs is held beside either
+    rows = others + held / parts if beside else max(others, held / parts)
+    return rows / getattr(params, "accumulate", 1)
 
 
 def _preserved(params: BaseModel) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as run_again
 
 from safear_edit.compiler.cost import LORA_WIDTHS, Work
 from safear_edit.compiler.recipe import Card
@@ -123,7 +124,7 @@ def fit_pairs(
     modules = model.editable(params.part) if modules is None else modules
 
     def objective(draw: Draw) -> tuple[Tensor, Readings]:
-        value, readings = loss(bench, draw)
+        value, readings = _apart(loss, bench, draw) if params.keep_parts > 1 else loss(bench, draw)
         if masked and not value.requires_grad:
             return value, readings
         if params.adversarial:
@@ -156,6 +157,20 @@ def fit_pairs(
         minutes=tuned.minutes,
     )
     return Edit("lora", tuned.tensors, info)
+
+
+def _apart(
+    loss: Callable[[Workbench, Draw], tuple[Tensor, Readings]], bench: Workbench, draw: Draw
+) -> tuple[Tensor, Readings]:
+    """The loss on pairs, run once more in the backward pass: until then nothing of it stands beside what must stay."""
+    told = Readings()
+
+    def value() -> Tensor:
+        found, readings = loss(bench, draw)
+        told.update(readings)
+        return found
+
+    return run_again(value, use_reentrant=False), told
 
 
 def _identity(

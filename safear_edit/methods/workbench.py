@@ -56,8 +56,8 @@ class PairTuning(Tuning):
         1,
         ge=1,
         exclude_if=lambda parts: parts == 1,  # recipes from before there was one keep their digests
-        description="parts that a step's preserved images are taken in, each run once more in the backward pass: saves "
-        "memory where they are many and pairs are few; same edit but for rounding",
+        description="parts that a step's preserved images are taken in; from two on, each of them and the loss on "
+        "pairs run once more in the backward pass, none beside another, to save memory; same edit but for rounding",
     )
     understanding_weight: float = Field(
         0.0,

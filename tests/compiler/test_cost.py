@@ -58,12 +58,13 @@ def test_a_search_that_fits_is_left_alone_and_one_that_does_not_saves_memory(mod
 
 
 def test_many_preserved_images_beside_few_pairs_are_taken_in_parts_of_their_own(model: LlamaGen) -> None:
-    """Two pairs cut a step in two only; what is preserved is cut further, down to one image at a time."""
+    """Two pairs cut a step in two only; what is preserved is cut further, down to as many rows as a pair has."""
     many = PARAMS.model_copy(update={"batch": 2, "keep_batch": 12})
     halves = many.model_copy(update={"recompute": True, "accumulate": 2})
-    tried = [halves, *(halves.model_copy(update={"keep_parts": parts}) for parts in (2, 3, 6))]
+    tried = [halves, *(halves.model_copy(update={"keep_parts": parts}) for parts in (2, 3))]
     sizes = [training(model, params) for params in tried]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    assert training(model, halves.model_copy(update={"keep_parts": 6})) == sizes[-1], "no part stands beside the pairs"
     for params, size in zip(tried, sizes, strict=True):
         assert within(model, many, work, 1000, size) == params
     held = many.model_copy(update={"keep_weight": 0.0, "understanding_weight": 1.0})

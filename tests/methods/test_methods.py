@@ -199,6 +199,30 @@ def test_preserved_images_in_parts_give_the_same_drift_and_gradient_and_keep_les
     assert one > 0 and less < whole / 4
 
 
+@pytest.mark.parametrize("kind", [VCE, SVARE])
+def test_a_step_in_parts_of_its_own_finds_the_same_edit_and_keeps_less(
+    kind: type[VCE | SVARE], material: Material
+) -> None:
+    """The loss on pairs too, whatever it reads of the base model, is run again when the backward pass needs it."""
+    found = []
+    for parts in (1, 3):
+        numbers = {"steps": 2, "batch": 4, "keep_weight": 1.0, "keep_batch": 6, "warmup": 0, "keep_parts": parts}
+        kept = list[int]()
+
+        def pack(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            edit = kind().fit(
+                LlamaGen.pico(seed=0), material, kind.Params.model_validate(numbers), seed=0, progress=silent
+            )
+        found.append((edit.tensors, edit.info.losses, sum(kept)))
+    (one, losses, whole), (other, others, less) = found
+    torch.testing.assert_close(one, other)
+    assert losses == pytest.approx(others) and less < whole / 20
+
+
 def test_drift_is_zero_until_the_adapter_moves(model: LlamaGen, material: Material) -> None:
     bench = Workbench(model, material, PairTuning(keep_weight=1.0, keep_batch=6, caption_drop=0.3), silent)
     with borrowed(model.net, writes=()):
