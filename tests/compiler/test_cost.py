@@ -8,10 +8,12 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from safear_edit import registry
 from safear_edit.compiler import cost
 from safear_edit.compiler.cost import (
     Speed,
     Work,
+    declared,
     draw_within,
     learn_within,
     stage_bytes,
@@ -19,6 +21,7 @@ from safear_edit.compiler.cost import (
     training_seconds,
     within,
 )
+from safear_edit.compiler.recipe import load_base_recipe
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.families.infinity import Infinity
@@ -26,6 +29,7 @@ from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.sft import SFT
 from safear_edit.methods.vce import VCE
+from safear_edit.studies.gpu import FULL
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,25 @@ def test_many_preserved_images_beside_few_pairs_are_taken_in_parts_of_their_own(
     held = many.model_copy(update={"keep_weight": 0.0, "understanding_weight": 1.0})
     with pytest.raises(UsageError, match="--memory"):
         within(model, held, work, 1000, training(model, held.model_copy(update={"accumulate": 2})) // 2)
+
+
+@pytest.mark.parametrize(
+    ("ref", "method", "gib"), [("infinity:2b", "svare", 16), ("llamagen:xl-256", "vce", 8), ("janus:pro-1b", "vce", 8)]
+)
+def test_a_published_size_trains_by_its_recipe_in_the_memory_of_a_usual_device(ref: str, method: str, gib: int) -> None:
+    """In bfloat16, at its own image size, the batch as the recipe has it; nothing is computed (the meta device)."""
+    model = FULL[ref](torch.device("meta"), torch.bfloat16)
+    base = load_base_recipe(method).for_model(model.card)
+    made = registry.lookup("methods", method).load()()
+    params = made.Params.model_validate(base.params)
+
+    def own(one: BaseModel) -> Work:
+        return declared(made, one, model.card, 50)
+
+    trainable = made.trainable(params, model)
+    fitted = within(model, params, own, trainable, gib * 2**30)
+    assert stage_bytes(model, fitted, own(fitted), trainable)["training"] <= gib * 2**30
+    assert fitted.model_copy(update={"recompute": False, "accumulate": 1, "keep_parts": 1}) == params
 
 
 def test_numbers_that_a_person_set_stay(model: LlamaGen) -> None:
