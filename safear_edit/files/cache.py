@@ -16,9 +16,10 @@ def user_cache(purpose: str, days: float | None = None) -> Path | None:
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safear-edit" / purpose
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for old in folder.iterdir() if days is not None else ():
-            if time.time() - old.stat().st_mtime > days * 86400:
-                shutil.rmtree(old, ignore_errors=True)
+        if days is not None:
+            for old in folder.iterdir():
+                if time.time() - old.stat().st_mtime > days * 86400:
+                    shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError):  # Path.home of a user without one
         return None
     return folder
