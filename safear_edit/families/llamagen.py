@@ -272,6 +272,8 @@ def rope_table(config: GPTConfig) -> Tensor:
     """cos and sin of the image positions, (block_size, hd/2, 2): the first half of the pairs turns with the row."""
     grid = round(config.block_size**0.5)
     half = config.head_dim // 2
+    if torch.get_default_device().type == "meta":  # sizes alone; to compute there torch would import its compiler
+        return torch.empty(grid**2, half, 2)
     frequencies = config.rope_base ** (-torch.arange(0, half, 2).float() / half)
     angles = torch.outer(torch.arange(grid).float(), frequencies)
     rows, columns = angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)

@@ -369,13 +369,22 @@ INITIALISERS = ("torch.nn.init", "transformers.initialization")
 """Modules of functions that fill weights; transformers puts its own in the place of torch's while it makes a model."""
 
 
+SCALED = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+"""What brings random weights to their size."""
+
+
 class _Unfilled(TorchFunctionMode):
-    """Modules leave weights without memory as they are: to fill them torch would import its compiler, over a second."""
+    """Modules leave weights without memory as they are, those that they make at random, too: to fill them torch would
+    import its compiler, which takes seconds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
+        if func is torch.randn and torch.get_default_device().type == "meta":
+            return torch.empty(*args, **given)
+        if func in SCALED and args[0].is_meta and args[0].is_floating_point() and isinstance(args[1], float):
+            return args[0]
         if getattr(func, "__module__", "") in INITIALISERS or func in (Tensor.normal_, Tensor.uniform_):
             tensor = args[0] if args else given["tensor"]
             if tensor.is_meta:

@@ -442,6 +442,25 @@ print((peak() - before) // 1024)
     assert 100 < grown < 250
 
 
+def test_sizes_are_compared_without_torchs_compiler(tmp_path: Path) -> None:
+    """It takes seconds to import, and a release's files are no files of the program's; weights that a module makes at
+    random and scales are among them."""
+    code = """
+import sys, torch
+from torch import nn
+from safear_edit.files.weights import filled
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.start = nn.Linear(3, 2), nn.Parameter(torch.randn(2, 3) * 0.5)
+        self.register_buffer("other", 0.1 * torch.randn(4))
+net = filled(Net, 1, {name: torch.ones_like(own) for name, own in Net().state_dict().items()}, "a release's file")
+assert all(bool((tensor == 1).all()) for tensor in net.state_dict().values())
+print("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+
+
 # -- writing
 
 
