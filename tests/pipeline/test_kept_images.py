@@ -42,6 +42,7 @@ def test_only_built_in_specs_on_a_mini_by_its_name_are_kept(
     (folder := tmp_path / "folder").mkdir()
     LlamaGen.pico().export(folder)
     assert kept_images(recipe, model, str(folder)) is None
+    assert kept_images(recipe, LlamaGen.pico(), "llamagen:pico") is None, "a name that a stack has, and --model has not"
 
 
 def test_other_code_threads_or_versions_have_a_folder_of_their_own_and_old_ones_go(
