@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,17 @@ from safear_edit.families.reference import ModelRef, all_published, published
 from safear_edit.registry import find_builtin, lookup
 
 PLUGIN = '''
+from types import SimpleNamespace
 class Toy:
     """A family with nothing in it."""
     name = "toy"
     provides = frozenset()
+    weight_bytes = 0
     @classmethod
     def load(cls, ref, device="cpu"):
-        return (ref, device)
+        made = cls()
+        made.ref, made.device = ref, SimpleNamespace(type=device)
+        return made
 '''
 
 
@@ -70,7 +75,8 @@ def test_unknown_names_suggest() -> None:
 def test_third_party_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     add_plugin(monkeypatch, tmp_path, "[safear_edit.families]\ntoy = toy_plugin:Toy\n")
     assert lookup("families", "toy").source == "toy-plugin"
-    assert load_model("toy:any", "cpu") == (ModelRef("toy", "any"), "cpu")
+    made: Any = load_model("toy:any", "cpu")
+    assert (made.ref, made.device.type) == (ModelRef("toy", "any"), "cpu")
 
 
 def test_a_third_party_family_brings_its_variants_and_layouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_small_step_against_the_gradient_lowers_the_loss(words: Typable) -> No
 
     def loss() -> float:
         with torch.no_grad():
-            condition = model.condition([text + words.text(chosen) for text in captions])
+            condition = model.open_condition([text + words.text(chosen) for text in captions])  # remembers nothing
             return -float(token_logprobs(model.logits(condition, ids), ids).double().mean())
 
     at = loss()

@@ -298,7 +298,7 @@ def test_a_pipeline_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> No
         load_model(str(tmp_path))
     with pytest.raises(UsageError, match=r"variant of diffusion: expected one of mini, sd-1\.5, got 'big'"):
         load_model("diffusion:big")
-    with pytest.raises(UsageError, match=r"pull diffusion:sd-1\.5`, or put"):
+    with pytest.raises(UsageError, match=r"pull diffusion:sd-1\.5` or --pull, or put"):
         load_model("diffusion:sd-1.5")
 
 

@@ -113,8 +113,8 @@ def run(seed: int, erased: tuple[int, int], drop: float, status: str) -> Any:
     rate = SimpleNamespace(k=erased[0], n=erased[1], estimate=erased[0] / erased[1], low=0.5, high=1.0)
     slices = [SimpleNamespace(slice="direct", erased=rate, cannot_tell_edited=1)]
     members = [
-        SimpleNamespace(name="dog", drop=drop, upper95=drop + 0.1),
-        SimpleNamespace(name="cat", drop=0, upper95=0.1),
+        SimpleNamespace(name="dog", drop=drop, upper=drop + 0.1),
+        SimpleNamespace(name="cat", drop=0, upper=0.1),
     ]
     measured = SimpleNamespace(
         erasure=slices,
