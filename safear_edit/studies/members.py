@@ -51,6 +51,7 @@ def row(report: Report, seed: int) -> dict[str, Any]:
     return {
         "model": report.base_model.reference,
         "concept": concept.name,
+        "method": f"`{concept.edit.method}`",
         "seed": seed,
         "verdict": report.verdict.status,
         **{SLICES.get(name, name): share for name, share in erased.items()},
