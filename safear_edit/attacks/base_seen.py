@@ -18,7 +18,7 @@ from safear_edit.files.records import StrictRecord, read_record
 BASE_SEEN = "base"
 """Folder of these files, in an attack's store."""
 DAYS = 30
-"""What the cache holds is kept this long."""
+"""What no attack asked for is kept this long."""
 
 
 class BaseSeen(StrictRecord):
@@ -44,13 +44,11 @@ def write_base_seen(path: Path, seen: BaseSeen) -> None:
 
 def recall(store: Path, cache: Path) -> None:
     """Put what earlier attacks kept into an attack's store."""
-    if cache.is_dir():
-        shutil.copytree(cache, store / BASE_SEEN, dirs_exist_ok=True)
+    shutil.copytree(cache, store / BASE_SEEN, dirs_exist_ok=True)
 
 
 def keep(store: Path, cache: Path) -> None:
     """Keep what an attack left; a cache that can't be written keeps nothing."""
     with suppress(OSError):
         for path in sorted((store / BASE_SEEN).glob("*.json")):
-            (known := cache / path.name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(known, path.read_bytes())
+            write_atomic(cache / path.name, path.read_bytes())

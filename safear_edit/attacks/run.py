@@ -21,7 +21,7 @@ from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
 from safear_edit.editor.fine_tune import Tuning
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
-from safear_edit.files.cache import user_cache
+from safear_edit.files.cache import recent
 from safear_edit.files.records import read_record
 from safear_edit.judges.draw import draw_and_judge
 from safear_edit.progress import Callback, silent
@@ -83,7 +83,7 @@ def attacked(
     """
     model, spec, start = pair.base, concept.spec, time.monotonic()
     about = [model.card.digest, json_digest(spec.model_dump(mode="json")), concept.judge.digest]
-    bases, behind = user_cache("attacks", base_seen.DAYS), _behind(model, concept)
+    behind = _behind(model, concept)
     found: list[Leaks] = []
     not_run: list[NotRun] = []
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def attacked(
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
         decides = [*about, made.name, made.code(), *settings]
-        key, base = digest_of(change, *decides), bases and bases / digest_of(behind, *decides)
+        key, base = digest_of(change, *decides), digest_of(behind, *decides)
         why = made.unfit(pair, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
         if why or (spent and not _kept(out, made.name, key)):
@@ -147,20 +147,21 @@ def _once(
     seed: int,
     out: Path,
     key: str,
-    base: Path | None,
+    base: str,
     progress: Callback,
 ) -> Leaks:
-    """Run the attack, or read what it found before; base: where what the base model shows is kept between runs."""
+    """Run the attack, or read what it found before; base: by what digest is kept what the base model shows."""
     if kept := _kept(out, made.name, key):
         return kept
     store = out / "images" / key[:16]
-    if base and processes.is_main():
-        base_seen.recall(store, base)
+    cache = recent("attacks", base, base_seen.DAYS) if processes.is_main() else None
+    if cache:
+        base_seen.recall(store, cache)
     leaks = made.run(pair, concept, budget, seed, store=store, progress=progress)
     write_atomic(out / f"{made.name}.json", Finished(key=key, leaks=leaks).model_dump_json(indent=1) + "\n")
     if processes.is_main():
         write_brought(out / name_of(made.name), read_brought(store / SHOWN, made.name))
-        if base:
-            base_seen.keep(store, base)
+        if cache:
+            base_seen.keep(store, cache)
         shutil.rmtree(store, ignore_errors=True)
     return leaks
