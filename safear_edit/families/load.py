@@ -43,15 +43,11 @@ def load_model(
     kind = resolve_dtype(dtype, ref, device)
     if str(kind) != "torch.float32":  # a family of another package may know no other dtype
         options["dtype"] = kind
-    from safear_edit.families import memory
-
     model: ModelFamily = lookup("families", ref.family).load().load(ref, device=device, **options)
     if str(kind) != "torch.float32":
         from safear_edit.families.layers.half import widened
 
         widened(model.net)
-    if model.device.type == "cpu" and model.weight_bytes >= memory.LARGE:
-        memory.keep_no_large_blocks()
     return model
 
 

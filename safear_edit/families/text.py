@@ -22,8 +22,8 @@ from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import weight_file
 from safear_edit.families.layers.half import widened
-from safear_edit.families.memory import give_back
 from safear_edit.files.atomic import digest_of, sha256_file
+from safear_edit.files.memory import give_back
 from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
 if TYPE_CHECKING:

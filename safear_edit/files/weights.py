@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.files.atomic import replacing, sync_folder
 from safear_edit.files.atomic import sha256_file as sha256_file  # the name under which readers of weights look for it
+from safear_edit.files.memory import LARGE, keep_no_large_blocks
 from safear_edit.files.strict import parse_json, read_json
 from safear_edit.redact import clean_environment
 from safear_edit.registry import PACKAGE
@@ -84,7 +85,23 @@ _CHUNK = 1 << 22
 N = TypeVar("N", bound=nn.Module)
 
 
-class Stored(Mapping[str, Tensor]):
+class _Lazy(Mapping[str, Tensor]):
+    """Tensors that are read when asked for; whether a name is there is told without reading (`Mapping`'s own
+    `in` reads)."""
+
+    _places: Mapping[str, Any]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Stored(_Lazy):
     """The tensors of a checkpoint, on the CPU, in the file's own dtypes; each is read when asked for, and not kept.
 
     like: the same as meta tensors, which have name, shape and dtype and take no memory. TrustError for a tensor that
@@ -118,12 +135,6 @@ class Stored(Mapping[str, Tensor]):
             raise TrustError(f"{shown} {name}", "finite weights", "NaN or Inf", AGAIN)
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
     def close(self) -> None:
         """Give back what is mapped; a tensor that is asked for later opens its file again."""
         self._file, self._opened, self._read = None, Path(), 0
@@ -142,11 +153,11 @@ class Place:
         return weights[self.name] if self.made is None else self.made(weights[self.name])
 
 
-class Renamed(Mapping[str, Tensor]):
+class Renamed(_Lazy):
     """Tensors of other mappings under names of their own, each still read when asked for, and not kept."""
 
     def __init__(self, places: Mapping[str, Place]) -> None:
-        self._places = dict(places)
+        self._places: dict[str, Place] = dict(places)
 
     @property
     def like(self) -> dict[str, Tensor]:
@@ -156,12 +167,6 @@ class Renamed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         return place.of(place.weights)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 def places(weights: Mapping[str, Tensor], rename: Callable[[str], str | None] = str) -> dict[str, Place]:
@@ -353,6 +358,8 @@ def filled(
         refuse_misfit(net.state_dict(), stored, where, ignore)
     if dtype is not None:
         net.to(dtype)
+    if torch.device(device).type == "cpu" and sum(tensor.nbytes for tensor in net.parameters()) >= LARGE:
+        keep_no_large_blocks()
     fill(net, weights, device, ignore)
     return net.to(device)
 

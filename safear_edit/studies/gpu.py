@@ -42,10 +42,10 @@ from safear_edit.families.janus import Janus, Settings, Source, Vocabulary, buil
 from safear_edit.families.janus import card_of as janus_card
 from safear_edit.families.llamagen import GPT, PUBLISHED, LlamaGen
 from safear_edit.families.llamagen import card_of as llamagen_card
-from safear_edit.families.memory import give_back
 from safear_edit.families.tokenizers.bsq import BSQ
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
+from safear_edit.files.memory import give_back
 from safear_edit.methods.vce import VCE
 from safear_edit.pipeline.plan import images_drawn
 from safear_edit.spec.spec import load_spec

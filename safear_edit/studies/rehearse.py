@@ -59,10 +59,10 @@ from safear_edit.families.janus import SPECIAL, Janus, Vocabulary, build, read_c
 from safear_edit.families.language import byte_tokenizer
 from safear_edit.families.llamagen import GPT, PUBLISHED
 from safear_edit.families.load import load_model
-from safear_edit.families.memory import give_back
 from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel
+from safear_edit.files.memory import give_back
 from safear_edit.files.weights import unfilled, write_pickle, write_weights
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent

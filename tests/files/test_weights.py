@@ -411,9 +411,13 @@ def test_a_file_notes_what_a_half_precision_model_computes_in(tmp_path: Path, ki
     assert stored_dtype(tmp_path / "w.safetensors") == str(kind).removeprefix("torch.")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM")
-def test_loading_takes_one_copy_in_the_target_dtype_and_one_tensor(tmp_path: Path) -> None:
-    """32 tensors of 8 MiB in float32, 256 MiB: in bfloat16 they take 128 MiB, and two copies would take 512."""
+@pytest.mark.skipif(sys.platform != "linux", reason="smaps")
+def test_loading_takes_one_copy_in_the_target_dtype_and_reads_each_tensor_once(tmp_path: Path) -> None:
+    """32 tensors of 8 MiB in float32, 256 MiB: in bfloat16 they take 128 MiB, and two copies would take 512.
+
+    Counted whenever a tensor is read: the process's own pages and those of the mapped file. The libraries' pages, which
+    the kernel takes and brings back as it likes, don't count.
+    """
     code = """
 import sys, torch
 from pathlib import Path
@@ -425,21 +429,36 @@ make = lambda: nn.Sequential(*(nn.Linear(2048, 1024, bias=False) for _ in range(
 if not path.exists():
     write_weights(path, make().state_dict())
     sys.exit()
-weights.MAPPED = 1 << 24
-weights.unfilled(lambda: nn.Linear(1, 1))  # what is imported at first use
-def peak():  # of this process alone, unlike ru_maxrss, which begins with the parent's
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-Path("/proc/self/clear_refs").write_text("5")
-before = peak()
+weights.MAPPED, weights.LARGE = 1 << 24, 1 << 27
+
+def held():
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        kind, *rest = line.split()
+        if not kind.endswith(":"):
+            counts = len(rest) < 5 or rest[4].startswith("[") or rest[4] == str(path)
+        elif kind == "Rss:" and counts:
+            total += int(rest[0])
+    return total >> 10
+
+class Watched(weights.Stored):
+    def __getitem__(self, name):
+        tensor = super().__getitem__(name)
+        seen.append(held())
+        return tensor
+
+small = lambda: nn.Linear(1, 1)
+filled(small, 1, small().state_dict(), "here")  # what is imported at first use
+weights.Stored, seen = Watched, [held()]
 with opened(path) as stored:
     net = filled(make, 1, stored, "here", dtype=torch.bfloat16)
-print((peak() - before) // 1024)
+    seen.append(held())
+print(max(seen) - seen[0], len(seen))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "w.safetensors")]
     subprocess.run(command, check=True)
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 100 < grown < 250
+    grown, times = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert times == 34 and 120 < grown < 220
 
 
 def test_sizes_are_compared_without_torchs_compiler(tmp_path: Path) -> None:

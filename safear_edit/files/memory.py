@@ -9,7 +9,7 @@ import sys
 import torch
 
 LARGE = 2**28
-"""Bytes of weights from which on a model on a CPU is worth `keep_no_large_blocks`."""
+"""Bytes of weights from which on a network on a CPU is worth `keep_no_large_blocks`."""
 M_MMAP_THRESHOLD, BLOCK = -3, 2**22
 """glibc's name for the size from which a block is the system's own (malloc.h), and that size in bytes."""
 
@@ -18,7 +18,8 @@ def keep_no_large_blocks() -> None:
     """From now on a block of BLOCK bytes or more goes back to the system the moment it is freed.
 
     glibc raises that size to 32 MiB by itself, and what lies below something that is kept then stays the process's: in
-    training, a layer's intermediates below its state. For this process, to its end; glibc on Linux alone.
+    loading, tensors as the file has them below those in the network's dtype; in training, a layer's intermediates below
+    its state. For this process, to its end; glibc on Linux alone.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, BLOCK)
