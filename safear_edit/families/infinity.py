@@ -233,7 +233,7 @@ class _Pool(nn.Module):
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
         width, heads = config.width, config.pool_heads
-        self.mat_q = nn.Parameter(torch.randn(1, heads, width // heads) * (width // heads) ** -0.5)
+        self.mat_q = nn.Parameter(torch.empty(1, heads, width // heads).normal_(std=(width // heads) ** -0.5))
         self.mat_kv = nn.Linear(config.caption_dim, 2 * width, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.zero_k_bias: Tensor
@@ -307,8 +307,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.cfg_uncond = nn.Parameter(torch.randn(config.text_maxlen, config.caption_dim) * config.caption_dim**-0.5)
-        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
+        unconditional = torch.empty(config.text_maxlen, config.caption_dim)
+        self.cfg_uncond = nn.Parameter(unconditional.normal_(std=config.caption_dim**-0.5))
+        self.pos_start = nn.Parameter(torch.empty(1, 1, width).normal_(std=width**-0.5))
         self.text_norm = nn.RMSNorm(config.caption_dim, EPS)
         self.text_proj_for_sos = _TextPool(config)
         hidden = nn.Linear(config.caption_dim, width)

@@ -163,9 +163,9 @@ class _CaptionEmbedder(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.cap_proj = _MLP(config)
-        scale = config.caption_dim**-0.5
         self.uncond_embedding: Tensor
-        self.register_buffer("uncond_embedding", torch.randn(config.cls_token_num, config.caption_dim) * scale)
+        unconditional = torch.empty(config.cls_token_num, config.caption_dim)
+        self.register_buffer("uncond_embedding", unconditional.normal_(std=config.caption_dim**-0.5))
 
 
 @dataclass(frozen=True)

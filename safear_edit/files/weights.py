@@ -37,7 +37,6 @@ from safear_edit.files.atomic import sha256_file as sha256_file  # the name unde
 from safear_edit.files.memory import LARGE, keep_no_large_blocks
 from safear_edit.files.strict import parse_json, read_json
 from safear_edit.redact import clean_environment
-from safear_edit.registry import PACKAGE
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
 LARGEST_HEADER = 100_000_000
@@ -347,15 +346,10 @@ def filled(
     """The network that `make` gives, with these weights, on `device`; sizes are compared before memory is taken.
 
     dtype: of its floating-point weights; None: as `make` has them. `weights` of files are read one at a time.
-    The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`', which
-    is spared for files that ship with the program: torch imports its compiler for the meta device, more than a second.
+    The network never has the random weights that `make` would give it. The other arguments are `refuse_sizes`'.
     """
-    stored = like(weights)
-    if not (shipped := Path(where).is_relative_to(PACKAGE)):
-        refuse_sizes(make, layers, stored, where, ignore)
+    refuse_sizes(make, layers, like(weights), where, ignore)
     net = unfilled(make)
-    if shipped:
-        refuse_misfit(net.state_dict(), stored, where, ignore)
     if dtype is not None:
         net.to(dtype)
     if torch.device(device).type == "cpu" and sum(tensor.nbytes for tensor in net.parameters()) >= LARGE:
@@ -376,22 +370,14 @@ INITIALISERS = ("torch.nn.init", "transformers.initialization")
 """Modules of functions that fill weights; transformers puts its own in the place of torch's while it makes a model."""
 
 
-SCALED = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-"""What brings random weights to their size."""
-
-
 class _Unfilled(TorchFunctionMode):
-    """Modules leave weights without memory as they are, those that they make at random, too: to fill them torch would
-    import its compiler, which takes seconds."""
+    """Modules leave weights without memory as they are: to fill them torch would import its compiler, which takes
+    seconds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func is torch.randn and torch.get_default_device().type == "meta":
-            return torch.empty(*args, **given)
-        if func in SCALED and args[0].is_meta and args[0].is_floating_point() and isinstance(args[1], float):
-            return args[0]
         if getattr(func, "__module__", "") in INITIALISERS or func in (Tensor.normal_, Tensor.uniform_):
             tensor = args[0] if args else given["tensor"]
             if tensor.is_meta:

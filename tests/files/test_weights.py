@@ -462,8 +462,7 @@ print(max(seen) - seen[0], len(seen))
 
 
 def test_sizes_are_compared_without_torchs_compiler(tmp_path: Path) -> None:
-    """It takes seconds to import, and a release's files are no files of the program's; weights that a module makes at
-    random and scales are among them."""
+    """It takes seconds to import."""
     code = """
 import sys, torch
 from torch import nn
@@ -471,8 +470,8 @@ from safear_edit.files.weights import filled
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.start = nn.Linear(3, 2), nn.Parameter(torch.randn(2, 3) * 0.5)
-        self.register_buffer("other", 0.1 * torch.randn(4))
+        self.layer, self.start = nn.Linear(3, 2), nn.Parameter(torch.empty(2, 3).normal_(std=0.5))
+        self.register_buffer("other", torch.empty(4).normal_(std=0.1))
 net = filled(Net, 1, {name: torch.ones_like(own) for name, own in Net().state_dict().items()}, "a release's file")
 assert all(bool((tensor == 1).all()) for tensor in net.state_dict().values())
 print("torch._dynamo" in sys.modules)

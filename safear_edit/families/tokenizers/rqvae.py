@@ -208,7 +208,7 @@ class DepthTransformer(nn.Module):
         blocks = [_Block(width, int(head["block"]["n_head"])) for _ in range(int(head["n_layer"]))]
         self.head_transformer = nn.Module()
         self.head_transformer.blocks = nn.ModuleList(blocks)
-        self.pos_emb_d = nn.Parameter(0.02 * torch.randn(1, int(data["block_size"][2]), width))
+        self.pos_emb_d = nn.Parameter(torch.empty(1, int(data["block_size"][2]), width).normal_(std=0.02))
         self.classifier_mlp = nn.Module()
         self.classifier_mlp.layer_norm = nn.LayerNorm(width)
         self.classifier_mlp.linear = nn.Linear(width, int(data["vocab_size"]))
