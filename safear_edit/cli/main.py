@@ -78,8 +78,13 @@ def _run(arguments: list[str], offline: str) -> int:
         for other in error.others if isinstance(error, SpecError) else ():
             terminal.fail(str(other), code)
         return code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)  # the help of a group of verbs, as it is
+        return terminal.UNUSABLE
     except click.ClickException as error:
-        return terminal.fail(" ".join(error.format_message().split()), terminal.UNUSABLE)
+        said = " ".join(error.format_message().split()).removesuffix(".")
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        return terminal.fail(f"{said}; see `{context.command_path} --help`" if context else said, terminal.UNUSABLE)
     except (KeyboardInterrupt, click.Abort):
         return terminal.fail(f"interrupted; {terminal.what_is_kept(verb)}", terminal.INTERRUPTED)
     except terminal.Ended as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ def init(name: str | None, given: InitOptions) -> int:
     safear-edit init --from "the woodblock prints of Hokusai"
     """
     from safear_edit.files.atomic import write_atomic
-    from safear_edit.spec.draft import draft_words, filled
+    from safear_edit.spec.draft import draft_words, filled, left_as_drafted
+    from safear_edit.spec.spec import load_spec
 
     if given.described is None and (name is None or given.assistant or given.yes):
         got = "no name" if name is None else "--assistant or --yes"
@@ -67,7 +69,8 @@ def init(name: str | None, given: InitOptions) -> int:
     refuse_existing_file(target, overwrite=given.overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(target, text)
-    print(f"{target}: edit it, then: safear-edit validate {target}")
+    left = ", ".join(left_as_drafted(load_spec(target)))
+    print(f"{target}: write {left}, check the names, then: safear-edit validate {shlex.quote(str(target))}")
     return 0
 
 
@@ -79,7 +82,9 @@ def _proposed(text: str, name: str | None, given: InitOptions) -> Words:
     found = suggest.propose(text, name=name or "", kind=given.kind or "", assistant=assistant)
     for line in found.lines():
         print(f"note: {line}", file=sys.stderr)
-    if not given.yes and sys.stdin.isatty():
+    if not given.yes and not sys.stdin.isatty():
+        print("note: no terminal to ask in: every name that was proposed is taken", file=sys.stderr)
+    elif not given.yes:
         found = suggest.confirmed(found, lambda question: click.confirm(question, default=True, err=True))
     return found.words
 

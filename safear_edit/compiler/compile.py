@@ -421,6 +421,8 @@ def _set(roots: dict[str, Any], override: str) -> None:
             raise registry.unknown(where, part, node if isinstance(node, dict) else ())
         node = node[part]
     free = parents in (["params"], ["judge", "options"])  # whose keys the method and the judge check themselves
+    if node is roots and last in roots["params"]:
+        raise UsageError(where, "a key with its section", repr(last), f"did you mean 'params.{last}'?")
     if not isinstance(node, dict) or node is roots or (last not in node and not free):
         raise registry.unknown(where, last, node if isinstance(node, dict) else ())
     node[last] = parse_value(text, where)

@@ -164,7 +164,7 @@ def _by_member(index: int, name: str, n: int, labels: int, margin: Margin) -> Cr
         least=labels,
         enough=n if chance >= stats.POWER else _first(lambda size: all_pass(size) >= stats.POWER),
         why="",
-        finds=f"a member that loses {100 * pays:g} points, {each} prompts of it, is not passed in {found:.0%}",
+        finds=f"with {each} prompts each, a loss of {100 * pays:g} points is found in {found:.0%} of cases",
     )
 
 

@@ -26,6 +26,28 @@ MAX_LINE_BYTES = 1 << 20
 """One record of a JSON-lines file; the longest that this program writes, a judged image, stays below 4 KiB."""
 AGAIN = "finish the run again"
 """The way out for a file that a run left behind."""
+LIST, MAPPING = ("a list", "write [one, another]"), ("keys and values", "write one `key: value` a line below it")
+TEXT, WHOLE = (
+    ("text", "write words, in quotes where they look like a number"),
+    ("a whole number", "write it without quotes or decimals"),
+)
+PLAIN: dict[str, tuple[str, str]] = {
+    "list_type": LIST,
+    "tuple_type": LIST,
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
+    "dataclass_type": MAPPING,
+    "string_type": TEXT,
+    "int_type": WHOLE,
+    "int_from_float": WHOLE,
+    "float_type": ("a number", "write it without quotes"),
+    "bool_type": ("true or false", "write one of them, without quotes"),
+    "string_pattern_mismatch": ("text like {pattern}", "correct it"),
+    "string_too_short": ("at least {min_length} character", "write something, or take the line out"),
+    "string_too_long": ("at most {max_length} characters", "shorten it"),
+}
+"""What pydantic calls these complaints -> what a person who writes YAML should read: what was expected, the way out."""
 
 
 class StrictRecord(BaseModel):
@@ -100,7 +122,7 @@ def parse(model: type[Model], document: Document, fix: str = "") -> Model:
     """
     if not isinstance(document.data, dict):
         got = "nothing" if document.data is None else f"a {type(document.data).__name__}"
-        raise SpecError(document.file, "keys and values", got, fix or f"see the schema of {model.__name__}")
+        raise SpecError(document.file, "keys and values", got, fix or "see `safear-edit schema` for them")
     kind: Any = model
     try:
         found: Model = _adapter(kind).validate_json(json.dumps(document.data), strict=True)
@@ -157,6 +179,9 @@ def _reason(problem: Mapping[str, Any], model: type[Any]) -> tuple[str, str, str
         return "this field", "nothing", "add it"
     if kind == "too_short":
         return f"at least {context['min_length']} entry", f"{context['actual_length']}", "add one"
+    if kind in PLAIN:
+        expected, fix = PLAIN[kind]
+        return expected.format(**context), _shown(value), fix
     message = str(problem["msg"])
     for prefix in ("Input should be ", "String should ", "Value should be "):
         message = message.removeprefix(prefix)
@@ -164,7 +189,7 @@ def _reason(problem: Mapping[str, Any], model: type[Any]) -> tuple[str, str, str
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 

@@ -156,6 +156,6 @@ def _split(label: str, labels: Mapping[str, list[str]]) -> tuple[str, str]:
             f"judge gallery, label {label!r}", f"before '=' one of the heads: {', '.join(labels)}", repr(head), fix
         )
     if value not in labels[head]:
-        expected, fix = f"a {head}, one of {', '.join(labels[head])}", suggestion(value, labels[head])
+        expected, fix = f"one of {', '.join(labels[head])} after '{head}='", suggestion(value, labels[head])
         raise UsageError(f"judge gallery, label {label!r}", expected, repr(value), fix)
     return head, value

@@ -15,6 +15,7 @@ from safear_edit.evaluate import power
 from safear_edit.evaluate.stats import POWER
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef, images_of
+from safear_edit.spec.draft import draft_lines
 from safear_edit.spec.spec import load_spec, read_spec
 from safear_edit.spec.text import Problem
 
@@ -66,13 +67,14 @@ def check(path: Path, model: str | None, method: str, *, captions: bool = False,
     spec, base = able_to_pass(path, images), load_base_recipe(method)
     if not (captions or fit):
         asked = prompts_of(judged_for(spec, images), images, base.for_model(card).construct)
-        return Checked(spec, str(ref), tuple(power.criteria(spec)), tuple(reserve_warnings(asked.evaluate)))
+        warnings = (*reserve_warnings(asked.evaluate), *draft_lines(spec))
+        return Checked(spec, str(ref), tuple(power.criteria(spec)), warnings)
     lengths = load_model(str(ref)).caption_lengths if captions else None
     return _checked(spec, str(ref), compile_recipe(spec, card, base, lengths=lengths), lengths)
 
 
 def _checked(spec: Spec, model: str, recipe: Recipe, lengths: Lengths | None) -> Checked:
-    warnings = (*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ()))
+    warnings = (*recipe_warnings(recipe), *(cut_lines(recipe, lengths) if lengths else ()), *draft_lines(recipe.spec))
     return Checked(spec, model, tuple(power.criteria(recipe.spec)), warnings)
 
 

@@ -16,6 +16,7 @@ from safear_edit.families.reference import ModelRef, images_of
 from safear_edit.pipeline.check import able_to_pass, powers, undecidable
 from safear_edit.pipeline.order import Order, compile_recipes, model_of, params_of, read_sources, source_path
 from safear_edit.pipeline.state import StackState, loaded
+from safear_edit.spec.draft import draft_lines
 from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Images, Spec, Understanding
 
@@ -142,6 +143,7 @@ def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
         *recipe_warnings(recipe, similarity()),
         *cut_lines(recipe, model.caption_lengths),
         *undecidable(recipe),
+        *draft_lines(recipe.spec),
         *judge_lines(recipe.spec, model.card.images),
     )
 

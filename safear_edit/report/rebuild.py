@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safear_edit.errors import TrustError
+from safear_edit.errors import TrustError, UsageError
 from safear_edit.files.atomic import sha256_file
 from safear_edit.report.build import build_report, digest_of_files, digest_of_inputs, read_report
 from safear_edit.report.evidence import RunFiles
@@ -24,9 +24,11 @@ def rebuild(folder: Path) -> Report:
     """The report that the files of `folder` give.
 
     TrustError (exit 4) if report.json names other bytes, lacks a file or says other counts: then its figures belong to
-    another model. SpecError for what is missing or can't be read.
+    another model. SpecError for what is missing or can't be read, UsageError for a folder that is no release.
     """
     path = folder / "report.json"
+    if not path.exists():
+        raise UsageError(str(folder), "a released folder with report.json", "none", "give the folder of `apply`")
     stated = read_report(path)
     named = {file.name: file.sha256 for file in stated.subject.files}
     promised = {**stated.reproduce.inputs, **named, **{sheet.file: sheet.sha256 for sheet in stated.images}}

@@ -58,6 +58,12 @@ def left_as_drafted(spec: Spec) -> tuple[str, ...]:
     return tuple(name for name, text in every if (name.rpartition(".")[2], text.strip()) in drafted)
 
 
+def draft_lines(spec: Spec) -> list[str]:
+    """A line about those fields, for whoever has not come to `apply` yet."""
+    left = ", ".join(left_as_drafted(spec))
+    return [f"{left}: still what `init` wrote there; `apply` refuses that without --draft"] if left else []
+
+
 @dataclass(frozen=True)
 class Words:
     """What a draft is filled in with. instead: what is drawn in an object's place, "" for nothing."""
@@ -100,6 +106,6 @@ def filled(words: Words) -> str:
 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["flow"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML's flow style
-    draft = environment.from_string(TEMPLATE.read_text()).render(**vars(words))
+    draft = environment.from_string(TEMPLATE.read_text()).render(**vars(words), unwritten=DESCRIPTION)
     parse(Spec, full_form(parse_yaml(draft, f"the draft for {words.name!r}")))
     return draft

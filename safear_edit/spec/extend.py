@@ -27,7 +27,7 @@ from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, FieldPath, read_yaml
 from safear_edit.registry import builtin_folder, suggestion
 from safear_edit.spec.own_prompts import with_prompts
-from safear_edit.spec.prompts import fill, mention_of
+from safear_edit.spec.prompts import fill, mention_of, placeholders
 from safear_edit.spec.text import NAME_PATTERN, Count, Part, Text
 
 SET_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
@@ -69,6 +69,12 @@ class Changes(Part):
     )
     drop: tuple[Text, ...] = Field(default=(), description="Names of groups, or words or labels of members.")
     n: Count | dict[GroupName, Count] = Field(default={}, description="Prompts to score: for every group, or by group.")
+
+
+class _Changing(Part):
+    """A document of changes alone, so that what is wrong in them is told by its place in the file."""
+
+    preserve: Changes
 
 
 # -- sets -------------------------------------------------------------------------------------------------------------
@@ -186,10 +192,11 @@ def _without_concept(spec: Data) -> Callable[[Data], Data]:
 
 
 def _names(spec: Data) -> Iterator[str]:
-    """Every name of the concept that is text; what else stands there the check of the full form refuses."""
+    """Every name of the concept that is text without braces; the check of the full form refuses what else is there."""
     erase, other = _mapping(spec.get("erase")), _mapping(spec.get("paraphrases"))
     for value in (erase.get("concept"), erase.get("aliases"), other.get("train"), other.get("held_out")):
-        yield from (word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str))
+        words = value if isinstance(value, list) else [value]
+        yield from (word for word in words if isinstance(word, str) and placeholders(word) == [])
 
 
 # -- preserve groups --------------------------------------------------------------------------------------------------
@@ -209,8 +216,7 @@ class _Groups:
         base = [self._group(group, ()) for group in shared]
         if not isinstance(own, dict):
             return _filled(base) if own is None else own
-        below = {path[1:]: line for path, line in self.document.lines.items() if path[:1] == ("preserve",)}
-        changes = parse(Changes, Document(self.document.file, own, below))
+        changes = parse(_Changing, replace(self.document, data={"preserve": own})).preserve
         return self._sized(self._added(self._left(_filled(base), changes.drop), changes.add), changes.n)
 
     def _group(self, group: Any, at: FieldPath) -> Any:

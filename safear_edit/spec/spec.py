@@ -28,6 +28,7 @@ from safear_edit.spec.text import (
     Day,
     EraseTemplate,
     MemberTemplate,
+    Name,
     Names,
     Note,
     Part,
@@ -69,7 +70,7 @@ def concepts_of(edit: str) -> tuple[str, ...]:
 class Erase(Part):
     """What is erased: training uses these words, and so does the `direct` slice (with other prompts)."""
 
-    concept: Text = Field(description="The concept's name, as reports print it.")
+    concept: Name = Field(description="The concept's name, as reports print it.")
     aliases: Names = Field(description="Names of the concept that a method may train on.")
     templates: Annotated[tuple[EraseTemplate, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
         description="Sentences with {alias} and {subject}."
@@ -88,7 +89,7 @@ class Anchor(Part):
 class Paraphrases(Part):
     """Other ways to ask for the concept."""
 
-    train: Annotated[tuple[Text, ...], AfterValidator(distinct)] = Field(
+    train: Annotated[tuple[Name, ...], AfterValidator(distinct)] = Field(
         default=(), description="Adversarial names that training may see."
     )
     held_out: Names = Field(description="Names for evaluation only.")

@@ -58,6 +58,13 @@ def _wordy(text: str) -> str:
     return plain
 
 
+def _bare(text: str) -> str:
+    """A name, which stands in templates and is none itself."""
+    if placeholders(text) != []:
+        refuse("a name without braces", repr(text), "templates have the braces; write the name alone")
+    return text
+
+
 def _template(*allowed: str, required: tuple[str, ...]) -> AfterValidator:
     """A validator: every placeholder known, each required one there."""
 
@@ -105,7 +112,8 @@ AnchorTemplate = Annotated[Text, _template("subject", required=("subject",))]
 MemberTemplate = Annotated[Text, _template("member", "subject", required=("member",))]
 QuestionTemplate = Annotated[Text, _template("name", required=("name",))]
 Questions = Annotated[tuple[QuestionTemplate, ...], AfterValidator(distinct)]
-Names = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(distinct)]
+Name = Annotated[Text, AfterValidator(_bare)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
 Subjects = Annotated[
     tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable)], ...],
     AfterValidator(distinct),

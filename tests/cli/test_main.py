@@ -89,6 +89,10 @@ def test_a_bad_spec(folder: Path, capsys: pytest.CaptureFixture[str], name: str,
         (["report", "nowhere"], "nowhere"),
         (["generate", "--model", "nope", "a cat"], "nope"),
         (["aply"], "aply"),
+        (["apply"], "see `safear-edit apply --help`"),
+        (["stack", "remove"], "see `safear-edit stack remove --help`"),
+        (["plan", PICASSO, "--model", "llamagen", "--set", "steps=3"], "did you mean 'params.steps'"),
+        (["report", "."], "give the folder of `apply`"),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )
@@ -161,6 +165,24 @@ def test_results_go_to_stdout(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert main.run(["init", "hokusai"]) == 0 and main.run(["validate", "hokusai.yaml", "--json"]) == 0
     assert main.run([]) == 0
     assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", ["stack", "judge", "baseline"])
+def test_a_group_of_verbs_alone_says_which_there_are(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    assert main.run([group]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"Usage: safear-edit {group}") and "\nCommands:\n" in err
+
+
+def test_a_draft_says_what_a_person_must_write_and_so_does_validate(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["init", "hokusai", "--out", "my own.yaml"]) == 0
+    assert "write description, safety_note" in (said := capsys.readouterr().out)
+    assert said.endswith("safear-edit validate 'my own.yaml'\n")
+    left = "description, safety_note: still what `init` wrote there; `apply` refuses that without --draft"
+    assert main.run(["validate", "my own.yaml"]) == 0
+    assert left in capsys.readouterr().out
 
 
 def test_keygen_then_what_verify_wants(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

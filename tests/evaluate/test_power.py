@@ -70,6 +70,10 @@ def test_members_are_planned_for() -> None:
     """400 prompts of six styles are 66 each, and objects 40 each: what a loss of 12 points would look like is said."""
     found = {one.slice: one for one in criteria(PICASSO)}
     styles = found["other-styles, each of 6 members"]
-    assert styles.met and styles.power > 0.99 and "66 prompts of it, is not passed in 8" in styles.sentence()
+    assert (
+        styles.met
+        and styles.power > 0.99
+        and "with 66 prompts each, a loss of 12 points is found in 8" in styles.sentence()
+    )
     assert "other-styles, each of 6 members" not in {one.slice for one in criteria(at(400)) if not one.met}
     assert not any(name.startswith("plain, each") for name in found)  # one member is its group

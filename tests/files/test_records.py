@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tracemalloc
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Literal
 import pytest
 
 from safear_edit.errors import SpecError, UsageError
-from safear_edit.files.records import MAX_LINE_BYTES, StrictRecord, read_lines, read_record, read_records, to_lines
+from safear_edit.files.records import (
+    MAX_LINE_BYTES,
+    StrictRecord,
+    parse,
+    read_lines,
+    read_record,
+    read_records,
+    to_lines,
+)
+from safear_edit.files.strict import Document
 
 
 class Seen(StrictRecord):
@@ -63,6 +73,27 @@ def test_what_is_no_record_is_one_line_with_its_place(tmp_path: Path, name: str)
     with pytest.raises(SpecError, match=r"a\.json") as caught:
         read_record(Seen, tmp_path / "a.json")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_was_expected_is_said_in_the_words_of_who_writes_yaml() -> None:
+    class Wanted(StrictRecord):
+        names: tuple[str, ...] = ()
+        sizes: dict[str, int] | None = None
+        share: float = 0.0
+        word: str = "x"
+
+    said = {
+        '{"names": "a"}': "names: expected a list, got 'a'; write [one, another]",
+        '{"names": null}': "names: expected a list, got nothing; write [one, another]",
+        '{"sizes": 3}': "sizes: expected keys and values, got 3; write one",
+        '{"sizes": {"a": 1.5}}': "sizes.a: expected a whole number, got 1.5; write it",
+        '{"share": "0.9"}': "share: expected a number, got '0.9'; write it without quotes",
+        '{"word": 3}': "word: expected text, got 3; write words, in quotes",
+    }
+    for text, line in said.items():
+        with pytest.raises(SpecError) as caught:
+            parse(Wanted, Document("own.yaml", json.loads(text)))
+        assert str(caught.value).startswith(f"own.yaml {line}")
 
 
 def test_a_list_names_the_entry(tmp_path: Path) -> None:

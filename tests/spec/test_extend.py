@@ -114,6 +114,14 @@ def test_an_anchor_may_be_one_word_in_every_template() -> None:
         ('Hiroshige: "a print', 'Hokusai: "a print', r"short.yaml:11 preserve\[3\]: .* names 'hokusai'"),
         ('"a print by Hiroshige"', "style=hokusai", r"short.yaml:11 preserve\[3\].members.Hiroshige: .*preserved"),
         ("judge: {label", "jugde: {label", r"short.yaml:12 jugde: expected one of .*did you mean 'judge'"),
+        (
+            '  add: {woodblock: {Hiroshige: "a print by Hiroshige"}}',
+            "  add: [a, b]",
+            r"short.yaml:11 preserve.add: expected keys and values",
+        ),
+        ("[the painter of The Great Wave]", "['a {subject}']", r"short.yaml:8 .*\[0\]: expected a name without braces"),
+        ("[Hokusai, ", "['{subject}', ", r"short.yaml:6 erase.aliases\[0\]: expected a name without braces"),
+        ("aliases: [Hokusai, Katsushika Hokusai]", "aliases: Hokusai", r"aliases: expected a list, got 'Hokusai'; wr"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_where_they_stand(old: str, new: str, says: str) -> None:
