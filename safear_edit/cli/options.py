@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -263,19 +264,38 @@ def print_json_list(document: dict[str, Any], name: str, rows: Iterable[Any]) ->
     print("\n ]\n}")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[str] = ()) -> None:
-    """A plain table on stdout that also reads well in a log; whole: columns whose cells stay on one line."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], whole: Collection[str] = (), width: int | None = None
+) -> None:
+    """A plain table on stdout that also reads well in a log; whole: columns whose cells stay on one line.
+
+    Nothing is cut: long words break, and in a terminal too narrow for the longest of them a row is a few lines of its
+    own. width: in characters; the terminal's, or 160 in a log.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 160))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, no_wrap=name in whole)
+        table.add_column(name, no_wrap=name in whole, overflow="fold")
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(table)
+    unbroken = console.measure(table, options=console.options.update_width(sys.maxsize)).minimum
+    if console.width < WIDE and unbroken > console.width:
+        print("\n".join(_row_by_row(columns, rows, console.width)))
+    else:
+        console.print(table)
+
+
+def _row_by_row(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """A table's rows one below the other: the first cell, then the others under it with their columns' names."""
+    for first, *others in rows:
+        yield first
+        for name, cell in zip(columns[1:], others, strict=True):
+            if cell:
+                yield textwrap.fill(f"{name}: {cell}", width, initial_indent="  ", subsequent_indent="    ")
 
 
 def print_criteria(criteria: Sequence[Criterion], width: int | None = None) -> None:

@@ -55,6 +55,22 @@ def test_documents_and_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[s
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", [24, 40, 80, 160])
+def test_a_table_cuts_nothing_at_any_width(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    files = "text_encoder/model.safetensors and vae/model.safetensors"
+    print_table(
+        ("name", "what", "licence", "files"), [("diffusion:sd-1.5", "1.5, 512 px", "OpenRAIL-M", files)], (), width
+    )
+    lines = capsys.readouterr().out.splitlines()
+    shown = "".join("".join(lines).split())
+    assert "…" not in shown and max(map(len, lines)) <= width
+    if width == 160:
+        assert lines[3].split() == ["diffusion:sd-1.5", "1.5,", "512", "px", "OpenRAIL-M", *files.split()]
+    elif width < 80:
+        whole = f"diffusion:sd-1.5 what: 1.5, 512 px licence: OpenRAIL-M files: {files}"
+        assert shown == "".join(whole.split())
+
+
 def test_one_way_to_sign() -> None:
     assert signing_key(None, None, True, Path("out")) is None
     with pytest.raises(UsageError, match="one of --key"):

@@ -172,6 +172,22 @@ def test_overwrite_never_removes_what_is_not_ours(tmp_path: Path, make: object) 
     assert out.exists()
 
 
+def test_what_the_disk_refuses_is_told_of_the_file_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError) as nowhere:
+        write_atomic(tmp_path / "nowhere" / "a.txt", "new")
+    assert nowhere.value.filename == str(tmp_path / "nowhere" / "a.txt")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'"):
+        write_atomic(tmp_path / "a.txt", "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     write_atomic(path, "old")
