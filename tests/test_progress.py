@@ -49,13 +49,15 @@ def test_live_bars_name_their_stages() -> None:
 
 def test_steps_are_counted_with_one_estimate_for_all() -> None:
     said: list[str] = []
-    times = iter([0.0, 0.0, 90.0])
-    begin = Steps(said.append, 2, 4.6, clock=lambda: next(times))
+    times = iter([0.0, 0.0, 90.0, 600.0])
+    begin = Steps(said.append, 3, 4.6, clock=lambda: next(times))
     begin("construct and edit")
     begin("report")
+    begin("release")
     assert said == [
-        "step 1 of 2: construct and edit, 0.0 of about 5 minutes",
-        "step 2 of 2: report, 1.5 of about 5 minutes",
+        "step 1 of 3: construct and edit, 0.0 of about 5 minutes",
+        "step 2 of 3: report, 1.5 of about 5 minutes",
+        "step 3 of 3: release, after 10.0 minutes, where 5 were predicted for all",
     ]
     Steps(said.append, 1, 0.0, clock=lambda: 0.0)("removed")
     assert said[-1] == "step 1 of 1: removed, after 0.0 minutes", "nobody predicted anything"
