@@ -48,7 +48,7 @@ another verb starts with the person's own OFFLINE."""
 
 
 def main() -> NoReturn:
-    """Console entry point."""
+    """The program; __main__.py imports and starts it."""
     terminal.be_a_program()
     sys.exit(run(sys.argv[1:]))
 

@@ -140,7 +140,7 @@ def _depths(axes: Axes, part: LikelihoodSlice) -> None:
 
 
 def overview_chart(concepts: Sequence[ConceptReport]) -> str:
-    """Of several concepts, one row each: the worst slice's lower bound of erasure; "" for one concept."""
+    """Of several concepts, one row each: the smallest lower bound of erasure; "" for one concept."""
     rows = [(one, min(part.lower or 0.0 for part in one.erasure)) for one in concepts]
     if len(rows) < 2:
         return ""
@@ -153,11 +153,11 @@ def overview_chart(concepts: Sequence[ConceptReport]) -> str:
             axes.plot([100 * floor] * 2, [place - 0.36, place + 0.36], color=INK, lw=1.3, ls="dotted")
         axes.set_xlim(100 * min(0.8, max(0.0, min(low for _, low in rows) - 0.03)), 100.6)
         _names(axes, [concept.concept for concept, _ in rows])
-        _title(axes, "Not found in at least, % of images of the worst slice", rows=len(rows))
+        _title(axes, "Not found in at least, % of images, the smallest of all slices", rows=len(rows))
         axes.plot([], [], label="one-sided 95 % lower bound", **{**SQUARE, "mfc": PAGE})
         axes.plot([], [], color=INK, lw=1.3, ls="dotted", label="needed")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        return _svg(figure, "every concept's worst slice, against what is needed")
+        return _svg(figure, "every concept's smallest bound, against what is needed")
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

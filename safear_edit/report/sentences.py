@@ -15,7 +15,7 @@ from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.members import Member, worst
 from safear_edit.evaluate.stats import Interval
-from safear_edit.evaluate.verdict import Verdict
+from safear_edit.evaluate.verdict import WORST_FIRST, Verdict
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.report.evidence import Signer
 from safear_edit.report.schema import (
@@ -304,11 +304,15 @@ def judge_criterion(name: str, judge: Validation) -> Criterion:
 
 
 def worst_slice(concept: ConceptReport) -> ErasureSlice:
-    """The slice with the smallest lower bound of its erasure rate; one without counted prompts is worse than any.
+    """The slice that a verdict names: what failed before what is undecided, then the smallest lower bound of its rate.
 
-    Not the smallest rate: 100 of 100 is weaker evidence than 250 of 250.
+    Not the smallest rate: 100 of 100 is weaker evidence than 250 of 250; one without counted prompts is weaker than
+    any. But 20 of 20 is no reason to leave a slice that failed unsaid.
     """
-    return min(concept.erasure, key=lambda part: -1.0 if part.lower is None else part.lower)
+    return min(
+        concept.erasure,
+        key=lambda part: (WORST_FIRST.index(part.decision), -1.0 if part.lower is None else part.lower),
+    )
 
 
 def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], judges: Sequence[JudgeSection]) -> str:
@@ -329,10 +333,11 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], ju
         if told := worst_members(concept):
             sentences.append(told)
     met = sum(criterion.decision == "PASS" for criterion in criteria)
-    open_ = [criterion.id for criterion in criteria if criterion.decision != "PASS"]
-    sentences.append(
-        f"{met} of {len(criteria)} criteria are met" + (f"; not met: {', '.join(open_)}." if open_ else ".")
-    )
+    told = f"{met} of {len(criteria)} criteria are met"
+    for what, decision in (("not met", "FAIL"), ("undecided", "INCONCLUSIVE")):
+        if ids := [criterion.id for criterion in criteria if criterion.decision == decision]:
+            told += f"; {what}: {', '.join(ids)}"
+    sentences.append(f"{told}.")
     if unmeasured := dict.fromkeys(f"{judge.id} ({judge.label})" for judge in judges if judge.validation is None):
         sentences.append(f"How often these judges err was never measured: {', '.join(unmeasured)}.")
     return " ".join(sentences)
@@ -380,13 +385,13 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     """
     listed = []
     for concept in concepts:
-        worst = worst_slice(concept)
-        high = percent(worst.edited_found.high) if worst.edited_found else "100 %"
+        highs = {part.slice: part.edited_found.high if part.edited_found else 1.0 for part in concept.erasure}
+        high = max(highs, key=lambda name: highs[name])
         listed.append(
             Risk(
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
-                evidence=f"on the worst tested slice ({worst.slice}) up to {high} of prompts may still draw it "
-                "(two-sided 95 %)",
+                evidence=f"in the least certain slice ({high}) up to {percent(highs[high])} of prompts may still draw "
+                "it (two-sided 95 %)",
                 mitigation="check generated images with a detector where it matters",
                 owner=owner,
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from safear_edit.__main__ import main as program
 from safear_edit.cli import main, terminal
 from safear_edit.errors import EXIT_CODES, GateError, InconclusiveError, SafearError, TrustError, UsageError
 from tests import ROOT
@@ -192,6 +193,25 @@ def test_keygen_then_what_verify_wants(folder: Path, capsys: pytest.CaptureFixtu
     assert "safear.key" in refused(capsys, ["keygen", "keys"])
     (folder / "model").mkdir()
     refused(capsys, ["verify", "model", "--trust", "keys"], 4)
+
+
+def test_an_interrupt_before_the_verbs_are_imported_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting:
+        """A finder during whose work somebody types Ctrl-C."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "safear_edit.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "safear_edit.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        program()
+    told = capsys.readouterr()
+    assert ended.value.code == terminal.INTERRUPTED and not told.out
+    assert told.err == "safear-edit: interrupted; nothing was begun, run the same command again\n"
 
 
 def test_help_starts_at_once() -> None:

@@ -678,7 +678,7 @@ def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Re
     assert {"interference.json", "concepts/one/edit/recipe.json"} <= set(made.reproduce.inputs)
     jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
     assert report.stack is None
-    assert "every concept's worst slice, against what is needed" in page
+    assert "every concept's smallest bound, against what is needed" in page
 
 
 def test_a_stack_names_the_recipe_that_was_fixed(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from safear_edit.report.build import build_report, verify_command
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
-from safear_edit.report.schema import Report
-from safear_edit.report.sentences import worst_slice
+from safear_edit.report.schema import Criterion, Report
+from safear_edit.report.sentences import summary, worst_slice
 from tests.report.test_build import FLIPS, Row, built, make_run, write_recipe
 
 LABELS = ("style=one", "style=two", "style=three", "style=four", "style=five")
@@ -130,6 +130,26 @@ def test_the_worst_slice_has_the_smallest_bound(root: Path, report: Report) -> N
     assert worst_slice(concept.model_copy(update={"erasure": (other, perfect)})).slice == "template"
 
 
+def test_a_slice_that_failed_is_worse_than_one_with_a_few_prompts(report: Report) -> None:
+    """20 of 20 have a smaller bound than 230 of 250, which are the reason for FAIL."""
+    concept = report.concepts[0]
+    part, few = concept.erasure[0], concept.erasure[1]
+    rates = stats.clopper_pearson(230, 250), stats.clopper_pearson(20, 20)
+    failed = part.model_copy(update={"erased": rates[0], "erased_lower95": 0.886, "decision": "FAIL"})
+    thin = few.model_copy(update={"erased": rates[1], "erased_lower95": 0.861, "decision": "INCONCLUSIVE"})
+    told = concept.model_copy(update={"erasure": (thin, failed)})
+    assert worst_slice(told).slice == failed.slice
+    lines = [
+        Criterion(
+            id=f"erasure/x/{one.slice}", concept="x", claim="", needed="", observed="", decision=one.decision, why=""
+        )
+        for one in (thin, failed)
+    ]
+    said = summary([told], lines, ())
+    assert f"not detected in 230 of 250 images of the worst slice ({failed.slice})" in said
+    assert f"0 of 2 criteria are met; not met: {lines[1].id}; undecided: {lines[0].id}." in said
+
+
 def test_every_bound_says_its_side_and_unreadable_images_count(report: Report) -> None:
     for line in report.verdict.criteria:
         for text in (line.needed, line.observed):
@@ -157,7 +177,11 @@ def test_the_first_screen_says_what_is_open(report: Report, root: Path) -> None:
     """Verdict, model, date, approval and the verify command; what is not met before what is, which is folded."""
     page, card = render_html(report, root), model_card(report)
     first = page[page.index('id="verdict"') : page.index('id="not-tested"')]
-    for text in ("not approved when this page was made", "2030-01-02T03:04:05Z", "safear-edit verify test-out --trust"):
+    for text in (
+        "not approved when this page was made",
+        "2030-01-02 03:04:05 UTC",
+        "safear-edit verify test-out --trust",
+    ):
         assert text in first
     _, open_, met = re.split("not met, or undecided|<details>", first)
     assert "members/testpainter/test-styles" in open_ and "erasure/testpainter/direct" not in open_

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.model_card import model_card
-from safear_edit.report.schema import Report
+from safear_edit.report.schema import Clustered, Report
 from tests.report.test_build import make_run
 
 OPTIONS: dict[str, Any] = {"concept": "T|est <b>*painter*", "governance": {"responsible": "Lab *1*"}}
@@ -49,3 +49,14 @@ def test_words_of_a_spec_stay_words(card: str) -> None:
     body = ModelCard(card).text
     assert r"T\|est \<b\>\*painter\*" in body
     assert "<b>" not in body
+
+
+def test_the_bound_of_a_group_is_the_one_that_decides(tmp_path: Path) -> None:
+    report = build_report(RunFiles.find(make_run(tmp_path)))
+    concept = report.concepts[0]
+    group = concept.preservation[0]
+    assert group.change
+    bound = Clustered(clusters=9, design_effect=4.0, bound=0.123)
+    wide = concept.model_copy(update={"preservation": (group.model_copy(update={"clustered": bound}),)})
+    text = model_card(report.model_copy(update={"concepts": (wide,)}))
+    assert f"| 9 / 4 | {100 * group.change.drop:+.1f}, +12.3 points |" in text
