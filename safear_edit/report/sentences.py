@@ -385,13 +385,13 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     """
     listed = []
     for concept in concepts:
-        highs = {part.slice: part.edited_found.high if part.edited_found else 1.0 for part in concept.erasure}
-        high = max(highs, key=lambda name: highs[name])
+        at_most = {part.slice: part.edited_found.high if part.edited_found else 1.0 for part in concept.erasure}
+        least_sure = max(at_most, key=lambda name: at_most[name])
         listed.append(
             Risk(
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
-                evidence=f"in the least certain slice ({high}) up to {percent(highs[high])} of prompts may still draw "
-                "it (two-sided 95 %)",
+                evidence=f"in the least certain slice ({least_sure}) up to {percent(at_most[least_sure])} of prompts "
+                "may still draw it (two-sided 95 %)",
                 mitigation="check generated images with a detector where it matters",
                 owner=owner,
             )
