@@ -274,7 +274,7 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
     print(f"{given.out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
     print(f"signature: {signature}")
     points = f"{100 * policy.margin:g}-point"
-    print_table(("slice", "prompts", "planned", f"a {points} drop is FAIL"), [tuple(map(str, row)) for row in rows])
+    print_table(("slice", "prompts", "suite wants", f"a {points} drop is FAIL"), [tuple(map(str, row)) for row in rows])
     for note in notes:
         print(f"note: {note}")
     return 0

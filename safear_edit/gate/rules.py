@@ -236,7 +236,8 @@ def likelihood_findings(record: Record, baseline: Baseline, prefix: str = "") ->
 def accepted_above(baseline: Baseline) -> list[str]:
     """One line per likelihood figure that lies above what its suite promises, for whoever is about to accept it."""
     return [
-        f"{name} is {value:.4f}, above the promise of {_most(name, baseline.policy):g}; `check` will hold it to that"
+        f"{name} is {value:.4f}, above the promise of {_most(name, baseline.policy):g}; "
+        f"`check` will hold later models to {value:.4f}"
         for name, value in sorted(baseline.record.figures.items())
         if value > _most(name, baseline.policy)
     ]

@@ -73,9 +73,13 @@ def _model(report: Report, reference: str) -> Json:
 
 
 def _others(report: Report) -> Iterator[Json]:
-    """What took part beside the model: files of the base, judges, prompt sets, packages and plug-ins."""
+    """The model's files, and what took part beside it: the base's, judges, prompt sets, packages and plug-ins."""
+    for file in report.subject.files:
+        yield {"type": "file", "bom-ref": f"file:{file.name}", "name": file.name, **_hashes(file.sha256)}
+    base = report.base_model.reference
     for name, digest in report.base_model.files.items():
-        yield {"type": "file", "bom-ref": f"base:{name}", "name": name, "scope": "excluded", **_hashes(digest)}
+        told = {"name": f"{base}/{name}", "description": "of the base model, as it was before the edit; not released"}
+        yield {"type": "file", "bom-ref": f"base:{name}", "scope": "excluded", **told, **_hashes(digest)}
     if encoder := report.environment.text_encoder:
         told = {"name": encoder.name, "description": "reads the captions; not among the released files"}
         yield {"type": "machine-learning-model", "bom-ref": f"text-encoder:{encoder.name}", **told,
@@ -84,7 +88,8 @@ def _others(report: Report) -> Iterator[Json]:
     for judge in report.judges:
         labels.setdefault((judge.id.partition(":")[0], judge.digest), []).append(judge.label)
     for number, ((name, digest), asked) in enumerate(labels.items()):
-        told = {"name": f"judge {name}", "description": f"looked for {', '.join(asked)}"}
+        looked = ", ".join(asked)
+        told = {"name": f"judge {name}: {looked}", "description": f"looked for {looked}"}
         yield {"type": "machine-learning-model", "bom-ref": f"judge:{number}:{name}", "version": digest[:12], **told,
                **_hashes(digest)}  # fmt: skip
     for concept in report.concepts:
@@ -114,7 +119,6 @@ def _card(report: Report) -> Json:
     return {
         "modelParameters": {
             "task": "text-to-image",
-            "architectureFamily": "autoregressive transformer",
             "modelArchitecture": report.subject.architecture,
             "inputs": [{"format": "text"}],
             "outputs": [{"format": "image"}],

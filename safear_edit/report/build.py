@@ -448,8 +448,8 @@ def _subject(run: RunFiles, base: BaseModelSection, concepts: Sequence[ConceptRe
         licence=base.licence,
         weights_digest=digest_of_files(files),
         files=files,
-        signature="model.sig beside this report covers every file of the folder, this report included; "
-        "`safear-edit verify` checks it and names the key, which this page can't know",
+        signature="model.sig, where the folder is signed, covers every file of it, this report included; "
+        "`safear-edit verify` checks it and names the key",
         verify=verify_command(machine.command),
         signer=sentences.signed_by(machine.signer),
     )

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from urllib.parse import urlencode
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from safear_edit.attacks.brought import BroughtBack
 from safear_edit.attacks.record import Attacks
@@ -172,7 +172,7 @@ def environment() -> jinja2.Environment:
     )
     made.globals |= {"decision": decision, "points": points, "evidence_link": evidence_link}
     made.globals |= {"ranked": attacks.ranked, "headline": attacks.headline, "about": attacks.about}
-    made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell}
+    made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell, "code": _code, "ratio": _ratio}
     return made
 
 
@@ -200,6 +200,16 @@ def _content(path: Path, sha256: str) -> bytes:
     if found != sha256:
         raise SpecError(str(path), f"sha256 {sha256[:12]}…", f"{found[:12]}…", "rebuild the report from its run")
     return content
+
+
+def _ratio(value: float) -> str:
+    """Two decimals; what rounds to nothing has no sign."""
+    return f"{value:z.2f}"
+
+
+def _code(text: str) -> Markup:
+    """A sentence whose `commands` are shown as such."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def evidence_link(**filters: str) -> str:

@@ -42,7 +42,7 @@ def _front_matter(report: Report) -> ModelCardData:
         license=report.base_model.licence.lower(),
         library_name="safear-edit",
         pipeline_tag="text-to-image",
-        tags=["concept-erasure", "autoregressive", report.base_model.family],
+        tags=["concept-erasure", report.base_model.family],
         eval_results=_results(report),
     )
 
@@ -76,7 +76,7 @@ def _result(concept: str, part: str, metric: str, value: float, n: int) -> EvalR
 
 def _ratio(ratio: Interval | None) -> str:
     """A ratio with its interval; a dash where there is none."""
-    return f"{ratio.estimate:.2f}, {ratio.low:.2f} to {ratio.high:.2f}" if ratio else "–"
+    return f"{ratio.estimate:z.2f}, {ratio.low:z.2f} to {ratio.high:z.2f}" if ratio else "–"
 
 
 def _escaped(text: object) -> str:

@@ -78,7 +78,9 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     if erased is not None:
         seen = f"not detected in {erased.k} of {erased.n} ({percent(erased.estimate)}), at least "
         seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence"
-        seen += f"{_by_content(part.clustered, percent, _if_as_one(part))}; {strict_text(part)}"
+        seen += (
+            f"{_by_content(part.clustered, part.erased_lower95 or 0.0, percent, _if_as_one(part))}; {strict_text(part)}"
+        )
     yield Criterion(
         id=f"erasure/{key}",
         concept=name,
@@ -111,8 +113,10 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     )
 
 
-def _by_content(clustered: Clustered | None, shown: Callable[[float], str], as_one: float | None = None) -> str:
-    """The bound with prompts of one content taken together, where that makes it wider; "" where it doesn't.
+def _by_content(
+    clustered: Clustered | None, plain: float, shown: Callable[[float], str], as_one: float | None = None
+) -> str:
+    """The bound with prompts of one content taken together, where it reads wider than the plain one; "" otherwise.
 
     as_one: the bound where every image came out alike, each content counted once. Then nothing shows whether wordings
     of a content stand or fall together, so it is told, and doesn't decide.
@@ -121,7 +125,7 @@ def _by_content(clustered: Clustered | None, shown: Callable[[float], str], as_o
         return ""
     if as_one is not None:
         return f" ({shown(as_one)} if the wordings of each of the {clustered.clusters} contents stand or fall as one)"
-    if clustered.design_effect <= 1:
+    if clustered.design_effect <= 1 or shown(clustered.bound) == shown(plain):
         return ""
     return f" ({shown(clustered.bound)} by content, {clustered.clusters} of them, which decides)"
 
@@ -157,7 +161,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
     if change is not None:
         observed = f"lost {change.lost}, gained {change.gained} of {change.n}: drop {100 * change.drop:.1f} points, "
         observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence"
-        observed += _by_content(group.clustered, lambda bound: f"{100 * bound:.1f}")
+        observed += _by_content(group.clustered, change.upper95, lambda bound: f"{100 * bound:.1f}")
     if change is not None and group.decision == "INCONCLUSIVE":
         why = _more_prompts(group)
     elif group.decision == "FAIL":
@@ -397,11 +401,11 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
             )
         )
         lost = sum(group.change.lost for group in concept.preservation if group.change)
-        scored = sum(group.scored for group in concept.preservation)
+        drawn = sum(group.base_kept.k for group in concept.preservation if group.base_kept)
         listed.append(
             Risk(
                 risk=f"the edit against {concept.concept} harms other images",
-                evidence=f"{lost} of {scored} preserved prompts that the base model drew are no longer drawn",
+                evidence=f"{lost} of {drawn} preserved prompts that the base model drew are no longer drawn",
                 mitigation="read the preservation table; test the prompts that matter to you (safear-edit eval)",
                 owner=owner,
             )
@@ -511,7 +515,7 @@ def likelihood_summary(concept: str, found: Likelihoods) -> str:
 
 
 def _ratio(ratio: Interval) -> str:
-    return f"{ratio.estimate:.2f}, 95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.estimate:z.2f}, 95 % interval {ratio.low:z.2f} to {ratio.high:z.2f}"
 
 
 def preregistration(fixed: str, measured: str, left_out: Sequence[LeftOutPrompt]) -> str:

@@ -29,11 +29,16 @@ def test_valid_and_as_measured(report: Report) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     model, *others = json.loads(text)["components"]
     named = {part["name"]: part for part in others}
-    assert (
-        named["torch"]["purl"] == "pkg:pypi/torch@2" and named["model.safetensors"]["hashes"][0]["content"] == "a" * 64
-    )
+    released = {file.name: file.sha256 for file in report.subject.files}
+    assert released and {name: named[name]["hashes"][0]["content"] for name in released} == released
+    base = named["testfamily:mini/model.safetensors"]
+    assert named["torch"]["purl"] == "pkg:pypi/torch@2" and base["hashes"][0]["content"] == "a" * 64
+    assert base["scope"] == "excluded", "the base model's file is no part of the release that has one of its name"
     assert named["test-reader"]["hashes"][0]["content"] == "c" * 64
-    assert named["judge gallery@test"]["hashes"][0]["content"] == "b" * 64
+    assert (
+        next(part for name, part in named.items() if name.startswith("judge gallery@test: "))["hashes"][0]["content"]
+        == "b" * 64
+    )
     assert (
         named["prompts testpainter/direct"]["hashes"][0]["content"] == report.concepts[0].protocol.prompt_sets[0].sha256
     )

@@ -16,8 +16,9 @@ from safear_edit.report.build import build_report, verify_command
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
-from safear_edit.report.schema import Criterion, Report
-from safear_edit.report.sentences import summary, worst_slice
+from safear_edit.report.schema import Clustered, Criterion, Report, Scope
+from safear_edit.report.sentences import preservation_criterion, summary, worst_slice
+from safear_edit.spec.spec import Gates
 from tests.report.test_build import FLIPS, Row, built, make_run, write_recipe
 
 LABELS = ("style=one", "style=two", "style=three", "style=four", "style=five")
@@ -128,6 +129,33 @@ def test_the_worst_slice_has_the_smallest_bound(root: Path, report: Report) -> N
     perfect = few.model_copy(update={"erased": stats.clopper_pearson(100, 100), "erased_lower95": 0.970})
     other = many.model_copy(update={"erased": stats.clopper_pearson(249, 250), "erased_lower95": 0.981})
     assert worst_slice(concept.model_copy(update={"erasure": (other, perfect)})).slice == "template"
+
+
+def _with_note(report: Report, text: str) -> Scope:
+    concepts = tuple(one.model_copy(update={"safety_note": text}) for one in report.scope.concepts)
+    return report.scope.model_copy(update={"concepts": concepts})
+
+
+def test_what_page_and_card_say_follows_from_the_counts(report: Report, root: Path) -> None:
+    """Losses are of what the base model drew; a bound by content that reads like the plain one isn't told twice."""
+    concept = report.concepts[0]
+    lost = sum(group.change.lost for group in concept.preservation if group.change)
+    drawn = sum(group.base_kept.k for group in concept.preservation if group.base_kept)
+    harm = next(risk for risk in report.residual_risks if "harms other images" in risk.risk)
+    assert harm.evidence.startswith(f"{lost} of {drawn} preserved prompts")
+    group = concept.preservation[0]
+    assert group.change and drawn < sum(one.scored for one in concept.preservation)
+    for bound, told in ((group.change.upper95 + 0.00001, False), (group.change.upper95 + 0.01, True)):
+        clustered = Clustered(clusters=9, design_effect=1.1, bound=bound)
+        line = preservation_criterion("x", group.model_copy(update={"clustered": clustered}), Gates())
+        assert ("by content" in line.observed) is told
+    noted = report.model_copy(update={"scope": _with_note(report, "Asked for by <the> estate.")})
+    page, card = render_html(noted, root), model_card(noted)
+    assert "Asked for by &lt;the&gt; estate." in page and r"Asked for by \<the\> estate." in card
+    assert (
+        "`" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+        and "<code>safear-edit approve</code>" in page
+    )
 
 
 def test_a_slice_that_failed_is_worse_than_one_with_a_few_prompts(report: Report) -> None:
