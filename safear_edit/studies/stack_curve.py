@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.errors import SafearError
 from safear_edit.evaluate.members import Member, members, worst
-from safear_edit.evaluate.outcomes import read_outcomes
+from safear_edit.evaluate.outcomes import Outcome, read_outcomes
 from safear_edit.files import rundir
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.order import Order, compile_recipes, read_sources
@@ -100,7 +101,7 @@ def _sizes(spec: Spec, *, first: bool) -> tuple[str, ...]:
 
 def measured(run: RunDir, state: StackState, options: RunOptions) -> Row:
     """What the stack's model shows of each erased concept, and what it lost of the first concept's groups."""
-    asked, kept, least = dict.fromkeys(SLICES.values(), (0, 0)), list[Member](), (1.0, "")
+    asked, kept = defaultdict[str, list[tuple[str, Outcome]]](list), list[Member]()
     for member in state.members:
         part, (recipe, left_out) = measured_part(run, state, member.name), state.measured_by(member)
         drawn = run.part(f"base/{member.name}").root
@@ -108,19 +109,26 @@ def measured(run: RunDir, state: StackState, options: RunOptions) -> Row:
                  leave_out=left_out, base_images=drawn)  # fmt: skip
         for one in _slices(part.root, recipe):
             if one.expect == "absent":
-                gone = sum(edited.present is False for _, edited in one.pairs)
-                k, n = asked[name := SLICES[one.key]]
-                asked[name] = (k + gone, n + len(one.pairs))
-                least = min(least, (gone / max(1, len(one.pairs)), f"{member.name} {name}: {gone}/{len(one.pairs)}"))
+                asked[SLICES[one.key]] += [(member.name, edited) for _, edited in one.pairs]
             elif member is state.members[0]:
                 kept += members(member_flips(one))
+    shown = [(name, row) for rows in asked.values() for name, row in rows]
     return {
-        **{name: {"k": k, "n": n} for name, (k, n) in asked.items()},
-        "least erased": least[1],
+        **{name: _not_found(rows) for name, rows in asked.items()},
+        "found again": _counted(name for name, row in shown if row.present is True),
+        "unreadable": _counted(name for name, row in shown if row.present is None),
         "kept": f"-{sum(m.lost for m in kept)} +{sum(m.gained for m in kept)} of {sum(m.n for m in kept)}",
         "worst member": _words(worst([(m, m) for m in kept])[0]) if kept else None,
         "more than 5 points lost": "; ".join(_words(m) for m in kept if m.drop > 0.05),
     }
+
+
+def _not_found(rows: Sequence[tuple[str, Outcome]]) -> dict[str, int]:
+    return {"k": sum(row.present is not True for _, row in rows), "n": len(rows)}
+
+
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(names).most_common())
 
 
 def _slices(folder: Path, recipe: Recipe) -> list[Slice]:
