@@ -12,6 +12,7 @@ import click
 
 from safear_edit.cli.options import (
     NEW,
+    SOURCE,
     Compiling,
     Publishing,
     Replacing,
@@ -45,7 +46,7 @@ class ApplyOptions(Compiling, Publishing):
 
 
 @click.command()
-@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True)
+@click.argument("sources", metavar="SPEC|RECIPE...", nargs=-1, required=True, type=SOURCE)
 @taking(ApplyOptions)
 def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     """Walk it all: compile, construct, edit, evaluate, report, release.
@@ -79,7 +80,7 @@ class PlanOptions(Compiling, Replacing, Shown):
 
 
 @click.command()
-@click.argument("source", metavar="SPEC|RECIPE")
+@click.argument("source", metavar="SPEC|RECIPE", type=SOURCE)
 @taking(PlanOptions)
 def plan(source: str, given: PlanOptions) -> int:
     """Print what `apply` would do, and write the frozen recipe with --out.

@@ -10,6 +10,7 @@ import click
 
 from safear_edit.cli.options import (
     NEW,
+    SOURCE,
     OnDevice,
     Shown,
     option,
@@ -49,7 +50,7 @@ class CompareOptions(OnDevice, Shown):
 
 
 @click.command(cls=ManyValues)
-@click.argument("concepts", metavar="SPEC...", nargs=-1, required=True)
+@click.argument("concepts", metavar="SPEC...", nargs=-1, required=True, type=SOURCE)
 @taking(CompareOptions)
 def compare(concepts: tuple[str, ...], given: CompareOptions) -> int:
     """Erase concepts with several methods and lay the reports side by side: counts, table, plot, images.

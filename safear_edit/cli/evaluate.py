@@ -14,6 +14,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    SOURCE,
     Drawing,
     InDtype,
     OfModel,
@@ -284,7 +285,7 @@ class MapOptions(OfModel, Seeded, OnDevice, Writing, Shown):
 
 
 @click.command("map")
-@click.argument("source", metavar="SPEC|RECIPE")
+@click.argument("source", metavar="SPEC|RECIPE", type=SOURCE)
 @taking(MapOptions)
 def map_(source: str, given: MapOptions) -> int:
     """Measure where the model keeps a concept: at which scale or row it is locked in, and in which layers.

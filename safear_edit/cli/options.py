@@ -53,6 +53,20 @@ class NewPath(click.Path):
         return path
 
 
+class Source(click.types.StringParamType):
+    """A spec or recipe, a path or a built-in concept's name; one that isn't there is told before torch is imported."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        from safear_edit.files.strict import missing
+        from safear_edit.pipeline.order import source_path
+
+        if not (path := source_path(str(value))).exists():
+            raise missing(path)
+        return str(value)
+
+
 def size(text: str) -> int:
     """A size such as 16GiB or 500MB, in bytes."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
@@ -63,6 +77,7 @@ def size(text: str) -> int:
 
 
 NEW = NewPath()
+SOURCE = Source()
 SEED = click.IntRange(0, 2**63 - 1)
 
 # -- options as fields ------------------------------------------------------------------------------------------------

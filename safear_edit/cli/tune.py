@@ -10,6 +10,7 @@ import click
 
 from safear_edit.cli.options import (
     NEW,
+    SOURCE,
     ByMethod,
     OnDevice,
     Seeded,
@@ -43,7 +44,7 @@ class TuneOptions(ByMethod, Seeded, OnDevice, Shown):
 
 
 @click.command()
-@click.argument("spec")
+@click.argument("spec", type=SOURCE)
 @taking(TuneOptions)
 def tune(spec: str, given: TuneOptions) -> int:
     """Search a method's numbers with training prompts alone, and write the best as a recipe.

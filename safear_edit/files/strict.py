@@ -170,7 +170,7 @@ def _text(path: Path, limit: int) -> str:
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except FileNotFoundError:
-        raise UsageError(str(path), "a file", "nothing there", "check the path") from None
+        raise missing(path) from None
     except IsADirectoryError:
         raise UsageError(str(path), "a file", "a directory", "name a file inside it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -178,6 +178,11 @@ def _text(path: Path, limit: int) -> str:
     if len(raw) > limit:
         raise SpecError(str(path), f"at most {limit} bytes", "a larger file", "is this the right file?")
     return decoded(raw, path)
+
+
+def missing(path: Path) -> UsageError:
+    """What is said of a file that isn't there."""
+    return UsageError(str(path), "a file", "nothing there", "check the path")
 
 
 def regular(path: Path) -> None:

@@ -280,3 +280,21 @@ def test_help_reads_no_schema_and_no_model() -> None:
         "sys.exit(len({'pydantic', 'yaml', 'torch', 'numpy'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_a_source_that_is_not_there_is_told_before_torch_is_imported(tmp_path: Path) -> None:
+    code = """
+import sys
+from safear_edit.cli import main
+model, out = ["--model", "llamagen"], ["--out", "out"]
+vce = ["--methods", "vce"]
+for words in (["plan", "no.yaml", *model], ["apply", "picasso", "no.yaml", *model, *out],
+              ["map", "no.yaml", *model, *out], ["compare", "no.yaml", *model, *vce, *out],
+              ["tune", "no.yaml", *model, *out]):
+    assert main.run(words) == 2
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    line = "safear-edit: no.yaml: expected a file, got nothing there; check the path"
+    assert done.stderr.splitlines() == [line] * 5 and not list(tmp_path.iterdir())
