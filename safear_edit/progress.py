@@ -62,11 +62,12 @@ class Steps:
         """Say that the next step begins."""
         self._number += 1
         spent = (self._clock() - self._started) / 60
-        if spent <= self._minutes and self._minutes:
+        if not self._minutes:
+            so_far = f"after {spent:.1f} minutes"
+        elif spent <= self._minutes:
             so_far = f"{spent:.1f} of about {self._minutes:.0f} minutes"
         else:  # a slow or busy machine: the forecast says no more when it ends
-            predicted = f", where {self._minutes:.0f} were predicted for all" if self._minutes else ""
-            so_far = f"after {spent:.1f} minutes{predicted}"
+            so_far = f"after {spent:.1f} minutes, where {self._minutes:.0f} were predicted for all"
         self._say(f"step {self._number} of {self._count}: {what}, {so_far}")
 
 

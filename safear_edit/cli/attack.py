@@ -11,6 +11,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    SOURCE,
     Drawing,
     OnDevice,
     Seeded,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttackOptions(Seeded, OnDevice, Drawing, Shown):
-    spec: str | None = option("--spec", help="The concept to bring back (default: the release's own, if it has one).")
+    spec: str | None = option(
+        "--spec", type=SOURCE, help="The concept to bring back (default: the release's own, if it has one)."
+    )
     names: tuple[str, ...] = option(
         "--attack", multiple=True, metavar="NAME", help="See: safear-edit ls attacks (default: all)."
     )

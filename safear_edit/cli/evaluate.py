@@ -49,7 +49,9 @@ TABLE = 1000
 
 @dataclass(frozen=True)
 class EvalOptions(Seeded, OnDevice, Drawing, Shown):
-    spec: str = option("--spec", required=True, help="Whose concept is judged: a file or a built-in concept's name.")
+    spec: str = option(
+        "--spec", type=SOURCE, required=True, help="Whose concept is judged: a file or a built-in concept's name."
+    )
     prompts: Path | None = option(
         "--prompts", type=FOLDER, help="txt, or csv, tsv, json, jsonl, parquet with `prompt`; - is stdin."
     )

@@ -13,6 +13,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    SOURCE,
     Replacing,
     Shown,
     option,
@@ -49,7 +50,7 @@ class CalibrateOptions(Replacing, Shown):
 
 @judge.command()
 @click.argument("folder", type=FOLDER)
-@click.argument("spec")
+@click.argument("spec", type=SOURCE)
 @taking(CalibrateOptions)
 def calibrate(folder: Path, spec: str, given: CalibrateOptions) -> int:
     """Choose the thresholds of a spec's judge, and measure how often it is right.

@@ -82,11 +82,12 @@ def _proposed(text: str, name: str | None, given: InitOptions) -> Words:
     found = suggest.propose(text, name=name or "", kind=given.kind or "", assistant=assistant)
     for line in found.lines():
         print(f"note: {line}", file=sys.stderr)
-    if not given.yes and not sys.stdin.isatty():
+    if given.yes:
+        return found.words
+    if not sys.stdin.isatty():
         print("note: no terminal to ask in: every name that was proposed is taken", file=sys.stderr)
-    elif not given.yes:
-        found = suggest.confirmed(found, lambda question: click.confirm(question, default=True, err=True))
-    return found.words
+        return found.words
+    return suggest.confirmed(found, lambda question: click.confirm(question, default=True, err=True)).words
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,9 @@ MAX_LINE_BYTES = 1 << 20
 """One record of a JSON-lines file; the longest that this program writes, a judged image, stays below 4 KiB."""
 AGAIN = "finish the run again"
 """The way out for a file that a run left behind."""
-LIST, MAPPING = ("a list", "write [one, another]"), ("keys and values", "write one `key: value` a line below it")
-TEXT, WHOLE = (
-    ("text", "write words, in quotes where they look like a number"),
-    ("a whole number", "write it without quotes or decimals"),
-)
+LIST = ("a list", "write [one, another]")
+MAPPING = ("keys and values", "write one `key: value` a line below it")
+WHOLE = ("a whole number", "write it without quotes or decimals")
 PLAIN: dict[str, tuple[str, str]] = {
     "list_type": LIST,
     "tuple_type": LIST,
@@ -38,7 +36,7 @@ PLAIN: dict[str, tuple[str, str]] = {
     "model_type": MAPPING,
     "model_attributes_type": MAPPING,
     "dataclass_type": MAPPING,
-    "string_type": TEXT,
+    "string_type": ("text", "write words, in quotes where they look like a number"),
     "int_type": WHOLE,
     "int_from_float": WHOLE,
     "float_type": ("a number", "write it without quotes"),

@@ -352,8 +352,6 @@ def filled(
     net = unfilled(make)
     if dtype is not None:
         net.to(dtype)
-    if torch.device(device).type == "cpu" and sum(tensor.nbytes for tensor in net.parameters()) >= LARGE:
-        keep_no_large_blocks()
     fill(net, weights, device, ignore)
     return net.to(device)
 
@@ -390,8 +388,10 @@ def fill(
 ) -> None:
     """Put `weights`, whose names and shapes were compared, into `net` one by one, in its dtypes and on `device`.
 
-    No two of its tensors share memory afterwards.
+    No two of its tensors share memory afterwards, and a large network on a CPU leaves no freed blocks between them.
     """
+    if torch.device(device).type == "cpu" and sum(tensor.nbytes for tensor in net.parameters()) >= LARGE:
+        keep_no_large_blocks()
     taken: set[int] = set()
     for name, own in net.state_dict(keep_vars=True).items():
         if name not in weights or name in ignore:
