@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from safear_edit.files.names import EXPORTED
+
 STACK, INTERFERENCE = "stack.json", "interference.json"
 BASE, CARD = "base.safetensors", "base.json"
 FOUND_BY = "edit/recipe.json"
@@ -48,5 +50,10 @@ def looks_released(folder: Path) -> bool:
 
 
 def is_release(folder: Path) -> bool:
-    """Whether `folder` holds a model with its edits and what they changed."""
-    return (folder / BASE).is_file() and looks_released(folder)
+    """Whether `folder` holds edits with what they changed, or, without any weights, with the base model's card."""
+    return looks_released(folder) and ((folder / BASE).is_file() or without_weights(folder))
+
+
+def without_weights(folder: Path) -> bool:
+    """Whether the weights were left out of a release, as `compare` does: its edits and the card of their base stay."""
+    return (folder / CARD).is_file() and not any((folder / name).is_file() for name in (BASE, *EXPORTED))

@@ -1,6 +1,7 @@
 """Methods side by side: one whole walk per concept, method and seed, counted from the reports that the walks leave.
 
-    OUT/runs/…          what each walk published, without its weights (`apply recipe.json` makes them again)
+    OUT/runs/…          what each walk published, without its weights: `attack` and `eval` put its edit on its base
+                        again, and `export` writes that
     OUT/rows.csv        counts per slice and member, a row each
     OUT/index.html      the table (also alone, as Markdown), the Pareto plot (SVG, PNG), a contact sheet per concept
 

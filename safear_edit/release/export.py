@@ -19,8 +19,7 @@ from safear_edit import registry
 from safear_edit.editor.edit import PEFT_CONFIG, PEFT_TENSORS
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import UsageError
-from safear_edit.families.load import load_model
-from safear_edit.families.reference import ModelRef, published
+from safear_edit.families.reference import published
 from safear_edit.files import rundir
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.names import OWN_WEIGHTS
@@ -48,13 +47,13 @@ class Exported:
 
 
 def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> Exported:
-    """Write the release `folder` to `out` in a published layout, in one rename.
+    """Write the release `folder`, or a run of `compare`, to `out` in a published layout, in one rename.
 
     UsageError for a folder that is no release, a layout that its family lacks, an edit that the layout has no place for
     (the code that it is for would draw as the unedited model), and edits that peft has no form for.
     """
     released = Released.read(folder)
-    family = ModelRef.parse(str(folder.absolute())).family
+    family = released.family
     known = published(family).layouts
     if layout != PEFT and layout not in known:
         raise registry.unknown(f"layout of {family}", layout, [*known, PEFT])
@@ -67,8 +66,8 @@ def export(folder: Path, layout: str, out: Path, *, overwrite: bool = False) -> 
                 "net is the base model's nn.Module, gives the released weights"
             )
         else:
-            model = load_model(str(folder.absolute()))
-            model.export(staged, layout)
+            with released.edited() as model:
+                model.export(staged, layout)
             check = model.check_of(layout)
         found = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): sha256_file(path) for path in found}

@@ -7,6 +7,8 @@ A release keeps all that it takes to take an edit off again, years later and wit
     stack.json         order, strengths, and a fingerprint of the weights after each edit
     concepts/NAME/     each concept's evidence; in edit/ the edit with the recipe that found it
 
+Where the weights were left out (a run of `compare`) the base model is looked up by its name, and must be the same.
+
 A release of one concept may have no stack.json; then the concept's files lie at the top. A joint edit erases several
 concepts; its name is theirs, joined by "+", each of them has a copy, and it comes on and off as a whole.
 
@@ -16,7 +18,8 @@ bit for bit on the same kind of machine; the fingerprints say whether they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -36,7 +39,16 @@ from safear_edit.evaluate.outcomes import read_outcomes
 from safear_edit.families.base import ModelCard, ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.files.atomic import write_atomic
-from safear_edit.files.layout import BASE, CARD, INTERFERENCE, STACK, Layout, is_release, looks_released
+from safear_edit.files.layout import (
+    BASE,
+    CARD,
+    INTERFERENCE,
+    STACK,
+    Layout,
+    is_release,
+    looks_released,
+    without_weights,
+)
 from safear_edit.files.records import read_record
 from safear_edit.files.weights import read_weights, write_weights
 from safear_edit.report.evidence import BaseCard
@@ -106,6 +118,11 @@ class Released:
         return cls(folder, ref, members, fingerprints, seen.history, seen.alone)
 
     @property
+    def family(self) -> str:
+        """The family of the base model, and so of the release."""
+        return self.ref.partition(":")[0]
+
+    @property
     def stack(self) -> Stack:
         """The edits that the released weights hold."""
         return stack_of(self.members)
@@ -133,10 +150,14 @@ class Released:
         """The base model, its card included: the released weights with the kept values put back.
 
         dtype: of the frozen weights; "auto": the one that the edits were found in. TrustError unless the edits on top
-        of it give the released weights again (up to rounding: another kind of processor may multiply in another order).
+        of it give the released weights again (up to rounding: another kind of processor may multiply in another order),
+        or, without weights, if the model of the base's name is another one.
         """
         own = self.members[0].recipe.model.dtype
-        model = load_model(str(self.folder.absolute()), device, own if dtype == "auto" else dtype)
+        kept = own if dtype == "auto" else dtype
+        if without_weights(self.folder):
+            return self._base_by_name(device, kept)
+        model = load_model(str(self.folder.absolute()), device, kept)
         kinds = {model.dtype, getattr(torch, own)}
         near = 1e-4 if kinds == {torch.float32} else 2 * max(torch.finfo(kind).eps for kind in kinds)
         wanted, state = self.stack.weights, model.net.state_dict()
@@ -153,6 +174,23 @@ class Released:
                     got = f"another {name}"
                     raise TrustError(str(self.folder), "the weights of its base and its edits", got, AGAIN)
         model.card = _read_card(self.folder / CARD)
+        return model
+
+    @contextmanager
+    def edited(self) -> Iterator[ModelFamily]:
+        """The edited model: the released weights, or, where they were left out, the base with the edits on it."""
+        if not without_weights(self.folder):
+            yield load_model(str(self.folder.absolute()))
+            return
+        model = self.base()
+        with self.stack.apply(model.net):
+            yield model
+
+    def _base_by_name(self, device: str, dtype: str) -> ModelFamily:
+        card, model = _read_card(self.folder / CARD), load_model(self.ref, device, dtype)
+        if model.card.digest != card.digest:
+            got, fix = f"{self.ref}, digest {model.card.digest[:16]}", "use the files that the edit was made for"
+            raise TrustError(str(self.folder), f"its base model, digest {card.digest[:16]}", got, fix)
         return model
 
 

@@ -20,6 +20,7 @@ from safear_edit.evaluate.interference_record import Interference
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE
+from safear_edit.files.names import EXPORTED
 from safear_edit.pipeline import publish
 from safear_edit.registry import find_builtin
 from safear_edit.release.released import Released, save_base, save_stack
@@ -101,6 +102,31 @@ def test_a_release_is_read_back_with_its_base(made: Path) -> None:
     assert released.base(dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(UsageError, match="did you mean 'one'"):
         released.member("onne")
+
+
+def test_a_run_of_compare_without_its_weights_is_put_on_the_base_of_its_name(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safear_edit.release.released.load_model", lambda ref, *how: LlamaGen.pico(seed=0))
+    for name in ("base.safetensors", *EXPORTED):
+        (made / name).unlink(missing_ok=True)
+    released, wanted = Released.read(made), LlamaGen.pico(seed=0)
+    model = released.base()
+    assert all(torch.equal(t, wanted.net.state_dict()[k]) for k, t in model.net.state_dict().items())
+    assert released.stack.fingerprints(model.net) == released.fingerprints
+    name = released.stack.weights[0]
+    with released.edited() as edited, released.stack.apply(wanted.net):
+        assert torch.equal(edited.net.state_dict()[name], wanted.net.state_dict()[name])
+    card = json.loads((made / "base.json").read_text())
+    (made / "base.json").write_text(json.dumps(card | {"files": dict.fromkeys(card["files"], "0" * 64)}))
+    with pytest.raises(TrustError, match=r"expected its base model, digest .*, got llamagen:pico, digest"):
+        Released.read(made).base()
+
+
+def test_weights_without_what_the_edits_changed_are_refused(made: Path) -> None:
+    (made / "base.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"a released folder with base\.safetensors"):
+        Released.read(made)
 
 
 @pytest.mark.parametrize(
