@@ -4,22 +4,27 @@ Depth: on images of the concept, under the caption that asks for it, the edited 
 predicts under the caption that doesn't, and so it is under that caption itself. That brings CIR's numerator, concept
 information retained (evaluate/likelihood.py), to 0 token by token. A preference alone stops where the safe image wins.
 
-Adversarial: the same with a small attack inside every step: vectors in the safe caption that make the concept's images
-likelier are looked for, and then trained against (latent adversarial training, Casper et al. 2024,
-https://arxiv.org/abs/2403.05030, with a soft prompt as the perturbation). The search starts anew at every step from
-numbers of that step, so a killed run goes on to the same edit.
+Adversarial: a small attack inside every step: vectors in the safe caption that make the concept's images likelier are
+looked for, and under them the images are made unlikelier than the base model has them without its name (latent
+adversarial training, Casper et al. 2024, https://arxiv.org/abs/2403.05030, with a soft prompt as the perturbation and
+the loss of negative preference optimisation). The search starts anew at every step from numbers of that step, so a
+killed run goes on to the same edit. To hold the images at the base model's prediction instead, as depth does, was no
+defence: soft prompts found the concept as often (examples/results, attacks on llamagen:mini).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from safear_edit.editor.fine_tune import Draw
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods.workbench import Scores, Workbench, token_kl
 
 VECTORS = 4
+SHARPNESS = 5.0
+"""Of the preference, on averages per token, as VCE's beta."""
 INNER = 4
 """Steps of the attack inside a step, each as long as token states are spread: together as far as a soft prompt gets."""
 
@@ -38,14 +43,18 @@ def depth(bench: Workbench, draw: Draw, scores: Scores) -> Tensor:
 
 
 def adversarial(bench: Workbench, draw: Draw) -> Tensor:
-    """KL( base(. | x_s, y_l) || policy(. | x_s + vectors, y_l) ), with vectors found against this very policy.
+    """-2/s log sigmoid( -s (log policy(y_l | x_s + vectors) - log base(y_l | x_s)) ), s = SHARPNESS, log-likelihoods
+    in nats per token, mean over this step's pairs, with vectors found against this very policy (Zhang et al. 2024,
+    https://arxiv.org/abs/2404.05868, their loss L_NPO).
 
-    INNER passes of b rows with gradient, and one more.
+    Its slope fades as the images get unlikely, so it doesn't tear the model apart as plain ascent does. INNER passes of
+    b rows with gradient, and one more.
     """
-    reference = bench.reference(draw, "safe", "unsafe")
+    model, plain, ids = bench.model, bench.condition(draw, "safe"), bench.image(draw, "unsafe")
+    before = token_logprobs(bench.reference(draw, "safe", "unsafe"), ids).mean(1)
     vectors = found(bench, draw)
-    model, plain = bench.model, bench.condition(draw, "safe")
-    return token_kl(reference, model.logits(model.with_vectors(plain, vectors), bench.image(draw, "unsafe"))).mean()
+    after = token_logprobs(model.logits(model.with_vectors(plain, vectors), ids), ids).mean(1)
+    return -2 / SHARPNESS * F.logsigmoid(SHARPNESS * (before - after)).mean()
 
 
 def found(bench: Workbench, draw: Draw, steps: int = INNER) -> Tensor:

@@ -63,11 +63,23 @@ def test_the_concepts_images_become_as_likely_as_without_its_name(model: LlamaGe
     pairs, left = material.pairs, []
     with torch.no_grad():
         safe = model.logits(model.condition(pairs.safe), pairs.unsafe_ids)
-    for added in ({}, {"depth": 2.0}, {"depth": 2.0, "adversarial": True}):
+    for added in ({}, {"depth": 2.0}):
         with fit("vce", model, material, **added).apply(model.net), torch.no_grad():
             unsafe = model.logits(model.condition(pairs.unsafe), pairs.unsafe_ids)
             left.append(float(token_kl(safe, unsafe).mean()))
-    assert left[1] < 0.8 * left[0] and left[2] < 0.9 * left[0]
+    assert left[1] < 0.8 * left[0]
+
+
+def test_vectors_that_are_trained_against_find_less(model: LlamaGen, material: Material) -> None:
+    found = []
+    for on in (False, True):
+        with fit("vce", model, material, depth=2.0, adversarial=on).apply(model.net):
+            bench, draw = Workbench(model, material, PairTuning(batch=4), silent, reference=False), Draw(3, 5)
+            vectors, ids = deepen.found(bench, draw), bench.image(draw, "unsafe")
+            with torch.no_grad():
+                logits = model.logits(model.with_vectors(bench.condition(draw, "safe"), vectors), ids)
+            found.append(float(token_logprobs(logits, ids).mean()))
+    assert found[1] < found[0] - 0.05
 
 
 def test_recipes_without_them_keep_their_digests() -> None:
@@ -83,7 +95,7 @@ def test_every_pair_method_can_be_trained_against_attacks(
 ) -> None:
     plain, attacked = (fit(name, bitwise, bits, steps=3, adversarial=on, **more) for on in (False, True))
     assert "adversarial" not in plain.info.params and attacked.info.params["adversarial"] is True
-    assert attacked.info.losses[0] > plain.info.losses[0] + 1e-6, "the attack's divergence is part of the first loss"
+    assert attacked.info.losses[0] > plain.info.losses[0] + 1e-6, "the attack is part of the first loss"
     kind = methods()[name].load()
     works = [kind().work(kind.Params(**more, adversarial=on), bitwise.card, 6) for on in (False, True)]
     assert works[1].rows - works[0].rows == (deepen.INNER + 1) * kind.Params().batch
