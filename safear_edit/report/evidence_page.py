@@ -27,6 +27,8 @@ from safear_edit.report.tiles import Sheets, webp_uri
 SIDE = 120
 """Pixels at which a tile is shown; small ones are enlarged without smoothing."""
 WORDS = {True: "found", False: "not found", None: "cannot tell"}
+CHANGES, SAME = {"absent": ("erased", "appeared"), "present": ("lost", "gained")}, "same"
+"""What is expected → the words for found before only, and for found after only."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class ShownPair:
-    """One prompt and seed on both models; change: lost, gained or same, by what the judge looked for."""
+    """One prompt and seed on both models; change: one of CHANGES, by what the judge looked for."""
 
     concept: str
     slice: str
@@ -84,6 +86,7 @@ def evidence_page(report: Report, run: RunFiles) -> str:
             script_hash=allowed,
             columns=COLUMNS,
             side=side,
+            changes=[word for words in CHANGES.values() for word in words] + [SAME],
         )
     )
 
@@ -118,5 +121,6 @@ def _shown(sheets: Sheets, row: Outcome, prefix: str) -> Shown:
 
 def _change(base: Outcome, edited: Outcome) -> str:
     if (base.present is True) == (edited.present is True):
-        return "same"
-    return "lost" if base.present is True else "gained"
+        return SAME
+    went, came = CHANGES[base.expect]
+    return went if base.present is True else came

@@ -68,6 +68,9 @@ def test_every_scored_pair_is_there_with_its_judgement(made: tuple[Report, str])
     for key, (lost, gained) in FLIPS.items():
         changes = Counter(pair["change"] for pair in pairs if pair["slice"] == key)
         assert (changes["lost"], changes["gained"]) == (lost, gained)
+    of_concept = Counter(pair["change"] for pair in pairs if pair["slice"] in FOUND_AFTER)
+    asked = sum(SIZES[key] for key in FOUND_AFTER)
+    assert of_concept == {"erased": asked - sum(FOUND_AFTER.values()), "same": sum(FOUND_AFTER.values())}
 
 
 def test_it_fetches_nothing_and_runs_one_script_only(made: tuple[Report, str]) -> None:
