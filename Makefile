@@ -28,7 +28,7 @@ docs: $(VENV)/.installed-test
 	folder=$$(mktemp -d) && $(BIN)/pdoc --output-directory "$$folder" safear_edit && echo "$$folder/index.html"
 
 # Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`). Python
-# compiles what is imported when it is imported first; compiling all of every package takes pip a third of its time.
+# compiles what is imported when it is imported first; all of every package takes pip nearly half of its processor time.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --no-compile -e .

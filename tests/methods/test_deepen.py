@@ -63,11 +63,11 @@ def test_the_concepts_images_become_as_likely_as_without_its_name(model: LlamaGe
     pairs, left = material.pairs, []
     with torch.no_grad():
         safe = model.logits(model.condition(pairs.safe), pairs.unsafe_ids)
-    for added in ({}, {"depth": 2.0}):
+    for added in ({}, {"depth": 2.0}, {"depth": 2.0, "adversarial": True}):
         with fit("vce", model, material, **added).apply(model.net), torch.no_grad():
             unsafe = model.logits(model.condition(pairs.unsafe), pairs.unsafe_ids)
             left.append(float(token_kl(safe, unsafe).mean()))
-    assert left[1] < 0.8 * left[0]
+    assert left[1] < 0.8 * left[0] and left[2] < 0.9 * left[0]
 
 
 def test_vectors_that_are_trained_against_find_less(model: LlamaGen, material: Material) -> None:
