@@ -3,6 +3,7 @@ being found."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ def pico(family: str) -> ModelFamily:
     return PICO[family]
 
 
+@cache
 def concept(model: ModelFamily) -> Concept:
-    """The attacker's images are the model's own."""
+    """The attacker's images are the model's own; every attack on a model is handed the same."""
     ids = model.generate(model.condition([f"{text} by Picasso" for text in CAPTIONS]), range(len(CAPTIONS)))
     asked = tuple(f"{text} by Picasso" for text in CAPTIONS)
     known, novel = (Target(CAPTIONS, rows, Bright(), asked, asked) for rows in (ids, ids.flip(0)))

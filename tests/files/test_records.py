@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import ConfigDict
 
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import (
@@ -41,6 +43,41 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read_record(Seen, tmp_path / "a.json") == rows[1]
     (tmp_path / "a.json").write_text("[" + ",".join(row.model_dump_json() for row in rows) + "]")
     assert read_records(Seen, tmp_path / "a.json") == tuple(rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": "a house"}',
+        ' {"prompt" : "a", "score"\t: -1.5e-7, "found": null}',
+        '{"prompt": "say \\"a\\": b", "model": "edited"}',
+        '{"prompt": "the key \': ", "score": 3}',
+        '{"prompt": "a", "score": 1e50}',
+        '{"prompt": "NaN"}',
+        '{"prompt": "a", "tags": ["x"], "of": {"a": 1}}',
+        '{"prompt": "a", "of": {"a": 1, "a": 2}}',
+        '{"prompt": "a", "other": 1, "other": 1}',
+        '{"prompt": "a", "other": 1e400}',
+        '{"prompt": "a", "other": NaN}',
+        '{"prompt": "a", "other": 1' + 45 * "0" + "}",
+        '{"prompt": "a", "other": "\\udc00"}',
+    ],
+)
+def test_a_line_is_read_as_a_document_is(tmp_path: Path, text: str) -> None:
+    """Also where unknown keys are passed over: lines have a reader of their own for what is plainly in order."""
+
+    class Some(Seen):
+        model_config = ConfigDict(extra="ignore")
+
+    def said(read: Callable[[], Some]) -> Some | str:
+        try:
+            return read()
+        except SpecError as error:
+            return f"{error.expected} {error.got}"
+
+    path = tmp_path / "a"
+    path.write_text(text)
+    assert said(lambda: next(read_lines(Some, path))[1]) == said(lambda: read_record(Some, path))
 
 
 BAD = {

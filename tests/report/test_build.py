@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,14 @@ def write_recipe(path: Path, recipe: Row) -> None:
     """The recipe with its digest; what is no recipe keeps the one that it has."""
     data = {key: value for key, value in recipe.items() if key != "digest"}
     with suppress(ValidationError):
-        recipe = {**data, "digest": Recipe.model_validate_json(json.dumps(data)).digest}
+        recipe = {**data, "digest": _digest(json.dumps(data))}
     _write(path, recipe)
+
+
+@cache
+def _digest(recipe: str) -> str:
+    """Most of these runs have the same recipe, of 1,500 prompts."""
+    return Recipe.model_validate_json(recipe).digest
 
 
 def _shared_files(root: Path, name: str) -> None:
