@@ -88,7 +88,7 @@ _LARGE = 1e39
 """Beyond it a number may have too many digits or fit in no float."""
 
 
-def _in_order(kind: type[Model], text: str) -> Model | None:
+def _in_order(kind: Any, text: str) -> Model | None:
     """The record of a line of plain values with nothing wrong, in half of the time; None: the strict reader decides.
 
     As many keys as there are places where one could end: then none is there twice.
