@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
+from safear_edit.files.layout import looks_released, without_weights
 from safear_edit.pipeline.order import resolve_device
 from safear_edit.progress import Callback, silent, under
 
@@ -55,7 +57,8 @@ def generate(
     """Draw `count` images of each prompt with seeds seed, seed+1, …; returns the model taken and the PNGs written.
 
     A file that this very model drew for this prompt and seed is kept, so an interrupted command continues. `say` is
-    told of captions that the model doesn't read to their end.
+    told of captions that the model doesn't read to their end. A run of `compare`, which leaves its weights out, draws
+    by its edits on the base model of its card.
     UsageError if there is no prompt, or another file of that name already (without `overwrite`): nothing is drawn then.
     """
     if not prompts or count < 1:
@@ -67,21 +70,35 @@ def generate(
     if not overwrite:
         _refuse([path for path, mark in marks.items() if mark is None])
     ModelRef.parse(model_text)  # a typo is told before torch is loaded
-    model = load_model(model_text, resolve_device(device), dtype)
-    drawn_by = _drawer(model)
-    if not overwrite:
-        _refuse([one.path for one in wanted if one.path in marks and marks[one.path] != _digest(drawn_by, one)])
-    for line in cut_captions(model, prompts):
-        say(f"warning: {line}")
-    missing = [one for one in wanted if marks.get(one.path) != _digest(drawn_by, one)]
-    out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(missing), BATCH):
-        part = missing[start : start + BATCH]
-        ids = model.generate(model.condition([one.prompt for one in part]), [one.seed for one in part])
-        for one, image in zip(part, model.decode(ids), strict=True):
-            _write_png(one.path, image, _digest(drawn_by, one))
-        progress("images", len(wanted) - len(missing) + start + len(part), len(wanted), "")
-    return model.card.ref, [one.path for one in wanted]
+    with _opened(model_text, resolve_device(device), dtype) as (model, edits):
+        drawn_by = _drawer(model, edits)
+        if not overwrite:
+            _refuse([one.path for one in wanted if one.path in marks and marks[one.path] != _digest(drawn_by, one)])
+        for line in cut_captions(model, prompts):
+            say(f"warning: {line}")
+        missing = [one for one in wanted if marks.get(one.path) != _digest(drawn_by, one)]
+        out.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            ids = model.generate(model.condition([one.prompt for one in part]), [one.seed for one in part])
+            for one, image in zip(part, model.decode(ids), strict=True):
+                _write_png(one.path, image, _digest(drawn_by, one))
+            progress("images", len(wanted) - len(missing) + start + len(part), len(wanted), "")
+        return model.card.ref, [one.path for one in wanted]
+
+
+@contextmanager
+def _opened(text: str, device: str, dtype: str) -> Iterator[tuple[ModelFamily, list[str]]]:
+    """The model, and the digests of edits that its card doesn't know of."""
+    folder = Path(text)
+    if not (looks_released(folder) and without_weights(folder)):
+        yield load_model(text, device, dtype), []
+        return
+    from safear_edit.release.released import Released
+
+    released = Released.read(folder)
+    with released.edited(device, dtype) as model:
+        yield model, [f"{layer.edit.digest} {layer.strength}" for layer in released.stack.layers]
 
 
 def side_by_side(
@@ -160,9 +177,9 @@ def _slug(prompt: str) -> str:
 # -- what a file says of itself ---------------------------------------------------------------------------------------
 
 
-def _drawer(model: ModelFamily) -> str:
+def _drawer(model: ModelFamily, edits: Sequence[str]) -> str:
     half = [] if str(model.dtype) == "torch.float32" else [str(model.dtype)]
-    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half])
+    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half, *edits])
 
 
 def _digest(drawn_by: str, one: Wanted) -> str:

@@ -177,12 +177,12 @@ class Released:
         return model
 
     @contextmanager
-    def edited(self) -> Iterator[ModelFamily]:
+    def edited(self, device: str = "cpu", dtype: str = "auto") -> Iterator[ModelFamily]:
         """The edited model: the released weights, or, where they were left out, the base with the edits on it."""
         if not without_weights(self.folder):
-            yield load_model(str(self.folder.absolute()))
+            yield load_model(str(self.folder.absolute()), device, dtype)
             return
-        model = self.base()
+        model = self.base(device, dtype)
         with self.stack.apply(model.net):
             yield model
 

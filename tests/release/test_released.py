@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from safear_edit.compiler.compile import compile_recipe
@@ -22,6 +24,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE
 from safear_edit.files.names import EXPORTED
 from safear_edit.pipeline import publish
+from safear_edit.pipeline.generate import generate
 from safear_edit.registry import find_builtin
 from safear_edit.release.released import Released, save_base, save_stack
 from safear_edit.spec.spec import load_spec
@@ -117,6 +120,15 @@ def test_a_run_of_compare_without_its_weights_is_put_on_the_base_of_its_name(
     name = released.stack.weights[0]
     with released.edited() as edited, released.stack.apply(wanted.net):
         assert torch.equal(edited.net.state_dict()[name], wanted.net.state_dict()[name])
+    how: dict[str, Any] = {"count": 1, "seed": 3, "device": "cpu", "out": made.parent / "drawn", "overwrite": False}
+    ref, (drawn,) = generate(str(made), ["a house"], **how)
+    assert ref == "llamagen:pico"
+    with released.stack.apply(wanted.net):
+        image = wanted.decode(wanted.generate(wanted.condition(["a house"]), [3]))[0]
+    assert (np.asarray(Image.open(drawn)) == image.permute(1, 2, 0).numpy()).all(), "the edited model's"
+    monkeypatch.setattr("safear_edit.pipeline.generate.load_model", lambda ref, *how: LlamaGen.pico(seed=0))
+    with pytest.raises(UsageError, match="that this command didn't write"):
+        generate("llamagen", ["a house"], **how)
     card = json.loads((made / "base.json").read_text())
     (made / "base.json").write_text(json.dumps(card | {"files": dict.fromkeys(card["files"], "0" * 64)}))
     with pytest.raises(TrustError, match=r"expected its base model, digest .*, got llamagen:pico, digest"):
