@@ -29,16 +29,16 @@ docs: $(VENV)/.installed-test
 
 # Editable, so that what runs is always the checkout's own source; a wheel works as well (`pip install .`). Python
 # compiles what is imported when it is imported first; all of every package takes pip nearly half of its processor time.
-# The pip that a Python brings may be years old and take twice the time of today's.
-$(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+# The pip that a Python brings may be years old and take nearly twice the processor time of today's.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$@ -m pip install -q --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-compile -e .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-compile -e '.[test,nudity,imagenet,diffusion]'
 	touch $(VENV)/.installed $@
 
