@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.stats import fisher_exact
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -73,8 +75,28 @@ def _all(figures: Figures, bound: float) -> bool:
 ERASED = 97.0
 """Per cent by name from which a concept counts as erased, as the gates of `apply`."""
 
+
+def _lost(value: str) -> tuple[int, int]:
+    """Images lost but for those gained, and of how many: (6, 60) for "-7 +1 of 60"."""
+    lost, gained, of = (int(number) for number in re.findall(r"\d+", value))
+    return max(0, lost - gained), of
+
+
+def _loses_less(one: str, other: str) -> bool:
+    """By more than chance: Fisher's exact test, one-sided, 5 %."""
+    (less, n), (more, m) = _lost(one), _lost(other)
+    return bool(fisher_exact([[less, n - less], [more, m - more]], alternative="less").pvalue <= 0.05)
+
+
+def _part(model: str, concept: str, method: str, column: str) -> Cell:
+    """A method with one of its parts changed, on training prompts."""
+    return Cell("parts-choice", {"model": f"{model}:mini", "concept": concept, "method": f"`{method}`"}, column)
+
+
+PARTS = "One seed, 60 training prompts, without our keep term."
+
 REAL = "The minis draw no people and no photographs: NudeNet, I2P, COCO, FID and CLIP scores need published weights."
-NO_ROW = "Could be measured on the minis, and was not: no row."
+KL = "KL of what stays"
 
 
 # -- VCE --------------------------------------------------------------------------------------------------------------
@@ -222,8 +244,47 @@ SVARE = Paper(
             lambda f: _all(f, -3),
             "Three seeds; change in points.",
         ),
-        Claim("The filter's share alpha: 25 % erases as 0 % does and costs less", why=NO_ROW),
-        Claim("The filtered cross entropy and the preservation term each help", why=NO_ROW),
+        Claim(
+            "The filtered cross entropy, of tokens a quarter wrong, erases as the whole one does",
+            {
+                f"{name}, alpha {alpha}, {column}": _part("infinity", name, f"svare:keep_weight=0{part}", column)
+                for name in ("picasso", "dog")
+                for alpha, part in (("25 %", ""), ("0", ",alpha_wrong=0"))
+                for column in ("by name", "names left out of the pairs")
+            },
+            lambda f: _all(f, ERASED),
+            PARTS,
+        ),
+        Claim(
+            "And changes what must stay less",
+            {
+                f"{name}, alpha {alpha}, KL": _part("infinity", name, f"svare:keep_weight=0{part}", KL)
+                for name in ("picasso", "dog")
+                for alpha, part in (("25 %", ""), ("0", ",alpha_wrong=0"))
+            },
+            lambda f: all(f[f"{name}, alpha 25 %, KL"] < f[f"{name}, alpha 0, KL"] for name in ("picasso", "dog")),
+            f"{PARTS} The KL is per token, in nats; images lost are too few to tell the two apart.",
+        ),
+        Claim(
+            "Tokens half wrong are too few: more of the concept is left",
+            {
+                f"{name}, alpha {alpha}, CIR": _part("infinity", name, f"svare:keep_weight=0{part}", "CIR")
+                for name in ("picasso", "dog")
+                for alpha, part in (("25 %", ""), ("50 %", ",alpha_wrong=0.5"))
+            },
+            lambda f: all(f[f"{name}, alpha 50 %, CIR"] > f[f"{name}, alpha 25 %, CIR"] for name in ("picasso", "dog")),
+            f"{PARTS} In likelihoods; the judge finds the concept in no more than one image with either.",
+        ),
+        Claim(
+            "The preservation term keeps what must stay",
+            {
+                f"{name}, {words}, KL": _part("infinity", name, f"svare:keep_weight=0{part}", KL)
+                for name in ("picasso", "dog")
+                for words, part in (("with it", ""), ("without", ",preserve_weight=0"))
+            },
+            lambda f: all(f[f"{name}, with it, KL"] < f[f"{name}, without, KL"] for name in ("picasso", "dog")),
+            f"{PARTS} The KL is per token, in nats; images lost are too few to tell the two apart.",
+        ),
         Claim("FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
     ),
 )
@@ -318,8 +379,59 @@ SACE = Paper(
             "250 prompts by name, 250 with held-out names, 100 in held-out forms, each kept member alone; with our "
             "keep term.",
         ),
-        Claim("The entropy hinge helps (weight 0.05, at most 0.4)", why=NO_ROW),
-        Claim("Scales 1 to 3 are those to hold, with weight 2", why=NO_ROW),
+        Claim(
+            "The entropy hinge helps (weight 0.05, at most 0.4)",
+            {
+                f"{name}, weight {weight}, {column}": _part("infinity", name, f"sace:keep_weight=0{part}", column)
+                for name in ("picasso", "dog")
+                for weight, part in (("0.05", ""), ("0", ",entropy_weight=0"))
+                for column in ("names left out of the pairs", KL)
+            },
+            lambda f: any(
+                most(f[f"{name}, weight 0.05, names left out of the pairs"])
+                > most(f[f"{name}, weight 0, names left out of the pairs"])
+                or f[f"{name}, weight 0.05, {KL}"] < f[f"{name}, weight 0, {KL}"]
+                for name in ("picasso", "dog")
+            ),
+            f"{PARTS} The mini's predictions of scale 0 stay below the bound, so the hinge hardly acts.",
+        ),
+        Claim(
+            "Holding scales 1 to 3 keeps what must stay",
+            {
+                f"{name}, {words}, KL": _part("infinity", name, f"sace:keep_weight=0{part}", KL)
+                for name in ("picasso", "dog")
+                for words, part in (
+                    ("scales 1 to 3", ""),
+                    ("scale 1", ",preserve_scales=[1]"),
+                    ("none", ",preserve_weight=0"),
+                )
+            },
+            lambda f: all(
+                f[f"{name}, scales 1 to 3, KL"] < f[f"{name}, {words}, KL"]
+                for name in ("picasso", "dog")
+                for words in ("scale 1", "none")
+            ),
+            PARTS,
+        ),
+        Claim(
+            "These scales and weight 2 are best",
+            {
+                f"{name}, {words}, KL": _part("infinity", name, f"sace:keep_weight=0{part}", KL)
+                for name in ("picasso", "dog")
+                for words, part in (
+                    ("weight 2", ""),
+                    ("weight 8", ",preserve_weight=8"),
+                    ("scales 1 to 4", ",preserve_scales=[1,2,3,4]"),
+                )
+            },
+            lambda f: all(
+                f[f"{name}, weight 2, KL"] <= f[f"{name}, {words}, KL"]
+                for name in ("picasso", "dog")
+                for words in ("weight 8", "scales 1 to 4")
+            ),
+            f"{PARTS} The mini has five scales, so 1 to 4 are all others; the "
+            "concept is found in no more than two images with any.",
+        ),
         Claim("HNR, FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
     ),
 )
@@ -415,7 +527,23 @@ SAFE_CB = Paper(
             "Of images about which the gallery judge is sure; what it can't read, most of it broken, the model calls "
             "Picassos.",
         ),
-        Claim("Projection by a share lambda", why=NO_ROW),
+        Claim(
+            "Projection by a share lambda",
+            {
+                f"lambda {share}, {words}": _part("llamagen", "picasso", f"safe_cb:rounds=1{part}", column)
+                for share, part in (("0.25", ",strength=0.25"), ("0.5", ",strength=0.5"), ("1", ""))
+                for words, column in (
+                    ("other names", "names left out of the pairs"),
+                    ("other styles", "first kept group"),
+                )
+            },
+            lambda f: (
+                least(f["lambda 1, other names"]) >= least(f["lambda 0.25, other names"])
+                and _loses_less(f["lambda 0.25, other styles"], f["lambda 1, other styles"])
+            ),
+            "One seed, one round, 60 training prompts, with our repair: the whole projection erases no less, a "
+            "quarter of it costs fewer of the other styles.",
+        ),
         Claim("I2P, CoPro, ViSU, P4D, MMA, GenEval, TIFA; six models", why=REAL),
     ),
 )
@@ -461,7 +589,38 @@ EAR = Paper(
             "One seed; not as released: adapters in all layers at a higher rate, batch 8. Steps after the first see "
             "neither prompt nor image.",
         ),
-        Claim("Windows of 12 to 48 tokens are best; losses below a threshold are left out", why=NO_ROW),
+        Claim(
+            "Windows of 12 to 48 tokens are best",
+            {
+                f"window {window}, {words}": _part("llamagen", "picasso", f"ear:keep_weight=0,window={window}", column)
+                for window in (12, 24, 48, 144)
+                for words, column in (("by name", "by name"), ("other styles", "first kept group"))
+            },
+            lambda f: (
+                _all({words: value for words, value in f.items() if "by name" in words}, ERASED)
+                and all(
+                    _loses_less(f[f"window {window}, other styles"], f["window 144, other styles"])
+                    for window in (12, 24, 48)
+                )
+            ),
+            f"{PARTS} An image has 144 tokens. All erase and lose as much, but for chance.",
+        ),
+        Claim(
+            "Leaving out losses below a threshold helps",
+            {
+                f"threshold {threshold}, {words}": _part("llamagen", "picasso", f"ear:keep_weight=0{part}", column)
+                for threshold, part in (("0.05", ",window=48"), ("0", ",threshold=0"))
+                for words, column in (
+                    ("other names", "names left out of the pairs"),
+                    ("other styles", "first kept group"),
+                )
+            },
+            lambda f: (
+                least(f["threshold 0.05, other names"]) > least(f["threshold 0, other names"])
+                or _loses_less(f["threshold 0.05, other styles"], f["threshold 0, other styles"])
+            ),
+            PARTS,
+        ),
         Claim("FID, CLIP score, NudeNet counts", why=REAL),
     ),
 )
@@ -469,11 +628,41 @@ EAR = Paper(
 OBLIVIATE = Paper(
     "obliviate",
     "Obliviate (https://arxiv.org/abs/2606.28643)",
-    "From the paper's text. `obliviate` follows it; the rows that there are (janus-obliviate.jsonl and others) are of "
-    "`obliviate_pairs`, our form on whole captions, and say nothing about the paper's.",
+    "From the paper's text. `obliviate` follows it; rows of `obliviate_pairs` (janus-obliviate.jsonl and others) are "
+    "of our form on whole captions and say nothing about the paper's. eta is the paper's for Liquid; steps and "
+    "rate are those that VCE has on the minis, not chosen for this method.",
     (
-        Claim("Erases nudity, brands and styles, and keeps FID as it was", why=NO_ROW),
-        Claim("The KL is better than the cross entropy", why=NO_ROW),
+        Claim(
+            "Erases",
+            {
+                f"{model}, {name}": _part(model, name, "obliviate", "by name")
+                for model in ("llamagen", "infinity", "janus")
+                for name in ("picasso", "dog", "hazard")
+            },
+            lambda f: _all(f, ERASED),
+            "One seed, 60 training prompts. Unreadable images count as not found.",
+        ),
+        Claim(
+            "Draws something else readable instead",
+            {
+                f"{model}, {name}, unreadable": _part(model, name, "obliviate", "unreadable")
+                for model in ("llamagen", "infinity", "janus")
+                for name in ("picasso", "dog", "hazard")
+            },
+            lambda f: all(most(value) <= 5 for value in f.values()),
+            "One seed, 60 training prompts.",
+        ),
+        Claim(
+            "Keeps what must stay",
+            {
+                f"{model}, {name}": _part(model, name, "obliviate", "first kept group")
+                for model in ("llamagen", "infinity", "janus")
+                for name in ("picasso", "dog", "hazard")
+            },
+            lambda f: all(100 * lost <= 3 * of for lost, of in map(_lost, f.values())),
+            "One seed, 60 training prompts; images of other styles, and of other objects for the dog.",
+        ),
+        Claim("The KL is better than the cross entropy", why="The form with a cross entropy isn't implemented."),
         Claim("T2I-RP, I2P, Ring-A-Bell, MMA, FID", why=REAL),
     ),
 )
