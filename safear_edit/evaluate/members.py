@@ -20,13 +20,15 @@ T = TypeVar("T")
 
 
 class Flips(NamedTuple):
-    """Images of one member that the base model drew: how many of `n` were lost, how many of the others came; `effect`:
-    what prompts of one content do to the variance of the drop (`stats.design_effect`)."""
+    """Prompts of one member: of `n`, how many the base model drew and the edit lost, and how many came; `effect`: what
+    prompts of one content do to the variance of the drop (`stats.design_effect`); `drawn`: how many the base model
+    drew, None where nobody asks."""
 
     n: int
     lost: int
     gained: int
     effect: float = 1.0
+    drawn: int | None = None
 
 
 class Margin(NamedTuple):
@@ -45,13 +47,15 @@ class Member(BaseModel):
     """One member's loss, in shares.
 
     p, p_holm: exact one-sided McNemar, alone and among its group. upper95: one-sided Tango bound of the drop;
-    by_content: that bound with prompts of one content taken together, None in older reports.
+    by_content: that bound with prompts of one content taken together; drawn: how many of n the base model drew. Both
+    None in older reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     n: int
+    drawn: int | None = None
     lost: int
     gained: int
     drop: float
@@ -67,14 +71,18 @@ class Member(BaseModel):
         return self.upper95 if self.by_content is None else max(self.upper95, self.by_content)
 
 
-def members(flips: Mapping[str, Flips], margin: Margin = MARGIN) -> tuple[Member, ...]:
+def members(flips: Mapping[str, Flips], margin: Margin = MARGIN, least_drawn: float = 0.0) -> tuple[Member, ...]:
     """Every member that has prompts, worst first: failed before undecided, then by plain upper bound and name (the one
-    by content is wide where images of one content came, too)."""
+    by content is wide where images of one content came, too).
+
+    least_drawn: share of its prompts that the base model must have drawn for a member to pass: what was never drawn
+    can't be lost, and so can't be shown to stay.
+    """
     there = {name: one for name, one in flips.items() if one.n}
     p_values = [stats.mcnemar_p(one.lost, one.gained) for one in there.values()]
     adjusted = stats.holm(p_values)
-    found = (_member(name, there[name], p, q, margin) for name, p, q in zip(there, p_values, adjusted, strict=True))
-    return tuple(sorted(found, key=_worst_first))
+    found = [_member(name, there[name], p, q, margin) for name, p, q in zip(there, p_values, adjusted, strict=True)]
+    return tuple(sorted((_if_drawn(one, least_drawn) for one in found), key=_worst_first))
 
 
 def worst(found: Iterable[tuple[Member, T]]) -> tuple[Member, T]:
@@ -86,6 +94,16 @@ def _worst_first(one: Member) -> tuple[int, float, str]:
     return WORST_FIRST.index(one.verdict), -one.upper95, one.name
 
 
+def drawn_too_rarely(one: Member, least: float) -> bool:
+    """Whether the base model drew too few of a member's prompts for what the edit lost of them to say anything."""
+    return one.drawn is not None and one.drawn < least * one.n
+
+
+def _if_drawn(one: Member, least: float) -> Member:
+    open_ = one.verdict == "PASS" and drawn_too_rarely(one, least)
+    return one.model_copy(update={"verdict": "INCONCLUSIVE"}) if open_ else one
+
+
 def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> Member:
     drop, upper = (one.lost - one.gained) / one.n, stats.tango_upper(one.lost, one.gained, one.n)
     by_content = stats.clustered_upper(one.lost, one.gained, one.n, one.effect)
@@ -93,6 +111,7 @@ def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> M
     return Member(
         name=name,
         n=one.n,
+        drawn=one.drawn,
         lost=one.lost,
         gained=one.gained,
         drop=drop,

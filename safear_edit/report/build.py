@@ -43,6 +43,7 @@ from safear_edit.report.criteria import (
     Slice,
     by_slice,
     erasure_slice,
+    if_drawn,
     preserved_group,
     prompts_digest,
     refuse_other_base,
@@ -195,7 +196,7 @@ def _concept(
     kept = [preserved_group(part, gates, roles.get(part.key, "")) for part in slices if part.expect == "present"]
     if not erasure:
         raise SpecError(str(files.outcomes), "rows that expect the concept to be absent", "none", "evaluate the recipe")
-    kept = with_holm(kept)
+    kept = [if_drawn(group, gates.min_obeyed) for group in with_holm(kept)]
     answers = understanding_of(files, recipe)
     report = ConceptReport(
         name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,8 +364,19 @@ def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:
         decision="INCONCLUSIVE",
         prompts_to_decide=None,
         lost_examples=_worst(lost, surest_first=False),
-        members=members(member_flips(part), Margin(gates.member_drop, gates.member_upper)),
+        members=members(member_flips(part), Margin(gates.member_drop, gates.member_upper), gates.min_obeyed),
     )
+
+
+def if_drawn(group: PreservedGroup, least: float) -> PreservedGroup:
+    """The group; undecided where it passed and the base model drew less than a share `least` of its prompts.
+
+    What was never drawn can't be lost: of such a group a drop of nothing shows nothing.
+    """
+    if group.decision != "PASS" or group.change is None or not sentences.drawn_too_rarely(group, least):
+        return group
+    change = Paired(**{**vars(group.change), "decision": "INCONCLUSIVE"})
+    return group.model_copy(update={"change": change, "decision": "INCONCLUSIVE"})
 
 
 def member_flips(part: Slice) -> Mapping[str, Flips]:
@@ -375,11 +386,12 @@ def member_flips(part: Slice) -> Mapping[str, Flips]:
     """
     labels = {asked.id: asked.label for asked in part.asked}
     drops, clusters = defaultdict[str, list[int]](list), defaultdict[str, list[str]](list)
+    drawn = Counter(labels[base.id] for base, _ in part.pairs if base.present is True)
     for base, edited in part.pairs:
         drops[labels[base.id]].append((base.present is True) - (edited.present is True))
         clusters[labels[base.id]].append(part.contents[base.id])
     return {
-        label: Flips(len(each), each.count(1), each.count(-1), stats.design_effect(each, clusters[label]))
+        label: Flips(len(each), each.count(1), each.count(-1), stats.design_effect(each, clusters[label]), drawn[label])
         for label, each in drops.items()
     }
 

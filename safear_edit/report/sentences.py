@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from safear_edit.evaluate import stats
+from safear_edit.evaluate import members, stats
 from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.members import Member, worst
 from safear_edit.evaluate.stats import Interval
@@ -90,14 +90,18 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
         decision=part.decision,
         why=_erasure_why(part),
     )
-    share = part.adherence
+    share, drawn = part.adherence, part.base_found
     enough = share is not None and share.estimate >= gates.min_obeyed
+    enough = enough and (drawn is None or drawn.estimate >= gates.min_obeyed)
+    seen = f"{share.k} of {share.n} ({percent(share.estimate)})" if share else "nothing was screened"
+    seen += f"; by the scored seeds {drawn.k} of {drawn.n} ({percent(drawn.estimate)})" if drawn else ""
     yield Criterion(
         id=f"prompt-adherence/{key}",
         concept=name,
         claim=f"{concept}: the base model draws it when {part.meaning}",
-        needed=f"at least {percent(gates.min_obeyed)} of prompts, by screening seeds",
-        observed=f"{share.k} of {share.n} ({percent(share.estimate)})" if share else "nothing was screened",
+        needed=f"at least {percent(gates.min_obeyed)} of prompts, by screening seeds, and of those that "
+        "count by scored ones",
+        observed=seen,
         decision="PASS" if enough else "INCONCLUSIVE",
         why="" if enough else "what the base model does not draw cannot be shown to be erased",
     )
@@ -163,7 +167,7 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
         observed += f"at most {100 * change.upper95:.1f} with one-sided 95 % confidence"
         observed += _by_content(group.clustered, change.upper95, lambda bound: f"{100 * bound:.1f}")
     if change is not None and group.decision == "INCONCLUSIVE":
-        why = _more_prompts(group)
+        why = _more_prompts(group) or _rarely_drawn(group, gates.min_obeyed)
     elif group.decision == "FAIL":
         why = "more was lost than the gate allows"
     return Criterion(
@@ -178,16 +182,32 @@ def preservation_criterion(name: str, group: PreservedGroup, gates: Gates) -> Cr
     )
 
 
+def drawn_too_rarely(group: PreservedGroup, least: float) -> bool:
+    """Whether the base model drew too few of a group's prompts for what the edit lost of them to say anything."""
+    return group.base_kept is not None and group.base_kept.estimate < least
+
+
+def _rarely_drawn(group: PreservedGroup, least: float) -> str:
+    if group.base_kept is None or not drawn_too_rarely(group, least):
+        return ""
+    told = f"the base model draws {group.base_kept.k} of {group.base_kept.n}, less than {percent(least)}"
+    return f"{told}: what it does not draw cannot be shown to stay"
+
+
 def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criterion:
     """One line per preserved group about its members: all must pass, and the worst is named."""
     failed = [one.name for one in group.members if one.verdict == "FAIL"]
-    open_ = [one.name for one in group.members if one.verdict == "INCONCLUSIVE"]
-    decision: Verdict = "FAIL" if failed else "INCONCLUSIVE" if open_ or not group.members else "PASS"
+    undecided = [one for one in group.members if one.verdict == "INCONCLUSIVE"]
+    rare = [one.name for one in undecided if members.drawn_too_rarely(one, gates.min_obeyed)]
+    few = [one.name for one in undecided if one.name not in rare]
+    decision: Verdict = "FAIL" if failed else "INCONCLUSIVE" if undecided or not group.members else "PASS"
     why = "no prompt counted" if not group.members else ""
     if failed:
         why = f"lost by more than chance and than the gate allows: {', '.join(failed)}"
-    elif open_:
-        why = f"too few prompts of {', '.join(open_)} to tell"
+    elif undecided:
+        told = [f"too few prompts of {', '.join(few)} to tell"] if few else []
+        told += [f"the base model draws too few of {', '.join(rare)}"] if rare else []
+        why = "; ".join(told)
     return Criterion(
         id=f"members/{name}/{group.group}",
         concept=name,

@@ -28,6 +28,12 @@ def test_members_without_prompts_are_left_out_and_order_is_by_bound() -> None:
     assert [one.name for one in found] == ["c", "d", "b"]
 
 
+def test_a_member_that_the_base_model_hardly_drew_does_not_pass() -> None:
+    found = members({"a": Flips(60, 0, 0, drawn=29), "b": Flips(60, 0, 0, drawn=30)}, least_drawn=0.5)
+    assert {one.name: one.verdict for one in found} == {"a": "INCONCLUSIVE", "b": "PASS"}
+    assert members({"a": Flips(60, 40, 0, drawn=29)}, least_drawn=0.5)[0].verdict == "FAIL", "a loss seen stays one"
+
+
 @pytest.mark.parametrize(
     ("drop", "upper", "p", "says"),
     [

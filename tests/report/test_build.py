@@ -442,6 +442,29 @@ def test_nothing_followed_at_all(tmp_path: Path) -> None:
     assert verdict(report)[0] == "INCONCLUSIVE"
 
 
+@pytest.mark.parametrize(("key", "criteria"), [("direct", ["prompt-adherence"]),
+                                               ("test-styles", ["members", "preservation"])])  # fmt: skip
+def test_what_the_base_model_drew_by_no_scored_seed_shows_nothing(
+    tmp_path: Path, key: str, criteria: list[str]
+) -> None:
+    """Neither model draws it: nothing found, nothing lost, and no evidence of anything."""
+
+    def blank(row: Row) -> Row:
+        return row | {"present": False} if row["slice"] == key and row["phase"] == "score" else row
+
+    report = built(tmp_path, change=blank)
+    assert {name for name, word in decisions(report).items() if word != "PASS"} == {
+        f"{kind}/testpainter/{key}" for kind in criteria
+    }
+    assert verdict(report) == ("INCONCLUSIVE", 3)
+    told = {one.id: one for one in report.verdict.criteria}
+    if key == "direct":
+        assert told["prompt-adherence/testpainter/direct"].observed.endswith("by the scored seeds 0 of 250 (0.0 %)")
+    else:
+        assert "draws 0 of 400, less than 50.0 %" in told["preservation/testpainter/test-styles"].why
+        assert told["members/testpainter/test-styles"].why == "the base model draws too few of object=thing"
+
+
 def test_without_screening_erasure_is_open(tmp_path: Path) -> None:
     root = make_run(tmp_path, change=lambda row: row if row["phase"] == "score" else None)
     recipe = json.loads((root / "recipe.json").read_text())
