@@ -404,7 +404,8 @@ class _State:
         moments = {}
         for i, (name, weight) in enumerate(weights.items()):
             weight.data.copy_(saved[f"weight|{name}"])
-            moments[i] = {key: saved[f"{key}|{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if f"step|{name}" in saved:  # none before the first update: every step until then may have been masked
+                moments[i] = {key: saved[f"{key}|{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         return cls(about["losses"], about["minutes"])
 

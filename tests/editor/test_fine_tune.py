@@ -200,6 +200,25 @@ def test_a_killed_run_continues_to_the_same_weights(net: Net, tmp_path: Path) ->
     assert equal(whole, run(net, checkpoint=path)), "a finished checkpoint is the result"
 
 
+def test_a_run_killed_before_its_first_update_continues(net: Net, tmp_path: Path) -> None:
+    """All steps so far were masked, so the optimiser keeps nothing yet."""
+    path, chosen = tmp_path / "checkpoint", objective(net)
+
+    def found(killed_at: int, checkpoint: Path | None) -> Tuned:
+        def late(draw: Draw) -> tuple[Tensor, Readings]:
+            if draw.step == killed_at:
+                raise KeyboardInterrupt
+            loss, info = chosen(draw)
+            return (loss.detach() if draw.step < 7 else loss), info
+
+        names = ["first", "second"]
+        return fine_tune(net, names, late, TUNING, seed=3, identity="a", progress=silent, checkpoint=checkpoint)
+
+    with pytest.raises(KeyboardInterrupt):
+        found(6, path)
+    assert equal(found(-1, None), found(-1, path))
+
+
 @pytest.mark.parametrize("damage", ["identity", "truncated", "garbage"])
 def test_a_checkpoint_of_no_use_is_not_used(net: Net, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "checkpoint"
