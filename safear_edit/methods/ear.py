@@ -9,6 +9,7 @@ published code does it, whose contexts get lost.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -109,8 +110,9 @@ class EAR(PairMethod["EAR.Params"]):
         names = super().modules(model, params)
         if params.layers is None:
             return names
-        first = tuple(f"layers.{number}." for number in range(params.layers))
-        return [name for name in names if name.startswith(first)]
+        layers = takewhile(bool, (_layer(model, number) for number in range(params.layers)))
+        first = {name for layer in layers for name in layer}
+        return [name for name in names if name in first]
 
     def loss(self, bench: Workbench, draw: Draw, params: EAR.Params) -> tuple[Tensor, Readings]:
         """`ear_loss`: what mode "paper" minimises."""
@@ -120,6 +122,14 @@ class EAR(PairMethod["EAR.Params"]):
         """An image up to the end of the window, half of it on average; as released, two tokens for each of a window."""
         share = (1 + params.window / card.tokens) / 2 if params.mode == "paper" else 2 * params.window / card.tokens
         return params.batch * min(1.0, share)
+
+
+def _layer(model: ModelFamily, number: int) -> list[str]:
+    """Linear layers of one transformer layer, whatever the family calls it; none beyond the last."""
+    try:
+        return model.editable(f"layers[{number}:{number + 1}]")
+    except UsageError:
+        return []
 
 
 def ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> tuple[Tensor, Readings]:

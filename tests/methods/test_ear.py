@@ -149,6 +149,14 @@ def test_the_released_layers_are_the_first_ones(model: LlamaGen, material: Mater
     assert EAR().trainable(kind, model) == sum(tensor.numel() for tensor in edit.tensors.values())
 
 
+@pytest.mark.parametrize("family", [Janus, Infinity])
+def test_the_first_layers_are_found_under_each_familys_own_names(family: type[ModelFamily]) -> None:
+    other = family.pico(seed=0)
+    first = EAR().modules(other, EAR.Params(part="attention", layers=1))
+    assert first == sorted(set(other.editable("attention")) & set(other.editable("layers[0:1]"))) != []
+    assert EAR().modules(other, EAR.Params(part="attention", layers=99)) == other.editable("attention")
+
+
 def test_the_released_first_step_reads_every_position_of_the_prompt() -> None:
     """By hand on a model that reads prompts token by token: a mean over the positions that both captions have."""
     unified = Janus.pico(seed=0)
