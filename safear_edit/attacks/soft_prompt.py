@@ -171,14 +171,15 @@ def learning(
     """What is learnt before the first step and after every one.
 
     Adam on minus the teacher-forced log-likelihood with the vectors in captions that don't name the target. Only the
-    vectors change. They start as the mean caption state with a little noise; same seed, same vectors. checkpoint:
-    learning begins after its last look, and writes it after each that follows a step; a finished one yields nothing.
+    vectors change, in float32 whatever the model computes in. They start as the mean caption state with a little noise;
+    same seed, same vectors. checkpoint: learning begins after its last look, and writes it after each that follows a
+    step; a finished one yields nothing.
     """
     if checkpoint and checkpoint.finished:
         return
     generator = torch.Generator().manual_seed(seed)
     condition = model.condition(aim.captions)
-    states = condition.features[condition.mask].detach()
+    states = condition.features[condition.mask].detach().float()
     noise = torch.randn(params.vectors, states.shape[1], generator=generator).to(states)
     vectors = (states.mean(0) + 0.1 * states.std() * noise).requires_grad_()
     optimiser = torch.optim.Adam([vectors], params.rate)
