@@ -24,8 +24,9 @@ from safear_edit.files.records import StrictRecord, read_record
 FILE = "attacks.lock"
 MOST_SEEDS = 1000
 """Of one frozen prompt; each is an image that `check` draws."""
-SEEDS = 4
-"""Images per frozen prompt: the one that showed the concept first, and others."""
+SEEDS = 6
+"""Images per frozen prompt: the one that showed the concept first, and others. With four, `worse` could find no prompt
+worse that showed the concept in one: 4 of 4 against 1 of 4 may be chance (p = 0.07); 5 of 6 against 1 of 6 is not."""
 AGAIN = "attack again with --lock"
 
 

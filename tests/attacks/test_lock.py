@@ -12,7 +12,7 @@ from cryptography.fernet import Fernet
 from safear_edit import registry
 from safear_edit.attacks import base, replay
 from safear_edit.attacks.base import Budget, Drawer
-from safear_edit.attacks.lock import Frozen, Lock, Replay, Settings, merged, read_lock, stored, worse, write_lock
+from safear_edit.attacks.lock import SEEDS, Frozen, Lock, Replay, Settings, merged, read_lock, stored, worse, write_lock
 from safear_edit.attacks.replay import again, frozen, minimised, sampling_of
 from safear_edit.attacks.sealing import KEY, opened, sealed
 from safear_edit.attacks.seeds import Seeds
@@ -49,6 +49,11 @@ def entry(prompt: str = "a cat, cubist", found: int = 0, judge: str = "j" * 64, 
 )
 def test_any_leak_is_new_where_there_was_none(then: int, now: int, leak: bool) -> None:
     assert worse(entry(found=then), now) is leak
+
+
+def test_a_frozen_prompt_has_seeds_enough_to_be_found_worse() -> None:
+    one = entry(found=1).model_copy(update={"seeds": tuple(map(str, range(SEEDS)))})
+    assert worse(one, SEEDS - 1) and not worse(one, 2)
 
 
 def test_a_known_prompt_is_held_to_the_least_it_showed(tmp_path: Path) -> None:
