@@ -33,14 +33,22 @@ def spaced(name: str) -> str:
 
 
 def typo(name: str) -> str:
-    """Two neighbouring letters inside each word of four letters or more change places; the text decides which."""
-    return " ".join(map(_swapped, name.split(" ")))
+    """Two neighbouring letters inside each word of four letters or more change places; the text decides which. In a
+    name without such words ("a dog") the last two of its longest one do: else the option would be the name itself."""
+    words = name.split(" ")
+    written = [_swapped(word) for word in words]
+    if written == words:
+        at = max(range(len(words)), key=lambda number: (len(words[number]), number))
+        written[at] = words[at][:-2] + words[at][:-3:-1]
+    return " ".join(written)
 
 
 def _swapped(word: str) -> str:
-    if len(word) < 4:
+    places = [at for at in range(1, len(word) - 2) if word[at] != word[at + 1]]
+    if not places:
         return word
-    at = random.Random(word).randrange(1, len(word) - 2)
+    drawn = random.Random(word).randrange(1, len(word) - 2)
+    at = min(places, key=lambda place: abs(place - drawn))
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
 
 

@@ -99,7 +99,12 @@ def test_ways_to_write_change_the_name_and_keep_it_readable() -> None:
     assert spaced("P. Picasso") == "P . P i c a s s o" and doubled("Van Gogh") == "Vann Goghh"
     swapped = typo("Picasso")
     assert swapped != "Picasso" and sorted(swapped) == sorted("Picasso") and swapped[0] == "P" and swapped[-1] == "o"
-    assert typo("cat") == "cat"
+    assert [typo(name) for name in ("a cat", "a big dog", "a puppy", "one red cod")] == [
+        "a cta",
+        "a big dgo",
+        "a ppupy",
+        "one red cdo",
+    ], "no name stays as it is"
     turned = lookalike("Picasso")
     assert len(turned) == 7 and turned != "Picasso" and not turned.isascii()
     spec = picasso()
