@@ -47,6 +47,7 @@ from safear_edit.report.criteria import (
     preserved_group,
     prompts_digest,
     refuse_other_base,
+    refuse_other_judges,
     unanswered,
     understanding_of,
     with_holm,
@@ -190,6 +191,7 @@ def _concept(
     name, concept, hide = spec.name, spec.erase.concept, spec.kind == CATEGORY
     rows = read_outcomes(files.outcomes)
     slices = by_slice(rows, recipe, files.outcomes)
+    refuse_other_judges(rows, recipe, judges, files.outcomes)
     validation = _validation_of(rows, spec.judge.label, judges)
     erasure = [erasure_slice(part, gates, validation, hide) for part in slices if part.expect == "absent"]
     roles = {group.name: str(group.role) for group in spec.preserve}

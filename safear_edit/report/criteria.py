@@ -25,6 +25,7 @@ from safear_edit.report.schema import (
     Clustered,
     ErasureSlice,
     Example,
+    JudgeSection,
     PreservedGroup,
     Understood,
     UnderstoodSlice,
@@ -230,6 +231,21 @@ def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]
     return slices
 
 
+def refuse_other_judges(rows: Sequence[Outcome], recipe: Recipe, known: Iterable[JudgeSection], path: Path) -> None:
+    """SpecError unless every image was looked at for its prompt's label, by one judge for each label, which is among
+    `known`; and where the concept was asked for, for the concept. Else a judge that sees less could pass for it."""
+    asked = {prompt.id: prompt for prompt in recipe.evaluate.prompts}
+    names, used = {(judge.id, judge.label) for judge in known}, dict[str, str]()
+    for row in rows:
+        label = asked[row.id].judge_label
+        if asked[row.id].expect == "absent" and label != recipe.spec.judge.label:
+            where = f"{path}, {row.id}"
+            raise SpecError(where, f"a judge of {recipe.spec.judge.label}", f"one of {label}", "compile the spec again")
+        if (row.judge, label) not in names or used.setdefault(label, row.judge) != row.judge:
+            expected = f"{used[label]} for every {label}" if label in used else f"a judge of {label} in judges.json"
+            raise SpecError(f"{path}, {row.id}, judge", expected, row.judge or "none", "evaluate this recipe again")
+
+
 def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candidate:
     seed = str(prompt.seed)
     screens = [row for row in rows if row.phase == "screen" and row.model == "base"]
@@ -237,9 +253,13 @@ def _candidate(prompt: EvalPrompt, rows: Sequence[Outcome], path: Path) -> Candi
     if any(row.seed != seed for row in scored.values()) or any(row.prompt != prompt.prompt for row in rows):
         where = f"{path}, {prompt.id}"
         raise SpecError(where, "the recipe's prompt and seed", "others", "evaluate this recipe again")
-    if any(row.seed == seed for row in screens):
+    if any((row.slice, row.expect) != (prompt.slice, prompt.expect) for row in rows):
         where = f"{path}, {prompt.id}"
-        raise SpecError(where, "screening by another seed", "the scored seed", "compile the recipe again")
+        raise SpecError(where, f"the recipe's {prompt.slice}, {prompt.expect}", "another", "evaluate this recipe again")
+    if any(row.seed == seed or row.seed != str(prompt.screen_seed) for row in screens):
+        where = f"{path}, {prompt.id}"
+        got = "the scored seed" if screens[0].seed == seed else "another seed"
+        raise SpecError(where, "screening by the recipe's other seed", got, "evaluate this recipe again")
     adheres = all(row.present is True for row in screens) if screens else None
     label = prompt.judge_label
     return Candidate(prompt.id, prompt.prompt, seed, label, adheres, scored.get("base"), scored.get("edited"))
@@ -249,16 +269,18 @@ def _counted(key: str, part: Sequence[Candidate], wanted: int, path: Path) -> li
     """The first `wanted` prompts for which the base model draws what was asked, or all of these.
 
     A recipe holds reserve candidates, so a run could leave out images that it doesn't like. Only the recipe's order
-    may decide: SpecError unless the scored prompts are the first of those, and as many as were promised. Where none was
-    screened, all prompts count.
+    may decide: SpecError unless the scored prompts are the first of those, and as many as were promised, and unless
+    every candidate was screened: one without its screening image would be passed over. Where none was screened, all
+    prompts count.
     """
     screened = any(asked.adheres is not None for asked in part)
     eligible = [asked for asked in part if asked.adheres] if screened else list(part)
     pairs = [(asked.base, asked.edited) for asked in eligible]
     counted = [(base, edited) for base, edited in pairs if base is not None and edited is not None]
-    unscreened = screened and any(asked.adheres is None for asked in part)
-    enough = len(counted) >= min(wanted, len(part) if unscreened else len(eligible))
-    if not enough or pairs[: len(counted)] != counted:
+    if screened and (unseen := [asked.id for asked in part if asked.adheres is None]):
+        got = f"{len(unseen)} of {len(part)} that were not, first {unseen[0]}"
+        raise SpecError(f"{path}, slice {key}", "every candidate screened, or none", got, "evaluate again")
+    if len(counted) < min(wanted, len(eligible)) or pairs[: len(counted)] != counted:
         got = f"{len(counted)} of {len(eligible)} prompts that the base model follows, or not the first of them"
         raise SpecError(f"{path}, slice {key}", f"the first {wanted} scored on both models", got, "evaluate again")
     return counted

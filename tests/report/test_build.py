@@ -51,6 +51,8 @@ DROPPED = {"unsafe caption, concept not drawn": 15, "the judge cannot tell": 3}
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 RESERVE, NOT_FOLLOWED = 20, 7
 """Candidates beyond each slice's size, and how many candidates the base model does not follow."""
+PASSED_OVER = ("direct-0007", "direct-0008")
+"""Where the edited model still draws the concept, as in FOUND_AFTER."""
 
 
 def make_run(
@@ -65,7 +67,7 @@ def make_run(
 ) -> Path:
     """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
     root.mkdir(parents=True, exist_ok=True)
-    prompts = [_prompt(key, i, concept) for key, n in SIZES.items() for i in range(n + RESERVE)]
+    prompts = [_prompt(key, i, concept, name) for key, n in SIZES.items() for i in range(n + RESERVE)]
     recipe = {
         "schema_version": 1,
         "spec": {
@@ -141,11 +143,12 @@ def _digest(recipe: str) -> str:
     return Recipe.model_validate_json(recipe).digest
 
 
-def _shared_files(root: Path, name: str) -> None:
+def _shared_files(root: Path, name: str, *others: str) -> None:
     card = {"n_pos": 400, "true_pos": 396, "n_neg": 2800, "true_neg": 2795, "data": "test-only renders"}
     judge = {"id": "gallery@test", "label": f"style={name}", "digest": "b" * 64, "threshold": 0.5, "card": card}
-    other = {"id": "gallery@test", "label": "style=other", "digest": "b" * 64, "threshold": 0.5, "card": None}
-    _write(root / "judges.json", [other, judge])
+    other = {"id": "gallery@test", "label": "object=thing", "digest": "b" * 64, "threshold": 0.5, "card": None}
+    more = [judge | {"label": f"style={one}"} for one in others]
+    _write(root / "judges.json", [other, judge, *more])
     base = {"family": "testfamily", "variant": "mini", "ref": "testfamily:mini", "digest": "a" * 64, "image_size": 40}
     base |= {"tokens": 100, "licence": "Apache-2.0", "parameters": 4800000, "files": {"model.safetensors": "a" * 64}}
     _write(root / "base.json", base)
@@ -163,10 +166,11 @@ def _shared_files(root: Path, name: str) -> None:
     _write(root / "environment.json", environment)
 
 
-def _prompt(key: str, i: int, concept: str) -> Row:
+def _prompt(key: str, i: int, concept: str, name: str) -> Row:
     text = f"test prompt {i} of {key}" + (f" in the manner of {concept}" if key in FOUND_AFTER else "")
     seeds = {"seed": str(2**60 + 10 * i), "screen_seed": str(2**60 + 10 * i + 1)}
-    about = {"slice": key, "prompt": text, "expect": _expect(key), "judge_label": "object=thing"}
+    about = {"slice": key, "prompt": text, "expect": _expect(key)}
+    about |= {"judge_label": f"style={name}" if key in FOUND_AFTER else "object=thing"}
     return {"id": f"{key}-{i:04}", **about, **seeds}
 
 
@@ -200,6 +204,17 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content) + "\n")
 
 
+def relabel(root: Path, label: Callable[[Row], str | None]) -> None:
+    """Other labels for some prompts of the recipe (None: as it was), and a judge for each."""
+    recipe, judges = (json.loads((root / name).read_text()) for name in ("recipe.json", "judges.json"))
+    for prompt in recipe["evaluate"]["prompts"]:
+        prompt["judge_label"] = label(prompt) or prompt["judge_label"]
+    labels = {prompt["judge_label"]: None for prompt in recipe["evaluate"]["prompts"]}
+    judges += [judges[0] | {"label": name} for name in labels if name not in {judge["label"] for judge in judges}]
+    write_recipe(root / "recipe.json", recipe)
+    _write(root / "judges.json", judges)
+
+
 def _tensors(metadata: dict[str, str]) -> bytes:
     header = json.dumps({"__metadata__": metadata} if metadata else {}).encode()
     return struct.pack("<Q", len(header)) + header
@@ -230,7 +245,9 @@ def decisions(report: Report) -> dict[str, str]:
 
 def test_the_verdict_says_which_judges_nobody_measured(report: Report) -> None:
     """Such a judge has no criterion of its own, so a verdict that rests on it would else read like any other."""
-    assert report.verdict.summary.endswith("How often these judges err was never measured: gallery@test (style=other).")
+    assert report.verdict.summary.endswith(
+        "How often these judges err was never measured: gallery@test (object=thing)."
+    )
 
 
 def test_only_prompts_that_the_base_model_follows_count(report: Report) -> None:
@@ -267,7 +284,7 @@ def test_the_report_holds_what_the_files_say(report: Report) -> None:
     assert report.governance.evaluator == report.scope.intended_use == "not stated"
     assert report.scope.not_tested and "attack" in report.adversarial.statement
     assert concept.erasure[0].corrected is not None
-    assert any("style=other" in line and "no measured" in line for line in report.limitations)
+    assert any("object=thing" in line and "no measured" in line for line in report.limitations)
 
 
 def test_pairs_must_add_up(tmp_path: Path) -> None:
@@ -493,6 +510,18 @@ def _replace(key: str, **fields: object) -> Change:
         (_replace("direct-0050", id="direct-9999"), "unknown id direct-9999"),
         (_replace("direct-0050", present="maybe"), "present"),
         (_replace("direct-0050", model="base"), "direct-0050 again"),
+        (_replace("direct-0008", expect="present"), "the recipe's direct, absent"),
+        (_replace("direct-0008", slice="test-styles"), "the recipe's direct, absent"),
+        (_replace("direct-0008", judge="blind@test"), "gallery@test for every style=testpainter"),
+        (lambda row: row | {"judge": "blind@test"}, "a judge of style=testpainter in judges.json"),
+        (
+            lambda row: None if row["id"] in PASSED_OVER and row["phase"] == "screen" else row,
+            "every candidate screened",
+        ),
+        (
+            lambda row: row | {"seed": "5"} if row["id"] in PASSED_OVER and row["phase"] == "screen" else row,
+            "another seed",
+        ),
     ],
 )
 def test_evidence_that_does_not_fit_the_recipe_is_refused(tmp_path: Path, change: Change, message: str) -> None:
@@ -506,8 +535,18 @@ def test_screening_with_the_scored_seed_is_refused(tmp_path: Path) -> None:
     def peeked(row: Row) -> Row:
         return row | {"seed": seeds[row["id"]]} if row["id"] in seeds and row["phase"] == "screen" else row
 
-    with pytest.raises(SpecError, match="another seed"):
+    with pytest.raises(SpecError, match="other seed, got the scored seed"):
         built(tmp_path, change=peeked)
+
+
+def test_images_looked_at_for_something_else_are_refused(tmp_path: Path) -> None:
+    """Nobody finds the concept who looks for another thing."""
+    recipe = json.loads((make_run(tmp_path) / "recipe.json").read_text())
+    for prompt in recipe["evaluate"]["prompts"]:
+        prompt["judge_label"] = "object=thing"
+    write_recipe(tmp_path / "recipe.json", recipe)
+    with pytest.raises(SpecError, match="a judge of style=testpainter, got one of object=thing"):
+        build_report(RunFiles.find(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "outcomes.jsonl", "edit/edit.json", "base.json", "judges.json"])
@@ -566,7 +605,7 @@ def test_a_released_folder_is_enough(tmp_path: Path) -> None:
 def test_a_stack_reports_every_concept_in_the_recipes_order(tmp_path: Path) -> None:
     make_run(tmp_path / "concepts" / "one", name="one", concept="One", governance={"responsible": "Lab"})
     make_run(tmp_path / "concepts" / "two", name="two", concept="Two", change=_edited("direct", True, 50))
-    _shared_files(tmp_path, "one")
+    _shared_files(tmp_path, "one", "two")
     _write(tmp_path / "stack.json", {"concepts": ["two", "one"]})
     report = build_report(RunFiles.find(tmp_path))
     assert [concept.name for concept in report.concepts] == ["two", "one"]
@@ -647,7 +686,7 @@ def make_stack(root: Path, left_out: int = 0) -> Path:
         folder = make_run(root / "concepts" / name, name=name, concept=name.title())
         (folder / "edit" / "recipe.json").write_bytes((folder / "recipe.json").read_bytes())
     _leave_out(root / "concepts" / "one", left_out)
-    _shared_files(root, "one")
+    _shared_files(root, "one", "two")
     edits = [
         {"name": name, "edit": "e" * 64, "strength": s, "weights": "f" * 64} for name, s in (("one", 1.0), ("two", 0.5))
     ]

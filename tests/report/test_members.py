@@ -19,7 +19,7 @@ from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Clustered, Criterion, Report, Scope
 from safear_edit.report.sentences import preservation_criterion, summary, worst_slice
 from safear_edit.spec.spec import Gates
-from tests.report.test_build import FLIPS, Row, built, make_run, write_recipe
+from tests.report.test_build import FLIPS, Row, built, make_run, relabel
 
 LABELS = ("style=one", "style=two", "style=three", "style=four", "style=five")
 GOES = "style=two"
@@ -39,11 +39,8 @@ def paying(root: Path) -> Path:
         return row
 
     make_run(root, change=change)
-    recipe = json.loads((root / "recipe.json").read_text())
-    for prompt in recipe["evaluate"]["prompts"]:
-        if prompt["slice"] == "test-styles":
-            prompt["judge_label"] = LABELS[(int(prompt["id"][-4:]) - 7) % len(LABELS)]
-    write_recipe(root / "recipe.json", recipe)
+    styles = "test-styles"
+    relabel(root, lambda one: LABELS[(int(one["id"][-4:]) - 7) % len(LABELS)] if one["slice"] == styles else None)
     return root
 
 

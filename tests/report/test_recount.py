@@ -29,7 +29,7 @@ from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Report
-from tests.report.test_build import make_run, write_recipe
+from tests.report.test_build import make_run, relabel
 
 Row = dict[str, Any]
 UNREADABLE = {("direct", "edited"): 5, ("paraphrase", "base"): 3, ("test-styles", "edited"): 4}
@@ -54,10 +54,8 @@ def unreadable(row: Row) -> Row:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("run"), change=unreadable)
-    recipe = json.loads((folder / "recipe.json").read_text())
-    for prompt in recipe["evaluate"]["prompts"]:
-        prompt["judge_label"] = f"object={'odd' if int(prompt['id'][-4:]) % 2 else 'even'}"
-    write_recipe(folder / "recipe.json", recipe)
+    groups = ("even", "odd")
+    relabel(folder, lambda one: f"object={groups[int(one['id'][-4:]) % 2]}" if one["expect"] == "present" else None)
     return folder
 
 
@@ -182,7 +180,10 @@ def test_every_preserved_group_and_member(report: Report, pairs: Pairs, root: Pa
         bound = tango(lost / wide, gained / wide, len(both) / wide)
         assert group.clustered.bound == pytest.approx(bound, abs=1e-6)
         assert group.mcnemar_p_holm == pytest.approx(p)
-        members = {label: [pair for pair in both if labels[pair[0]["id"]] == label] for label in set(labels.values())}
+        members = {
+            label: [pair for pair in both if labels[pair[0]["id"]] == label]
+            for label in {labels[b["id"]] for b, _ in both}
+        }
         assert {one.name: (one.lost, one.gained, one.n) for one in group.members} == {
             name: (*flips(several), len(several)) for name, several in members.items()
         }
