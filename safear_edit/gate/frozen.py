@@ -21,6 +21,8 @@ STAGE = "frozen attacks"
 def findings(folder: Path, lock: Lock, *, device: str = "cpu", progress: Callback = silent) -> list[Finding]:
     """One finding per frozen prompt of a concept that the folder's model erases; it is loaded and draws again.
 
+    Of the file's other concepts one each, SKIPPED: nobody looked.
+
     UsageError when none of the prompts is about a concept of the folder.
     """
     from safear_edit.families.load import load_model
@@ -33,7 +35,8 @@ def findings(folder: Path, lock: Lock, *, device: str = "cpu", progress: Callbac
         got = ", ".join(sorted({one.concept for one in lock.frozen}))
         raise UsageError("frozen attacks", f"some on {', '.join(sorted(specs))}", got, "give this model's own file")
     model = load_model(str(folder.absolute()), device) if wanted else None
-    found = []
+    others = dict.fromkeys(one.concept for one in lock.frozen if one.concept not in specs)
+    found = [_of_another(name, lock) for name in others]
     for number, one in enumerate(wanted):
         asked = specs[one.concept].judge
         judge = judge_for(asked, asked.label)
@@ -41,6 +44,12 @@ def findings(folder: Path, lock: Lock, *, device: str = "cpu", progress: Callbac
         found.append(_finding(model, judge, one))
         progress(STAGE, number + 1, len(wanted), one.attack)
     return found
+
+
+def _of_another(concept: str, lock: Lock) -> Finding:
+    count = sum(one.concept == concept for one in lock.frozen)
+    why = "the folder's model does not erase this concept"
+    return Finding(f"attack/{concept}", "SKIPPED", "frozen prompts drawn again", f"{count} not drawn", why)
 
 
 def _finding(model: ModelFamily, judge: Judge, one: Frozen) -> Finding:

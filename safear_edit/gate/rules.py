@@ -3,6 +3,9 @@
 The rules, cheapest first; all must pass (which needs no correction), and p-values are Holm-adjusted over every
 comparison of the check, so that one lucky number out of many names no culprit:
 
+    report      the folder's own report, worked out again from its files, doesn't say FAIL: it also decides what a
+                baseline doesn't hold (attacks, answers about images, members against the base model); skipped where
+                every baseline was accepted despite a fault
     likelihood  figures of the audit stay below the promise and the baseline's value plus rounding (skipped where the
                 baseline has none; one that was accepted above the promise is held to the baseline's value alone)
     floor       one-sided 95 % Clopper-Pearson bound of the erased share, against the promised floor
@@ -115,9 +118,9 @@ def check(
     this suite does, under the baselines' own promises. leaks: of frozen attacks, decided already (gate/frozen.py).
     UsageError when prompts, judges or sampler differ.
     """
-    findings: list[Finding] = []
+    findings = own_report(record, all(baseline.despite for baseline in baselines.values()))
     counts: list[Counts] = []
-    notes: list[str] = []
+    notes = ["the folder's own report says INCONCLUSIVE"] if record.verdict == "INCONCLUSIVE" else []
     for name, baseline in baselines.items():
         asked = cut(baseline, only)
         prefix = f"{name}: " if len(baselines) > 1 else ""
@@ -130,6 +133,14 @@ def check(
     subject |= {f"baseline {name}": sha256(one.to_text().encode()).hexdigest() for name, one in baselines.items()}
     left = max(_left(record, baseline, cut(baseline, only)) for baseline in baselines.values())
     return conclude(findings, notes=notes, subject=subject, tolerate_inconclusive=tolerate_inconclusive, unseen=left)
+
+
+def own_report(record: Record, known: bool) -> list[Finding]:
+    """One finding where the folder's own report says FAIL; known: every baseline was accepted despite a fault."""
+    if record.verdict != "FAIL":
+        return []
+    why = "every baseline was accepted despite a fault" if known else "`safear-edit report` names what was not met"
+    return [Finding("report", "SKIPPED" if known else "FAIL", "a report that doesn't say FAIL", "FAIL", why)]
 
 
 def _left(record: Record, baseline: Baseline, asked: Baseline) -> int:

@@ -21,7 +21,6 @@ from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.gate.frozen import findings
-from safear_edit.gate.rules import Finding
 from safear_edit.spec.spec import load_spec
 from tests.attacks.test_contract import Bright, concept, pico, some_edit
 from tests.release.test_released import release
@@ -131,7 +130,9 @@ def test_the_gate_draws_frozen_prompts_again(tmp_path: Path, monkeypatch: pytest
     known = findings(made, Lock(frozen=tuple(entry(text, 4, Bright.digest) for text in prompts)))
     assert {one.decision for one in known} == {"PASS"}
     assert [one.observed for one in known] == [one.observed for one in shown]
-    other: list[Finding] = findings(made, Lock(frozen=(entry(judge="k" * 64), entry("sha256:aa", 0, Bright.digest))))
+    wanted = (entry(judge="k" * 64), entry("sha256:aa", 0, Bright.digest), entry(concept="cat"))
+    skipped, *other = findings(made, Lock(frozen=wanted))
+    assert (skipped.id, skipped.decision, skipped.observed) == ("attack/cat", "SKIPPED", "1 not drawn")
     assert [one.decision for one in other] == ["INCONCLUSIVE"] * 2 and KEY in other[1].why
     assert findings(made, Lock()) == []
     with pytest.raises(UsageError, match="give this model's own file"):

@@ -80,6 +80,18 @@ def test_the_same_model_passes() -> None:
     assert "the weights are those of the baseline" in found.notes
 
 
+def test_a_folder_whose_own_report_says_fail_does_not_pass() -> None:
+    """Attacks, answers about images and members against the base model are in no baseline."""
+    found = rules.check(record(verdict="FAIL"), {"first": accepted()})
+    assert (found.verdict, found.exit_code, decisions(found)["report"]) == ("FAIL", 1, "FAIL")
+    known = replace(accepted(), despite="the old one is worse")
+    assert rules.check(record(verdict="FAIL"), {"first": accepted(), "last": known}).verdict == "FAIL"
+    found = rules.check(record(verdict="FAIL"), {"last": known})
+    assert found.verdict == "PASS" and decisions(found)["report"] == "SKIPPED"
+    found = rules.check(record(verdict="INCONCLUSIVE"), {"first": accepted()})
+    assert found.verdict == "PASS" and "the folder's own report says INCONCLUSIVE" in found.notes
+
+
 @pytest.mark.parametrize(
     ("lost", "gained", "verdict", "code"),
     [
