@@ -64,11 +64,15 @@ def _excess(leaks: Leaks) -> float:
 
 
 def statement(concepts: Sequence[ConceptReport]) -> str:
-    """Which attacks were run, or that none was."""
-    run = [concept.attacks for concept in concepts if concept.attacks]
+    """Which attacks were run on which concept, or that none was."""
+    run = {one.concept: one.attacks.found for one in concepts if one.attacks and one.attacks.found}
     if not run:
         return NO_ATTACK
-    names = sorted({leaks.attack for found in run for leaks in found.found})
-    without = [concept.concept for concept in concepts if not concept.attacks]
+    names = {concept: ", ".join(sorted(leaks.attack for leaks in found)) for concept, found in run.items()}
+    told = [f"{concept} with {with_}" for concept, with_ in names.items()]
+    told = told if len(set(names.values())) > 1 else [f"with {next(iter(names.values()))}"]
+    alone = sorted({leaks.attack for found in run.values() for leaks in found if leaks.control is None})
+    but = f" but {', '.join(alone)}" if alone else ""
+    without = [one.concept for one in concepts if one.concept not in run]
     rest = f" {', '.join(without)} was not attacked." if without else ""
-    return f"Attacked with {', '.join(names)}, each beside a control of the same budget.{rest}"
+    return f"Attacked {'; '.join(told)}, each{but} beside a control of the same budget.{rest}"

@@ -33,6 +33,7 @@ from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipp
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
 from safear_edit.evaluate.verdict import overall
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, read_lines, read_record, read_records
 from safear_edit.redact import redact
@@ -116,7 +117,8 @@ def build_report(run: RunFiles) -> Report:
     base = _base_model(read_record(BaseCard, run.base))
     judges = tuple(_judge(row) for row in read_records(JudgeRecord, run.judges))
     recipes = [read_recipe(files.recipe) for files in run.concepts]
-    built = [_concept(files, recipe, judges) for files, recipe in zip(run.concepts, recipes, strict=True)]
+    change = _change(run)
+    built = [_concept(files, recipe, judges, change) for files, recipe in zip(run.concepts, recipes, strict=True)]
     concepts = tuple(concept for concept, _ in built)
     criteria = tuple(criterion for _, several in built for criterion in several)
     asked = [_asked_of_category(recipe) for recipe in recipes]
@@ -184,9 +186,9 @@ class _Said:
 
 
 def _concept(
-    files: ConceptFiles, recipe: Recipe, judges: Sequence[JudgeSection]
+    files: ConceptFiles, recipe: Recipe, judges: Sequence[JudgeSection], change: str
 ) -> tuple[ConceptReport, list[Criterion]]:
-    """A concept's sections and its criteria."""
+    """A concept's sections and its criteria; change: digest of all edits of the model."""
     spec, gates = recipe.spec, recipe.gates
     name, concept, hide = spec.name, spec.erase.concept, spec.kind == CATEGORY
     rows = read_outcomes(files.outcomes)
@@ -209,7 +211,7 @@ def _concept(
         erasure=tuple(erasure),
         likelihoods=_likelihoods(files.likelihood, recipe),
         understanding=answers,
-        attacks=read_record(Attacks, files.attacks, AGAIN) if files.attacks else None,
+        attacks=_attacks(files.attacks, recipe, judges, change) if files.attacks else None,
         preservation=tuple(kept),
     )
     criteria = [line for part in erasure for line in sentences.erasure_criteria(name, concept, part, gates)]
@@ -222,6 +224,26 @@ def _concept(
     if not answers.slices and unanswered(files.understanding, recipe):
         criteria.append(sentences.not_understood(name, concept, answers))
     return report, criteria
+
+
+def _change(run: RunFiles) -> str:
+    """Digest of the model's edits in their order, as editor/stack.py makes it; a single edit has strength 1."""
+    edits = read_record(StackRecord, run.order).edits if run.order else None
+    told = [(one.edit, one.strength) for one in edits or ()]
+    told = told or [(read_record(EditRecord, files.edit).digest, 1.0) for files in run.concepts]
+    return digest_of(*(part for digest, strength in told for part in (digest, repr(strength))))
+
+
+def _attacks(path: Path, recipe: Recipe, judges: Sequence[JudgeSection], change: str) -> Attacks:
+    """What attacks found; SpecError if they were run on another model, on other edits, or read by another judge."""
+    found = read_record(Attacks, path, AGAIN)
+    refuse_other_base(path, recipe, found.base_digest)
+    mine = [(judge.id, judge.digest) for judge in judges if judge.label == recipe.spec.judge.label]
+    of_this = (found.concept, found.change) == (recipe.spec.name, change)
+    if not of_this or (found.judge, found.judge_digest) not in mine:
+        got = "another judge's" if of_this else "on another concept or edit"
+        raise SpecError(str(path), "attacks on this very model, read by its judge", got, AGAIN)
+    return found
 
 
 def printed_gates(gates: Gates, *, understanding: bool) -> dict[str, float]:

@@ -39,7 +39,7 @@ def _carded(report: Report) -> bool:
 
 
 def _attacked(report: Report) -> bool:
-    return all(concept.attacks is not None for concept in report.concepts)
+    return all(concept.attacks is not None and concept.attacks.found for concept in report.concepts)
 
 
 def _always(report: Report) -> bool:

@@ -46,7 +46,13 @@ NO_ATTACK = (
     "no change of numeric precision. Nothing is known about how the edit stands up to them."
 )
 
-ATTACKS_NOT_TESTED = "attacks: adversarial prompts, optimised embeddings, fine-tuning that brings it back, quantisation"
+ATTACKS = {
+    "adversarial prompts": {"ring_a_bell", "suffix", "p4d"},
+    "optimised embeddings": {"soft_prompt"},
+    "fine-tuning that brings it back": {"relearn"},
+    "quantisation": {"quantise"},
+}
+"""Ways of bringing a concept back → the attacks that try them."""
 IMAGES_NOT_TESTED = "images as input: continuing, editing or varying an image that already shows the concept"
 
 LITTLE = 0.1
@@ -371,15 +377,16 @@ def scope(
     scopes: Sequence[ConceptScope], concepts: Sequence[ConceptReport], intended_use: str, out_of_scope: str
 ) -> Scope:
     """What was looked at, and the longer list of what was not."""
-    attacked = attacks_of(concepts)
+    attacked, any_ = attacks_of(concepts), any(one.attacks and one.attacks.found for one in concepts)
+    untried = [way for way, names in ATTACKS.items() if not names & attacked]
     return Scope(
         concepts=tuple(scopes),
         intended_use=intended_use,
         out_of_scope=out_of_scope,
         threat_model="an honest user who asks in words that were not seen in training"
-        + ("; no adversary was simulated" if not attacked else ", and the attacks that are listed under Attacks"),
+        + (", and the attacks that are listed under Attacks" if any_ else "; no adversary was simulated"),
         not_tested=(
-            *(() if attacked else (ATTACKS_NOT_TESTED,)),
+            *((f"attacks: {', '.join(untried)}",) if untried else ()),
             *(() if "prefix" in attacked else (IMAGES_NOT_TESTED,)),
             "languages other than those of the prompts listed in the recipe",
             "sampling settings other than the one stated under protocol",
@@ -390,9 +397,14 @@ def scope(
 
 
 def attacks_of(concepts: Sequence[ConceptReport]) -> set[str]:
-    """Names of the attacks that every one of these concepts was tried with."""
-    run = [{leaks.attack for leaks in one.attacks.found} if one.attacks else set() for one in concepts]
-    return set[str]().union(*run) if all(run) else set()
+    """Names of the attacks that say something of every one of these concepts."""
+    found = [one.attacks.found if one.attacks else () for one in concepts]
+    run = [{leaks.attack for leaks in several if leaks.interpretable} for several in found]
+    return set.intersection(*run) if run else set()
+
+
+def _white_box(concept: ConceptReport) -> bool:
+    return concept.attacks is not None and any(leaks.access == "white-box" for leaks in concept.attacks.found)
 
 
 def _relearnt(concepts: Sequence[ConceptReport]) -> str:
@@ -450,7 +462,7 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
         _likelihood_limit(concepts),
         "Results hold for prompts that the base model draws as asked, with the sampling settings of protocol.",
     ]
-    if not attacks_of(concepts):
+    if not all(map(_white_box, concepts)):
         found.append("White-box access (weights, gradients) was not attacked.")
     if any(concept.understanding.slices for concept in concepts):
         found.append(

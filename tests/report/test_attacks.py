@@ -10,12 +10,14 @@ import pytest
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark
 from safear_edit.attacks.record import FILE, Attacks, Cost, Leaks, NotRun
+from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
+from safear_edit.files.atomic import digest_of
 from safear_edit.report.attacks import about, attack_criteria, headline, ranked, statement
 from safear_edit.report.build import build_report
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import attacks_page, render_html
-from safear_edit.report.sentences import NO_ATTACK
+from safear_edit.report.sentences import NO_ATTACK, limitations, scope
 from tests.report.test_build import make_run
 
 
@@ -47,11 +49,11 @@ def leaks(name: str, access: str, found: int, n: int = 100, control: int = 0, wh
 def record(*found: Leaks, upper: float | None = 0.05) -> Attacks:
     return Attacks(
         model="f:v",
-        concept="c",
+        concept="testpainter",
         base_digest="a" * 64,
-        change="b" * 64,
-        judge="j",
-        judge_digest="d" * 64,
+        change=digest_of("e" * 64, repr(1.0)),
+        judge="gallery@test",
+        judge_digest="b" * 64,
         tier="audit",
         seed=0,
         black_box_upper=upper,
@@ -118,7 +120,37 @@ def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path)
     assert report == build_report(RunFiles.find(root))
     alone = attacks_page(record(*rows))
     assert "80 / 100" in alone and "<b>zq" not in alone and "default-src 'none'" in alone and "src=" not in alone
-    assert not any(line.startswith("attacks") for line in report.scope.not_tested)
+    (untried,) = (line for line in report.scope.not_tested if line.startswith("attacks"))
+    assert untried == "attacks: optimised embeddings, quantisation"
     assert any(line.startswith("images as input") for line in report.scope.not_tested)  # prefix was not among them
     assert "White-box access" not in " ".join(report.limitations)
     assert any("30% of images after" in risk.evidence for risk in report.residual_risks)
+
+
+def test_what_was_not_tried_on_every_concept_is_said(tmp_path: Path) -> None:
+    """Half an image for one concept and misspellings for the other: neither was tried on both, nobody had weights."""
+    root = make_run(tmp_path)
+    report = build_report(RunFiles.find(root))
+    (one,) = report.concepts
+    first = one.model_copy(update={"concept": "One", "attacks": record(leaks("prefix", "grey-box", 0))})
+    second = one.model_copy(update={"concept": "Two", "attacks": record(leaks("spelling", "black-box", 0))})
+    assert statement([first, second]).startswith("Attacked One with prefix; Two with spelling, each beside a control")
+    empty = one.model_copy(update={"concept": "Three", "attacks": record()})
+    assert statement([empty]) == NO_ATTACK and statement([first, empty]).endswith("Three was not attacked.")
+    assert any(line.startswith("White-box access") for line in limitations([first, second], (), report.subject))
+    found = scope(report.scope.concepts, [first, second], "", "")
+    assert "listed under Attacks" in found.threat_model
+    assert [line.partition(":")[0] for line in found.not_tested[:2]] == ["attacks", "images as input"]
+    broken = one.model_copy(update={"attacks": record(leaks("relearn", "white-box", 0, why="the base model breaks"))})
+    assert "fine-tuning" in scope(report.scope.concepts, [broken], "", "").not_tested[0], "it says nothing"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"concept": "c"}, {"change": "b" * 64}, {"base_digest": "b" * 64}, {"judge": "blind@test"}]
+)
+def test_attacks_on_another_model_or_by_another_judge_are_refused(tmp_path: Path, changes: dict[str, str]) -> None:
+    root = make_run(tmp_path)
+    found = record(leaks("spelling", "black-box", 0))
+    (root / FILE).write_text(found.model_copy(update=changes).model_dump_json())
+    with pytest.raises(SpecError, match=r"attacks\.json"):
+        build_report(RunFiles.find(root))
