@@ -176,6 +176,8 @@ class _Head:
         for number, line in found:
             if len(line) != cells:
                 raise SpecError(f"{self.path}:{number}", f"{name} with {cells} cells", str(len(line)), AGAIN)
+        if cells > 1 and len({line[0] for _, line in found}) < len(found):
+            raise SpecError(self.path, f"one line for each {name}", "two for one", AGAIN)
         return [line for _, line in found]
 
     def one(self, name: str, cells: int = 1) -> list[str]:
@@ -185,12 +187,13 @@ class _Head:
         return found[0]
 
     def numbers(self, name: str, text: str) -> dict[str, float]:
+        words = [word.partition("=") for word in text.split(" ")]
         try:
-            found = {key: float(value) for key, _, value in (word.partition("=") for word in text.split(" "))}
+            found = {key: float(value) for key, _, value in words}
         except ValueError:
             found = {"": math.nan}
-        if not all(map(math.isfinite, found.values())):
-            raise SpecError(f"{self.path}, {name}", "name=number", repr(text[:40]), AGAIN)
+        if not all(map(math.isfinite, found.values())) or len(found) < len(words):
+            raise SpecError(f"{self.path}, {name}", "name=number, each name once", repr(text[:40]), AGAIN)
         return found
 
 

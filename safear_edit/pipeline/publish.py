@@ -147,11 +147,9 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
 
     Of several recipes the last is the one that this run added: its seed is named; all are resolved dependencies.
     """
-    from safear_edit.release.claims import ClaimInputs, write_claims
-    from safear_edit.release.claims import Result as Outcome
+    from safear_edit.release.claims import RESULT_OF, ClaimInputs, write_claims
     from safear_edit.release.signing import sign_folder
 
-    results: dict[str, Outcome] = {"PASS": "PASSED", "INCONCLUSIVE": "WARNED", "FAIL": "FAILED"}
     made, last = report.environment, recipes[-1]
     several = {f"recipe:{recipe.spec.name}": recipe.digest for recipe in recipes} if len(recipes) > 1 else {}
     inputs = ClaimInputs(
@@ -165,8 +163,8 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
         versions=made.packages,
         started=datetime.fromisoformat(made.started),
         finished=datetime.fromisoformat(made.finished),
-        verdict=results[report.verdict.status],
-        tests={criterion.id: results[criterion.decision] for criterion in report.verdict.criteria},
+        verdict=RESULT_OF[report.verdict.status],
+        tests={criterion.id: RESULT_OF[criterion.decision] for criterion in report.verdict.criteria},
         materials={**{judge.id: judge.digest for judge in report.judges}, **several},
         builder="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "local",
     )

@@ -62,9 +62,9 @@ def approve(folder: Path, verified: Verification, key: SigningKey, *, name: str,
 
 
 def approvals(verified: Verification) -> tuple[Approval, ...]:
-    """Every approval among the claims that verified, in the order in which they were given."""
+    """Every approval among the claims that verified, in the order in which they were given; a copied line once."""
     claims = (claim for claim in verified.claims if claim.type == APPROVAL_TYPE)
-    return tuple(_read(claim.predicate, claim.key) for claim in claims)
+    return tuple(dict.fromkeys(_read(claim.predicate, claim.key) for claim in claims))
 
 
 def _read(predicate: Mapping[str, Any], key: str) -> Approval:

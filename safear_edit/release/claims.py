@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from safear_edit.errors import SafearError
+from safear_edit.evaluate.verdict import Verdict
 from safear_edit.files.atomic import write_atomic
 from safear_edit.release.keys import SigningKey
 from safear_edit.release.signing import CLAIMS, STATEMENT_TYPE, SignedManifest, sign_statement
@@ -30,6 +31,8 @@ REPORTS = ("report.json", "report.html")
 
 Result = Literal["PASSED", "WARNED", "FAILED"]
 RESULTS: tuple[str, ...] = get_args(Result)
+RESULT_OF: dict[Verdict, Result] = {"PASS": "PASSED", "INCONCLUSIVE": "WARNED", "FAIL": "FAILED"}
+"""What the report says → in-toto's word for it."""
 _TEST = re.compile(r"[a-z_-]+(/[A-Za-z0-9._-]+){1,3}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -22,7 +22,7 @@ import model_signing
 
 from safear_edit.errors import SpecError, TrustError
 from safear_edit.files.strict import parse_json
-from safear_edit.release.claims import REQUIRED, RESULTS, TEST_RESULT_TYPE
+from safear_edit.release.claims import REPORTS, REQUIRED, RESULT_OF, RESULTS, TEST_RESULT_TYPE
 from safear_edit.release.keys import PublicKey, load_trust
 from safear_edit.release.signing import (
     BUNDLE_TYPE,
@@ -39,6 +39,7 @@ from safear_edit.release.signing import (
     refuse_unsignable,
     root_digest,
 )
+from safear_edit.report.versions import upgraded
 
 LARGEST_SIGNATURE = 64 << 20
 """Bytes of model.sig and of claims.jsonl that are read at most; four files make two kilobytes."""
@@ -100,6 +101,7 @@ def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) ->
     _check_contents(folder, key, files, strangers, links=ignore_foreign)
     claims = _read_claims(folder / CLAIMS, keys, files)
     result, warnings = _verdict(claims, str(folder / CLAIMS))
+    _require_same_verdict(folder, result)
     links = [f"{name} (a link of a hub's cache, followed)" for name in files if (folder / name).is_symlink()]
     warnings += _modes(folder, (*files, *OUTSIDE))
     return Verification(key.name, key.hint, files, root, claims, result, warnings, (*strangers, *links))
@@ -268,6 +270,20 @@ def _verdict(claims: Sequence[Claim], where: str) -> tuple[str, tuple[str, ...]]
     warnings = [f"test result {result}"] if result != "PASSED" else []
     warnings += [f"failed: {test}" for test in failed] + [f"inconclusive or weak: {test}" for test in warned]
     return result, tuple(warnings)
+
+
+def _require_same_verdict(folder: Path, result: str) -> None:
+    """TrustError where the claims' test result is not that of the report which was signed with them."""
+    path = folder / REPORTS[0]
+    try:
+        report = upgraded(parse_json(path.read_text(encoding="utf-8"), str(path)).data) if path.is_file() else None
+    except (SpecError, UnicodeDecodeError):  # no report of ours
+        return
+    verdict = report.get("verdict") if isinstance(report, dict) else None
+    status = verdict.get("status") if isinstance(verdict, dict) else None
+    stated = next((word for said, word in RESULT_OF.items() if said == status), None)
+    if stated not in (None, result):
+        raise TrustError(str(folder / CLAIMS), f"the test result of {path.name}, {stated}", result, FRESH)
 
 
 def _predicate(statement: dict[str, Any], kind: str, where: str) -> dict[str, Any]:

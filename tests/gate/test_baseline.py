@@ -176,6 +176,8 @@ EDITS: dict[str, tuple[str, str, str]] = {
     "a promise": ("margin=0.05", "margin=0", "policy margin"),
     "no promise": ("policy\tmargin=0.05 ", "policy\t", "policy"),
     "nan": ("margin=0.05", "margin=nan", "name=number"),
+    "a promise twice": ("margin=0.05 ", "margin=0.05 margin=0.5 ", "each name once"),
+    "a judge twice": ("judge\tgallery@test", "judge\tgallery@test\tc\njudge\tgallery@test", "one line for each judge"),
     "no reason": ("reason\tr\n", "", "one line reason"),
     "no floor": ("floor=0.9", "floor=0", "above 0"),
     "a floor below nothing": ("floor=0.9", "floor=-5", "above 0"),

@@ -56,6 +56,8 @@ def test_approvals_add_up(release: Release) -> None:
     found = verify_folder(release.folder, release.trust)
     assert [one.name for one in approvals(found)] == ["Ada", "Ben"]
     assert [claim.type for claim in found.claims].count(APPROVAL_TYPE) == 2
+    release.write_lines([*release.lines(), release.lines()[-1]])
+    assert [one.name for one in approvals(verify_folder(release.folder, release.trust))] == ["Ada", "Ben"], "a copy"
 
 
 @pytest.mark.parametrize(("name", "role"), [("", "board"), ("Ada", " "), ("A" * 501, "board"), ("Ada\x1b[0m", "board")])

@@ -82,6 +82,20 @@ def test_a_failed_test_is_a_warning_under_a_good_signature(tmp_path: Path, verdi
     assert found.warnings == (() if verdict == "PASSED" else ("test result FAILED", f"failed: {test}"))
 
 
+@pytest.mark.parametrize(("status", "agrees"), [("INCONCLUSIVE", True), ("inconclusive", True), ("FAIL", False)])
+def test_a_test_result_that_its_own_report_contradicts_is_refused(tmp_path: Path, status: str, agrees: bool) -> None:
+    """Whoever holds the key can sign both; a reader who sees only one of them must not be misled."""
+    release = Release(tmp_path)
+    report = {"schema_version": 1 if status.islower() else 3, "verdict": {"status": status, "criteria": []}}
+    (release.folder / "report.json").write_text(json.dumps(report))
+    write_claims(release.folder, sign_folder(release.folder, release.key, replace=True), inputs(), release.key)
+    if agrees:
+        assert verify_folder(release.folder, release.trust).result == "WARNED"
+    else:
+        with pytest.raises(TrustError, match=r"the test result of report\.json, FAILED, got WARNED"):
+            verify_folder(release.folder, release.trust)
+
+
 def flip(folder: Path) -> None:
     data = bytearray((folder / "gpt.safetensors").read_bytes())
     data[3] ^= 1
