@@ -14,7 +14,7 @@ import torch
 
 from safear_edit import processes, registry
 from safear_edit.attacks import base_seen
-from safear_edit.attacks.base import SHOWN, Attack, Concept
+from safear_edit.attacks.base import SHOWN, Attack, Concept, Target
 from safear_edit.attacks.brought import name_of, read_brought, write_brought
 from safear_edit.attacks.record import Attacks, Finished, Leaks, NotRun, adjusted
 from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
@@ -90,6 +90,7 @@ def attacked(
     for number, (made, budget) in enumerate(plan.attacks):
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
+        settings += _folder(made, concept)
         decides = [*about, made.name, made.code(), *settings]
         key, base = digest_of(change, *decides), digest_of(behind, *decides)
         why = made.unfit(pair, concept)
@@ -128,15 +129,29 @@ def _kept(out: Path, name: str, key: str) -> Leaks | None:
     return finished.leaks if finished.key == key else None
 
 
+def _folder(made: Attack, concept: Concept) -> list[str]:
+    """What a user's folder of reference images holds, for an attack that reads them: the spec has its name alone (what
+    the mini world draws follows from the spec and the seed)."""
+    if concept.spec.evaluate.references is None or not made.reads_images:
+        return []
+    return [json_digest([_aims(concept.known, concept.plain, concept.novel), concept.captions])]
+
+
 def _behind(model: ModelFamily, concept: Concept) -> str:
     """What else decides what a base model shows: the attacker's images, and the source of all that draws, judges and
     trains. What it showed under another version is not read again."""
-    aims = [aim for aim in (concept.known, concept.plain) if aim]
-    images = [hashlib.sha256(aim.ids.contiguous().numpy().tobytes()).hexdigest() for aim in aims]
-    texts = [[*aim.captions, "", *aim.asked, "", *aim.scored] for aim in aims]
     parts = (type(model), type(concept.judge), draw_and_judge, Tuning)
-    settings = [asdict(concept.sampling or model.sampling), images, texts, concept.captions]
+    shown = _aims(concept.known, concept.plain)
+    settings = [asdict(concept.sampling or model.sampling), shown, concept.captions]
     return digest_of(json_digest(settings), registry.source_digest(part.__module__ for part in parts))
+
+
+def _aims(*aims: Target | None) -> list[list[str]]:
+    """Images and texts of what an attacker has."""
+    known = [aim for aim in aims if aim]
+    images = [hashlib.sha256(aim.ids.contiguous().numpy().tobytes()).hexdigest() for aim in known]
+    texts = [[*aim.captions, "", *aim.asked, "", *aim.scored] for aim in known]
+    return [[image, *said] for image, said in zip(images, texts, strict=True)]
 
 
 def _once(

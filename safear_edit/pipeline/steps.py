@@ -254,12 +254,13 @@ def attacks(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, pro
     from safear_edit.attacks.run import attacked, planned
     from safear_edit.attacks.targets import concept_of
     from safear_edit.evaluate.before_after import Pair
+    from safear_edit.evaluate.references import source_for
     from safear_edit.evaluate.sampled import sampling_of
 
-    suite = recipe.spec.evaluate.attacks
-    if suite is None:
+    own = recipe.spec.evaluate
+    if own.attacks is None:
         return ""
-    plan = planned(suite)
+    plan = planned(own.attacks)
 
     def make() -> None:
         judge, sampling = concept_judge(recipe.spec), sampling_of(recipe)
@@ -270,7 +271,8 @@ def attacks(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, pro
         )
         write_atomic(run / FILE, found.model_dump_json(indent=1) + "\n")
 
-    run.step(ATTACKS, digest_of(recipe.digest, change.digest, plan.code), (FILE,), make)
+    shown = [source_for(recipe.spec, model.card).digest] if plan.reads_images and own.references is not None else []
+    run.step(ATTACKS, digest_of(recipe.digest, change.digest, plan.code, *shown), (FILE,), make)
     return ""
 
 

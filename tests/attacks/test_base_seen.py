@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from safear_edit.attacks.base import Budget, Concept
+from safear_edit.attacks.base import Attack, Budget, Concept
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.run import AttackPlan, attacked
 from safear_edit.attacks.seeds import Seeds
@@ -59,3 +60,29 @@ def test_nothing_is_read_that_was_shown_otherwise(tmp_path: Path, monkeypatch: p
     assert reused(damaged) == [0, 0] and [*map(without_seconds, damaged)] == [*map(without_seconds, first)]
     monkeypatch.setattr("safear_edit.registry.source_digest", lambda modules: "another version")
     assert reused(run(tmp_path / "five")) == [0, 0]
+
+
+def test_a_finished_attack_is_kept_for_the_same_folder_of_images_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spec names the folder; what lies in it may have changed since."""
+    aim, ran = concept(pico("llamagen")), list[str]()
+    own = aim.spec.evaluate.model_copy(update={"references": "folder"})
+    aim = replace(aim, spec=aim.spec.model_copy(update={"evaluate": own}))
+    assert aim.known is not None
+    others = replace(aim, known=replace(aim.known, ids=aim.known.ids.flip(0)))
+
+    def count(kind: type[Attack]) -> None:
+        done = kind.run
+
+        def counted(self: Attack, *given: Any, **more: Any) -> Leaks:
+            ran.append(self.name)
+            return done(self, *given, **more)
+
+        monkeypatch.setattr(kind, "run", counted)
+
+    count(Seeds)
+    count(SoftPrompt)
+    for given in (aim, aim, others):
+        run(tmp_path / "one", aim=given)
+    assert ran == ["seeds", "soft_prompt", "soft_prompt"], "seeds reads no image"
