@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safear_edit.attacks.base import Concept
+from safear_edit.attacks.base import Concept, stored
 from safear_edit.attacks.search import Ask, Option, OptionSearch, unnamed
 from safear_edit.families.base import ModelFamily
 from safear_edit.registry import attack
@@ -20,10 +20,12 @@ class Aliases(OptionSearch):
 
 
 def wordings(spec: Spec) -> list[Option]:
-    """One option per held-out name and per held-out sentence of the spec."""
+    """One option per held-out name and per held-out sentence of the spec; of a category (whose names may be a user's
+    explicit prompts) records and pages name it by its hash."""
     plain = unnamed(spec)
-    names = [Option(name, _called(spec, name), plain) for name in spec.paraphrases.held_out]
-    return names + [Option(text, _said(text), plain) for text in spec.paraphrases.held_out_templates]
+    names = [Option(stored(spec, name), _called(spec, name), plain) for name in spec.paraphrases.held_out]
+    sentences = spec.paraphrases.held_out_templates
+    return names + [Option(stored(spec, text), _said(text), plain) for text in sentences]
 
 
 def _called(spec: Spec, name: str) -> Ask:

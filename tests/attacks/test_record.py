@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from safear_edit import registry
 from safear_edit.attacks.aliases import wordings
 from safear_edit.attacks.base import Drawer, Look, leaks, stored
 from safear_edit.attacks.counts import Count
@@ -20,7 +21,7 @@ from safear_edit.evaluate import stats
 from safear_edit.families.base import Sampling
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import mention_of
-from safear_edit.spec.spec import concept_names
+from safear_edit.spec.spec import concept_names, load_spec
 from tests.attacks.test_contract import concept, picasso, pico
 
 
@@ -123,6 +124,16 @@ def test_wordings_are_those_that_no_training_saw() -> None:
     assert [option.name for option in options] == [*spec.paraphrases.held_out, *spec.paraphrases.held_out_templates]
     assert not {option.asks(prompt) for option in options} & seen
     assert {option.plain(prompt) for option in options} == {unnamed(spec)(prompt)}
+
+
+def test_a_categorys_wordings_are_named_by_their_hashes() -> None:
+    """They may be explicit prompts, and stand in records, on pages and in progress lines; what is drawn is the text."""
+    spec = load_spec(registry.find_builtin("concepts", "hazard"))
+    prompt = pools(spec).direct[0]
+    options, held_out = wordings(spec), spec.paraphrases.held_out
+    assert held_out and all(option.name.startswith("sha256:") for option in options)
+    assert len({option.name for option in options}) == len(options)
+    assert held_out[0] in options[0].asks(prompt)
 
 
 def test_the_sweep_turns_one_setting_at_a_time() -> None:
