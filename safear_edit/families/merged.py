@@ -71,7 +71,7 @@ def without_edits(net: nn.Module) -> Iterator[None]:
     held = [(weight, original, weight.data) for weight, original in originals(net)]
     try:  # the tensors' memory is swapped, not written: a backward pass through the merged weights may be to come
         for weight, original, _ in held:
-            weight.data = original
+            weight.data = original.to(weight.device)  # it waits in host memory
         yield
     finally:
         for weight, _, merged in held:

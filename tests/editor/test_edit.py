@@ -24,7 +24,7 @@ from safear_edit.editor.edit import (
 )
 from safear_edit.editor.method_log import LOG, MethodLog
 from safear_edit.errors import TrustError, UsageError
-from safear_edit.families.merged import without_edits
+from safear_edit.families.merged import APPLIED, Applied, without_edits
 from tests import ROOT
 
 RANK = 3
@@ -94,6 +94,16 @@ def test_the_base_can_be_looked_at_below_its_edits() -> None:
         assert same(state(model), merged) and not same(merged, before)
     with without_edits(model):
         assert same(state(model), before)
+
+
+def test_the_base_model_below_an_edit_is_where_the_model_is() -> None:
+    """Originals wait in host memory; a net elsewhere (here: nowhere) must not be left with half of it there."""
+    away = nn.Linear(2, 3, device="meta")
+    APPLIED[away] = [Applied(away, [(away.weight, torch.zeros(3, 2))])]
+    merged = away.weight.data
+    with without_edits(away):
+        assert away.weight.device.type == "meta" and away.weight.data is not merged
+    assert away.weight.device.type == "meta"
 
 
 def test_an_error_inside_takes_the_edit_off() -> None:
