@@ -222,7 +222,8 @@ def within(
     """`params`, with layers run again, then with a batch in parts, then with its preserved images in more of them,
     until training fits into `budget` bytes.
 
-    The first changes no number of the edit, the others round otherwise. UsageError where neither is enough, or the
+    The first changes no number of the edit, the others round otherwise, and what is decided part by part may differ
+    (fine_tune.py). UsageError where neither is enough, or the
     method has neither.
     """
     tried = [params.model_copy(update=changes) for changes in _savings(model, params)]

@@ -2,9 +2,10 @@
 
 A method brings an objective `(Draw) -> (loss, readings)`; everything random in it comes from the `Draw`, a function of
 seed and step alone. So a killed run continues to the same weights, and several processes (processes.py) compute the
-gradient of the same global batch, each of some of its parts (but for an adapter's dropout, which differs with the parts
-of a step). Where the recipe cuts a batch into as many parts as there are processes the weights are bitwise those of one
-process; else its sums are rounded elsewhere. The net stays in eval mode and is given back as it was found.
+gradient of the same global batch, each of some of its parts (but for what is decided part by part: an adapter's
+dropout, an attacker's vectors, EAR's masks). Where the recipe cuts a batch into as many parts as there are processes
+the weights are bitwise those of one process; else its sums are rounded elsewhere. The net stays in eval mode and is
+given back as it was found.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ Readings = dict[str, float]
 
 
 class Tuning(BaseModel):
-    """How to fine-tune; a method's Params extend it. The papers leave most of it open: the defaults are ours."""
+    """How to fine-tune; a method's Params extend it.
+
+    The papers leave most of it open: the defaults are ours, and so are, for every recipe, AdamW's betas (0.9 and 0.95,
+    as LlamaGen was trained) and the rate's cosine to 0.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -136,7 +136,7 @@ def ear_loss(bench: Workbench, draw: Draw, params: EAR.Params, tokens: int) -> t
     """L_W of this step's window; without gradient where L_W <= mu.
 
         L_t = mean_D || h_th'(c*, y_<t) - sg[ h_th(c, y_<t) - eta (h_th(c*, y_<t) - h_th(c, y_<t)) ] ||^2
-        L_W = sum over the window of L_t
+        L_W = sum over the window of L_t, mean over the images of this part of the step (one in the released code)
 
     Prompt and prefix are in context at every position, the three states share one trajectory, the last window may be
     shorter, and the unconditional branch is left alone. Steps pass through the windows of the same images first to
