@@ -104,8 +104,8 @@ def test_tables_and_documents_of_hostile_prompts(capsys: pytest.CaptureFixture[s
 # -- every verb on every stream ---------------------------------------------------------------------------------------
 
 
-def programs(folder: Path, commands: list[list[str]], **more: str) -> list[Done]:
-    return run_all(commands, folder, {**os.environ, "PYTHONPATH": str(ROOT), **more})
+def programs(folder: Path, commands: list[list[str]], new: bool = False, **more: str) -> list[Done]:
+    return run_all(commands, folder, {**os.environ, "PYTHONPATH": str(ROOT), **more}, new=new)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -125,7 +125,7 @@ def test_verdicts_survive_a_stream_that_lacks_characters(tmp_path: Path, encodin
     check = ["check", str(made), "--baseline", str(tmp_path / "é.txt")]
     (tmp_path / "é2.txt").write_text("x")
     refused = ["check", str(made), "--baseline", str(tmp_path / "é2.txt")]
-    runs = programs(tmp_path, [verify, accept, check, refused], PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    runs = programs(tmp_path, [verify, accept, check, refused], True, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     for run, code in zip(runs, (0, 0, 0, 2), strict=True):
         assert run.code == code, run.err
         assert run.out.decode(encoding) or code

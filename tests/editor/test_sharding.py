@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.vce import VCE
 from safear_edit.studies.contest import material_of
 from tests import ROOT
+from tests.programs import Program
 
 KINDS: dict[type[ModelFamily], bool] = {LlamaGen: True, Janus: False}
 """Families whose layers are run by methods of their own or by `forward`, and whether they run again going back."""
@@ -62,16 +61,11 @@ def two(folder: Path) -> list[list[list[int]]]:
     told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     told |= {"ACCELERATE_USE_FSDP": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder)],
-            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        Program(CHILD, str(folder), env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     try:
-        return [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+        return [json.loads(process.done(300).out.splitlines()[-1]) for process in started]
     finally:
         for process in started:
             process.kill()

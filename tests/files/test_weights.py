@@ -34,6 +34,7 @@ from safear_edit.files.weights import (
     stored_dtype,
     write_weights,
 )
+from tests.programs import Program
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2])}
 GOOD = save(TENSORS)
@@ -455,9 +456,9 @@ with opened(path) as stored:
     seen.append(held())
 print(max(seen) - seen[0], len(seen))
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "w.safetensors")]
-    subprocess.run(command, check=True)
-    grown, times = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    path = str(tmp_path / "w.safetensors")
+    assert Program(code, path).done().code == 0
+    grown, times = map(int, Program(code, path).done().out.split())
     assert times == 34 and 120 < grown < 220
 
 

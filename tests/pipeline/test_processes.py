@@ -6,18 +6,16 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.evaluate import sampled
 from tests import ROOT, coin
 from tests.pipeline.test_run import GPT, VERDICTS, apply
+from tests.programs import Program
 
 BATCH = 8
 CHILD = f"""
@@ -53,23 +51,19 @@ def two(*commands: list[str], dies: int = 0) -> list[tuple[int, str, str]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads()), "DIES_AT_LOOK": str(dies)}
+    own = {"PYTHONPATH": str(ROOT), "DIES_AT_LOOK": str(dies)}
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, json.dumps(commands)],
-            env={**os.environ, **told, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        Program(
+            CHILD, json.dumps(commands), env={**os.environ, **told, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=600) for process in started]
+        ended = [process.done() for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+    return [(code, out.decode(), err.decode()) for code, out, err in ended]
 
 
 @pytest.fixture(scope="module")

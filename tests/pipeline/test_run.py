@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from safear_edit.release import released
 from safear_edit.release.released import Released
 from safear_edit.spec.prompts import normalise
 from tests import ROOT, coin
+from tests.programs import Program
 
 VERDICTS = (0, 1, 3)
 GPT = "gpt.safetensors"
@@ -458,10 +457,8 @@ tests.walk(Path("killed"), tests.RunOptions(unsigned=True, progress=progress), j
 
 
 def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) -> None:
-    words = [sys.executable, "-c", KILLED]
-    own = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
-    assert done.returncode == -9, done.stderr
+    done = Program(KILLED, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}).done()
+    assert done.code == -9, done.err
     assert not (folder / "killed").exists()
     left = [path.relative_to(path.parents[1]) for path in (folder / ".killed.run/base").rglob("*.safetensors")]
     assert Path("score-base/00000.safetensors") in left

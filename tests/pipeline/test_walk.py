@@ -10,9 +10,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.report.schema import report_schema
 from safear_edit.spec.spec import load_spec
 from tests import ROOT
+from tests.programs import Program
 
 SPEC = ROOT / "concepts" / "picasso.yaml"
 VERDICTS = (0, 1, 3)
@@ -68,16 +66,16 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _kill_when(file: Path, words: list[str]) -> None:
     """Run in a process of its own and kill -9 it once the construct step has written its last file and is noted."""
     journal = file.parent.parent / "journal.json"
-    process = subprocess.Popen([sys.executable, "-m", "safear_edit", *words])
+    process = Program("import sys; from safear_edit.cli import main; sys.exit(main.run(sys.argv[1:]))", *words)
     try:
         for _ in range(3000):
             if journal.exists() and "construct" in journal.read_text():
                 break
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert not process.ended, "the run ended before it could be killed"
             time.sleep(0.1)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.done()
     assert file.exists()
 
 

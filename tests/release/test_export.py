@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from safear_edit.families.load import load_model
 from safear_edit.families.omnimamba import from_published, untied
 from safear_edit.families.reference import all_published
 from safear_edit.release.export import export
+from tests.programs import Program
 from tests.release.test_released import edit, release
 
 
@@ -290,6 +289,5 @@ def test_the_check_that_is_printed_for_the_mini_janus_runs(tmp_path: Path) -> No
     model = load_model("janus")
     model.export(tmp_path, "transformers")
     program = model.check_of("transformers").partition("<<'END'\n")[2].removesuffix("END")
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "0 tensors without a place, 0 missing\n", done.stderr[-500:]
+    done = Program(program, str(tmp_path)).done()
+    assert done.out == b"0 tensors without a place, 0 missing\n", done.err[-500:]
