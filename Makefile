@@ -7,6 +7,9 @@ TRUST  ?= demo-trust
 
 .PHONY: demo test check docs clean
 
+# A machine that keeps no bytecode would compile every library again in every process of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A second `make demo` makes everything again from the start (--overwrite); an interrupted one continues. Exit codes 1
 # and 3 are verdicts (FAIL, INCONCLUSIVE): the release is there and is verified with any of them.
 demo: $(VENV)/.installed
