@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -34,7 +33,15 @@ def pixels(*pictures: Picture) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def open_clip() -> Any:
+    """The library, imported where a test asks for it: seconds in every process that only collects this file."""
+    import open_clip
+
+    return open_clip
+
+
+@pytest.fixture(scope="module")
+def tiny(open_clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in open_clip's own format: a random standard CLIP with its own text transformer."""
     folder = tmp_path_factory.mktemp("tiny-clip")
     torch.manual_seed(0)
@@ -114,7 +121,7 @@ def test_a_judge_without_sets_keeps_the_digest_of_older_releases() -> None:
 # -- other models -------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_what_open_clip_gives(tiny: Path) -> None:
+def test_a_folder_gives_what_open_clip_gives(open_clip: Any, tiny: Path) -> None:
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny}")
     ours = load_clip(str(tiny))
@@ -127,7 +134,7 @@ def test_a_folder_gives_what_open_clip_gives(tiny: Path) -> None:
     assert make_judge("clip", "a cat | a dog", model=str(tiny)).id == f"clip[{tiny.name}]:a cat | a dog@0.5"
 
 
-def test_an_architecture_by_name_with_a_checkpoint(tiny: Path) -> None:
+def test_an_architecture_by_name_with_a_checkpoint(open_clip: Any, tiny: Path) -> None:
     open_clip.add_model_config(tiny / "tiny-test-clip.json")
     weights = tiny / WEIGHT_FILES[0]
     by_name = load_clip("tiny-test-clip", str(weights))
@@ -179,7 +186,7 @@ class _Pickled:
 
 
 def test_pickled_code_truncated_and_foreign_weights_are_refused(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    open_clip: Any, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     open_clip.add_model_config(tiny / "tiny-test-clip.json")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(_Pickled(), protocol=2))

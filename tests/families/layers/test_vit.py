@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from safear_edit.families.layers.vit import DINO, HALVES, IMAGENET, SIGLIP, Towers, TowerSizes, pixels, scaled, tower
@@ -21,7 +20,9 @@ def spread(net: nn.Module) -> None:
             nn.init.normal_(parameter, mean=float("norm" in name or "gamma" in name), std=0.3)
 
 
-def whole(registers: int) -> VisionTransformer:
+def whole(registers: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
     kinds = {
         0: {"class_token": False, "global_pool": "map"},
         4: {"init_values": 1e-5, "reg_tokens": 4, "no_embed_class": True},
