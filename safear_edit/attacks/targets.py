@@ -14,10 +14,11 @@ from safear_edit.attacks.base import Concept, Target
 from safear_edit.attacks.unknown import named, unknown_style
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import mini_world
-from safear_edit.evaluate.reference_images import Source
+from safear_edit.evaluate.reference_images import Reference, Source
 from safear_edit.evaluate.references import source_for, usually_wanted, why_none
 from safear_edit.families.base import ModelCard, ModelFamily, Sampling
 from safear_edit.judges.base import Judge
+from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import Spec
 
 
@@ -34,7 +35,7 @@ def concept_of(
         return Concept(spec, judge, sampling, why=why)
     own, scored = apart(doubled(spec, model.card, seed))
     captions = tuple(dict.fromkeys(reference.neutral for reference in scored.references))
-    known = replace(target(model, own, judge), scored=tuple(r.prompts["direct"] for r in scored.references))
+    known = replace(target(model, own, judge), scored=tuple(map(_direct, scored.references)))
     novel = taught(model, own, seed)
     if novel:
         novel = replace(novel, scored=named(captions))
@@ -47,12 +48,13 @@ def doubled(spec: Spec, card: ModelCard, seed: int) -> Source:
     """Reference images asked for by name only; of renders twice an audit's, because the attacker takes a third."""
     usual = usually_wanted(spec, seed)
     found = source_for(spec, card, wanted=replace(usual, references=2 * usual.references, classified=0))
-    named = tuple(replace(r, prompts={"direct": r.prompts["direct"]}, others={}) for r in found.references)
+    named = tuple(replace(r, prompts={"direct": _direct(r)}, others={}) for r in found.references)
     return replace(found, references=named)
 
 
 def apart(source: Source) -> tuple[Source, Source]:
-    """(the attacker's, what is scored): no caption without the concept and no image of one is in the other.
+    """(the attacker's, what is scored): no caption without the concept and no image of one is in the other, nor is a
+    caption of what the attacker has of other things.
 
     Every third such caption is the attacker's. UsageError if fewer than two images are left on either side.
     """
@@ -64,7 +66,14 @@ def apart(source: Source) -> tuple[Source, Source]:
     if min(len(theirs), len(rest)) < 2:
         got = f"{len(theirs)} and {len(rest)}"
         raise UsageError("attack", "two reference images to attack with and two to score", got, "add captions")
-    return _part(source, theirs), _part(source, rest)
+    scored = {normalise(text) for i in rest for text in (source.references[i].neutral, _direct(source.references[i]))}
+    other = [i for i, kept in enumerate(source.kept) if normalise(kept.prompt) not in scored]
+    mine = replace(source, kept=tuple(source.kept[i] for i in other), kept_images=source.kept_images[other])
+    return _part(mine, theirs), _part(source, rest)
+
+
+def _direct(reference: Reference) -> str:
+    return reference.prompts["direct"]
 
 
 def _part(source: Source, rows: Sequence[int]) -> Source:
@@ -78,7 +87,7 @@ def _part(source: Source, rows: Sequence[int]) -> Source:
 def target(model: ModelFamily, source: Source, judge: Judge) -> Target:
     """The concept: its reference images under captions that don't name it."""
     captions = tuple(reference.neutral for reference in source.references)
-    asked = tuple(reference.prompts["direct"] for reference in source.references)
+    asked = tuple(map(_direct, source.references))
     return Target(captions, model.encode(source.reference_images).cpu(), judge, asked)
 
 

@@ -12,7 +12,7 @@ from safear_edit.attacks.targets import apart, concept_of, taught
 from safear_edit.attacks.unknown import NAMED, PixelProbe, turned_over, unknown_style
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.mini_world import drawn_source
-from safear_edit.evaluate.reference_images import Source, Wanted
+from safear_edit.evaluate.reference_images import Kept, Source, Wanted
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.gallery import render
@@ -33,6 +33,12 @@ def test_the_attacker_and_the_scored_share_nothing() -> None:
     pixels = [{image.numpy().tobytes() for image in part.reference_images} for part in (attacked, scored)]
     assert not captions[0] & captions[1] and not pixels[0] & pixels[1]
     assert attacked.reference_images.shape[0] == len(attacked.references) and scored.kept == source.kept
+    texts = (*captions[0], *captions[1], *(r.prompts["direct"] for r in scored.references), "something else")
+    kept = tuple(Kept("objects", text) for text in texts)
+    others, _ = apart(replace(source, kept=kept, kept_images=source.reference_images[:1].repeat(len(kept), 1, 1, 1)))
+    assert {one.prompt for one in others.kept} == {*captions[0], "something else"} and len(others.kept_images) == len(
+        others.kept
+    ), "other things under a caption that is scored would be learnt for it"
     same = Source(source.references[:1] * 4, source.reference_images[:1].repeat(4, 1, 1, 1), (), source.kept_images)
     with pytest.raises(UsageError, match="two reference images to attack with"):
         apart(same)
