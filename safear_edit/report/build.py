@@ -94,7 +94,7 @@ from safear_edit.report.schema import (
     VerdictSection,
 )
 from safear_edit.report.versions import upgraded
-from safear_edit.spec.spec import Gates, Spec
+from safear_edit.spec.spec import SLICES, Gates, Spec
 from safear_edit.spec.spec import Governance as SpecGovernance
 
 PAIR_SHEET = "pairs"
@@ -190,6 +190,8 @@ def _concept(
 ) -> tuple[ConceptReport, list[Criterion]]:
     """A concept's sections and its criteria; change: digest of all edits of the model."""
     spec, gates = recipe.spec, recipe.gates
+    if gates != spec.gates:
+        raise SpecError(f"{files.recipe}, gates", "those of its spec", "others", "compile the spec again")
     name, concept, hide = spec.name, spec.erase.concept, spec.kind == CATEGORY
     rows = read_outcomes(files.outcomes)
     slices = by_slice(rows, recipe, files.outcomes)
@@ -214,6 +216,7 @@ def _concept(
         attacks=_attacks(files.attacks, recipe, judges, change) if files.attacks else None,
         preservation=tuple(kept),
     )
+    _refuse_missing_slices(files, recipe, report.protocol.left_out)
     criteria = [line for part in erasure for line in sentences.erasure_criteria(name, concept, part, gates)]
     if validation is not None:
         criteria.append(sentences.judge_criterion(name, validation))
@@ -224,6 +227,18 @@ def _concept(
     if not answers.slices and unanswered(files.understanding, recipe):
         criteria.append(sentences.not_understood(name, concept, answers))
     return report, criteria
+
+
+def _refuse_missing_slices(files: ConceptFiles, recipe: Recipe, left_out: Sequence[LeftOutPrompt]) -> None:
+    """SpecError where nobody asks in one of the ways, or for a group of the spec: without prompts, no criterion.
+
+    left_out: of a stack, prompts that another concept's edit rules out.
+    """
+    there = {prompt.slice for prompt in (*recipe.evaluate.prompts, *left_out)}
+    wanted = [*SLICES, *(group.name for group in recipe.spec.preserve)]
+    if missing := [name for name in wanted if name not in there]:
+        where = f"{files.recipe}, evaluate"
+        raise SpecError(where, f"prompts of {missing[0]}, as its spec says", "none", "compile the spec again")
 
 
 def _change(run: RunFiles) -> str:

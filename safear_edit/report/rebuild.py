@@ -7,7 +7,7 @@ corrects all of that leaves a folder that agrees with itself; only a signature s
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.files.atomic import sha256_file
@@ -15,6 +15,8 @@ from safear_edit.report.build import build_report, digest_of_files, digest_of_in
 from safear_edit.report.evidence import RunFiles
 from safear_edit.report.schema import Report
 
+LOADED = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json"})
+"""Of files that a model is made from; one that the report doesn't name could be loaded instead of one that it does."""
 FRESH = "get a fresh copy, or make the folder again with `safear-edit apply`"
 
 Counts = dict[str, tuple[int, int]]
@@ -23,8 +25,9 @@ Counts = dict[str, tuple[int, int]]
 def rebuild(folder: Path) -> Report:
     """The report that the files of `folder` give.
 
-    TrustError (exit 4) if report.json names other bytes, lacks a file or says other counts: then its figures belong to
-    another model. SpecError for what is missing or can't be read, UsageError for a folder that is no release.
+    TrustError (exit 4) if report.json names other bytes, lacks a file of the model or of the evidence, or says other
+    counts: then its figures belong to another model. SpecError for what is missing or can't be read, UsageError for a
+    folder that is no release.
     """
     path = folder / "report.json"
     if not path.exists():
@@ -41,6 +44,9 @@ def rebuild(folder: Path) -> Report:
     now = build_report(run)
     for name in (*now.reproduce.inputs, *(sheet.file for sheet in now.images)):
         _require_named(folder / name, folder, promised)
+    for file in now.subject.files:
+        if PurePath(file.name).suffix.lower() in LOADED and not file.name.startswith("."):
+            _require_named(folder / file.name, folder, promised)
     _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
     _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
     _require(path, "counts", _counts(stated), _counts(now))

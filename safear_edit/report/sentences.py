@@ -346,8 +346,8 @@ def worst_slice(concept: ConceptReport) -> ErasureSlice:
 
 
 def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], judges: Sequence[JudgeSection]) -> str:
-    """The verdict in sentences: the worst slice of each concept, which criteria are open, and which judges nobody
-    measured: a verdict that rests on one must not read like any other."""
+    """The verdict in sentences: the worst slice of each concept, which criteria are open, which gates are looser than
+    the usual ones, and which judges nobody measured: a verdict that rests on those must not read like any other."""
     sentences = []
     for concept in concepts:
         worst = worst_slice(concept)
@@ -368,9 +368,20 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], ju
         if ids := [criterion.id for criterion in criteria if criterion.decision == decision]:
             told += f"; {what}: {', '.join(ids)}"
     sentences.append(f"{told}.")
+    if loose := [told for concept in concepts for told in _loosened(concept)]:
+        sentences.append(f"Looser than the usual gates: {', '.join(loose)}.")
     if unmeasured := dict.fromkeys(f"{judge.id} ({judge.label})" for judge in judges if judge.validation is None):
         sentences.append(f"How often these judges err was never measured: {', '.join(unmeasured)}.")
     return " ".join(sentences)
+
+
+def _loosened(concept: ConceptReport) -> Iterator[str]:
+    """Each gate that asks for less than the one that a spec has by default, beside that one."""
+    usual = Gates().every()
+    for name, gate in concept.protocol.gates.items():
+        least = name.startswith("erasure_") or name == "min_obeyed"
+        if name in usual and (gate < usual[name] if least else gate > usual[name]):
+            yield f"{concept.name} {name} {percent(gate)} (usually {percent(usual[name])})"
 
 
 def scope(

@@ -68,6 +68,13 @@ def make_run(
     """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
     root.mkdir(parents=True, exist_ok=True)
     prompts = [_prompt(key, i, concept, name) for key, n in SIZES.items() for i in range(n + RESERVE)]
+    gates = {
+        "erasure_direct": 0.97,
+        "erasure_paraphrase": 0.93,
+        "preserve_drop": most_drop,
+        "preserve_upper": 0.05,
+        "min_obeyed": 0.5,
+    }
     recipe = {
         "schema_version": 1,
         "spec": {
@@ -101,13 +108,7 @@ def make_run(
             "n": SIZES,
             "sampling": {"guidance": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         },
-        "gates": {
-            "erasure_direct": 0.97,
-            "erasure_paraphrase": 0.93,
-            "preserve_drop": most_drop,
-            "preserve_upper": 0.05,
-            "min_obeyed": 0.5,
-        },
+        "gates": gates,
         "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
     }
     write_recipe(root / "recipe.json", recipe)
@@ -130,8 +131,9 @@ def make_run(
 
 
 def write_recipe(path: Path, recipe: Row) -> None:
-    """The recipe with its digest; what is no recipe keeps the one that it has."""
-    data = {key: value for key, value in recipe.items() if key != "digest"}
+    """The recipe, its spec's gates those of the recipe, with its digest; what is no recipe keeps the one it has."""
+    spec = {"spec": {**recipe["spec"], "gates": recipe["gates"]}} if {"spec", "gates"} <= recipe.keys() else {}
+    data = {key: value for key, value in (recipe | spec).items() if key != "digest"}
     with suppress(ValidationError):
         recipe = {**data, "digest": _digest(json.dumps(data))}
     _write(path, recipe)
@@ -480,6 +482,33 @@ def test_what_the_base_model_drew_by_no_scored_seed_shows_nothing(
     else:
         assert "draws 0 of 400, less than 50.0 %" in told["preservation/testpainter/test-styles"].why
         assert told["members/testpainter/test-styles"].why == "the base model draws too few of object=thing"
+
+
+def test_looser_gates_stand_in_the_verdict(tmp_path: Path) -> None:
+    """Whoever sets the bounds decides who passes; a reader of one sentence must know that they were set."""
+    told = built(tmp_path, most_drop=0.2).verdict.summary
+    assert "Looser than the usual gates: testpainter preserve_drop 20.0 % (usually 3.0 %)." in told
+    assert "usual gates" not in built(tmp_path / "stricter", most_drop=0.02).verdict.summary
+
+
+def _template_unasked(recipe: Row) -> None:
+    prompts = recipe["evaluate"]["prompts"]
+    recipe["evaluate"]["prompts"] = [prompt for prompt in prompts if prompt["slice"] != "template"]
+
+
+@pytest.mark.parametrize(("damage", "says"), [
+    (lambda recipe: recipe["gates"].update(erasure_floor=0.1), r"recipe\.json, gates: expected those of its spec"),
+    (_template_unasked, "prompts of template, as its spec says"),
+])  # fmt: skip
+def test_a_recipe_that_asks_less_than_its_spec_is_refused(
+    tmp_path: Path, damage: Callable[[Row], object], says: str
+) -> None:
+    root = make_run(tmp_path, change=lambda row: None if row["slice"] == "template" else row)
+    recipe = {key: value for key, value in json.loads((root / "recipe.json").read_text()).items() if key != "digest"}
+    damage(recipe)
+    _write(root / "recipe.json", {**recipe, "digest": _digest(json.dumps(recipe))})
+    with pytest.raises(SpecError, match=says):
+        build_report(RunFiles.find(root))
 
 
 def test_without_screening_erasure_is_open(tmp_path: Path) -> None:

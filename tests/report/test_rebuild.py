@@ -76,6 +76,16 @@ def test_exchanged_weights_are_found_out(folder: Path) -> None:
     assert rebuild(folder).subject.weights_digest == now, "whose weights these are only a signature can say"
 
 
+@pytest.mark.parametrize("name", ["other.safetensors", "model.safetensors.index.json", "net/pytorch_model.bin"])
+def test_a_file_that_could_be_loaded_instead_is_found_out(folder: Path, name: str) -> None:
+    (folder / "net").mkdir()
+    (folder / "notes.txt").write_text("of a reader's own")
+    rebuild(folder)
+    (folder / name).write_bytes(b"others")
+    with pytest.raises(TrustError, match="does not name"):
+        rebuild(folder)
+
+
 def test_a_recipe_without_a_floor_is_found_out(folder: Path) -> None:
     recipe = json.loads((folder / "recipe.json").read_text())
     recipe["gates"]["erasure_floor"] = 0.0
