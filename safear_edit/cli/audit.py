@@ -82,7 +82,9 @@ def verify(folder: Path, given: VerifyOptions) -> int:
     print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
     print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
     for one in approved:
-        print(f"approved by {one.name}, {one.role}, {one.when}, key {one.key}" + (f": {one.note}" if one.note else ""))
+        own = ", the key that signed the release" if one.key == found.key else ""
+        note = f": {one.note}" if one.note else ""
+        print(f"approved by {one.name}, {one.role}, {one.when}, key {one.key}{own}{note}")
     if not approved:
         print("not approved: nobody has signed for its use (`safear-edit approve`)")
     for name in found.ignored:

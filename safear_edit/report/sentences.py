@@ -140,6 +140,14 @@ def _by_content(
     return f" ({shown(clustered.bound)} by content, {clustered.clusters} of them, which decides)"
 
 
+def _weaker_by_content(part: ErasureSlice) -> str:
+    """The bound that decides where it is not the plain one."""
+    plain, clustered = part.erased_lower95, part.clustered
+    if plain is None or clustered is None or clustered.design_effect <= 1 or percent(clustered.bound) == percent(plain):
+        return ""
+    return f"; at least {percent(clustered.bound)} with one-sided 95 % confidence by content, which decides"
+
+
 def _if_as_one(part: ErasureSlice) -> float | None:
     """Exact one-sided bound of all contents of as many; None where an image came out otherwise, or each is one."""
     if part.erased is None or part.clustered is None or part.erased.k < part.erased.n:
@@ -319,15 +327,18 @@ def understanding_summary(concept: str, found: Understood) -> str:
 
 
 def judge_criterion(name: str, judge: Validation) -> Criterion:
-    """A judge that can't tell images apart decides nothing."""
-    told = youden(judge)
-    fit = told >= stats.LEAST_YOUDEN
+    """A judge that can't tell images apart decides nothing, and neither does one measured on a few images."""
+    sure = sum(
+        stats.clopper_pearson(part.k, part.n, side="lower").low for part in (judge.sensitivity, judge.specificity)
+    )
+    fit = youden(judge) >= stats.LEAST_YOUDEN and sure > 1
+    counts = [f"{percent(part.estimate)} ({part.k} of {part.n})" for part in (judge.sensitivity, judge.specificity)]
     return Criterion(
         id=f"judge/{name}",
         concept=name,
         claim="the judge recognises the concept where it is known to be, and only there",
-        needed=f"sensitivity + specificity - 1 of at least {stats.LEAST_YOUDEN}",
-        observed=f"{percent(judge.sensitivity.estimate)} + {percent(judge.specificity.estimate)}",
+        needed=f"sensitivity + specificity - 1 of at least {stats.LEAST_YOUDEN}, above 0 by one-sided 95 % bounds",
+        observed=" + ".join(counts),
         decision="PASS" if fit else "INCONCLUSIVE",
         why="" if fit else "what this judge says is no evidence",
     )
@@ -358,7 +369,7 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], ju
         sentences.append(
             f"{concept.concept} was not detected in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
             f"{percent(e.estimate)}, two-sided 95 % interval {percent(e.low)} to {percent(e.high)}; "
-            f"{strict_text(worst)}."
+            f"{strict_text(worst)}{_weaker_by_content(worst)}."
         )
         if told := worst_members(concept):
             sentences.append(told)
@@ -425,6 +436,13 @@ def _relearnt(concepts: Sequence[ConceptReport]) -> str:
     return "; ".join(told)
 
 
+def _still_drawn(part: ErasureSlice) -> tuple[float, str]:
+    """Share of prompts that may still draw the concept at most, and which bound says so: the wider one."""
+    plain = part.edited_found.high if part.edited_found else 1.0
+    by_content = 1 - part.lower if part.lower is not None else 1.0
+    return (by_content, "one-sided 95 %, by content") if by_content > plain else (plain, "two-sided 95 %")
+
+
 def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     """What may still happen, with the evidence at hand; likelihood and severity are for people to judge.
 
@@ -432,13 +450,13 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     """
     listed = []
     for concept in concepts:
-        at_most = {part.slice: part.edited_found.high if part.edited_found else 1.0 for part in concept.erasure}
-        least_sure = max(at_most, key=lambda name: at_most[name])
+        least_sure = max(concept.erasure, key=lambda part: _still_drawn(part)[0])
+        at_most, how = _still_drawn(least_sure)
         listed.append(
             Risk(
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
-                evidence=f"in the least certain slice ({least_sure}) up to {percent(at_most[least_sure])} of prompts "
-                "may still draw it (two-sided 95 %)",
+                evidence=f"in the least certain slice ({least_sure.slice}) up to {percent(at_most)} of prompts "
+                f"may still draw it ({how})",
                 mitigation="check generated images with a detector where it matters",
                 owner=owner,
             )

@@ -48,7 +48,7 @@ def test_approved_by_whom_and_when(release: Release, capsys: pytest.CaptureFixtu
     assert main.run(verify) == 0
     shown = capsys.readouterr().out
     assert "approved by Ada Example, safety board, 2" in shown and ": minis only" in shown
-    assert "not approved" not in shown
+    assert "not approved" not in shown and "the key that signed the release: minis only" in shown
     assert main.run([*verify, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["approvals"]
     assert (found["name"], found["role"], found["note"]) == ("Ada Example", "safety board", "minis only")

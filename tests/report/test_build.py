@@ -484,6 +484,17 @@ def test_what_the_base_model_drew_by_no_scored_seed_shows_nothing(
         assert told["members/testpainter/test-styles"].why == "the base model draws too few of object=thing"
 
 
+@pytest.mark.parametrize(("n", "decision"), [(1, "INCONCLUSIVE"), (4, "INCONCLUSIVE"), (20, "PASS")])
+def test_a_judge_measured_on_a_few_images_decides_nothing(tmp_path: Path, n: int, decision: str) -> None:
+    """All right in one image of each kind: 100 % + 100 %."""
+    path = make_run(tmp_path) / "judges.json"
+    judges = json.loads(path.read_text())
+    judges[1]["card"] |= {"n_pos": n, "true_pos": n, "n_neg": n, "true_neg": n}
+    _write(path, judges)
+    (line,) = (c for c in build_report(RunFiles.find(tmp_path)).verdict.criteria if c.id.startswith("judge/"))
+    assert line.decision == decision and line.observed == " + ".join([f"100.0 % ({n} of {n})"] * 2)
+
+
 def test_looser_gates_stand_in_the_verdict(tmp_path: Path) -> None:
     """Whoever sets the bounds decides who passes; a reader of one sentence must know that they were set."""
     told = built(tmp_path, most_drop=0.2).verdict.summary

@@ -29,6 +29,7 @@ from safear_edit.report.evidence import RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Report
+from safear_edit.report.sentences import worst_slice
 from tests.report.test_build import make_run, relabel
 
 Row = dict[str, Any]
@@ -63,7 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(root: Path) -> Report:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(criteria, "contents", lambda recipe: {p.id: cluster(p.id) for p in recipe.evaluate.prompts})
-        return build_report(RunFiles.find(root))
+        return build_report(RunFiles.find(root, model=root))
 
 
 # -- counted again ----------------------------------------------------------------------------------------------------
@@ -226,6 +227,17 @@ def test_page_card_and_terminal_say_the_counts(
         words = f"lost {lost}, gained {gained} of {len(pairs[key])}: drop {100 * (lost - gained) / len(pairs[key]):.1f}"
         assert words in page and words in terminal
         assert f"| {lost} / {gained} | {100 * (lost - gained) / len(pairs[key]):+.1f}," in card.replace("−", "-")
+
+
+def test_the_verdict_and_the_risks_say_the_bound_that_decides(report: Report) -> None:
+    """Where contents fail together the plain interval says more than the evidence."""
+    (concept,) = report.concepts
+    part = worst_slice(concept)
+    assert part.clustered and part.erased_lower95 and part.clustered.bound < part.erased_lower95 - 0.001
+    bound = f"{100 * part.clustered.bound:.1f} %"
+    assert f"; at least {bound} with one-sided 95 % confidence by content, which decides." in report.verdict.summary
+    most = [max(1 - (one.lower or 0), one.edited_found.high) for one in concept.erasure if one.edited_found]
+    assert f"up to {100 * max(most):.1f} % of prompts may still draw it" in report.residual_risks[0].evidence
 
 
 def test_the_bill_of_materials_says_the_counts(report: Report, pairs: Pairs) -> None:
