@@ -21,7 +21,7 @@ from safear_edit.release.claims import write_claims
 from safear_edit.release.signing import sign_folder
 from safear_edit.release.verify import verify_folder
 from safear_edit.studies import fuzz
-from tests.gate.test_baseline import released
+from tests.gate.test_baseline import released, report_again
 from tests.release.test_claims import inputs
 
 FILES = ("spec", "spec's structure", "base recipe", "recipe's structure", "attacks.lock", "public key",
@@ -45,6 +45,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, fuzz
     folder = tmp_path_factory.mktemp("fuzz")
     release = released(folder / "made")
     (release / "gpt.safetensors").write_bytes(b"weights")
+    report_again(release)
     key = keys.throwaway(folder / "own-trust")
     write_claims(release, sign_folder(release, key), replace(inputs(), verdict="PASSED", tests={}), key)
     (folder / "samples").mkdir()

@@ -13,7 +13,7 @@ from safear_edit.release import keys
 from safear_edit.release.claims import write_claims
 from safear_edit.release.signing import CLAIMS, sign_folder
 from safear_edit.studies import tamper
-from tests.gate.test_baseline import released
+from tests.gate.test_baseline import released, report_again
 from tests.release.test_claims import inputs
 
 
@@ -23,6 +23,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tamper")
     folder = released(root / "safe")
     (folder / "gpt.safetensors").write_bytes(b"weights")
+    report_again(folder)
     key = keys.throwaway(root / "trust")
     write_claims(folder, sign_folder(folder, key), replace(inputs(), verdict="PASSED", tests={}), key)
     return folder
