@@ -216,7 +216,7 @@ def _concept(
         attacks=_attacks(files.attacks, recipe, judges, change) if files.attacks else None,
         preservation=tuple(kept),
     )
-    _refuse_missing_slices(files, recipe, report.protocol.left_out)
+    _refuse_other_sizes(files, recipe, slices, report.protocol.left_out)
     criteria = [line for part in erasure for line in sentences.erasure_criteria(name, concept, part, gates)]
     if validation is not None:
         criteria.append(sentences.judge_criterion(name, validation))
@@ -229,16 +229,22 @@ def _concept(
     return report, criteria
 
 
-def _refuse_missing_slices(files: ConceptFiles, recipe: Recipe, left_out: Sequence[LeftOutPrompt]) -> None:
-    """SpecError where nobody asks in one of the ways, or for a group of the spec: without prompts, no criterion.
+def _refuse_other_sizes(
+    files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], left_out: Sequence[LeftOutPrompt]
+) -> None:
+    """SpecError where nobody asks in one of the ways, or for a group of the spec: without prompts, no criterion; and
+    where more was scored than the recipe says: going on until a bound is met makes it mean less.
 
-    left_out: of a stack, prompts that another concept's edit rules out.
+    left_out: of a stack, prompts that another concept's edit rules out; then more than are left may have been scored.
     """
     there = {prompt.slice for prompt in (*recipe.evaluate.prompts, *left_out)}
     wanted = [*SLICES, *(group.name for group in recipe.spec.preserve)]
     if missing := [name for name in wanted if name not in there]:
         where = f"{files.recipe}, evaluate"
         raise SpecError(where, f"prompts of {missing[0]}, as its spec says", "none", "compile the spec again")
+    if more := [part for part in slices if len(part.pairs) > part.wanted and not left_out]:
+        where, got = f"{files.outcomes}, slice {more[0].key}", f"{len(more[0].pairs)}"
+        raise SpecError(where, f"the {more[0].wanted} prompts that the recipe says", got, "evaluate again")
 
 
 def _change(run: RunFiles) -> str:

@@ -502,6 +502,17 @@ def test_looser_gates_stand_in_the_verdict(tmp_path: Path) -> None:
     assert "usual gates" not in built(tmp_path / "stricter", most_drop=0.02).verdict.summary
 
 
+def test_more_images_than_were_promised_are_refused(tmp_path: Path) -> None:
+    """Whoever scores on until the bound is met has chosen when to stop."""
+    path = make_run(tmp_path) / "outcomes.jsonl"
+    spare = [row | {"id": "direct-0257"} for row in _rows(_prompt("direct", 250, "Testpainter", "testpainter"))[1:]]
+    prompt = _prompt("direct", 257, "Testpainter", "testpainter")
+    more = [row | {name: prompt[name] for name in ("prompt", "seed")} for row in spare]
+    path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in more))
+    with pytest.raises(SpecError, match="the 250 prompts that the recipe says, got 251"):
+        build_report(RunFiles.find(tmp_path))
+
+
 def _template_unasked(recipe: Row) -> None:
     prompts = recipe["evaluate"]["prompts"]
     recipe["evaluate"]["prompts"] = [prompt for prompt in prompts if prompt["slice"] != "template"]
