@@ -70,6 +70,7 @@ class Baseline:
             *(("concept", name, _pairs({"floor": floor}), record.sampler[name])
               for name, floor in record.floors.items()),
             *(("judge", name, digest) for name, digest in sorted(record.judges.items())),
+            *(("pack", name, digest) for name, digest in sorted(record.packs.items())),
             *(("likelihood", name, f"{value:.6f}") for name, value in sorted(record.figures.items())),
             ("prompts", record.prompts),
         ]  # fmt: skip
@@ -98,7 +99,9 @@ def accept(record: Record, suite: Suite, reason: str, policy: Policy | None = No
         if not 0 < floor <= 1:
             fix = "set gates.erasure_floor in its spec and apply it again"
             raise UsageError(f"concept {name}, floor", "a share above 0, at most 1", f"{floor:g}", fix)
-    record = replace(record, figures={} if record.doubts else record.figures, doubts=(), in_doubt={}, verdict="")
+    if record.doubts:
+        record = replace(record, figures={}, packs={})
+    record = replace(record, doubts=(), in_doubt={}, verdict="")
     return Baseline(record.first(suite), policy or suite.policy, suite.name, reason.strip(), despite.strip())
 
 
@@ -215,6 +218,7 @@ def _assembled(head: _Head, rows: tuple[Row, ...]) -> Baseline:
         judges={name: value for name, value in head.all("judge", 2)},
         rows=rows,
         figures=figures,
+        packs={name: value for name, value in head.all("pack", 2)},
     )
     if not rows or len({row.key for row in rows}) < len(rows):
         raise SpecError(head.path, "distinct prompts", "none, or one twice", AGAIN)
@@ -267,6 +271,7 @@ def _promises(old: Baseline, new: Baseline) -> Iterator[tuple[str, str, str]]:
             | {f"floor {name}": f"{floor:g}" for name, floor in record.floors.items()}
             | {f"sampler {name}": sampler for name, sampler in record.sampler.items()}
             | {f"judge {name}": digest for name, digest in record.judges.items()}
+            | {f"reference images {name}": digest for name, digest in record.packs.items()}
             | {f"likelihood {name}": f"{value:.6f}" for name, value in record.figures.items()}
         )
     for name in dict.fromkeys((*told[0], *told[1])):

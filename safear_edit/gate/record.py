@@ -107,7 +107,8 @@ class Record:
     floors: concept → share that its erasure must reach. sampler: concept → how images were drawn. judges: id →
     digest. figures: likelihood figures, "concept/metric[slice]" → value; doubts: why they must not be used; in_doubt:
     figures that are not among them → why. verdict: of the
-    folder's own report; "" where nothing is known of it.
+    folder's own report; "" where nothing is known of it. packs: concept → digest of the reference images that the
+    figures are about; none in baselines from before it was kept.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Record:
     doubts: tuple[str, ...] = ()
     in_doubt: Mapping[str, str] = field(default_factory=dict)
     verdict: str = ""
+    packs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prompts(self) -> str:
@@ -169,6 +171,7 @@ def read_folder(folder: Path) -> Record:
         doubts=tuple(f"{one.name}: {doubt}" for one in told for doubt in one.doubts),
         in_doubt={f"{one.name}/{metric}": why for one in told for metric, why in one.in_doubt.items()},
         verdict=report.verdict.status,
+        packs={one.name: one.pack for one in told if one.pack},
     )
 
 
@@ -184,6 +187,7 @@ class _Concept:
     figures: Mapping[str, float]
     doubts: tuple[str, ...]
     in_doubt: Mapping[str, str]
+    pack: str = ""
 
     @classmethod
     def read(cls, files: ConceptFiles) -> _Concept:
@@ -198,7 +202,8 @@ class _Concept:
         if not isinstance(audit, Audit):
             return cls(name, recipe.gates.erasure_floor, sampler, judges, rows, {}, (), {})
         figures, doubts = audit.figures, audit.doubts
-        return cls(name, recipe.gates.erasure_floor, sampler, judges, rows, figures, doubts, in_doubt(audit))
+        floor, open_ = recipe.gates.erasure_floor, in_doubt(audit)
+        return cls(name, floor, sampler, judges, rows, figures, doubts, open_, audit.pack)
 
 
 def in_doubt(audit: Audit) -> dict[str, str]:

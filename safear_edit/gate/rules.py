@@ -226,8 +226,12 @@ def likelihood_findings(record: Record, baseline: Baseline, prefix: str = "") ->
         yield Finding(whole, "INCONCLUSIVE", "an audit that is valid", "one in doubt", why)
         return
     for name, then in sorted(accepted.items()):
-        needed = _most(name, policy)
-        now = record.figures.get(name)
+        needed, concept = _most(name, policy), name.partition("/")[0]
+        now, pack = record.figures.get(name), baseline.record.packs.get(concept)
+        if now is not None and pack and record.packs.get(concept) != pack:
+            why = f"the baseline's figure is about other reference images ({pack[:12]}…); {AGAIN}"
+            yield Finding(f"likelihood/{prefix}{name}", "INCONCLUSIVE", f"at most {needed:g}", f"{now:.4f}", why)
+            continue
         if now is None:
             doubt = record.in_doubt.get(name)
             why = f"the baseline has this figure, so it can't be left out: {doubt or 'run the likelihood audit'}"

@@ -128,7 +128,12 @@ def test_likelihood_figures_come_along(tmp_path: Path) -> None:
     made = accept(read_folder(folder), SUITES["audit"], "r")
     made.save(tmp_path / "a.txt")
     again = read_baseline(tmp_path / "a.txt")
+    assert again == made and again.record.packs
     assert again.record.figures == {figure: 0.031235, "testpainter/keep.kl_upper[near]": 0.022}
+    other = read_folder(folder)
+    other = replace(other, packs={"testpainter": "images that are easier to forget"})
+    (one,) = [one for one in check(other, {"a": again}).findings if one.id == f"likelihood/{figure}"]
+    assert one.decision == "INCONCLUSIVE" and "other reference images" in one.why
     made_audit(0.05, 0.1, 0.2).save(folder)
     report_again(folder)
     assert not accept(read_folder(folder), SUITES["audit"], "r").record.figures, "doubtful figures bind nobody"
