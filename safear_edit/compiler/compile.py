@@ -1,8 +1,9 @@
 """Compile: a spec and a method's base recipe become a recipe in which every prompt, seed and number is fixed.
 
 Nothing is loaded and nothing trained here. The recipe's digest is the run's identity: the same spec, base recipe,
-model and seed give the same recipe, byte for byte. What is evaluated does not depend on `seed` (which chooses training
-prompts and their images), so runs with different seeds are scored on the same prompts and images.
+model and seed give the same recipe, byte for byte. `seed` chooses training prompts and their images; what is evaluated
+doesn't depend on it, but for preserved prompts that are a pair's safe prompt: these give way to others. So runs with
+different seeds are scored on the same prompts and images of the concept, and on nearly the same of what is preserved.
 """
 
 from __future__ import annotations

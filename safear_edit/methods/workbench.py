@@ -65,7 +65,13 @@ class PairTuning(Tuning):
         exclude_if=lambda weight: weight == 0,  # recipes from before there was one keep their digests
         description="weight of the KL to the base model's answers about keep_batch images per step",
     )
-    caption_drop: float = Field(0.0, ge=0, lt=1, description="share of rows that train the unconditional branch")
+    caption_drop: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of rows that train the unconditional branch: of preserved images, and of pairs where the "
+        "loss is on their log-likelihoods (vce, dpo, sft); a loss on logits or states names its branch",
+    )
     adversarial: bool = Field(
         False,
         exclude_if=lambda on: not on,  # recipes from before there was one keep their digests
