@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tokenize
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,24 +28,19 @@ LIGHT = ("cli.main", "cli.options", "cli.listing", "files.layout", "progress", "
 """Modules that a person meets before any model is needed."""
 
 
-def _identifier(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_identifier)
-def test_a_file_says_what_it_is_for(path: Path) -> None:
-    text = path.read_text()
-    assert ast.get_docstring(ast.parse(text)), f"{path.name} has no docstring"
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+def test_a_file_says_what_it_is_for() -> None:
+    assert not [str(path) for path in SOURCES if not ast.get_docstring(_parsed(path))]
+    assert not [str(path) for path in SOURCES if re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text())]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=_identifier)
-def test_functions_fit_on_a_screen(path: Path) -> None:
-    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
-    long = {
-        f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno and f.end_lineno - f.lineno >= LONGEST
-    }
-    assert not long
+def test_functions_fit_on_a_screen() -> None:
+    functions = [(path, n) for path in SOURCES for n in ast.walk(_parsed(path)) if isinstance(n, ast.FunctionDef)]
+    assert not [(str(path), f.name) for path, f in functions if (f.end_lineno or 0) - f.lineno >= LONGEST]
 
 
 def test_layers() -> None:
@@ -67,12 +63,13 @@ def test_no_name_that_means_nothing() -> None:
     assert not {p.stem for p in SOURCES} & {"utils", "util", "core", "common", "helpers", "misc"}
 
 
+@cache
 def _prose(path: Path) -> str:
     """What a file says to its reader: docstrings and comments of a program, all of any other file."""
     text = path.read_text()
     if path.suffix != ".py":
         return text
-    nodes = [n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Expr)]
+    nodes = [n.value for n in ast.walk(_parsed(path)) if isinstance(n, ast.Expr)]
     alone = [n for n in nodes if isinstance(n, ast.Constant)]
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return "\n".join([*(str(n.value) for n in alone), *(t.string for t in tokens if t.type == tokenize.COMMENT)])
@@ -91,21 +88,22 @@ UPSTREAM = {
 """Files of published programs and specifications, which are cited beside their URL."""
 
 
-@pytest.mark.parametrize("path", SAYING, ids=_identifier)
-def test_the_files_that_a_docstring_names_exist(path: Path) -> None:
-    named = set(re.findall(r"[\w/*-]+\.py\b", _prose(path)))
+def test_the_files_that_a_docstring_names_exist() -> None:
+    named = {(name, path) for path in SAYING for name in re.findall(r"[\w/*-]+\.py\b", _prose(path))}
     known = [*OURS, *(f"/{name}" for name in UPSTREAM)]
-    assert not {
-        name for name in named if not any(f"/{name}".endswith(file) or file.endswith(f"/{name}") for file in known)
+    there = {
+        name
+        for name in {name for name, _ in named}
+        if any(f"/{name}".endswith(file) or file.endswith(f"/{name}") for file in known)
     }
+    assert not [(name, str(path)) for name, path in named if name not in there]
 
 
-@pytest.mark.parametrize("path", SAYING, ids=_identifier)
-def test_no_document_is_cited_that_does_not_ship(path: Path) -> None:
+def test_no_document_is_cited_that_does_not_ship() -> None:
     """A source is a paper's section or equation, a URL, or said where it is needed."""
-    named = {name for name in re.findall(r"\b[\w.-]+\.md\b", _prose(path)) if name not in UPSTREAM}
-    ships = {"README.md", *(p.name for p in (PACKAGE / "report" / "templates").iterdir())}
-    assert not named - ships
+    named = {(name, path) for path in SAYING for name in re.findall(r"\b[\w.-]+\.md\b", _prose(path))}
+    ships = {"README.md", *UPSTREAM, *(p.name for p in (PACKAGE / "report" / "templates").iterdir())}
+    assert not [(name, str(path)) for name, path in named if name not in ships]
 
 
 def test_no_package_registry_is_named() -> None:
