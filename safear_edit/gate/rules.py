@@ -126,7 +126,9 @@ def check(
         prefix = f"{name}: " if len(baselines) > 1 else ""
         notes += [prefix + note for note in (*comparable(record, asked), *unseen(record, baseline, asked))]
         findings += likelihood_findings(record, asked, prefix)
-        counts += count(record, asked, prefix)
+        counted = count(record, asked, prefix)
+        notes += too_few(counted)
+        counts += counted
     findings += [_worded(test) for test in decide_all(counts)]
     findings += leaks
     subject = {"model": record.model, "weights": record.digest}
@@ -284,6 +286,7 @@ class Counts:
     floor: float | None
     prompts: tuple[str, ...] = ()
     members: Mapping[str, Lost] = field(default_factory=dict)
+    """By name; `flips.drawn`: how many were as they must be in the baseline, so that they could be lost."""
 
 
 class Lost(NamedTuple):
@@ -319,6 +322,18 @@ def count(record: Record, baseline: Baseline, prefix: str = "") -> list[Counts]:
     return counted
 
 
+def too_few(counts: Sequence[Counts]) -> list[str]:
+    """One note for each group with members so small that the loss of all that was drawn of one would pass."""
+    notes = []
+    for part in counts:
+        drawn = [one.flips.drawn or 0 for one in part.members.values()]
+        weak = sum(len(drawn) * _mcnemar(most, 0) > stats.ALPHA for most in drawn)
+        if weak and len(drawn) > 1:
+            told = f"{weak} of the {len(drawn)} members of {part.name} have too few prompts to be seen by themselves"
+            notes.append(f"NOT COMPARED by member: {told}: the loss of all of one would pass")
+    return notes
+
+
 def _by_member(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Lost]:
     """(Baseline's row, model's row) by member; a baseline from before members were kept has the model's names."""
     found: dict[str, list[tuple[Row, Row]]] = {}
@@ -329,7 +344,8 @@ def _by_member(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Lost]:
     for name, part in found.items():
         lost = tuple(row.id for row, new in part if row.good and not new.good)
         gained = sum(new.good and not row.good for row, new in part)
-        counted[name] = Lost(Flips(len(part), len(lost), gained), lost)
+        drawn = sum(row.good for row, _ in part)
+        counted[name] = Lost(Flips(len(part), len(lost), gained, drawn=drawn), lost)
     return counted
 
 

@@ -323,6 +323,11 @@ def test_a_member_that_pays_is_named(folder: Path, tmp_path: Path) -> None:
     found = {one.id: one for one in check(now, {"a": read_baseline(tmp_path / "a.txt")}).findings}
     pays = found["member/testpainter/test-styles"]
     assert pays.decision == "FAIL" and "style=2: lost 10, gained 0 of 70" in pays.observed and len(pays.prompts) == 5
+    assert not any("by member" in note for note in check(now, {"a": before}).notes)
+    few = [replace(row, member=f"style={i}") if row.member else row for i, row in enumerate(before.record.rows)]
+    alone = replace(before, record=replace(before.record, rows=tuple(few)))
+    (told,) = [note for note in check(now, {"a": alone}).notes if "by member" in note]
+    assert told.startswith("NOT COMPARED by member: 350 of the 350 members of testpainter/test-styles have too few")
     same = {one.id: one.decision for one in check(named(read_folder(folder)), {"a": before}).findings}
     assert same["member/testpainter/test-styles"] == "PASS"
 
