@@ -237,7 +237,7 @@ def _refuse_other_sizes(
 
     left_out: of a stack, prompts that another concept's edit rules out; then more than are left may have been scored.
     """
-    there = {prompt.slice for prompt in (*recipe.evaluate.prompts, *left_out)}
+    there = {prompt.slice for prompt in recipe.evaluate.prompts} | {prompt.slice for prompt in left_out}
     wanted = [*SLICES, *(group.name for group in recipe.spec.preserve)]
     if missing := [name for name in wanted if name not in there]:
         where = f"{files.recipe}, evaluate"

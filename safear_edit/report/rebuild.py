@@ -44,9 +44,9 @@ def rebuild(folder: Path) -> Report:
     now = build_report(run)
     for name in (*now.reproduce.inputs, *(sheet.file for sheet in now.images)):
         _require_named(folder / name, folder, promised)
-    for file in now.subject.files:
-        if PurePath(file.name).suffix.lower() in LOADED and not file.name.startswith("."):
-            _require_named(folder / file.name, folder, promised)
+    for part in now.subject.files:
+        if PurePath(part.name).suffix.lower() in LOADED and not part.name.startswith("."):
+            _require_named(folder / part.name, folder, promised)
     _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
     _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
     _require(path, "counts", _counts(stated), _counts(now))
