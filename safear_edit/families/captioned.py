@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from safear_edit.families.base import Condition, ModelFamily
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import nn
+    from torch import Tensor, nn
 
     from safear_edit.families.text import TextEncoder
 
@@ -19,6 +20,17 @@ class CaptionedFamily(ModelFamily):
     """What `text`, the encoder, answers for the model."""
 
     text: TextEncoder
+
+    @property
+    def caption_places(self) -> int:
+        """Tokens of a caption that the transformer has places for."""
+        return 2**31 - 1
+
+    def with_vectors(self, condition: Condition, vectors: Tensor) -> Condition:
+        """As the base class says; of a caption that leaves them too few places the first tokens make room."""
+        wider = super().with_vectors(condition, vectors)
+        first = max(0, wider.mask.shape[1] - self.caption_places)
+        return replace(wider, features=wider.features[:, first:], mask=wider.mask[:, first:])
 
     @property
     def text_bytes(self) -> int:

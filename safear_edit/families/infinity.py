@@ -830,6 +830,11 @@ class Infinity(CaptionedFamily):
         config = self.net.config
         return config.depth, config.width
 
+    @property
+    def caption_places(self) -> int:
+        """As the base class says."""
+        return self.net.config.text_maxlen
+
     def text_pass(self, condition: Condition) -> TextPass:
         """One row per image; each distinct caption is run once."""
         features, mask, which = condition.in_use(self.net.unconditional)

@@ -499,6 +499,11 @@ class LlamaGen(CaptionedFamily):
         return cls(gpt, vq, text_encoder("minilm", 32, MINI_FOLDER), card, Sampling(2.0))
 
     @property
+    def caption_places(self) -> int:
+        """As the base class says."""
+        return self.net.config.cls_token_num
+
+    @property
     def weight_bytes(self) -> int:
         """As the base class says."""
         return super().weight_bytes + sum(tensor.nbytes for tensor in self.vq.state_dict().values())

@@ -42,6 +42,18 @@ def test_an_image_is_drawn_after_vectors_in_its_caption(family: str) -> None:
     assert model.generate(condition, range(2)).shape == ids.shape  # guided, too
 
 
+@pytest.mark.parametrize("family", ["llamagen", "infinity"])
+def test_a_caption_that_fills_its_window_makes_room(family: str) -> None:
+    model = pico(family)
+    plain = model.condition(["cat " * 60, "a dog"])
+    vectors = 3 * torch.randn(4, plain.features.shape[2], generator=torch.Generator().manual_seed(0))
+    condition = model.with_vectors(plain, vectors)
+    assert condition.mask.shape == plain.mask.shape and condition.mask[0].all()
+    assert torch.equal(condition.features[:, -4:], vectors.expand(2, -1, -1))
+    assert torch.equal(condition.features[:, :-4], plain.features[:, 4:])
+    assert len(model.generate(condition, range(2))) == 2
+
+
 @pytest.mark.parametrize("family", [n for n, e in families().items() if issubclass(e.load(), LanguageModel)])
 def test_vectors_of_a_word_stand_where_the_word_would(family: str) -> None:
     """The embedding of a caption's last letter, given as a vector to the caption without it, gives the same logits."""
