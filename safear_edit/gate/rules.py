@@ -286,14 +286,14 @@ class Counts:
     floor: float | None
     prompts: tuple[str, ...] = ()
     members: Mapping[str, Lost] = field(default_factory=dict)
-    """By name; `flips.drawn`: how many were as they must be in the baseline, so that they could be lost."""
 
 
 class Lost(NamedTuple):
-    """One member's counts, with the ids of its lost prompts."""
+    """One member's counts, with the ids of its lost prompts, and how many there were to lose in the baseline."""
 
     flips: Flips
     prompts: tuple[str, ...]
+    good: int
 
 
 def count(record: Record, baseline: Baseline, prefix: str = "") -> list[Counts]:
@@ -326,7 +326,7 @@ def too_few(counts: Sequence[Counts]) -> list[str]:
     """One note for each group with members so small that the loss of all that was drawn of one would pass."""
     notes = []
     for part in counts:
-        drawn = [one.flips.drawn or 0 for one in part.members.values()]
+        drawn = [one.good for one in part.members.values()]
         weak = sum(len(drawn) * _mcnemar(most, 0) > stats.ALPHA for most in drawn)
         if weak and len(drawn) > 1:
             told = f"{weak} of the {len(drawn)} members of {part.name} have too few prompts to be seen by themselves"
@@ -344,8 +344,7 @@ def _by_member(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Lost]:
     for name, part in found.items():
         lost = tuple(row.id for row, new in part if row.good and not new.good)
         gained = sum(new.good and not row.good for row, new in part)
-        drawn = sum(row.good for row, _ in part)
-        counted[name] = Lost(Flips(len(part), len(lost), gained, drawn=drawn), lost)
+        counted[name] = Lost(Flips(len(part), len(lost), gained), lost, sum(row.good for row, _ in part))
     return counted
 
 

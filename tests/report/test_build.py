@@ -480,7 +480,9 @@ def test_what_the_base_model_drew_by_no_scored_seed_shows_nothing(
     if key == "direct":
         assert told["prompt-adherence/testpainter/direct"].observed.endswith("by the scored seeds 0 of 250 (0.0 %)")
     else:
-        assert "draws 0 of 400, less than 50.0 %" in told["preservation/testpainter/test-styles"].why
+        line = told["preservation/testpainter/test-styles"]
+        assert line.observed.endswith("; the base model draws 0 of 400, less than 50.0 %") and "not draw" in line.why
+        assert "of 400, base model drew 0, drop 0.0" in told["members/testpainter/test-styles"].observed
         assert told["members/testpainter/test-styles"].why == "the base model draws too few of object=thing"
 
 
