@@ -64,10 +64,10 @@ class SACE(PairMethod["SACE.Params"]):
     ) -> Edit:
         """Find a LoRA edit; UsageError if the model has fewer scales than the recipe names, or a strength is to be
         searched and nobody can judge."""
-        most = max((*params.erase_scales, *params.preserve_scales))
-        if min((*params.erase_scales, *params.preserve_scales)) < 0 or most >= len(model.card.scales):
+        asked, known = (*params.erase_scales, *params.preserve_scales), range(len(model.card.scales))
+        if missing := [scale for scale in asked if scale not in known]:
             fix = "name scales that it has in erase_scales and preserve_scales"
-            raise UsageError("sace", f"scales 0 to {len(model.card.scales) - 1} of this model", str(most), fix)
+            raise UsageError("sace", f"scales 0 to {known[-1]} of this model", str(missing[0]), fix)
         refuse_unjudged("sace", params.strength, material)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
         return at_strength(model, material, found, params.strength, SEARCH, seed=seed, progress=progress)

@@ -439,6 +439,8 @@ def test_sace_moves_the_first_scale_to_the_neutral_caption(bitwise: Infinity, bi
         assert gap() < 0.5 * before
     with pytest.raises(UsageError, match="scales 0 to 2 of this model, got 3"):
         fit("sace", bitwise, bits)
+    with pytest.raises(UsageError, match="scales 0 to 2 of this model, got -1"):
+        fit("sace", bitwise, bits, erase_scales=[-1], preserve_scales=[])
 
 
 class Finds(Judge):
