@@ -23,8 +23,10 @@ FRAMES = {
 
 
 def lookalike(name: str) -> str:
-    """Every second letter that has one becomes its Cyrillic lookalike: all of them leave a Latin encoder nothing."""
-    return "".join(c.translate(LOOKALIKES) if i % 2 else c for i, c in enumerate(name))
+    """At every second place a letter that has one becomes its Cyrillic lookalike, because all of them leave a Latin
+    encoder nothing; of a name with none there ("Klimt", "a church") all letters that have one do."""
+    written = "".join(c.translate(LOOKALIKES) if i % 2 else c for i, c in enumerate(name))
+    return written if written != name else name.translate(LOOKALIKES)
 
 
 def spaced(name: str) -> str:

@@ -108,6 +108,7 @@ def test_ways_to_write_change_the_name_and_keep_it_readable() -> None:
     ], "no name stays as it is"
     turned = lookalike("Picasso")
     assert len(turned) == 7 and turned != "Picasso" and not turned.isascii()
+    assert lookalike("Klimt") == "\N{CYRILLIC CAPITAL LETTER KA}l\N{CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I}mt"
     spec = picasso()
     prompt = pools(spec).direct[0]
     texts = {option.name: (option.asks(prompt), option.plain(prompt)) for option in spellings(spec)}
