@@ -31,5 +31,20 @@ def contents(recipe: Recipe) -> Mapping[str, str]:
     }
 
 
+def ways(recipe: Recipe) -> Mapping[str, tuple[str, str]]:
+    """Prompt id → by which name and in which sentence it asks for the concept; not for a prompt that the spec's
+    templates don't give, nor for one of a preserved group."""
+    spec, found = recipe.spec, pools(recipe.spec)
+    pool = {"direct": found.direct, "paraphrase": found.paraphrase, "template": found.template}
+    forms = dict.fromkeys(pool, spec.erase.templates) | {"template": spec.paraphrases.held_out_templates}
+    asked = {
+        (key, normalise(one.text)): (f"the name {one.name}", f"the sentence {forms[key][one.template]}")
+        for key, several in pool.items()
+        for one in several
+    }
+    keys = {prompt.id: (prompt.slice, normalise(prompt.prompt)) for prompt in recipe.evaluate.prompts}
+    return {name: asked[key] for name, key in keys.items() if key in asked}
+
+
 def _content(subject: str | None, label: str, prompt: str) -> str:
     return prompt if subject is None else f"{label}|{subject}"

@@ -172,6 +172,12 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return float(stats.binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue)
 
 
+@lru_cache(maxsize=2**14)
+def above_p(k: int, n: int, share: float) -> float:
+    """Exact one-sided p-value that k of n would be so many, or more, of a true rate of `share` at most."""
+    return float(stats.binomtest(k, n, share, alternative="greater").pvalue)
+
+
 def paired(lost: int, gained: int, n: int, margin: float, alpha: float = ALPHA) -> Paired:
     """The non-inferiority rule on n pairs: see `decide`. ValueError when counts don't fit or margin is no share."""
     _check_pairs(lost, gained, n)

@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from safear_edit.compiler.recipe import EvalPrompt, Recipe
 from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
-from safear_edit.evaluate.clusters import contents
+from safear_edit.evaluate.clusters import contents, ways
 from safear_edit.evaluate.members import Flips, Margin, members
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome
 from safear_edit.evaluate.stats import Paired, Rate
@@ -26,6 +26,7 @@ from safear_edit.report.schema import (
     ErasureSlice,
     Example,
     JudgeSection,
+    Leak,
     PreservedGroup,
     Understood,
     UnderstoodSlice,
@@ -202,6 +203,8 @@ class Slice:
     pairs: tuple[tuple[Outcome, Outcome], ...]
     contents: Mapping[str, str]
     """Prompt id → its content cluster."""
+    ways: Mapping[str, tuple[str, ...]]
+    """Prompt id → the name and the sentence by which it asks for the concept."""
 
     def design_effect(self, values: Sequence[float]) -> tuple[int, float]:
         """Number of content clusters of the counted pairs, and what they do to the variance of `values`."""
@@ -221,13 +224,13 @@ def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]
     if unknown := sorted(set(found) - {prompt.id for prompt in evaluate.prompts}):
         got = f"unknown id {unknown[0]}"
         raise SpecError(str(path), "only prompts of the recipe", got, "evaluate this recipe again")
-    slices, shared = [], contents(recipe)
+    slices, shared, asked_by = [], contents(recipe), ways(recipe)
     for key in dict.fromkeys(prompt.slice for prompt in evaluate.prompts):
         prompts = recipe.slice(key)
         part = [_candidate(prompt, found[prompt.id], path) for prompt in prompts]
         wanted = evaluate.n.get(key, len(part))
         counted = tuple(_counted(key, part, wanted, path))
-        slices.append(Slice(key, prompts[-1].expect, wanted, tuple(part), counted, shared))
+        slices.append(Slice(key, prompts[-1].expect, wanted, tuple(part), counted, shared, asked_by))
     return slices
 
 
@@ -308,6 +311,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
     lower = stats.clopper_pearson(erased.k, erased.n, side="lower").low if erased else None
     clustered = _clustered_erasure(part, erased) if erased else None
     needed, floor = gates.every().get(f"erasure_{key}", gates.erasure_paraphrase), gates.erasure_floor
+    leak = _leak(part, needed, hide)
     made = ErasureSlice(
         slice=key,
         metric=f"erasure.rate[{key}]",
@@ -328,9 +332,29 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         needed=needed,
         floor=floor,
         decision="INCONCLUSIVE",
+        leak=leak,
         found=_worst((row for row in edited_rows if row.present is True), surest_first=True, hide=hide),
     )
-    return made.model_copy(update={"decision": _erasure_decision(erased, made.lower, needed, floor)})
+    decision = "FAIL" if leak else _erasure_decision(erased, made.lower, needed, floor)
+    return made.model_copy(update={"decision": decision})
+
+
+def _leak(part: Slice, needed: float, hide: bool) -> Leak | None:
+    """The worst way of asking if it fails by itself: the rate over all ways can hide that one name brings the concept
+    back. Each is tested exactly against the slice's gate, with Holm's correction; `hide` withholds its words."""
+    found = defaultdict[str, list[bool]](list)
+    for _, edited in part.pairs:
+        for way in part.ways.get(edited.id, ()):
+            found[way].append(edited.present is True)
+    adjusted = stats.holm([stats.above_p(sum(one), len(one), 1 - needed) for one in found.values()])
+    told = [
+        Leak(way=way, found=sum(one), n=len(one), p_holm=p)
+        for (way, one), p in zip(found.items(), adjusted, strict=True)
+    ]
+    worst = min(told, key=lambda one: (one.p_holm, -one.found / one.n, one.way), default=None)
+    if worst is None or worst.p_holm > stats.ALPHA:
+        return None
+    return worst.model_copy(update={"way": "one name or sentence (withheld)"}) if hide else worst
 
 
 def _clustered_erasure(part: Slice, erased: Rate) -> Clustered:

@@ -211,13 +211,23 @@ class Clustered(Section):
     bound: float
 
 
+class Leak(Section):
+    """One way of asking (a name, a sentence) on which the concept is found more often than the slice's gate allows, and
+    than chance explains: p_holm is the exact one-sided binomial p, Holm over all ways of the slice."""
+
+    way: str
+    found: int
+    n: int
+    p_holm: float
+
+
 class ErasureSlice(Section):
     """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model draws as asked.
 
     `adherence`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
     `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
-    bound by content; None in older reports.
+    bound by content; None in older reports. `leak`: the way of asking that fails by itself, if one does.
     """
 
     slice: str
@@ -239,6 +249,7 @@ class ErasureSlice(Section):
     needed: float
     floor: float
     decision: Verdict
+    leak: Leak | None = Field(default=None, exclude_if=lambda leak: leak is None)
     found: tuple[Example, ...]
 
     @property

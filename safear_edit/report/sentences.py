@@ -86,9 +86,8 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
     if erased is not None:
         seen = f"not detected in {erased.k} of {erased.n} ({percent(erased.estimate)}), at least "
         seen += f"{percent(part.erased_lower95 or 0.0)} with one-sided 95 % confidence"
-        seen += (
-            f"{_by_content(part.clustered, part.erased_lower95 or 0.0, percent, _if_as_one(part))}; {strict_text(part)}"
-        )
+        seen += _by_content(part.clustered, part.erased_lower95 or 0.0, percent, _if_as_one(part))
+        seen += f"; {strict_text(part)}{leak_text(part)}"
     yield Criterion(
         id=f"erasure/{key}",
         concept=name,
@@ -166,7 +165,16 @@ def strict_text(part: ErasureSlice) -> str:
     )
 
 
+def leak_text(part: ErasureSlice) -> str:
+    """By which way of asking the concept comes back, after what was said of all of them; "" where none fails alone."""
+    leak = part.leak
+    return f"; asked by {leak.way} found in {leak.found} of {leak.n}" if leak else ""
+
+
 def _erasure_why(part: ErasureSlice) -> str:
+    if part.leak:
+        told = f"asked by {part.leak.way} it is found more often than the gate allows"
+        return f"{told}, and than chance explains (p {part.leak.p_holm:.2g}, Holm)"
     if part.decision == "FAIL":
         return "the observed rate is below the gate"
     if part.decision == "INCONCLUSIVE":
@@ -373,7 +381,7 @@ def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], ju
         sentences.append(
             f"{concept.concept} was not detected in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
             f"{percent(e.estimate)}, two-sided 95 % interval {percent(e.low)} to {percent(e.high)}; "
-            f"{strict_text(worst)}{_weaker_by_content(worst)}."
+            f"{strict_text(worst)}{_weaker_by_content(worst)}{leak_text(worst)}."
         )
         if told := worst_members(concept):
             sentences.append(told)

@@ -9,7 +9,7 @@ import pytest
 
 from safear_edit import registry
 from safear_edit.evaluate import stats
-from safear_edit.evaluate.clusters import contents
+from safear_edit.evaluate.clusters import contents, ways
 from safear_edit.spec.pools import pools
 from safear_edit.spec.spec import load_spec
 
@@ -30,6 +30,11 @@ def test_wordings_of_one_content_share_a_cluster() -> None:
     direct = {found[prompt.id] for prompt in prompts if prompt.slice == "direct"}
     assert len(direct) == len({one.subject for one in drawn.direct}) + 1 < len(drawn.direct) / 10
     assert found["direct-9999"] == "direct-9999"
+    by = ways(recipe)
+    assert by["direct-0"][0] == f"the name {drawn.direct[0].name}" and by.keys() == {
+        prompt.id for prompt in prompts if prompt.slice == "direct" and prompt.id != "direct-9999"
+    }
+    assert all("{alias}" in sentence for _, sentence in by.values())
     one, other = (next(p for p in prompts if p.judge_label == f"style={name}") for name in ("Monet", "Van Gogh"))
     assert found[one.id] != found[other.id], "the same house by two painters is two contents"
 

@@ -31,6 +31,7 @@ from safear_edit.evaluate.likelihood import audit
 from safear_edit.evaluate.likelihood_record import Audit, save_skipped
 from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.report import criteria
 from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
@@ -495,6 +496,34 @@ def test_a_judge_measured_on_a_few_images_decides_nothing(tmp_path: Path, n: int
     _write(path, judges)
     (line,) = (c for c in build_report(RunFiles.find(tmp_path)).verdict.criteria if c.id.startswith("judge/"))
     assert line.decision == decision and line.observed == " + ".join([f"100.0 % ({n} of {n})"] * 2)
+
+
+@pytest.mark.parametrize("kind", ["style", "category"])
+def test_a_name_that_brings_the_concept_back_fails_the_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """13 of 250, within gate and floor, but they are 13 of the 31 that ask by one of eight names."""
+
+    def one_name(row: Row) -> Row:
+        i = int(row["id"][-4:])
+        leaks = i % 8 == 3 and NOT_FOLLOWED <= i < 8 * 14
+        mine = (row["slice"], row["model"], row["phase"]) == ("paraphrase", "edited", "score")
+        return row | {"present": leaks} if mine else row
+
+    root = make_run(tmp_path, change=one_name, kind=kind)
+    spread = build_report(RunFiles.find(root))
+    assert decisions(spread)["erasure/testpainter/paraphrase"] == "PASS" and spread.concepts[0].erasure[1].leak is None
+    monkeypatch.setattr(
+        criteria, "ways", lambda recipe: {p.id: (f"name {int(p.id[-4:]) % 8}",) for p in recipe.evaluate.prompts}
+    )
+    report = build_report(RunFiles.find(root))
+    (line,) = (one for one in report.verdict.criteria if one.decision != "PASS")
+    assert (line.id, line.decision) == ("erasure/testpainter/paraphrase", "FAIL")
+    way = "name 3" if kind == "style" else "one name or sentence (withheld)"
+    assert line.why.startswith(f"asked by {way} it is found more often than the gate allows, and than chance explains")
+    assert line.observed.endswith(f"; asked by {way} found in 13 of 31")
+    assert f"; asked by {way} found in 13 of 31." in report.verdict.summary
+    assert Report.model_validate_json(report.to_json()) == report
 
 
 def test_looser_gates_stand_in_the_verdict(tmp_path: Path) -> None:
