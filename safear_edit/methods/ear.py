@@ -81,11 +81,7 @@ class EAR(PairMethod["EAR.Params"]):
         """
         if params.mode == "paper":
             return super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
-        if "scales" in model.provides:
-            raise UsageError("params.mode", "paper for a next-scale model", "released", "it has no next token")
-        if params.window > model.card.tokens:
-            fits = f"at most {model.card.tokens} in mode released"
-            raise UsageError("params.window", fits, str(params.window), "lower it")
+        refuse_released(params, model.card)
         chains = Chains(model, material, seed, progress)
 
         def loss(bench: Workbench, draw: Draw) -> tuple[Tensor, Readings]:
@@ -119,9 +115,24 @@ class EAR(PairMethod["EAR.Params"]):
         return ear_loss(bench, draw, params, bench.model.card.tokens)
 
     def rows(self, params: EAR.Params, card: Card) -> float:
-        """An image up to the end of the window, half of it on average; as released, two tokens for each of a window."""
+        """An image up to the end of the window, half of it on average; as released, two tokens for each of a window.
+
+        UsageError as `fit`, because this is asked before anything is drawn.
+        """
+        refuse_released(params, card)
         share = (1 + params.window / card.tokens) / 2 if params.mode == "paper" else 2 * params.window / card.tokens
         return params.batch * min(1.0, share)
+
+
+def refuse_released(params: EAR.Params, card: Card) -> None:
+    """UsageError if mode "released" can't be had of this model or with this window."""
+    if params.mode == "paper":
+        return
+    if len(card.scales) > 1:
+        raise UsageError("params.mode", "paper for a next-scale model", "released", "it has no next token")
+    if params.window > card.tokens:
+        fits = f"at most {card.tokens} in mode released"
+        raise UsageError("params.window", fits, str(params.window), "lower it")
 
 
 def _layer(model: ModelFamily, number: int) -> list[str]:

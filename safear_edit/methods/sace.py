@@ -64,10 +64,7 @@ class SACE(PairMethod["SACE.Params"]):
     ) -> Edit:
         """Find a LoRA edit; UsageError if the model has fewer scales than the recipe names, or a strength is to be
         searched and nobody can judge."""
-        asked, known = (*params.erase_scales, *params.preserve_scales), range(len(model.card.scales))
-        if missing := [scale for scale in asked if scale not in known]:
-            fix = "name scales that it has in erase_scales and preserve_scales"
-            raise UsageError("sace", f"scales 0 to {known[-1]} of this model", str(missing[0]), fix)
+        refuse_missing(params, model.card)
         refuse_unjudged("sace", params.strength, material)
         found = super().fit(model, material, params, seed=seed, progress=progress, checkpoint=checkpoint)
         return at_strength(model, material, found, params.strength, SEARCH, seed=seed, progress=progress)
@@ -82,8 +79,18 @@ class SACE(PairMethod["SACE.Params"]):
         return params.batch * sum(sum(card.scales[: scale + 1]) for scale in last) / card.tokens
 
     def work(self, params: SACE.Params, card: Card, pairs: int) -> Work:
-        """With the images of the search for a strength, all of which are drawn in the worst case."""
+        """With the images of the search for a strength, all of which are drawn in the worst case; UsageError as `fit`
+        for scales, because this is asked before anything is drawn."""
+        refuse_missing(params, card)
         return replace(super().work(params, card, pairs), drawn=images_drawn(params.strength, SEARCH, pairs))
+
+
+def refuse_missing(params: SACE.Params, card: Card) -> None:
+    """UsageError if the model lacks a scale that the recipe names."""
+    asked, known = (*params.erase_scales, *params.preserve_scales), range(len(card.scales))
+    if missing := [scale for scale in asked if scale not in known]:
+        fix = "name scales that it has in erase_scales and preserve_scales"
+        raise UsageError("sace", f"scales 0 to {known[-1]} of this model", str(missing[0]), fix)
 
 
 SEARCH = upwards(1.0, 2.0, 3.0, 4.0)

@@ -492,6 +492,20 @@ def test_a_map_of_something_else_is_refused(tmp_path: Path, changes: dict[str, o
         compile_recipe(concept("picasso"), NEXT_SCALE, load_base_recipe("sace"), overrides=SMALL, located=located)
 
 
+@pytest.mark.parametrize(
+    ("method", "card", "wrong", "says"),
+    [
+        ("sace", NEXT_SCALE, "params.erase_scales=[5]", "scales 0 to 4 of this model, got 5"),
+        ("ear", Card(), "params.window=101", "at most 100 in mode released, got 101"),
+        ("ear", NEXT_SCALE, "params.window=4", "paper for a next-scale model"),
+    ],
+)
+def test_what_a_model_lacks_is_said_before_anything_is_drawn(method: str, card: Card, wrong: str, says: str) -> None:
+    released = ("params.mode=released",) if method == "ear" else ()
+    with pytest.raises(UsageError, match=says):
+        compile_recipe(concept("picasso"), card, load_base_recipe(method), overrides=(*SMALL, *released, wrong))
+
+
 def test_a_map_is_for_methods_that_choose_scales(tmp_path: Path) -> None:
     located = read_map(written_map(tmp_path))
     with pytest.raises(UsageError, match="--map: expected a method that edits chosen scales"):
