@@ -30,7 +30,7 @@ for words in json.loads(sys.argv[1]):
 sys.exit(json.dumps(codes))
 """
 IMPORTED = ("torch", "torch.distributed.tensor", "accelerate", "peft", "scipy.stats", "scipy.optimize",
-            "transformers.models.bert.modeling_bert", "safear_edit.cli.main",
+            "transformers.modeling_utils", "safear_edit.cli.main",
             "safear_edit.families.llamagen")  # fmt: skip
 """What most of them import, and what takes long."""
 

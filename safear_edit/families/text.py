@@ -7,6 +7,7 @@ accepted only with the official sha256. Nothing is downloaded.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import weight_file
+from safear_edit.families.layers.bert import Bert, bert_sizes
 from safear_edit.families.layers.half import widened
 from safear_edit.files.atomic import digest_of, sha256_file
 from safear_edit.files.memory import give_back
@@ -29,7 +31,7 @@ from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit,
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
-    from transformers import BatchEncoding, BertModel, T5EncoderModel
+    from transformers import BatchEncoding, T5EncoderModel
 
 
 K = TypeVar("K")
@@ -126,13 +128,11 @@ class MiniLM:
         self._known: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
     @cached_property
-    def _net(self) -> BertModel:
-        """Loaded when something is encoded; seconds of imports."""
-        from transformers import BertConfig, BertModel
-
+    def _net(self) -> Bert:
+        """Loaded when something is encoded."""
         folder = minilm_folder()
-        config = BertConfig.from_json_file(str(folder / "config.json"))
-        net = unfilled(lambda: BertModel(config)).eval().requires_grad_(False)
+        sizes = bert_sizes(json.loads((folder / "config.json").read_text()))
+        net = unfilled(lambda: Bert(sizes)).eval().requires_grad_(False)
         fill(net, read_weights(folder / "model.safetensors"))  # __init__ checked the digest
         return net
 
@@ -149,7 +149,7 @@ class MiniLM:
 
     def word_table(self) -> tuple[nn.Embedding, Tokenizer]:
         """BERT's."""
-        return self._net.get_input_embeddings(), self._tokenizer
+        return self._net.words, self._tokenizer
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, 384) with the mask (B, T) bool, right-padded to the longest prompt; no gradient."""
@@ -164,7 +164,7 @@ class MiniLM:
         batch = self._tokenizer.encode_batch(list(prompts))
         ids = torch.tensor([e.ids for e in batch])
         mask = torch.tensor([e.attention_mask for e in batch])
-        return self._net(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+        return self._net(ids, mask), mask.bool()
 
     def pieces(self, prompt: str) -> list[str]:
         """Word pieces, truncated as `states` does."""
