@@ -22,6 +22,7 @@ from safear_edit.attacks.base import AttackParams, Concept, Drawer, NeedsImages,
 from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import curve, marks_within
+from safear_edit.attacks.decoder_swap import beside_layers
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
@@ -209,13 +210,17 @@ def _write(weights: Sequence[nn.Parameter], learnt: Sequence[nn.Parameter]) -> N
 
 @contextmanager
 def _trainable(model: ModelFamily, way: Way, params: Relearning, seed: int) -> Iterator[Sequence[nn.Parameter]]:
-    """An adapter on every linear layer that an edit may change, or these layers' own weights."""
+    """An adapter on every linear layer that an edit may change, or these layers' own weights and what else the edits
+    changed, as Safe-CB's table."""
     modules = model.editable("all")
     full = way.weights == "full"
-    with borrowed(model.net, [f"{name}.weight" for name in modules] if full else ()):
+    edited = {id(weight) for weight, _ in beside_layers(model.net, modules)}
+    names = [f"{name}.weight" for name in modules]
+    names += [name for name, weight in model.net.named_parameters() if id(weight) in edited]
+    with borrowed(model.net, names if full else ()):
         if full:
             model.net.requires_grad_(False)
-            weights = [model.net.get_parameter(f"{name}.weight") for name in modules]
+            weights = [model.net.get_parameter(name) for name in names]
             for weight in weights:
                 weight.requires_grad_()
         else:

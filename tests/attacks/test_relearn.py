@@ -16,6 +16,7 @@ from safear_edit.attacks.counts import Count
 from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
 from safear_edit.attacks.relearn import BENIGN, TEACHING, Relearn, Relearning, Way, tuned
 from safear_edit.attacks.soft_prompt import Learning, learning
+from safear_edit.editor.edit import Edit
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
@@ -78,6 +79,23 @@ def test_learning_makes_the_images_likelier_and_gives_the_model_back(way: Way) -
     state = model.net.state_dict()
     assert state.keys() == before.keys() and all(torch.equal(before[name], state[name]) for name in before)
     assert all(parameter.grad is None for parameter in model.net.parameters())
+
+
+def test_a_table_that_was_edited_is_learnt_anew_with_all_weights() -> None:
+    """Safe-CB changes nothing else; an attacker who has the weights would not leave just that as it is."""
+    model = pico("llamagen")
+    known, info = concept(model).known, some_edit(model).info.model_copy(update={"rank": None, "alpha": None})
+    assert known is not None
+    before = model.image_table().clone()
+    with Edit("delta", {model.table_name: torch.ones_like(before)}, info).apply(model.net):
+        merged = model.image_table().clone()
+        for step in tuned(model, Way("full", 8), known, Relearning(), 2, 0):
+            assert not torch.equal(model.image_table(), merged), step
+        for _ in tuned(model, Way("lora", 8), known, Relearning(), 1, 0):
+            assert torch.equal(model.image_table(), merged)
+        assert torch.equal(model.image_table(), merged)
+    for _ in tuned(model, Way("full", 8), known, Relearning(), 1, 0):
+        assert torch.equal(model.image_table(), before), "no edit changed it"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
