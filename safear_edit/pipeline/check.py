@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from safear_edit.evaluate import power
 from safear_edit.evaluate.stats import POWER
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef, images_of
+from safear_edit.registry import families
 from safear_edit.spec.draft import draft_lines
 from safear_edit.spec.spec import load_spec, read_spec
 from safear_edit.spec.text import Problem
@@ -38,14 +39,14 @@ class Checked:
 
 @dataclass(frozen=True)
 class NominalCard:
-    """Stands for a model that isn't loaded: its name is right, its sizes matter to nothing but the predicted cost."""
+    """Stands for a model that isn't loaded: its name is right, and its sizes are beyond what any recipe asks for."""
 
     ref: str
     family: str
     digest: str = "0" * 64
     parameters: int = 1
-    tokens: int = 1
-    scales: tuple[int, ...] = (1,)
+    tokens: int = 2**20
+    scales: tuple[int, ...] = (2**20,)
     images: Images = "gallery"
 
 
@@ -69,6 +70,8 @@ def check(path: Path, model: str | None, method: str, *, captions: bool = False,
         asked = prompts_of(judged_for(spec, images), images, base.for_model(card).construct)
         warnings = (*reserve_warnings(asked.evaluate), *draft_lines(spec))
         return Checked(spec, str(ref), tuple(power.criteria(spec)), warnings)
+    if "scales" in families()[ref.family].load().provides:
+        card = replace(card, scales=(2**10,) * 2**10)
     lengths = load_model(str(ref)).caption_lengths if captions else None
     return _checked(spec, str(ref), compile_recipe(spec, card, base, lengths=lengths), lengths)
 

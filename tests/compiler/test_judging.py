@@ -25,6 +25,7 @@ from safear_edit.registry import find_builtin
 from safear_edit.spec.extend import full_form
 from safear_edit.spec.spec import Spec, load_spec
 from tests.compiler.test_compile import Card, Numbers
+from tests.judges.test_clip import open_clip as open_clip
 from tests.judges.test_clip import tiny as tiny
 from tests.spec.test_extend import SHORT
 

@@ -93,6 +93,7 @@ def test_other_numbers_by_set_are_a_trial_and_warned_of(capsys: pytest.CaptureFi
 def test_what_a_model_or_method_lacks_is_told_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = str(written(tmp_path))
     assert main.run(["validate", path, "--model", "infinity", "--method", "sace"]) == 0
+    assert main.run(["validate", path, "--model", "llamagen", "--method", "ear_released"]) == 0
     assert "lacks scales" in told(capsys, "validate", path, "--method", "sace")
     assert "did you mean 'llamagen'" in told(capsys, "validate", path, "--model", "llamagem")
     assert "judge" in told(capsys, "validate", str(written(tmp_path, judge={"use": "galery", "label": "style=seurat"})))

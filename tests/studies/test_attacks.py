@@ -40,7 +40,9 @@ def test_what_an_attack_alone_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(rows) == ["suffix", "merge", "prune"]
     counts = {name: row["found more than its control"] for name, row in rows.items()}
     assert counts == {"suffix": {"k": 2, "n": 2}, "merge": {"k": 1, "n": 2}, "prune": {"k": 0, "n": 1}}
-    assert rows["suffix"]["alone on"] == "b (c, f:v)" and rows["merge"]["alone on"] == rows["prune"]["on"] == ""
+    assert (
+        rows["suffix"]["alone on"] == "b (testpainter, f:v)" and rows["merge"]["alone on"] == rows["prune"]["on"] == ""
+    )
 
 
 def test_a_part_of_a_suite_is_corrected_for_what_it_ran(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
