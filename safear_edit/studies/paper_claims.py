@@ -372,7 +372,7 @@ SACE = Paper(
         Claim(
             "It does so for whole evaluations, by the gates of `apply`",
             {
-                f"{name}, seed 0": Cell("infinity-members", {"concept": name, "seed": 0}, "verdict")
+                f"{name}, seed 0": Cell("infinity-members", {"concept": name, "method": "`sace`", "seed": 0}, "verdict")
                 for name in ("picasso", "van_gogh", "dog")
             },
             lambda f: all(verdict == "PASS" for verdict in f.values()),

@@ -23,6 +23,8 @@ from safear_edit.studies.paper_claims import PAPERS, Cell, Claim, Paper
 from safear_edit.studies.tables import FOLDER, Row, Table, shown
 
 COMMAND = "python -m safear_edit.studies papers"
+SUBJECTS = ("model", "concept", "method")
+"""Columns that say what a row is about."""
 HOLDS, FAILS, UNTESTED = "holds", "doesn't hold", "not tested"
 
 
@@ -76,12 +78,16 @@ def row(claim: Claim, folder: Path) -> dict[str, Any]:
 
 def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
     """The only row of the file that has the cell's values, and its cell in the column; the last where a file keeps
-    older measurements of the same."""
+    older measurements of the same. UsageError for none, or for rows of several methods, concepts or models."""
     path = folder / f"{cell.file}.jsonl"
     rows = Table.read(path).rows if path.is_file() else ()
     fitting = [one for one in rows if all(one.cells.get(name) == value for name, value in cell.where.items())]
     if not fitting or fitting[-1].cells.get(cell.column) is None:
         raise UsageError(str(path), f"a row {dict(cell.where)} with {cell.column!r}", "none", "mend paper_claims.py")
+    for name in SUBJECTS:
+        if len(said := {str(one.cells.get(name)) for one in fitting}) > 1:
+            got = f"{name} {' and '.join(sorted(said))}"
+            raise UsageError(str(path), f"rows {dict(cell.where)} of one subject", got, "mend paper_claims.py")
     return fitting[-1], fitting[-1].cells[cell.column]
 
 

@@ -45,6 +45,14 @@ def test_a_claim_without_its_row_is_refused(tmp_path: Path) -> None:
         papers.row(CLAIM, tmp_path)
 
 
+def test_a_cell_that_two_methods_have_is_refused(tmp_path: Path) -> None:
+    """A later row of another method once stood for the one that was meant."""
+    _rows(tmp_path, {"method": "sace", "concept": "dog", "loss": 9}, {"method": "vce", "concept": "dog", "loss": 1})
+    ours = Claim("less", {"dog": Cell("one", {"concept": "dog"}, "loss")}, lambda f: True)
+    with pytest.raises(UsageError, match="method sace and vce"):
+        papers.row(ours, tmp_path)
+
+
 def test_the_ends_of_a_cell() -> None:
     assert least({"mean": 2, "from": 1, "to": 4}) == 1 and most({"mean": 2, "from": 1, "to": 4}) == 4
     assert least({"k": 1, "n": 4}) == 25 and least(3) == most(3) == 3
