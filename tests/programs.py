@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
+
+from tests import ROOT
 
 END = b"\0"
 COMMANDS = """
@@ -89,6 +92,24 @@ def _run(code: str, words: list[str], cwd: str, env: dict[str, str], files: list
         setattr(sys, name, open(number, "w", encoding=encoding, errors=told, closefd=False))  # noqa: SIM115
     sys.argv = ["-c", *words]
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def two(code: str, *words: str, timeout: float = 600, **more: str) -> list[Done]:
+    """Two programs of this code that find each other as ranks 0 and 1, as accelerate starts them on a CPU.
+
+    more: what else their environment has.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    env = {**os.environ, **told, "PYTHONPATH": str(ROOT), **more}
+    started = [Program(code, *words, env={**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    try:
+        return [program.done(timeout) for program in started]
+    finally:
+        for program in started:
+            program.kill()
 
 
 def run_all(commands: Sequence[Sequence[str]], cwd: Path, env: Mapping[str, str], *, new: bool = False) -> list[Done]:

@@ -5,10 +5,12 @@ No torch here: the report reads these records without loading a model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
 
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.records import StrictRecord
 from safear_edit.spec.spec import concepts_of
 
@@ -83,6 +85,11 @@ class StackedEdit(StrictRecord):
     def concepts(self) -> tuple[str, ...]:
         """What it erases."""
         return concepts_of(self.name)
+
+
+def digest_of_edits(edits: Iterable[tuple[str, float]]) -> str:
+    """sha256 over digests and strengths of edits in their order; digest_of() for no edit at all."""
+    return digest_of(*(part for digest, strength in edits for part in (digest, repr(strength))))
 
 
 class StackRecord(StrictRecord):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from safear_edit.editor.edit import Edit, stacked
+from safear_edit.editor.edit_record import digest_of_edits
 from safear_edit.editor.fine_tune import identity_of
-from safear_edit.files.atomic import digest_of
 from safear_edit.spec.spec import concepts_of
 
 STRONGEST = 2.0
@@ -49,8 +49,8 @@ class Stack:
 
     @property
     def digest(self) -> str:
-        """sha256 over the edits' digests and strengths in their order; digest_of() for no edit at all."""
-        return digest_of(*(part for layer in self.layers for part in (layer.edit.digest, repr(layer.strength))))
+        """Of all edits with their strengths, in their order."""
+        return digest_of_edits((layer.edit.digest, layer.strength) for layer in self.layers)
 
     @contextmanager
     def apply(self, net: nn.Module) -> Iterator[None]:

@@ -37,9 +37,15 @@ class Checked:
     warnings: tuple[str, ...]
 
 
+MANY_SCALES = (2**10,) * 2**10
+
+
 @dataclass(frozen=True)
 class NominalCard:
-    """Stands for a model that isn't loaded: its name is right, and its sizes are beyond what any recipe asks for."""
+    """Stands for a model that isn't loaded: its name is right, and its sizes are beyond what any recipe asks for.
+
+    scales: of a model that draws an image in one; MANY_SCALES of one that doesn't.
+    """
 
     ref: str
     family: str
@@ -71,7 +77,7 @@ def check(path: Path, model: str | None, method: str, *, captions: bool = False,
         warnings = (*reserve_warnings(asked.evaluate), *draft_lines(spec))
         return Checked(spec, str(ref), tuple(power.criteria(spec)), warnings)
     if "scales" in families()[ref.family].load().provides:
-        card = replace(card, scales=(2**10,) * 2**10)
+        card = replace(card, scales=MANY_SCALES)
     lengths = load_model(str(ref)).caption_lengths if captions else None
     return _checked(spec, str(ref), compile_recipe(spec, card, base, lengths=lengths), lengths)
 

@@ -24,7 +24,7 @@ from safear_edit.attacks.record import Attacks
 from safear_edit.compiler.recipe import Recipe, read_recipe
 from safear_edit.construct.pairs_record import PairRow, PairStats
 from safear_edit.construct.sheets import SheetNote
-from safear_edit.editor.edit_record import EditRecord, Round, StackRecord
+from safear_edit.editor.edit_record import EditRecord, Round, StackRecord, digest_of_edits
 from safear_edit.editor.method_log import FIGURE, MethodLog
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
@@ -33,7 +33,6 @@ from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipp
 from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
 from safear_edit.evaluate.verdict import overall
-from safear_edit.files.atomic import digest_of
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
 from safear_edit.files.records import AGAIN, read_lines, read_record, read_records
 from safear_edit.redact import redact
@@ -248,11 +247,10 @@ def _refuse_other_sizes(
 
 
 def _change(run: RunFiles) -> str:
-    """Digest of the model's edits in their order, as editor/stack.py makes it; a single edit has strength 1."""
+    """Digest of the model's edits in their order; a single edit has strength 1."""
     edits = read_record(StackRecord, run.order).edits if run.order else None
     told = [(one.edit, one.strength) for one in edits or ()]
-    told = told or [(read_record(EditRecord, files.edit).digest, 1.0) for files in run.concepts]
-    return digest_of(*(part for digest, strength in told for part in (digest, repr(strength))))
+    return digest_of_edits(told or [(read_record(EditRecord, files.edit).digest, 1.0) for files in run.concepts])
 
 
 def _attacks(path: Path, recipe: Recipe, judges: Sequence[JudgeSection], change: str) -> Attacks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import gt, le, lt
 from typing import Any
 
 from scipy.stats import fisher_exact
@@ -94,6 +95,28 @@ def _part(model: str, concept: str, method: str, column: str) -> Cell:
 
 
 PARTS = "One seed, 60 training prompts, without our keep term."
+BOTH = ("picasso", "dog")
+"""Concepts with which the parts of S-VARE and SACE were changed, on `infinity:mini`."""
+
+
+def _arms(method: str, arms: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, Cell]:
+    """A figure for each of BOTH, each arm (words → what is set beside keep_weight) and column (words → its name)."""
+    return {
+        f"{name}, {arm}, {words}": _part("infinity", name, f"{method}:keep_weight=0{part}", column)
+        for name in BOTH
+        for arm, part in arms.items()
+        for words, column in columns.items()
+    }
+
+
+def _arm_is(
+    compare: Callable[[Any, Any], bool], arm: str, *others: str, words: str = "KL"
+) -> Callable[[Figures], bool]:
+    """Whether an arm's figure compares so with those of the others, for each of BOTH."""
+    return lambda f: all(
+        compare(f[f"{name}, {arm}, {words}"], f[f"{name}, {other}, {words}"]) for name in BOTH for other in others
+    )
+
 
 REAL = "The minis draw no people and no photographs: NudeNet, I2P, COCO, FID and CLIP scores need published weights."
 KL = "KL of what stays"
@@ -246,43 +269,30 @@ SVARE = Paper(
         ),
         Claim(
             "The filtered cross entropy, of tokens a quarter wrong, erases as the whole one does",
-            {
-                f"{name}, alpha {alpha}, {column}": _part("infinity", name, f"svare:keep_weight=0{part}", column)
-                for name in ("picasso", "dog")
-                for alpha, part in (("25 %", ""), ("0", ",alpha_wrong=0"))
-                for column in ("by name", "names left out of the pairs")
-            },
+            _arms(
+                "svare",
+                {"alpha 25 %": "", "alpha 0": ",alpha_wrong=0"},
+                {column: column for column in ("by name", "names left out of the pairs")},
+            ),
             lambda f: _all(f, ERASED),
             PARTS,
         ),
         Claim(
             "And changes what must stay less",
-            {
-                f"{name}, alpha {alpha}, KL": _part("infinity", name, f"svare:keep_weight=0{part}", KL)
-                for name in ("picasso", "dog")
-                for alpha, part in (("25 %", ""), ("0", ",alpha_wrong=0"))
-            },
-            lambda f: all(f[f"{name}, alpha 25 %, KL"] < f[f"{name}, alpha 0, KL"] for name in ("picasso", "dog")),
+            _arms("svare", {"alpha 25 %": "", "alpha 0": ",alpha_wrong=0"}, {"KL": KL}),
+            _arm_is(lt, "alpha 25 %", "alpha 0"),
             f"{PARTS} The KL is per token, in nats; images lost are too few to tell the two apart.",
         ),
         Claim(
             "Tokens half wrong are too few: more of the concept is left",
-            {
-                f"{name}, alpha {alpha}, CIR": _part("infinity", name, f"svare:keep_weight=0{part}", "CIR")
-                for name in ("picasso", "dog")
-                for alpha, part in (("25 %", ""), ("50 %", ",alpha_wrong=0.5"))
-            },
-            lambda f: all(f[f"{name}, alpha 50 %, CIR"] > f[f"{name}, alpha 25 %, CIR"] for name in ("picasso", "dog")),
+            _arms("svare", {"alpha 25 %": "", "alpha 50 %": ",alpha_wrong=0.5"}, {"CIR": "CIR"}),
+            _arm_is(gt, "alpha 50 %", "alpha 25 %", words="CIR"),
             f"{PARTS} In likelihoods; the judge finds the concept in no more than one image with either.",
         ),
         Claim(
             "The preservation term keeps what must stay",
-            {
-                f"{name}, {words}, KL": _part("infinity", name, f"svare:keep_weight=0{part}", KL)
-                for name in ("picasso", "dog")
-                for words, part in (("with it", ""), ("without", ",preserve_weight=0"))
-            },
-            lambda f: all(f[f"{name}, with it, KL"] < f[f"{name}, without, KL"] for name in ("picasso", "dog")),
+            _arms("svare", {"with it": "", "without": ",preserve_weight=0"}, {"KL": KL}),
+            _arm_is(lt, "with it", "without"),
             f"{PARTS} The KL is per token, in nats; images lost are too few to tell the two apart.",
         ),
         Claim("FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
@@ -381,54 +391,41 @@ SACE = Paper(
         ),
         Claim(
             "The entropy hinge helps (weight 0.05, at most 0.4)",
-            {
-                f"{name}, weight {weight}, {column}": _part("infinity", name, f"sace:keep_weight=0{part}", column)
-                for name in ("picasso", "dog")
-                for weight, part in (("0.05", ""), ("0", ",entropy_weight=0"))
-                for column in ("names left out of the pairs", KL)
-            },
+            _arms(
+                "sace",
+                {"weight 0.05": "", "weight 0": ",entropy_weight=0"},
+                {column: column for column in ("names left out of the pairs", KL)},
+            ),
             lambda f: any(
                 most(f[f"{name}, weight 0.05, names left out of the pairs"])
                 > most(f[f"{name}, weight 0, names left out of the pairs"])
                 or f[f"{name}, weight 0.05, {KL}"] < f[f"{name}, weight 0, {KL}"]
-                for name in ("picasso", "dog")
+                for name in BOTH
             ),
-            f"{PARTS} The mini's predictions of scale 0 stay below the bound, so the hinge hardly acts.",
+            f"{PARTS} With and without it the figures are the same: on the mini the hinge hardly acts.",
         ),
         Claim(
             "Holding scales 1 to 3 keeps what must stay",
-            {
-                f"{name}, {words}, KL": _part("infinity", name, f"sace:keep_weight=0{part}", KL)
-                for name in ("picasso", "dog")
-                for words, part in (
-                    ("scales 1 to 3", ""),
-                    ("scale 1", ",preserve_scales=[1]"),
-                    ("none", ",preserve_weight=0"),
-                )
-            },
-            lambda f: all(
-                f[f"{name}, scales 1 to 3, KL"] < f[f"{name}, {words}, KL"]
-                for name in ("picasso", "dog")
-                for words in ("scale 1", "none")
+            _arms(
+                "sace",
+                {"scales 1 to 3": "", "scale 1": ",preserve_scales=[1]", "none": ",preserve_weight=0"},
+                {"KL": KL},
             ),
+            _arm_is(lt, "scales 1 to 3", "scale 1", "none"),
             PARTS,
         ),
         Claim(
             "These scales and weight 2 are best",
-            {
-                f"{name}, {words}, KL": _part("infinity", name, f"sace:keep_weight=0{part}", KL)
-                for name in ("picasso", "dog")
-                for words, part in (
-                    ("weight 2", ""),
-                    ("weight 8", ",preserve_weight=8"),
-                    ("scales 1 to 4", ",preserve_scales=[1,2,3,4]"),
-                )
-            },
-            lambda f: all(
-                f[f"{name}, weight 2, KL"] <= f[f"{name}, {words}, KL"]
-                for name in ("picasso", "dog")
-                for words in ("weight 8", "scales 1 to 4")
+            _arms(
+                "sace",
+                {
+                    "weight 2": "",
+                    "weight 8": ",preserve_weight=8",
+                    "scales 1 to 4": ",preserve_scales=[1,2,3,4]",
+                },
+                {"KL": KL},
             ),
+            _arm_is(le, "weight 2", "weight 8", "scales 1 to 4"),
             f"{PARTS} The mini has five scales, so 1 to 4 are all others; the "
             "concept is found in no more than two images with any.",
         ),
@@ -625,6 +622,15 @@ EAR = Paper(
     ),
 )
 
+
+def _obliviate(column: str, told: str = "") -> dict[str, Cell]:
+    return {
+        f"{model}, {name}{told}": _part(model, name, "obliviate", column)
+        for model in ("llamagen", "infinity", "janus")
+        for name in ("picasso", "dog", "hazard")
+    }
+
+
 OBLIVIATE = Paper(
     "obliviate",
     "Obliviate (https://arxiv.org/abs/2606.28643)",
@@ -634,31 +640,19 @@ OBLIVIATE = Paper(
     (
         Claim(
             "Erases",
-            {
-                f"{model}, {name}": _part(model, name, "obliviate", "by name")
-                for model in ("llamagen", "infinity", "janus")
-                for name in ("picasso", "dog", "hazard")
-            },
+            _obliviate("by name"),
             lambda f: _all(f, ERASED),
             "One seed, 60 training prompts. Unreadable images count as not found.",
         ),
         Claim(
             "Draws something else readable instead",
-            {
-                f"{model}, {name}, unreadable": _part(model, name, "obliviate", "unreadable")
-                for model in ("llamagen", "infinity", "janus")
-                for name in ("picasso", "dog", "hazard")
-            },
+            _obliviate("unreadable", ", unreadable"),
             lambda f: all(most(value) <= 5 for value in f.values()),
             "One seed, 60 training prompts.",
         ),
         Claim(
             "Keeps what must stay",
-            {
-                f"{model}, {name}": _part(model, name, "obliviate", "first kept group")
-                for model in ("llamagen", "infinity", "janus")
-                for name in ("picasso", "dog", "hazard")
-            },
+            _obliviate("first kept group"),
             lambda f: all(100 * lost <= 3 * of for lost, of in map(_lost, f.values())),
             "One seed, 60 training prompts; images of other styles, and of other objects for the dog.",
         ),

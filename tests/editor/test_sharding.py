@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import torch
@@ -15,8 +14,7 @@ from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.vce import VCE
 from safear_edit.studies.contest import material_of
-from tests import ROOT
-from tests.programs import Program
+from tests.programs import two
 
 KINDS: dict[type[ModelFamily], bool] = {LlamaGen: True, Janus: False}
 """Families whose layers are run by methods of their own or by `forward`, and whether they run again going back."""
@@ -53,28 +51,11 @@ def _layers(model: ModelFamily) -> set[torch.nn.Parameter]:
     return {part for layer, _ in model.passes() for part in layer.parameters()}
 
 
-def two(folder: Path) -> list[list[list[int]]]:
-    """What two processes print that accelerate was told to shard in."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    told |= {"ACCELERATE_USE_FSDP": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    started = [
-        Program(CHILD, str(folder), env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    try:
-        return [json.loads(process.done(300).out.splitlines()[-1]) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-
-
 def test_shared_layers_give_the_same_edit_and_half_the_weights_each(tmp_path: Path) -> None:
     for kind in KINDS:
         assert edit_of(kind, tmp_path)[2]
-    first, second = two(tmp_path)
+    ended = two(CHILD, str(tmp_path), timeout=300, ACCELERATE_USE_FSDP="true")
+    first, second = (json.loads(one.out.splitlines()[-1]) for one in ended)
     for kind, (whole, share, same), (*_, other) in zip(KINDS, first, second, strict=True):
         assert same and other, "each process has its model back"
         assert share < 0.6 * whole, kind

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,9 @@ import pytest
 from safear_edit import registry
 from safear_edit.cli import main
 from safear_edit.evaluate import sampled
-from tests import ROOT, coin
+from tests import coin
 from tests.pipeline.test_run import GPT, VERDICTS, apply
-from tests.programs import Program
+from tests.programs import two
 
 BATCH = 8
 CHILD = f"""
@@ -45,24 +43,9 @@ CUT = ("--set", "params.accumulate=2")
 """A batch in as many parts as there are processes: their sum is then rounded alike."""
 
 
-def two(*commands: list[str], dies: int = 0) -> list[tuple[int, str, str]]:
+def both(*commands: list[str], dies: int = 0) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each of two processes that give the commands one after the other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    own = {"PYTHONPATH": str(ROOT), "DIES_AT_LOOK": str(dies)}
-    started = [
-        Program(
-            CHILD, json.dumps(commands), env={**os.environ, **told, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in range(2)
-    ]
-    try:
-        ended = [process.done() for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    ended = two(CHILD, json.dumps(commands), DIES_AT_LOOK=str(dies))
     return [(code, out.decode(), err.decode()) for code, out, err in ended]
 
 
@@ -91,13 +74,13 @@ def test_a_killed_process_ends_both_and_the_next_run_gives_what_one_process_give
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    (code, out, err), (killed, *_) = two(command("both"), dies=3)
+    (code, out, err), (killed, *_) = both(command("both"), dies=3)
     assert (code, out, killed) == (2, "", -signal.SIGKILL), err
     assert "process 0 of 2: expected all processes at work" in err and "Traceback" not in err, err
     assert not Path("both").exists()
     kept = json.loads(Path(".both.run/concepts/picasso/journal.json").read_text())
     assert "construct" in kept and "evaluate" not in kept, "the kill came while images were judged"
-    (code, out, err), (other, *silence) = two(command("both"), EVAL)
+    (code, out, err), (other, *silence) = both(command("both"), EVAL)
     assert code == other and code in VERDICTS and silence == ["", ""], err
     assert not list(Path().glob(".*.run"))
     for name in SAME:
