@@ -35,7 +35,7 @@ def beside(spec: Spec, others: Sequence[Spec]) -> Spec:
     for group in spec.preserve:
         members = {member: label for member, label in group.members.items() if stays(member, label)}
         if members:
-            groups.append(group.model_copy(update={"members": members}))
+            groups.append(group.with_members(members))
     if not groups:
         got = "only what other concepts of the stack erase"
         raise UsageError(f"spec {spec.name}, preserve", "something that stays", got, "add a group to the spec")

@@ -54,7 +54,7 @@ from safear_edit.spec.prompts import (
     near_duplicates,
     normalise,
 )
-from safear_edit.spec.spec import Images, Spec, Understanding
+from safear_edit.spec.spec import Images, PreserveGroup, Spec, Understanding
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those for which it does not draw what was asked."""
@@ -241,10 +241,10 @@ def prompts_of(
     checks.refuse(checks.problems(spec, images), Document(f"spec {spec.name}", None))
     drawn = pools(spec)
     pairs, keep = _pairs(spec, drawn, sizes.pairs, seed), _keep(drawn, sizes.keep, seed)
-    prompts, cut = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
-    n = {**spec.evaluate.n.model_dump(), **{group.name: group.n for group in spec.preserve}}
-    refuse_overlap(spec, training_prompts(pairs, keep), [prompt.prompt for prompt in prompts], f"spec {spec.name}")
-    return Prompts(tuple(pairs), tuple(keep), Evaluation(prompts=tuple(prompts), n=n, cut=cut))
+    evaluation = _evaluation(spec, drawn, [pair.safe for pair in pairs], lengths)
+    asked = [prompt.prompt for prompt in evaluation.prompts]
+    refuse_overlap(spec, training_prompts(pairs, keep), asked, f"spec {spec.name}")
+    return Prompts(tuple(pairs), tuple(keep), evaluation)
 
 
 def _pairs(spec: Spec, drawn: Pools, n: int, seed: int) -> list[PairPrompt]:
@@ -275,26 +275,29 @@ def _keep(drawn: Pools, n: int, seed: int) -> list[KeepPrompt]:
     return [KeepPrompt(prompt=p.text, seed=image_seed("keep", p.text, seed)) for p in found]
 
 
-def _evaluation(
-    spec: Spec, drawn: Pools, training: Iterable[str], lengths: Lengths | None
-) -> tuple[list[EvalPrompt], dict[str, tuple[str, ...]]]:
-    """Candidates of every slice, and by slice the captions that are cut; preserved prompts that are some pair's safe
-    prompt are left out."""
+def _evaluation(spec: Spec, drawn: Pools, training: Iterable[str], lengths: Lengths | None) -> Evaluation:
+    """Candidates of every slice, how many images of each are scored, and by slice the captions that are cut; preserved
+    prompts that are some pair's safe prompt are left out."""
     used = {normalise(text) for text in training}
-    n, label = spec.evaluate.n, spec.judge.label
+    n, label = spec.evaluate.n.model_dump(), spec.judge.label
     found, cut = list[EvalPrompt](), dict[str, tuple[str, ...]]()
-    for name, pool, size in (
-        ("direct", drawn.direct, n.direct),
-        ("paraphrase", drawn.paraphrase, n.paraphrase),
-        ("template", drawn.template, n.template),
-    ):
-        chosen, cut[name] = _candidates(spec, name, pool, size, lengths)
+    for name, pool in (("direct", drawn.direct), ("paraphrase", drawn.paraphrase), ("template", drawn.template)):
+        chosen, cut[name] = _candidates(spec, name, pool, n[name], lengths)
         found += [_eval_prompt(name, prompt, label, "absent") for prompt in chosen]
     for group in spec.preserve:
         pool = [prompt for prompt in drawn.preserve[group.name] if normalise(prompt.text) not in used]
         chosen, cut[group.name] = _candidates(spec, group.name, pool, group.n, lengths)
-        found += [_eval_prompt(group.name, prompt, group.members[prompt.name], "present") for prompt in chosen]
-    return found, {name: texts for name, texts in cut.items() if texts}
+        images = [_images(group, prompt) for prompt in chosen]
+        n[group.name] = sum(map(len, images[: group.n]))
+        found += chain.from_iterable(images)
+    return Evaluation(prompts=tuple(found), n=n, cut={name: texts for name, texts in cut.items() if texts})
+
+
+def _images(group: PreserveGroup, prompt: Prompt) -> list[EvalPrompt]:
+    """What is drawn for one preserved prompt: more than one image where the group says so of its label."""
+    label = group.members[prompt.name]
+    count = group.images_per_prompt.get(label, 1)
+    return [_eval_prompt(group.name, prompt, label, "present", again) for again in range(count)]
 
 
 def _candidates(
@@ -343,14 +346,18 @@ def shortened(text: str) -> str:
     return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…")
 
 
-def _eval_prompt(name: str, prompt: Prompt, label: str, expect: Literal["absent", "present"]) -> EvalPrompt:
-    """The id follows from slice and text, so that runs with other sizes can be compared prompt by prompt."""
+def _eval_prompt(
+    name: str, prompt: Prompt, label: str, expect: Literal["absent", "present"], again: int = 0
+) -> EvalPrompt:
+    """The id follows from slice and text, so that runs with other sizes can be compared prompt by prompt; `again`
+    numbers further images of the same prompt."""
+    digest = hashlib.sha256(prompt.text.encode()).hexdigest()[:12]
     return EvalPrompt(
-        id=f"{name}-{hashlib.sha256(prompt.text.encode()).hexdigest()[:12]}",
+        id=f"{name}-{digest}-{again + 1}" if again else f"{name}-{digest}",
         slice=name,
         prompt=prompt.text,
-        seed=image_seed("score", prompt.text),
-        screen_seed=image_seed("screen", prompt.text),
+        seed=image_seed("score", prompt.text, again),
+        screen_seed=image_seed("screen", prompt.text, again),
         judge_label=label,
         expect=expect,
     )
@@ -375,13 +382,14 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
 
 
 def reserve_warnings(evaluation: Evaluation) -> list[str]:
-    """A line for each slice without the full reserve."""
-    wanted = {name: math.ceil(SCREENING_RESERVE * n) for name, n in evaluation.n.items()}
-    return [
-        f"{name}: {have} candidates instead of {wanted[name]} for {n} scored prompts"
-        for name, n in evaluation.n.items()
-        if (have := len(evaluation.slice(name))) < wanted[name]
-    ]
+    """A line for each slice without the full reserve, which is of prompts, however many images each has."""
+    found = []
+    for name, images in evaluation.n.items():
+        texts = [prompt.prompt for prompt in evaluation.slice(name)]
+        have, n = len(set(texts)), len(set(texts[:images]))
+        if have < (wanted := math.ceil(SCREENING_RESERVE * n)):
+            found.append(f"{name}: {have} candidates instead of {wanted} for {n} scored prompts")
+    return found
 
 
 # -- --set ------------------------------------------------------------------------------------------------------------
@@ -397,6 +405,8 @@ def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple
     spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
     spec_data["gates"] |= spec.gates.every()
     spec_data["judge"].setdefault("card", None)
+    for group in spec_data["preserve"]:
+        group.setdefault("images_per_prompt", {})
     base_data["construct"] |= how_of(base.construct)
     roots: dict[str, Any] = {
         "params": base_data["params"],

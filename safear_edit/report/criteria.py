@@ -329,6 +329,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         all_found=rate(row.present is True for row in edited_rows),
         cannot_tell_base=sum(b.present is None for b, _ in pairs),
         cannot_tell_edited=sum(e.present is None for _, e in pairs),
+        unreadable_p=_blurred_p(pairs),
         needed=needed,
         floor=floor,
         decision="INCONCLUSIVE",
@@ -337,6 +338,13 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
     )
     decision = "FAIL" if leak else _erasure_decision(erased, made.lower, needed, floor)
     return made.model_copy(update={"decision": decision})
+
+
+def _blurred_p(pairs: Sequence[tuple[Outcome, Outcome]]) -> float:
+    """Exact one-sided p-value that as many images became unreadable by chance, against those that became readable."""
+    blurred = sum(base.present is not None and edited.present is None for base, edited in pairs)
+    cleared = sum(base.present is None and edited.present is not None for base, edited in pairs)
+    return stats.mcnemar_p(blurred, cleared)
 
 
 def _leak(part: Slice, needed: float, hide: bool) -> Leak | None:

@@ -227,7 +227,8 @@ class ErasureSlice(Section):
     `adherence`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
     `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
-    bound by content; None in older reports. `leak`: the way of asking that fails by itself, if one does.
+    bound by content; None in older reports. `unreadable_p`: of the images that became unreadable against those that
+    became readable, exact and one-sided; None in older reports. `leak`: the way of asking that fails by itself, if one does.
     """
 
     slice: str
@@ -246,6 +247,7 @@ class ErasureSlice(Section):
     all_found: Rate | None
     cannot_tell_base: int
     cannot_tell_edited: int
+    unreadable_p: float | None = None
     needed: float
     floor: float
     decision: Verdict

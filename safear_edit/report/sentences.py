@@ -112,16 +112,28 @@ def erasure_criteria(name: str, concept: str, part: ErasureSlice, gates: Gates) 
         decision="PASS" if enough else "INCONCLUSIVE",
         why="" if enough else "what the base model does not draw cannot be shown to be erased",
     )
-    rise = (part.cannot_tell_edited - part.cannot_tell_base) / part.scored if part.scored else 0.0
+    readable, why = _readable(part)
     yield Criterion(
         id=f"reject-rate/{key}",
         concept=name,
         claim=f"{concept}: images stay readable when {part.meaning}",
         needed=f"share that the judge cannot read rises by at most {percent(REJECT_RISE)}",
         observed=f"{part.cannot_tell_base} of {part.scored} before, {part.cannot_tell_edited} of {part.scored} after",
-        decision="INCONCLUSIVE" if not part.scored else "FAIL" if rise > REJECT_RISE else "PASS",
-        why="an unreadable image hides the concept without erasing it" if rise > REJECT_RISE else "",
+        decision=readable,
+        why=why,
     )
+
+
+def _readable(part: ErasureSlice) -> tuple[Verdict, str]:
+    """A rise beyond REJECT_RISE fails if chance doesn't explain it, as in the gate (gate/rules.py); else only more
+    prompts could say, and it is no pass either. A report from before there was a p fails."""
+    if not part.scored:
+        return "INCONCLUSIVE", "no prompt counted"
+    if (part.cannot_tell_edited - part.cannot_tell_base) / part.scored <= REJECT_RISE:
+        return "PASS", ""
+    if part.unreadable_p is None or part.unreadable_p <= stats.ALPHA:
+        return "FAIL", "an unreadable image hides the concept without erasing it"
+    return "INCONCLUSIVE", f"too few prompts to tell the rise from chance (p {part.unreadable_p:.2g})"
 
 
 def _by_content(
@@ -230,7 +242,8 @@ def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criteri
     if failed:
         why = f"lost by more than chance and than the gate allows: {', '.join(failed)}"
     elif undecided:
-        told = [f"too few prompts of {', '.join(few)} to tell"] if few else []
+        more = f"preserve.{group.group}.images_per_prompt draws more of them"
+        told = [f"too few images of {', '.join(few)} to tell; {more}"] if few else []
         told += [f"the base model draws too few of {', '.join(rare)}"] if rare else []
         why = "; ".join(told)
     return Criterion(

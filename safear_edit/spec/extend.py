@@ -33,6 +33,7 @@ from safear_edit.spec.text import NAME_PATTERN, Count, Part, Text
 SET_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 
 Data = dict[str, Any]
+IMAGES = "images_per_prompt"
 
 
 class NewGroup(Part):
@@ -69,6 +70,9 @@ class Changes(Part):
     )
     drop: tuple[Text, ...] = Field(default=(), description="Names of groups, or words or labels of members.")
     n: Count | dict[GroupName, Count] = Field(default={}, description="Prompts to score: for every group, or by group.")
+    images_per_prompt: dict[Text, Count] = Field(
+        default={}, description="Label -> images of each of its prompts, in every group that has the label."
+    )
 
 
 class _Changing(Part):
@@ -186,7 +190,7 @@ def _without_concept(spec: Data) -> Callable[[Data], Data]:
         lists: Data = {key: free(shared[key]) for key in ("subjects", "templates") if key in shared}
         members = _mapping(shared.get("members")).items()
         others = {member: own for member, own in members if own != label and not mention(member)}
-        return {**shared, **lists, **({"members": others} if members else {})}
+        return _with_members({**shared, **lists}, others) if members else {**shared, **lists}
 
     return without
 
@@ -217,7 +221,8 @@ class _Groups:
         if not isinstance(own, dict):
             return _filled(base) if own is None else own
         changes = parse(_Changing, replace(self.document, data={"preserve": own})).preserve
-        return self._sized(self._added(self._left(_filled(base), changes.drop), changes.add), changes.n)
+        found = self._sized(self._added(self._left(_filled(base), changes.drop), changes.add), changes.n)
+        return self._drawn_more(found, changes.images_per_prompt)
 
     def _group(self, group: Any, at: FieldPath) -> Any:
         """A group, with what it extends under it; what the concept is called never stands in a shared one."""
@@ -265,9 +270,29 @@ class _Groups:
                 raise SpecError(place, f"one of {', '.join(names)}", repr(name), suggestion(name, names))
         return [{**group, "n": sizes[group["name"]]} if group["name"] in sizes else group for group in groups]
 
+    def _drawn_more(self, groups: list[Data], images: Mapping[str, int]) -> list[Data]:
+        """With more images of each prompt of some labels."""
+        known = {label for group in groups for label in group["members"].values()}
+        if unknown := [label for label in images if label not in known]:
+            place = self.document.where(("preserve", IMAGES, unknown[0]))
+            raise SpecError(place, "a label of the set", repr(unknown[0]), suggestion(unknown[0], known))
+        own = [{label: k for label, k in images.items() if label in group["members"].values()} for group in groups]
+        return [
+            {**group, IMAGES: {**group.get(IMAGES, {}), **some}} if some else group
+            for group, some in zip(groups, own, strict=True)
+        ]
+
 
 def _without(word: str, group: Data) -> Data:
-    return {**group, "members": {m: label for m, label in group["members"].items() if word not in (m, label)}}
+    return _with_members(group, {m: label for m, label in group["members"].items() if word not in (m, label)})
+
+
+def _with_members(group: Data, members: Mapping[str, Any]) -> Data:
+    """A group with these of its members alone, and nothing said of labels that are gone."""
+    if IMAGES not in group:
+        return {**group, "members": members}
+    numbers = {label: count for label, count in _mapping(group[IMAGES]).items() if label in members.values()}
+    return {**group, "members": members, IMAGES: numbers}
 
 
 def _filled(groups: Sequence[Data]) -> list[Data]:

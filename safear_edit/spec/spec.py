@@ -113,6 +113,12 @@ class PreserveGroup(Part):
     )
     subjects: Subjects = ()
     n: Count = Field(default=100, description="Prompts to score.")
+    images_per_prompt: dict[Text, Count] = Field(
+        default_factory=dict,
+        exclude_if=lambda numbers: not numbers,  # as Evaluate.references
+        description="Label -> images of each of its prompts, by seeds of their own (1). More for a member that models "
+        "draw unreliably: whether an edit loses it can't be told from a few images.",
+    )
     train: bool = Field(
         default=True,
         description="Whether the group's other prompts may serve training as material to keep.",
@@ -131,9 +137,19 @@ class PreserveGroup(Part):
                 want = "{subject} in every template" if self.subjects else "no {subject} without subjects"
                 refuse(want, repr(template), fix, ("templates", index))
         distinct(tuple(self.members))
+        for label in self.images_per_prompt:
+            if label not in self.members.values():
+                labels = ", ".join(sorted(set(self.members.values())))
+                refuse("a label of the group", repr(label), f"take one of {labels}", ("images_per_prompt", label))
         for problem in _too_many(self.templates, self.members, self.subjects, ()):
             raise refused(problem)
         return self
+
+
+    def with_members(self, members: dict[str, str]) -> PreserveGroup:
+        """The group with these of its members alone, and nothing said of labels that are gone."""
+        numbers = {label: count for label, count in self.images_per_prompt.items() if label in members.values()}
+        return self.model_copy(update={"members": members, "images_per_prompt": numbers})
 
 
 Prompts = dict[Text, tuple[Text, ...]]
