@@ -228,7 +228,8 @@ class ErasureSlice(Section):
     `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
     errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
     bound by content; None in older reports. `unreadable_p`: of the images that became unreadable against those that
-    became readable, exact and one-sided; None in older reports. `leak`: the way of asking that fails by itself, if one does.
+    became readable, exact and one-sided; None in older reports. `leak`: the way of asking that fails by itself, if one
+    does.
     """
 
     slice: str

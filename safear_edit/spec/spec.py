@@ -145,7 +145,6 @@ class PreserveGroup(Part):
             raise refused(problem)
         return self
 
-
     def with_members(self, members: dict[str, str]) -> PreserveGroup:
         """The group with these of its members alone, and nothing said of labels that are gone."""
         numbers = {label: count for label, count in self.images_per_prompt.items() if label in members.values()}

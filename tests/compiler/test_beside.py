@@ -34,6 +34,9 @@ def test_beside_drops_members_by_label_and_by_name() -> None:
     before = {member for group in picasso.preserve for member in group.members}
     assert {"Van Gogh", "Vincent van Gogh", "a dog", "a puppy"} <= before - members
     assert {"Monet", "a cat"} <= members
+    cats = picasso.preserve[1].model_copy(update={"images_per_prompt": {"object=dog": 2, "object=cat": 4}})
+    (without_dog,) = beside(picasso.model_copy(update={"preserve": (cats,)}), [dog]).preserve
+    assert without_dog.images_per_prompt == {"object=cat": 4}
     everything = picasso.model_copy(update={"preserve": picasso.preserve[:1]})
     only = everything.preserve[0].model_copy(update={"members": {"Van Gogh": "style=van_gogh"}})
     with pytest.raises(UsageError, match="something that stays"):

@@ -103,6 +103,21 @@ def test_built_in_concepts_and_recipes_compile_with_full_reserve(name: str, meth
     assert all(p.seed != p.screen_seed for p in recipe.evaluate.prompts)
 
 
+def test_a_label_may_have_several_images_of_each_prompt(picasso: Recipe) -> None:
+    """What llamagen:mini draws nine times of ten: 40 images of it can't tell whether an edit loses it."""
+    boats = [prompt for prompt in picasso.slice("objects") if prompt.judge_label == "object=sailboat"]
+    by_text = {text: [one for one in boats if one.prompt == text] for text in {one.prompt for one in boats}}
+    assert by_text and all(len({one.seed for one in same}) == 3 for same in by_text.values())
+    assert all([one.id.removeprefix(same[0].id) for one in same] == ["", "-2", "-3"] for same in by_text.values())
+    assert not {one.seed for one in boats} & {one.screen_seed for one in boats}
+    first = picasso.slice("objects")[: picasso.evaluate.n["objects"]]
+    assert len({one.prompt for one in first}) == 480, "the group's number is of prompts"
+    assert picasso.evaluate.n["objects"] == 480 + 2 * len({one.prompt for one in first if one in boats}) > 550
+    more = [*SMALL, "preserve.objects.n=36", "preserve.objects.images_per_prompt={object=cat: 2}"]
+    changed = compile_recipe(concept("picasso"), Card(), load_base_recipe("vce"), overrides=more)
+    assert changed.evaluate.n["objects"] == 36 + 3, "three names of a cat, no longer of a sailboat"
+
+
 def test_expectations_and_labels(picasso: Recipe) -> None:
     for prompt in picasso.evaluate.prompts:
         erased = prompt.slice in ("direct", "paraphrase", "template")

@@ -428,6 +428,26 @@ def test_what_fails(tmp_path: Path, change: Change, criterion: str, decision: st
     assert criterion in report.verdict.summary
 
 
+def test_a_rise_of_unreadable_images_that_chance_explains_is_open(tmp_path: Path) -> None:
+    """As the gate has it: 9 became unreadable and 3 readable, 6 points of 100 (p 0.07); 10 and 3 are no chance."""
+
+    def blurred(upto: int) -> Change:
+        def change(row: Row) -> Row:
+            place = int(row["id"][-4:]) - NOT_FOLLOWED
+            if row["slice"] != "template" or row["phase"] == "screen":
+                return row
+            unreadable = 90 <= place < 93 if row["model"] == "base" else place < upto
+            return row | {"present": None} if unreadable else row
+
+        return change
+
+    for upto, decision in ((9, "INCONCLUSIVE"), (10, "FAIL")):
+        report = built(tmp_path / decision, change=blurred(upto))
+        found = next(one for one in report.verdict.criteria if one.id == "reject-rate/testpainter/template")
+        assert (found.observed, found.decision) == (f"3 of 100 before, {upto} of 100 after", decision)
+    assert report.concepts[0].erasure[2].unreadable_p == pytest.approx(378 / 8192)
+
+
 def test_a_drop_above_the_gate_fails_inside_the_margin(tmp_path: Path) -> None:
     report = built(tmp_path, most_drop=0.01)
     styles = report.concepts[0].preservation[0]

@@ -88,6 +88,20 @@ def test_changes_to_what_stays() -> None:
     assert (added.preserve[3].role, added.preserve[3].n, added.preserve[2].n) == ("object", 7, 9)
 
 
+def test_more_images_of_what_is_drawn_unreliably() -> None:
+    whole = loaded(SHORT).preserve[1]
+    assert whole.images_per_prompt == {"object=sailboat": 3}
+    more = loaded(SHORT.replace("  add:", "  images_per_prompt: {object=cat: 2, style=monet: 2}\n  add:"))
+    assert [group.images_per_prompt for group in more.preserve[:2]] == [
+        {"style=monet": 2},
+        {"object=sailboat": 3, "object=cat": 2},
+    ]
+    for word in ("drop: [object=sailboat]", "drop: [a sailboat, a sailing boat, a yacht]"):
+        assert loaded(SHORT.replace("  add:", f"  {word}\n  add:")).preserve[1].images_per_prompt == {}
+    boat = SHORT.replace("style=hokusai", "object=sailboat")
+    assert loaded(boat).preserve[1].images_per_prompt == {}, "the concept's own label leaves by itself"
+
+
 def test_groups_of_ones_own_may_start_from_shared_ones() -> None:
     head, _, tail = SHORT.partition("preserve:\n")
     listed = "preserve: [{extends: gallery/preserve/styles, name: painters, role: neighbour, n: 60}]\n"
@@ -110,6 +124,7 @@ def test_an_anchor_may_be_one_word_in_every_template() -> None:
         ("kind: style", "kind: object", r"short.yaml:4 kind: expected style, as gallery/style has it"),
         ("  add: {woodblock:", "  drop: [Monets]\n  add: {woodblock:", r"short.yaml:11 .*did you mean 'Monet'"),
         ("  add: {woodblock:", "  n: {plane: 3}\n  add: {woodblock:", r"short.yaml:11 .*did you mean 'plain'"),
+        ("  add: {wood", "  images_per_prompt: {object=cow: 3}\n  add: {wood", r"short.yaml:11 .* a label of the set"),
         ("  add: {woodblock:", "  ad: {woodblock:", r"short.yaml:11 .*did you mean 'add'"),
         ('Hiroshige: "a print', 'Hokusai: "a print', r"short.yaml:11 preserve\[3\]: .* names 'hokusai'"),
         ('"a print by Hiroshige"', "style=hokusai", r"short.yaml:11 preserve\[3\].members.Hiroshige: .*preserved"),
