@@ -155,15 +155,18 @@ def _by_member(index: int, name: str, n: int, labels: int, margin: Margin) -> Cr
         return members.power(max(1, size // labels), pays, labels, margin, FLIPS).passes ** labels
 
     found, chance = members.power(each, pays, labels, margin, FLIPS).finds, all_pass(n)
+    widest = max(margin.upper, members.WIDEST)
+    least = _first(lambda size: stats.tango_upper(0, 0, size) <= widest, 1)
     return Criterion(
         f"{name}, each of {labels} members",
         ("preserve", index, "n"),
         n,
-        met=True,
+        met=least is not None and each >= least,
         power=chance,
-        least=labels,
+        least=least and least * labels,
         enough=n if chance >= stats.POWER else _first(lambda size: all_pass(size) >= stats.POWER),
-        why="",
+        why=f"none of {each} lost would bound a member's drop by {stats.tango_upper(0, 0, each):.1%}, and nothing wider "
+        f"than {widest:.0%} passes",
         finds=f"with {each} prompts each, a loss of {100 * pays:g} points is found in {found:.0%} of cases",
     )
 

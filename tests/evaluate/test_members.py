@@ -43,6 +43,7 @@ def test_a_member_that_the_base_model_hardly_drew_does_not_pass() -> None:
         (0.08, 0.15, 0.04, "INCONCLUSIVE"),  # within the margin, and not chance: more prompts will say how much
         (0.09, 0.16, 0.06, "INCONCLUSIVE"),
         (0.12, 0.20, 0.02, "FAIL"),
+        (0.00, 0.26, 1.0, "INCONCLUSIVE"),  # too few images to say anything
     ],
 )
 def test_the_rule(drop: float, upper: float, p: float, says: str) -> None:

@@ -76,4 +76,7 @@ def test_members_are_planned_for() -> None:
         and "with 66 prompts each, a loss of 12 points is found in 8" in styles.sentence()
     )
     assert "other-styles, each of 6 members" not in {one.slice for one in criteria(at(400)) if not one.met}
+    few = {one.slice: one for one in criteria(PICASSO, {"other-styles": 48, "objects": 108})}
+    assert not few["other-styles, each of 6 members"].met and few["objects, each of 12 members"].met
+    assert "at least 54 prompts" in str(few["other-styles, each of 6 members"].problem())
     assert not any(name.startswith("plain, each") for name in found)  # one member is its group

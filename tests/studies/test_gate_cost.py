@@ -52,7 +52,7 @@ def test_a_recipe_of_the_suites_size_keeps_its_first_prompts() -> None:
     recipe = compile_recipe(spec, model.card, load_base_recipe("vce"))
     small, suite = sized(recipe, SUITES["ci"]), SUITES["ci"]
     assert small.evaluate.n["direct"] == suite.erasure and small.evaluate.n["objects"] == suite.preserve
-    assert small.evaluate.n["template"] == recipe.evaluate.n["template"] == 100
+    assert small.evaluate.n["plain"] == recipe.evaluate.n["plain"] == 300
     assert small.slice("direct") == recipe.slice("direct")[: math.ceil(1.25 * suite.erasure)]
 
 
