@@ -165,8 +165,8 @@ def _by_member(index: int, name: str, n: int, labels: int, margin: Margin) -> Cr
         power=chance,
         least=least and least * labels,
         enough=n if chance >= stats.POWER else _first(lambda size: all_pass(size) >= stats.POWER),
-        why=f"none of {each} lost would bound a member's drop by {stats.tango_upper(0, 0, each):.1%}, and nothing wider "
-        f"than {widest:.0%} passes",
+        why=f"none of {each} lost would bound a member's drop by {stats.tango_upper(0, 0, each):.1%}, and no bound "
+        f"above {widest:.0%} passes",
         finds=f"with {each} prompts each, a loss of {100 * pays:g} points is found in {found:.0%} of cases",
     )
 
