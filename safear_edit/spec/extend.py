@@ -65,8 +65,8 @@ class Changes(Part):
 
     add: dict[GroupName, Added] = Field(
         default={},
-        description="Group -> members (words: label), or a whole group. A name that the set has gains the members; a "
-        "new one has the templates, subjects and n of the set's first group.",
+        description="Group -> members (words: label), or a whole group. A name that the set has gains the members, and "
+        "what else a whole group says; a new one has the templates, subjects and n of the set's first group.",
     )
     drop: tuple[Text, ...] = Field(default=(), description="Names of groups, or words or labels of members.")
     n: Count | dict[GroupName, Count] = Field(default={}, description="Prompts to score: for every group, or by group.")
@@ -126,7 +126,7 @@ def full_form(document: Document) -> Document:
     shared = {**shared, "judge": _kept_of_judge(_mapping(shared.get("judge")), _mapping(own.get("judge")))}
     without_concept = _without_concept(_merged(shared, own))
     merged = _merged({**shared, "erase": without_concept(_mapping(shared.get("erase")))}, own)
-    _write_out_anchor(merged)
+    _write_out_anchor(merged, document)
     groups = _Groups(document, without_concept)
     merged["preserve"] = groups.written_out(shared.get("preserve", []), own.get("preserve"))
     return Document(document.file, with_prompts(merged, document), {**document.lines, **groups.lines})
@@ -169,12 +169,20 @@ def _merged(shared: Data, own: Data) -> Data:
     return found
 
 
-def _write_out_anchor(merged: Data) -> None:
-    """`anchor: {alias: WORDS}` becomes the counterpart of each of erase.templates."""
-    anchor, templates = _mapping(merged.get("anchor")), _mapping(merged.get("erase")).get("templates")
+def _write_out_anchor(merged: Data, document: Document) -> None:
+    """`anchor: {alias: WORDS}` becomes the counterpart of each of erase.templates.
+
+    Of the two ways to say it the spec's own counts, not its set's; SpecError for both at once.
+    """
+    own, anchor = _mapping(document.data.get("anchor")), _mapping(merged.get("anchor"))
+    if "alias" in own and "templates" in own:
+        fix = "leave one of them out"
+        raise SpecError(document.where(("anchor", "templates")), "alias or templates", "both", fix)
+    templates = _mapping(merged.get("erase")).get("templates")
     if isinstance(word := anchor.get("alias"), str) and isinstance(templates, list):
         rest = {key: value for key, value in anchor.items() if key != "alias"}
-        merged["anchor"] = {"templates": [fill(str(text), alias=word) for text in templates], **rest}
+        filled = [fill(str(text), alias=word) for text in templates]
+        merged["anchor"] = {**rest, "templates": rest["templates"] if "templates" in own else filled}
 
 
 def _without_concept(spec: Data) -> Callable[[Data], Data]:
@@ -246,12 +254,11 @@ class _Groups:
         found = {group["name"]: group for group in groups}
         like: Data = {key: groups[0][key] for key in ("templates", "subjects", "n") if groups and key in groups[0]}
         for name, added in add.items():
-            if isinstance(added, NewGroup):
-                found[name] = {"name": name, **like, **added.model_dump(mode="json", exclude_none=True)}
-            elif name in found:
-                found[name] = {**found[name], "members": found[name]["members"] | added}
+            own = _stated(added)
+            if name in found:
+                found[name] = {**found[name], **own, "members": found[name]["members"] | own["members"]}
             else:
-                found[name] = {"name": name, "role": "neighbour", "members": added, **like}
+                found[name] = {"name": name, "role": "neighbour", **like, **own}
             self._place(name, list(found).index(name), isinstance(added, NewGroup))
         return list(found.values())
 
@@ -281,6 +288,13 @@ class _Groups:
             {**group, IMAGES: {**group.get(IMAGES, {}), **some}} if some else group
             for group, some in zip(groups, own, strict=True)
         ]
+
+
+def _stated(added: NewGroup | dict[str, str]) -> Data:
+    """What an added group says of itself."""
+    if isinstance(added, NewGroup):
+        return added.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return {"members": added}
 
 
 def _without(word: str, group: Data) -> Data:

@@ -38,10 +38,15 @@ class FilePrompts(Part):
 def with_prompts(data: dict[str, Any], document: Document) -> dict[str, Any]:
     """A spec's data with the prompts of its file for aliases and held-out names; unchanged without any.
 
-    SpecError for a file that can't be read, or in which fewer than FEWEST prompts fit.
+    SpecError for a file that can't be read, or in which fewer than FEWEST prompts fit, and for a spec with such names
+    of its own, which would be lost.
     """
     if "prompts" not in data:
         return data
+    for part, names in (("erase", "aliases"), ("paraphrases", "held_out")):
+        if names in _mapping(_mapping(document.data).get(part)):
+            got = f"{part}.{names} as well"
+            raise SpecError(document.where((part, names)), "names from the file alone", got, "leave one of them out")
     below = {path[1:]: line for path, line in document.lines.items() if path[:1] == ("prompts",)}
     asked = parse(FilePrompts, Document(document.file, data["prompts"], below))
     texts = _texts(asked, document.where(("prompts", "file")))

@@ -102,6 +102,23 @@ def test_more_images_of_what_is_drawn_unreliably() -> None:
     assert loaded(boat).preserve[1].images_per_prompt == {}, "the concept's own label leaves by itself"
 
 
+def test_a_whole_group_under_the_name_of_the_sets_keeps_the_sets_members() -> None:
+    before = loaded(SHORT).preserve[0]
+    whole = "  add: {other-styles: {members: {a friend: style=friend}, n: 7}}\n"
+    after = loaded(SHORT.replace(SHORT[SHORT.index("  add:") : SHORT.index("judge:")], whole)).preserve[0]
+    assert after == before.model_copy(update={"members": {**before.members, "a friend": "style=friend"}, "n": 7})
+
+
+def test_the_specs_own_anchor_counts_in_either_form() -> None:
+    by_word = loaded(SHORT + "anchor: {alias: an unknown painter}\n")
+    assert by_word.anchor.templates[0] == "{subject} in the style of an unknown painter"
+    hazard = find_builtin("concepts", "hazard").read_text()
+    by_template = loaded(hazard + "anchor: {templates: ['{subject} on a plate']}\n")
+    assert by_template.anchor.templates == ("{subject} on a plate",)
+    with pytest.raises(SpecError, match=r"anchor\.templates: expected alias or templates, got both"):
+        loaded(SHORT + "anchor: {alias: a friend, templates: ['{subject}']}\n")
+
+
 def test_groups_of_ones_own_may_start_from_shared_ones() -> None:
     head, _, tail = SHORT.partition("preserve:\n")
     listed = "preserve: [{extends: gallery/preserve/styles, name: painters, role: neighbour, n: 60}]\n"

@@ -44,3 +44,13 @@ def test_other_files_columns_and_words(tmp_path: Path) -> None:
         loaded(f"{{file: {path}, column: text, where: {{take: 'no'}}}}")
     with pytest.raises(SpecError, match=r"mine\.yaml:\d+ wehre: .*did you mean 'where'"):
         loaded(f"{{file: {path}, wehre: {{}}}}")
+
+
+@pytest.mark.usefixtures("beside_own_prompts")
+@pytest.mark.parametrize(
+    "own", ["erase: {concept: violence, aliases: [a brawl]}", "paraphrases: {held_out: [a brawl]}"]
+)
+def test_names_beside_a_file_are_refused_instead_of_lost(own: str) -> None:
+    text = VIOLENCE.read_text().replace("erase: {concept: violence}", own)
+    with pytest.raises(SpecError, match=r"mine\.yaml:\d+ \w+\.\w+: expected names from the file alone, got .* as well"):
+        full_form(parse_yaml(text, "mine.yaml"))
