@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import safear_edit
+from safear_edit.files.strict import parse_value
+from safear_edit.pipeline import api
 from tests import ROOT
 
 
@@ -35,6 +37,13 @@ def test_type_checkers_see_what_is_loaded() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = safear_edit.nothing
+
+
+def test_overrides_are_said_as_the_command_line_says_them() -> None:
+    given = {"params.steps": 60, "params.adversarial": True, "construct.captioner": None, "params.average": "token"}
+    order = api._order("picasso", "llamagen", "vce", 0, {**given, "params.erase_scales": (0, 1)}, "cpu")
+    values = [parse_value(text.partition("=")[2], "") for text in order.overrides]
+    assert values == [*given.values(), [0, 1]]
 
 
 def test_importing_costs_nothing() -> None:

@@ -27,6 +27,7 @@ from safear_edit.cli.options import (
     print_json,
     print_json_list,
     print_table,
+    refuse_beside_recipe,
     shown_progress,
     taking,
 )
@@ -300,6 +301,7 @@ def map_(source: str, given: MapOptions) -> int:
     from safear_edit.pipeline.order import Order
 
     refuse_existing(given.out, overwrite=given.overwrite)
+    refuse_beside_recipe([source], "seed")
     order = Order(source, given.model, seed=given.seed, device=given.device)
     with shown_progress(given) as progress:
         found = map_concept(order, given.out, count=given.pairs, overwrite=given.overwrite, progress=progress)

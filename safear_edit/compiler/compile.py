@@ -54,7 +54,8 @@ from safear_edit.spec.prompts import (
     near_duplicates,
     normalise,
 )
-from safear_edit.spec.spec import Images, PreserveGroup, Spec, Understanding
+from safear_edit.spec.spec import Images, PreserveGroup, Spec
+from safear_edit.spec.text import Part
 
 SCREENING_RESERVE = 1.25
 """Candidates per prompt to score: the base model's screening drops those for which it does not draw what was asked."""
@@ -94,7 +95,7 @@ def compile_recipe(
     if not 0 <= seed < 2**63:
         raise UsageError("seed", "0 ≤ seed < 2^63", str(seed), "take a smaller number")
     images = model_card.images
-    spec, base = _overridden(judged_for(spec, images), base_recipe.for_model(model_card), overrides)
+    spec, base = overridden(spec, model_card, base_recipe, overrides)
     params = method_params(base.method, base.params, f"recipe {base.method}")
     _refuse_misfit(base.method, model_card.family)
     _refuse_unmade(base.construct, spec, model_card)
@@ -395,29 +396,36 @@ def reserve_warnings(evaluation: Evaluation) -> list[str]:
 # -- --set ------------------------------------------------------------------------------------------------------------
 
 
-def _overridden(spec: Spec, base: BaseRecipe, overrides: Sequence[str]) -> tuple[Spec, BaseRecipe]:
-    """Spec and base recipe with every "key=value" applied and checked again."""
+def overridden(
+    spec: Spec, model_card: Card, base_recipe: BaseRecipe, overrides: Sequence[str]
+) -> tuple[Spec, BaseRecipe]:
+    """Spec and base recipe for a model, with every `--set` "key=value" applied and checked again."""
+    spec, base = judged_for(spec, model_card.images), base_recipe.for_model(model_card)
     if not overrides:
         return spec, base
     spec_data, base_data = spec.model_dump(mode="json"), base.model_dump(mode="json")
-    # what files leave out where nobody changed it
-    spec_data["evaluate"].setdefault("references", None)
-    spec_data.setdefault("understanding", Understanding().model_dump(mode="json"))
-    spec_data["gates"] |= spec.gates.every()
-    spec_data["judge"].setdefault("card", None)
-    for group in spec_data["preserve"]:
-        group.setdefault("images_per_prompt", {})
+    judge = {name: value for name, value in _every(spec.judge).items() if name != "real"}  # judged_for took it
+    groups = [_every(group) for group in spec.preserve]
+    spec_data |= {"evaluate": _every(spec.evaluate), "understanding": _every(spec.understanding), "judge": judge}
+    spec_data |= {"gates": spec.gates.every(), "preserve": groups}
     base_data["construct"] |= how_of(base.construct)
     roots: dict[str, Any] = {
         "params": base_data["params"],
         "construct": base_data["construct"],
-        "preserve": {group["name"]: group for group in spec_data["preserve"]},
+        "preserve": {group["name"]: group for group in groups},
         **{key: spec_data[key] for key in ("evaluate", "gates", "judge", "understanding")},
     }
     for override in overrides:
         _set(roots, override)
     where = f"--set {' '.join(overrides)}"
-    return parse(Spec, Document(where, spec_data)), parse(BaseRecipe, Document(where, base_data))
+    changed = judged_for(parse(Spec, Document(where, spec_data)), model_card.images)
+    return changed, parse(BaseRecipe, Document(where, base_data))
+
+
+def _every(part: Part) -> dict[str, Any]:
+    """A part's fields as data, those too that a file leaves out where nobody changed them."""
+    rest = {name: getattr(part, name) for name in type(part).model_fields}
+    return rest | part.model_dump(mode="json")
 
 
 def _set(roots: dict[str, Any], override: str) -> None:
@@ -434,6 +442,8 @@ def _set(roots: dict[str, Any], override: str) -> None:
     free = parents in (["params"], ["judge", "options"])  # whose keys the method and the judge check themselves
     if node is roots and last in roots["params"]:
         raise UsageError(where, "a key with its section", repr(last), f"did you mean 'params.{last}'?")
+    if node is roots and last in roots:
+        raise UsageError(where, f"{last}.KEY=VALUE", f"{last} alone", f"its keys: {', '.join(roots[last])}")
     if not isinstance(node, dict) or node is roots or (last not in node and not free):
         raise registry.unknown(where, last, node if isinstance(node, dict) else ())
     node[last] = parse_value(text, where)

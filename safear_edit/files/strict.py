@@ -113,7 +113,10 @@ def _events(text: str) -> Iterator[Event]:
 
 def parse_value(text: str, name: str) -> Any:
     """One value as it would stand after a colon: the right side of `--set key=value`; SpecError as for a file."""
-    return parse_yaml(f"value: {text}", name).data["value"]
+    data = parse_yaml(f"value: {text}", name).data
+    if len(data) > 1:
+        raise SpecError(name, "one value", "more lines after it", "give each value in an option of its own")
+    return data["value"]
 
 
 def read_json(path: Path) -> Document:

@@ -6,6 +6,7 @@ know is in the value that comes back or in the SafearError that is raised (its `
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,5 +127,6 @@ def _order(
 ) -> Order:
     from safear_edit.pipeline.order import Order
 
-    changes = tuple(f"{key}={value}" for key, value in (overrides or {}).items())
+    said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
+    changes = tuple(f"{key}={value}" for key, value in said.items())
     return Order(str(source), str(model) if model else None, method, seed, changes, device)

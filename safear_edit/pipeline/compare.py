@@ -19,18 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import SafearError, SpecError, UsageError
 from safear_edit.families.reference import ModelRef
 from safear_edit.files import rundir
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.layout import BASE
+from safear_edit.files.strict import parse_yaml
 from safear_edit.pipeline import compared, run
 from safear_edit.pipeline.compared import Ran
-from safear_edit.pipeline.order import Order, compile_recipes, read_sources
+from safear_edit.pipeline.order import Order, Source, compile_recipes, read_sources
 from safear_edit.pipeline.state import RunOptions, StackState, load_state
 from safear_edit.progress import Callback, silent
 from safear_edit.report.build import read_report
@@ -63,22 +62,24 @@ def variant(text: str) -> Variant:
     if name not in known:
         raise registry.unknown("--methods", name, known)
     try:
-        values = yaml.safe_load(f"{{{changes.replace('=', ': ')}}}")
-    except yaml.YAMLError:
+        values = parse_yaml(f"{{{changes.replace('=', ': ')}}}", "--methods").data
+    except SpecError:
         values = {"": None}
-    if any(not key or value is None for key, value in values.items()):
-        raise UsageError(f"--methods {text}", "NAME:key=value,…", repr(changes), "for instance vce:beta=2,steps=60")
     keyed = {key if "." in key else f"params.{key}": value for key, value in values.items()}
+    if len(keyed) < len(values) or any(not key or value is None for key, value in values.items()):
+        fix = "each key once, for instance vce:beta=2,steps=60"
+        raise UsageError(f"--methods {text}", "NAME:key=value,…", repr(changes), fix)
     return Variant(text, name, tuple(f"{key}={json.dumps(value)}" for key, value in keyed.items()))
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One run: what is ordered, and the recipe that it compiles to."""
+    """One run: what is ordered, its spec as it was read then, and the recipe that it compiles to."""
 
     concept: str
     variant: Variant
     order: Order
+    source: Source
     recipe: Recipe
 
     @property
@@ -119,7 +120,7 @@ def compare(
 
     Everything is compiled before the first run, so a typo or a method that doesn't fit the model is told at once, in
     one line. A run that fails for a reason that its user can cause is named and left out; the same command tries it
-    again. UsageError for a folder that something else wrote, and while another process works on it.
+    again. UsageError for a finished recipe, a folder that something else wrote, and while another process works on it.
     """
     variants = [variant(text) for text in dict.fromkeys(methods)]
     ModelRef.parse(model)
@@ -131,7 +132,12 @@ def compare(
         for chosen in variants
         for seed in range(seeds)
     ]
-    read_sources([Order(concept, model) for concept in dict.fromkeys(concepts)])
+    asked = [Order(concept, model) for concept in dict.fromkeys(concepts)]
+    for order, source in zip(asked, read_sources(asked), strict=True):
+        if isinstance(source, Recipe):
+            fix = "give the spec that it was compiled from"
+            got = f"the finished recipe {order.source}, which has a method and a seed of its own"
+            raise UsageError("compare", "specs to compile", got, fix)
     with rundir.growing(out, MARK, "compare"):
         state = load_state(model, device)
         if state.members:
@@ -156,8 +162,9 @@ def _within(progress: Callback, number: int, total: int, label: str, stage: str,
 
 
 def _wanted(state: StackState, one: Variant, order: Order) -> Wanted:
-    (recipe,) = compile_recipes(state.model, state.ref, (), [order], read_sources([order]))
-    return Wanted(recipe.spec.name, one, order, recipe)
+    (source,) = read_sources([order])
+    (recipe,) = compile_recipes(state.model, state.ref, (), [order], [source])
+    return Wanted(recipe.spec.name, one, order, source, recipe)
 
 
 # -- one run ----------------------------------------------------------------------------------------------------------
@@ -171,7 +178,7 @@ def _run(out: Path, state: StackState, one: Wanted, command: str, progress: Call
             work.parent.mkdir(exist_ok=True)
             drawn = out / DRAWN / digest_of(one.concept, state.ref)[:16]
             options = RunOptions(None, True, command=command, progress=progress, base_images=drawn)
-            run.walk(lambda: (state, run.additions([(one.order, one.recipe)])), work, options)
+            run.walk(lambda: (state, run.additions([(one.source, one.recipe)])), work, options)
         _drop_weights(work)
         folder.parent.mkdir(exist_ok=True)
         work.rename(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safear_edit.errors import UsageError
 from safear_edit.evaluate.cartography import ConceptMap, locate, save
 from safear_edit.files.rundir import opened, stage
 
@@ -31,7 +32,11 @@ def map_concept(order: Order, out: Path, *, count: int, overwrite: bool, progres
         ref = ModelRef.parse(model_of(order, source))
         model = load_model(model_of(order, source), resolve_device(order.device))
         recipe = compile_for(model, str(ref), order, source)
-        wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in recipe.construct.pairs[:count]]
+        there = recipe.construct.pairs
+        if count > len(there):
+            fix = f"take --pairs {len(there)}"
+            raise UsageError("--pairs", f"at most {len(there)}, which the recipe has", str(count), fix)
+        wanted = [(pair.unsafe, pair.safe, pair.seed) for pair in there[:count]]
         judge = concept_judge(recipe.spec)
         pairs = build_pairs(model, wanted, judge, progress=progress, fewest=2)
         found = locate(model, recipe.spec.erase.concept, pairs, judge, progress)

@@ -72,10 +72,11 @@ def resolve_device(name: str) -> str:
 
 @dataclass(frozen=True)
 class SpecWithDefaults:
-    """A spec and a method's defaults, read and checked, not yet compiled."""
+    """A spec and a method's defaults, read and checked, not yet compiled; text: the spec's file as it was then."""
 
     spec: Spec
     base: BaseRecipe
+    text: bytes
 
 
 Source = SpecWithDefaults | Recipe
@@ -95,7 +96,7 @@ def read_source(order: Order) -> Source:
     """What the order names, checked, before anything is loaded."""
     path = source_path(order.source)
     if path.suffix != ".json":
-        return SpecWithDefaults(load_spec(path), load_base_recipe(order.method))
+        return SpecWithDefaults(load_spec(path), load_base_recipe(order.method), path.read_bytes())
     for option, given in (("--set", order.overrides), ("--map", order.map)):
         if given:
             fix = f"compile the spec again with {option}"
@@ -231,6 +232,9 @@ def compile_for(model: ModelFamily, ref: str, order: Order, source: Source) -> R
         fix = "give the recipe's model, or compile the spec for this one"
         got, wanted = f"{model.card.digest[:12]}…", f"weights {source.model.digest[:12]}… ({source.model.ref})"
         raise UsageError(str(source_path(order.source)), wanted, got, fix)
+    if source.model.dtype != dtype:
+        fix = "apply it by itself, or compile its spec again"
+        raise UsageError(str(source_path(order.source)), f"a model in {source.model.dtype}", dtype, fix)
     return source
 
 
@@ -263,6 +267,6 @@ def spec_for(source: str, images: Images) -> Spec:
 
 def source_path(source: str) -> Path:
     """The file behind what was given: a path, or the name of a built-in concept."""
-    if "/" in source or Path(source).suffix in (".yaml", ".yml", ".json") or Path(source).exists():
+    if "/" in source or Path(source).suffix in (".yaml", ".yml", ".json") or Path(source).is_file():
         return Path(source)
     return registry.find_builtin("concepts", source)

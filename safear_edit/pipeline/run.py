@@ -40,7 +40,14 @@ from safear_edit.files.atomic import write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.interference import measure_interference
 from safear_edit.pipeline.kept_images import kept_images
-from safear_edit.pipeline.order import Order, compile_recipes, read_sources, refuse_drafts, source_path
+from safear_edit.pipeline.order import (
+    Order,
+    Source,
+    SpecWithDefaults,
+    compile_recipes,
+    read_sources,
+    refuse_drafts,
+)
 from safear_edit.pipeline.publish import Result, publish
 from safear_edit.pipeline.state import RunOptions, StackChange, StackState, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
@@ -66,7 +73,7 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
         state = loaded(orders[0], sources[0])
         compiled = partial(compile_recipes, state.model, state.ref, state.recipes, orders, sources, joint=joint)
         recipes = processes.from_main(compiled)  # how much memory is free has a say in it
-        return state, additions(list(zip(orders, recipes, strict=True)), joint=joint)
+        return state, additions(list(zip(sources, recipes, strict=True)), joint=joint)
 
     return walk(start, out, options)
 
@@ -97,29 +104,31 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
 # -- 2 construct, 3 edit ----------------------------------------------------------------------------------------------
 
 
-def additions(work: Sequence[tuple[Order, Recipe]], *, joint: bool = False) -> list[StackChange]:
+def additions(work: Sequence[tuple[Source, Recipe]], *, joint: bool = False) -> list[StackChange]:
     """A change for every concept, or one for all of them together."""
     return [_addition(part) for part in ([work] if joint else [[one] for one in work])]
 
 
-def _addition(work: Sequence[tuple[Order, Recipe]]) -> StackChange:
+def _addition(work: Sequence[tuple[Source, Recipe]]) -> StackChange:
     """One more edit, for the concept of `work`, or for all of them together."""
     names = " and ".join(recipe.spec.name for _, recipe in work)
     event = f"added {names}" + (" in one edit" if len(work) > 1 else "")
     return StackChange(event, partial(_added, work), sum(recipe.predicted.minutes for _, recipe in work))
 
 
-def _added(work: Sequence[tuple[Order, Recipe]], run: RunDir, state: StackState, options: RunOptions) -> StackState:
+def _added(work: Sequence[tuple[Source, Recipe]], run: RunDir, state: StackState, options: RunOptions) -> StackState:
     """Construct for each concept and search one edit, on the model with the edits so far."""
     net, below, parts = state.model.net, state.stack, list[RunDir]()
-    for order, recipe in work:
+    for source, recipe in work:
         name = recipe.spec.name
         options.say(f"adding {name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
         for line in cut_lines(recipe, state.model.caption_lengths):
             options.say(line)
-        part, source = run.part(f"concepts/{name}"), source_path(order.source)
-        if source.suffix != ".json":
-            write_atomic(part / f"{name}.yaml", source.read_bytes())
+        part = run.part(f"concepts/{name}")
+        for old in part.root.glob("*.yaml"):  # of an earlier call, which began with a spec
+            old.unlink()
+        if isinstance(source, SpecWithDefaults):
+            write_atomic(part / f"{name}.yaml", source.text)
         with below.apply(net):
             construct(part, recipe, state.model, options.progress_of(name), below.digest)
         parts.append(part)

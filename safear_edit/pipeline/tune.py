@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from safear_edit import registry
-from safear_edit.compiler.compile import method_params
+from safear_edit.compiler.compile import method_params, overridden
 from safear_edit.compiler.recipe import BaseRecipe, Range, Recipe
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.cartography import evidence
@@ -227,7 +227,8 @@ def tune(
             found = [_told(one) for one in study.get_trials(deepcopy=False)]
         except KeyError as error:
             raise _damaged(out / JOURNAL, error) from None
-        return _show(out, found, source.base.for_model(model.card), recipe, command)
+        _, base = overridden(source.spec, model.card, source.base, order.overrides)
+        return _show(out, found, base, recipe, command)
 
 
 def _optuna() -> Any:
@@ -305,12 +306,23 @@ def _trial(
     progress: Callback,
     trial: optuna.Trial,
 ) -> tuple[float, float, float]:
-    """One search with numbers that the sampler suggests, and what its edit does."""
+    """One search with numbers that the sampler suggests, and what its edit does.
+
+    Numbers by which the search fails, as by a rate so high that the loss is no number, are a trial that ended early,
+    unless no other has ended yet: then the fault may lie in what all share.
+    """
     numbers = recipe.method.params | {name: suggested(trial, name, one) for name, one in ranges.items()}
     params = method_params(recipe.method.name, numbers, f"trial {trial.number}")
     method = registry.lookup("methods", recipe.method.name).load()()
     told = under(progress, f"trial {trial.number}")
-    edit = method.fit(probe.model, material, params, seed=recipe.seed, progress=told)
+    try:
+        edit = method.fit(probe.model, material, params, seed=recipe.seed, progress=told)
+    except UsageError as error:
+        trial.set_user_attr("why", f"failed: {error}")
+        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        if not trial.study.get_trials(deepcopy=False, states=ended):
+            raise
+        raise optuna.TrialPruned from None
 
     def hopeless(left: float) -> None:
         if left > HOPELESS:
@@ -456,5 +468,5 @@ def best_recipe(base: BaseRecipe, best: Trial, recipe: Recipe, trials: int, comm
         f"it started from recipe {recipe.digest[:12]}.",
         *([f"Command: {command}"] if command else []),
     ]
-    comment = "".join(f"# {line}\n" for line in head)
+    comment = "".join(f"# {line}\n" for text in head for line in text.splitlines())
     return comment + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)

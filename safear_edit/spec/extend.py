@@ -237,7 +237,10 @@ class _Groups:
         if not isinstance(group, dict) or "extends" not in group:
             return group
         own = {key: value for key, value in group.items() if key != "extends"}
-        return {**self.without_concept(_read_set(group["extends"], self.document.where((*at, "extends")))), **own}
+        shared = self.without_concept(_read_set(group["extends"], self.document.where((*at, "extends"))))
+        found = {**shared, **own}
+        members = own.get("members")
+        return _with_members(found, members) if isinstance(members, dict) and IMAGES not in own else found
 
     def _left(self, groups: list[Data], drop: Sequence[str]) -> list[Data]:
         """Without the groups of these names, and without members of these words or labels."""

@@ -83,7 +83,7 @@ def curve(
         sources = read_sources(orders)
         state = loaded(orders[0], sources[0])
         recipes = compile_recipes(state.model, state.ref, (), orders, sources, joint=joint)
-        for change in additions(list(zip(orders, recipes, strict=True)), joint=joint):
+        for change in additions(list(zip(sources, recipes, strict=True)), joint=joint):
             state = change.make(run, state, options)
             height = len(state.members)
             if (joint or height in heights) and all(row["height"] != height for row in rows):

@@ -164,6 +164,15 @@ def test_overrides(draft: Spec) -> None:
     assert named.spec.evaluate.references == "pictures" and named.digest != recipe.digest
 
 
+def test_what_a_spec_leaves_out_can_be_set_all_the_same(draft: Spec) -> None:
+    sets = ["evaluate.attacks=ci", "preserve.objects.questions=['does it show {name}?']"]
+    sets += ["judge.members={use: clip, options: {model: gallery}, zero_shot: {}}"]
+    spec = compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=[*SMALL, *sets]).spec
+    objects = next(group for group in spec.preserve if group.name == "objects")
+    assert spec.evaluate.attacks == "ci" and objects.questions == ("does it show {name}?",)
+    assert spec.judge.members and spec.judge.members.zero_shot is None and "prompts" in spec.judge.members.options
+
+
 def test_answers_are_held_in_place_only_where_there_are_any(draft: Spec, picasso: Recipe) -> None:
     """And what nobody changed is in no recipe, so that those from before understanding keep their digests."""
     assert "understanding_weight" not in picasso.method.params
@@ -209,7 +218,9 @@ def test_what_is_to_be_understood_can_be_set(draft: Spec) -> None:
         ("evaluate.n.direct=0", "evaluate.n.direct"),
         ("evaluate.n.direct.x=0", "--set evaluate.n.direct.x=0"),
         ("gates.erasure_direct=2", "gates.erasure_direct"),
-        ("gates=2", "--set gates=2"),
+        ("gates=2", "expected gates.KEY=VALUE, got gates alone; its keys: erasure_direct"),
+        ("judge.real.use=clip", "expected one of card, label"),
+        ("construct.pairs=16\nparams.beta: 2", "one value"),
         ("spec.name=x", "--set spec.name=x"),
         ("preserve.objets.n=3", "did you mean 'objects'"),
         ("construct.pairs", "KEY=VALUE"),

@@ -87,6 +87,11 @@ def test_the_verb_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert printed == json.loads((out / "map.json").read_text()) and 2 <= printed["pairs"] <= 4
     assert {path.name for path in out.iterdir()} == {".gitattributes", "map.json", "map.png", "recipe.json"}
     assert main.run(words) == 2 and "must not exist" not in capsys.readouterr().out
+    recipe = str(out / "recipe.json")
+    assert main.run(["map", recipe, "--seed", "3", "--out", str(tmp_path / "other")]) == 2
+    assert "--seed: expected a spec to compile, got the finished recipe" in capsys.readouterr().err
+    assert main.run(["map", recipe, "--pairs", "9000", "--out", str(tmp_path / "other")]) == 2
+    assert "--pairs: expected at most 160, which the recipe has, got 9000" in capsys.readouterr().err
 
 
 def test_locked_in_is_the_first_half_way_group() -> None:

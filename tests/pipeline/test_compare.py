@@ -90,6 +90,16 @@ def test_bad_words_are_one_line_before_any_run(folder: Path, capsys: pytest.Capt
     assert "NAME:key=value" in refused(words("vce:steps"))
     assert "params step" in refused(words("sft", "vce:step=3")).replace(".", " ")
     assert "a family with scales" in refused(words("sft", "sace"))
+    assert "a number, got '1e-4 '" in refused(words("vce:beta='1e-4 '"))
+    assert "true or false, got 'no'" in refused(words("vce:adversarial=no"))
+    for wrong in ("beta=2,beta=3", "beta=2,params.beta=3", "1=2", "beta=&a 2", "beta=2}"):
+        assert "NAME:key=value" in refused(words(f"vce:{wrong}")), wrong
+    sets = words("sft")[words("sft").index("--set") :]
+    assert (
+        main.run(["plan", "picasso.yaml", "--model", "./base", "--out", "picasso.json", "--device", "cpu", *sets]) == 0
+    )
+    finished = ["compare", "picasso.json", "--model", "./base", "--methods", "sft", "vce", "--out", "out"]
+    assert "expected specs to compile, got the finished recipe picasso.json" in refused(finished)
     assert not (folder / "out/runs").exists()
     (folder / "mine").mkdir()
     (folder / "mine/notes.txt").write_text("keep")
@@ -100,6 +110,7 @@ def test_a_method_may_come_with_numbers_of_its_own() -> None:
     assert compare.variant("svare") == compare.Variant("svare", "svare")
     found = compare.variant("sace:erase_scales=[0,1],keep_weight=4.0,construct.pairs=64")
     assert found.overrides == ("params.erase_scales=[0, 1]", "params.keep_weight=4.0", "construct.pairs=64")
+    assert compare.variant("vce:learning_rate=1e-4").overrides == ("params.learning_rate=0.0001",)
     assert [compare.variant(name).method for name in VARIANTS][-2:] == ["dpo", "sft"]
     with pytest.raises(UsageError, match="did you mean 'svare'"):
         compare.variant("svar")

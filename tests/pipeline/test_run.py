@@ -24,7 +24,7 @@ from safear_edit.compiler.recipe import load_recipe
 from safear_edit.construct.joint import merged
 from safear_edit.construct.pairs import Keep, Material, Pairs
 from safear_edit.construct.pairs_record import PairStats
-from safear_edit.errors import TrustError
+from safear_edit.errors import TrustError, UsageError
 from safear_edit.evaluate import interference
 from safear_edit.evaluate.interference_record import Cell
 from safear_edit.evaluate.outcomes import read_outcomes
@@ -32,7 +32,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline import diff, publish, run
+from safear_edit.pipeline import diff, order, publish, run
 from safear_edit.pipeline.order import Order
 from safear_edit.pipeline.state import RunOptions
 from safear_edit.release import released
@@ -230,6 +230,34 @@ def test_a_later_concept_that_cant_be_compiled_is_told_before_anything_is_made(
     words = ["picasso.yaml", "hazard", "--model", "./base", "--unsigned", "--set", "preserve.other-styles.n=8"]
     assert "other-styles" in refused(capsys, apply("never", *words))
     assert not [path for path in folder.rglob("pairs.safetensors") if "never" in str(path.relative_to(folder))]
+
+
+def begun(asked: Order, out: Path, said: Callable[[str], None]) -> Path:
+    """What a walk for picasso that is interrupted as soon as pairs are drawn leaves of it."""
+    with pytest.raises(KeyboardInterrupt):
+        run.apply([asked], out, RunOptions(unsigned=True, progress=_ctrl_c, say=said))
+    return out.with_name(f".{out.name}.run") / "concepts/picasso"
+
+
+def test_the_spec_in_a_release_is_the_one_that_was_compiled(folder: Path, tmp_path: Path) -> None:
+    """Not one that its file holds when its turn comes, nor one of an earlier call on the same output."""
+    spec, out = tmp_path / "picasso.yaml", tmp_path / "out"
+    shutil.copyfile(folder / "picasso.yaml", spec)
+    overrides = tuple(f"{key}={value}" for key, value in SETS.items())
+    asked = Order(str(spec), str(folder / "base"), overrides=overrides, device="cpu")
+    left = begun(asked, out, lambda line: spec.write_text("changed meanwhile"))
+    assert (left / "picasso.yaml").read_bytes() == (folder / "picasso.yaml").read_bytes()
+    recipe = Order(str(folder / "one/recipe.json"), str(folder / "base"), device="cpu")
+    assert not list(begun(recipe, out, lambda line: None).glob("*.yaml"))
+
+
+def test_a_recipe_in_another_dtype_than_its_model_is_refused(folder: Path) -> None:
+    recipe = load_recipe(folder / "one/recipe.json")
+    half = beside.changed(recipe, model=recipe.model.model_copy(update={"dtype": "bfloat16"}))
+    model = load_model(str(folder / "base"))
+    assert order.compile_for(model, "base", order.Order("one/recipe.json", None), recipe) is recipe
+    with pytest.raises(UsageError, match="a model in bfloat16, got float32"):
+        order.compile_for(model, "base", order.Order("half.json", None), half)
 
 
 def test_the_stack_is_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,8 @@ def test_a_source_is_a_path_or_a_built_in_concept(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert source_path("picasso").name == "picasso.yaml" and source_path("picasso").is_file()
     assert source_path("mine.yaml") == Path("mine.yaml")
+    (tmp_path / "picasso").mkdir()
+    assert source_path("picasso").is_file(), "a folder of that name, an output perhaps, is no spec"
     with pytest.raises(UsageError, match="picasso"):
         source_path("piccasso")
 

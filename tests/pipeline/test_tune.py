@@ -22,6 +22,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document
+from safear_edit.methods.sft import SFT
 from safear_edit.pipeline import tune
 from safear_edit.pipeline.tune import Measured, Trial, best_of, front
 from safear_edit.spec.prompts import normalise
@@ -82,7 +83,9 @@ def test_evaluation_prompts_are_never_seen(
     rows = list(csv.DictReader((folder / "out/trials.csv").read_text().splitlines()))
     assert [row["trial"] for row in rows] == ["0"] and rows[0]["steps"] == "2"
     assert best["method"] == "sft" and 1 <= best["params"]["steps"] <= 3
-    assert load_base_recipe("./out/best.yaml").params["part"] in ("all", "attention")
+    found = load_base_recipe("./out/best.yaml")
+    assert found.params["part"] in ("all", "attention")
+    assert (found.construct.pairs, found.construct.keep, found.params["rank"]) == (60, 6, 2), "what --set said, too"
     assert "training prompts only" in (folder / "out/best.yaml").read_text()
 
     capsys.readouterr()
@@ -90,6 +93,35 @@ def test_evaluation_prompts_are_never_seen(
     assert len(json.loads(capsys.readouterr().out)["trials"]) == 2, "the same command goes on"
     assert main.run(words("--trials", "1", "--seed", "1")) == 2
     assert "a search of this very recipe" in capsys.readouterr().err
+
+
+def test_numbers_by_which_the_search_fails_end_their_trial_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, calls = SFT.fit, list[int]()
+
+    def failing(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) in (1, 3):
+            raise UsageError("edit, step 1", "a finite loss", "nan", "take a lower rate")
+        return fit(*given, **more)
+
+    monkeypatch.setattr(SFT, "fit", failing)
+    assert main.run(words("--trials", "1")) == 2, "what all trials share may be at fault"
+    assert "a finite loss" in capsys.readouterr().err and not (folder / "out/trials.csv").exists()
+    assert main.run(words("--trials", "3")) == 0
+    rows = list(csv.DictReader((folder / "out/trials.csv").read_text().splitlines()))
+    assert ["a finite loss" in row[""] for row in rows] == [True, False, True, False]
+
+
+def test_a_command_of_several_lines_is_a_comment(folder: Path) -> None:
+    base = load_base_recipe("./sft.yaml")
+    recipe: Any = SimpleNamespace(
+        spec=SimpleNamespace(name="x"), model=SimpleNamespace(ref="m", digest="0"), seed=0, digest="0"
+    )
+    text = tune.best_recipe(base, trial(0, 0.0, 0.0), recipe, 1, "tune --set 'a=1\nmethod: dpo'")
+    Path("best.yaml").write_text(text)
+    assert load_base_recipe("best.yaml").method == "sft"
 
 
 def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

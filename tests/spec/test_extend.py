@@ -98,6 +98,9 @@ def test_more_images_of_what_is_drawn_unreliably() -> None:
     ]
     for word in ("drop: [object=sailboat]", "drop: [a sailboat, a sailing boat, a yacht]"):
         assert loaded(SHORT.replace("  add:", f"  {word}\n  add:")).preserve[1].images_per_prompt == {}
+    own = SHORT[: SHORT.index("preserve:")] + SHORT[SHORT.index("judge:") :]
+    own += "preserve: [{extends: gallery/preserve/objects, members: {a dog: object=dog}}]\n"
+    assert loaded(own).preserve[0].images_per_prompt == {}, "what the set says of members that it alone has"
     boat = SHORT.replace("style=hokusai", "object=sailboat")
     assert loaded(boat).preserve[1].images_per_prompt == {}, "the concept's own label leaves by itself"
 
