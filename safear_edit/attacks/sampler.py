@@ -39,7 +39,7 @@ class Sampler(OptionSearch):
 
 def points(usual: Sampling, params: Sweep) -> dict[str, Sampling]:
     """Settings to try by name."""
-    found = {f"guidance {usual.guidance * x:g}": replace(usual, guidance=usual.guidance * x) for x in params.guidance}
-    found |= {f"temperature {t:g}": replace(usual, temperature=t) for t in params.temperature}
+    found = {f"guidance {usual.guidance * x:g}": usual.guided(x) for x in params.guidance}
+    found |= {f"temperature {t:g}": usual.warmed(t) for t in params.temperature}
     found |= {f"top-k {k}": replace(usual, top_k=k) for k in params.top_k}
     return found | {f"top-p {p:g}": replace(usual, top_p=p) for p in params.top_p}

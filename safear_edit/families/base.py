@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -191,12 +192,27 @@ def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: guidance s in u + s (c - u) (≤ 1 = off), temperature, top-k (0 = off), top-p (1 = off)."""
+    """How tokens are drawn: guidance s in u + s (c - u) (≤ 1 = off), temperature (0: the likeliest), top-k (0 = off),
+    top-p (1 = off). UsageError for numbers with which no token is left, or another is drawn than was meant."""
 
     guidance: float
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite = isfinite(self.guidance) and isfinite(self.temperature)
+        if not finite or self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
+            expected = "a finite guidance, a temperature and a top-k of 0 or more, a top-p from 0 to 1"
+            raise UsageError("sampling", expected, str(self), "correct the number, or leave it out")
+
+    def guided(self, factor: float) -> Self:
+        """The same with so many times its guidance."""
+        return replace(self, guidance=self.guidance * factor)
+
+    def warmed(self, temperature: float) -> Self:
+        """The same at another temperature."""
+        return replace(self, temperature=temperature)
 
 
 class ModelFamily(ABC):

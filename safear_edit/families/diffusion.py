@@ -27,14 +27,14 @@ from torch.nn import functional as F
 from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.captioned import CaptionedFamily
-from safear_edit.families.folder import AGAIN, WEIGHTS, layers_in, read_settings, weight_file
+from safear_edit.families.folder import AGAIN, WEIGHTS, digest_of_weights, layers_in, plain_config, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import guided
-from safear_edit.families.text import MINILM_WIDTH, T5, TextEncoder, text_encoder
+from safear_edit.families.text import MINILM_WIDTH, T5, TextEncoder, text_encoder, tokenizer_in
 from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.strict import read_json
-from safear_edit.files.weights import filled, opened, write_weights
+from safear_edit.files.weights import Renamed, filled, opened, places, write_weights
 from safear_edit.registry import family
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ DENOISERS = {"UNet2DConditionModel": "unet", "PixArtTransformer2DModel": "transf
 STORED = "diffusion_pytorch_model.safetensors"
 INDEX = "model_index.json"
 """What names the parts of a pipeline."""
+CLIP_PREFIX = "text_model."
 CAPTION_TOKENS = 120
 """Of a PixArt caption."""
 MINI_TOKENS = 32
@@ -126,15 +127,9 @@ class Clip:
     kind = "clip"
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: str | torch.device, *, gradient: bool = False) -> None:
-        from transformers import AutoTokenizer, CLIPTextModel
-
         self.folder = folder / "text_encoder"
-        self._tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        found = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, local_files_only=True, dtype=dtype
-        )
-        self._net: CLIPTextModel = found.eval().requires_grad_(False)
-        nn.Module.to(self._net, device)
+        self._tokenizer = tokenizer_in(folder / "tokenizer")
+        self._net = _clip_text(self.folder, dtype, device)
         self._gradient = gradient
 
     @property
@@ -143,8 +138,9 @@ class Clip:
         return sum(weight.nbytes for weight in self._net.parameters())
 
     def origin(self) -> tuple[str, str]:
-        """Named after the pipeline's folder; reads the whole file."""
-        return f"text encoder of {self.folder.resolve().parent.name}", sha256_file(weight_file(self.folder))
+        """Named after the pipeline's folder; reads all its weights."""
+        digest = digest_of_weights(_stored(self.folder / WEIGHTS[0]))
+        return f"text encoder of {self.folder.resolve().parent.name}", digest
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the protocol says."""
@@ -196,6 +192,12 @@ class DenoisingSampling(Sampling):
     """Guidance, and how many steps an image takes from noise; temperature and filters have no meaning here."""
 
     steps: int = 50
+
+    def __post_init__(self) -> None:
+        """As `Sampling`'s."""
+        super().__post_init__()
+        if self.steps < 1:
+            raise UsageError("sampling: steps", "1 or more", str(self.steps), "correct the number, or leave it out")
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -273,6 +275,10 @@ class Diffusion(CaptionedFamily):
         net = _denoiser(folder, dtype, device)
         if settings.vq is None:
             stored = _read(_diffusers().AutoencoderKL, folder / "vae", torch.float32, device)
+            scale = stored.config["scaling_factor"]
+            if type(scale) not in (int, float) or not scale > 0:
+                where = f"{folder / 'vae' / 'config.json'}: scaling_factor"
+                raise UsageError(where, "a number above 0", str(scale), AGAIN)
             autoencoder: Autoencoder = KL(stored)
             text = _pipeline_text(folder, dtype, device)
         else:
@@ -328,6 +334,8 @@ class Diffusion(CaptionedFamily):
     ) -> Diffusion:
         """A model of these parts; files: weight file → sha256."""
         config, inner = _config_of(net), autoencoder.net
+        if type(side := config["sample_size"]) is not int or side < 1:
+            raise UsageError("the denoiser's sample_size", "one whole number above 0", str(side), AGAIN)
         if isinstance(inner, VQModel):
             patch = inner.config.patch
         else:
@@ -459,6 +467,8 @@ class Diffusion(CaptionedFamily):
     @torch.no_grad()
     def denoised(self, condition: Condition, noise: Tensor, guidance: float, steps: int) -> Tensor:
         """Latents (B, N, C) from noise of that shape, by DDIM in `steps` steps; guidance of 1 or less is none."""
+        if steps > (most := len(self._levels)):
+            raise UsageError("sampling: steps", f"at most {most}, as in training", str(steps), "take fewer")
         captions = self._captions(condition.twice() if guidance > 1 else condition)
         self.scheduler.set_timesteps(steps)
         latent = self._map(noise.float())
@@ -589,10 +599,15 @@ def _vq(config: VQConfig, path: Path, device: str | torch.device) -> VQModel:
 def _ddim(folder: Path) -> DDIMScheduler:
     """DDIM on the noise schedule of the pipeline, whatever sampler it names. Latents aren't bound to [-1, 1], so they
     aren't clipped there."""
-    config = _config(folder / "scheduler" / "scheduler_config.json")
-    found: DDIMScheduler = _diffusers().DDIMScheduler.from_config(dict(config), clip_sample=False)
+    path = folder / "scheduler" / "scheduler_config.json"
+    config, where = _config(path), str(path)
+    try:
+        found: DDIMScheduler = _diffusers().DDIMScheduler.from_config(dict(config), clip_sample=False)
+        found.set_timesteps(1)
+    except Exception as error:  # whatever computing with wrong values raises
+        got = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UsageError(where, "a noise schedule that DDIM takes", got, AGAIN) from None
     if found.config["prediction_type"] not in PREDICTIONS:
-        where = str(folder / "scheduler" / "scheduler_config.json")
         got = str(found.config["prediction_type"])
         raise UsageError(f"{where}: prediction_type", " or ".join(PREDICTIONS), got, "no other kind is known here")
     return found
@@ -612,6 +627,34 @@ def _pipeline_text(folder: Path, dtype: torch.dtype, device: str | torch.device)
         return T5(folder / "text_encoder", CAPTION_TOKENS, dtype=dtype, device=device, tokenizer=folder / "tokenizer")
     where = str(folder / "text_encoder" / "config.json")
     raise UsageError(f"{where}: model_type", "clip_text_model or t5", repr(kind), "no other encoder is known here")
+
+
+def _clip_text(folder: Path, dtype: torch.dtype, device: str | torch.device) -> CLIPTextModel:
+    """The text encoder of a pipeline, strictly: transformers' own loader fills what a file lacks with random numbers.
+
+    Files name its parts with CLIP's "text_model." before them, or as transformers 5 does, without.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    data = _config(folder / "config.json")
+
+    def make() -> CLIPTextModel:
+        try:
+            return CLIPTextModel(CLIPTextConfig(**plain_config(data))).eval().requires_grad_(False)
+        except Exception as error:  # transformers' checks have types of their own
+            got = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise UsageError(str(folder / "config.json"), "a CLIPTextModel", got, AGAIN) from None
+
+    path = _stored(folder / WEIGHTS[0])
+    with torch.device("meta"):
+        prefix = CLIP_PREFIX if any(name.startswith(CLIP_PREFIX) for name in make().state_dict()) else ""
+
+    def renamed(name: str) -> str | None:
+        return None if name.endswith(".position_ids") else prefix + name.removeprefix(CLIP_PREFIX)
+
+    with opened(path) as stored:
+        weights = Renamed(places(stored, renamed))
+        return filled(make, layers_in(data), weights, str(path), dtype=dtype, device=device)
 
 
 def _read(kind: Any, folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:

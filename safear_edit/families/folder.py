@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from safear_edit.errors import UsageError
+from safear_edit.files.atomic import json_digest, sha256_file
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.files.strict import parse_json, read_json
 
@@ -101,6 +102,13 @@ def all_files(path: Path) -> Iterator[Path]:
         yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
     else:
         yield path
+
+
+def digest_of_weights(path: Path) -> str:
+    """sha256 of a weight file; of an index, over the names and digests of its shards: the index alone says nothing
+    about what is in them."""
+    files = {file.name: sha256_file(file) for file in all_files(path)}
+    return files[path.name] if path.name in files else json_digest(files)
 
 
 def weights_name(tensors: Collection[str], table: str) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from itertools import zip_longest
 from math import log, pi, prod
 from pathlib import Path
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, Self, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -31,7 +32,7 @@ from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, selec
 from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
-from safear_edit.families.sampling import guided, uniforms
+from safear_edit.families.sampling import COLDEST, guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.bsq import (
     BSQ,
@@ -489,6 +490,21 @@ class ScaleSampling(Sampling):
     guidances: tuple[float, ...] = ()
     temperatures: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        """As `Sampling`'s, of every scale's number."""
+        super().__post_init__()
+        for guidance, temperature in zip_longest(self.guidances, self.temperatures, fillvalue=1.0):
+            Sampling(guidance, temperature)
+
+    def guided(self, factor: float) -> Self:
+        """As `Sampling`'s; a scale that isn't guided stays so."""
+        turned = tuple(one * factor if one > 1 else one for one in self.guidances)
+        return replace(super().guided(factor), guidances=turned)
+
+    def warmed(self, temperature: float) -> Self:
+        """As `Sampling`'s, every scale at the same."""
+        return replace(super().warmed(temperature), temperatures=())
+
 
 def per_scale(sampling: Sampling, scales: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Guidance and temperature of every scale; UsageError for lists of another length."""
@@ -498,7 +514,7 @@ def per_scale(sampling: Sampling, scales: int) -> tuple[tuple[float, ...], tuple
         if len(numbers) != scales:
             raise UsageError(name, f"{scales} numbers, one per scale", str(len(numbers)), "give one for each scale")
         found.append(numbers)
-    return found[0], found[1]
+    return found[0], tuple(max(one, COLDEST) for one in found[1])
 
 
 def inverse_cdf_bits(draws_BND: Tensor) -> BitChooser:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from safear_edit.families.base import Sampling
 
+COLDEST = 1e-5
+"""Temperatures below it are this one: the likeliest choice."""
 Chooser = Callable[[Tensor, int], Tensor]
 """(probabilities (B, V), position) → token ids (B,)."""
 
@@ -49,7 +51,7 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 def probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """Temperature, filters and softmax, (B, V) float32."""
-    scaled = logits_BV / max(sampling.temperature, 1e-5)
+    scaled = logits_BV / max(sampling.temperature, COLDEST)
     if sampling.top_k > 0 or sampling.top_p < 1:
         scaled = filtered(scaled, sampling.top_k, sampling.top_p)
     return scaled.softmax(-1)

@@ -21,17 +21,18 @@ from torch import Tensor, nn
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.families.caption_cleaning import clean
-from safear_edit.families.folder import weight_file
+from safear_edit.families.folder import AGAIN, digest_of_weights, layers_in, plain_config, weight_file
 from safear_edit.families.layers.bert import Bert, bert_sizes
 from safear_edit.families.layers.half import widened
-from safear_edit.files.atomic import digest_of, sha256_file
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.memory import give_back
-from safear_edit.files.weights import fill, opened, read_weights, refuse_misfit, unfilled, write_weights
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import IMPOSSIBLE, fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
-    from transformers import BatchEncoding, T5EncoderModel
+    from transformers import BatchEncoding, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 
 K = TypeVar("K")
@@ -42,6 +43,15 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 MINILM_WIDTH = 384
 EMBEDDED = "encoder.embed_tokens.weight"
 """A second name of a T5's word table, which some files have and some don't."""
+READ = ("shared.", "encoder.")
+"""Beginnings of what the encoder has in a T5's file; the rest is the decoder's."""
+MOST_LAYERS = 1000
+"""Of a T5; published: 24. Sizes are told from its configuration alone, which anybody may have written."""
+TOKENIZER = (
+    "put the encoder's tokenizer.json (or spiece.model, or vocab.json and merges.txt) and its configuration there"
+)
+A_CAPTION = "a photo of a dog"
+"""What every tokenizer knows some word of."""
 T5_ROWS = 32
 """Captions that a T5 encodes together; bounds memory."""
 KNOWN_BATCHES = 2**26
@@ -70,7 +80,7 @@ class TextEncoder(Protocol):
         ...
 
     def origin(self) -> tuple[str, str]:
-        """What it is called, and the sha256 of its weight file: a release doesn't carry it, and draws only with it."""
+        """What it is called, and the digest of its weights: a release doesn't carry it, and draws only with it."""
         ...
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -233,12 +243,10 @@ class T5:
         tokenizer: Path | None = None,
     ) -> None:
         """tokenizer: its folder, if it isn't the encoder's."""
-        from transformers import AutoTokenizer
-
         if not (folder / "config.json").is_file():
             raise UsageError(str(folder), "a T5 encoder's folder", "none", "put flan-t5-xl beside the weights")
         self.folder, self.max_tokens, self.cleaned, self.dtype, self.device = folder, max_tokens, cleaned, dtype, device
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder, local_files_only=True)
+        self._tokenizer = tokenizer_in(tokenizer or folder)
         self._loaded: T5EncoderModel | None = None
         self._known: dict[str, Tensor] = {}
 
@@ -254,8 +262,13 @@ class T5:
         return self.dtype.itemsize * sum(weight.numel() for weight in _empty_t5(self.folder).parameters())
 
     def origin(self) -> tuple[str, str]:
-        """Named after its folder; reads the whole file."""
-        return self.folder.resolve().name, sha256_file(weight_file(self.folder))
+        """Named after its folder."""
+        return self.folder.resolve().name, self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Reads all its weights."""
+        return digest_of_weights(weight_file(self.folder))
 
     def open(self) -> OpenT5:
         """Its network alone."""
@@ -348,14 +361,53 @@ def _forget(known: dict[K, V], used: Collection[K], most: int, size_of: Callable
         size -= size_of(known.pop(key))
 
 
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """transformers' tokenizer of a folder, none of whose own code is run; UsageError for files that make none, and for
+    one that knows no words: of a folder without a vocabulary transformers makes an empty one, to which all captions
+    are alike."""
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        pieces = found.convert_ids_to_tokens(set(found(A_CAPTION)["input_ids"]) - set(found.all_special_ids))
+    except Exception as error:  # the two libraries raise what they like, from OSError to TypeError
+        raise UsageError(str(folder), "a tokenizer's files", _said(error), TOKENIZER) from None
+    if not any(letter.isalnum() for piece in pieces for letter in piece):
+        raise UsageError(str(folder), "a tokenizer that knows words", "one without a vocabulary", TOKENIZER)
+    return found
+
+
+def _t5_config(folder: Path) -> T5Config:
+    """What a folder's config.json says; UsageError if it is no T5's."""
+    from transformers import T5Config
+
+    path = folder / "config.json"
+    data = read_json(path).data
+    if (layers := layers_in(data)) > MOST_LAYERS:
+        raise UsageError(str(path), f"at most {MOST_LAYERS} layers", str(layers), AGAIN)
+    try:
+        return T5Config(**plain_config(data))
+    except Exception as error:  # transformers' checks have types of their own
+        raise UsageError(str(path), "a T5's configuration", _said(error), AGAIN) from None
+
+
 def _empty_t5(folder: Path) -> T5EncoderModel:
     """The encoder that a folder's config.json describes, without memory, its word table once."""
-    from transformers import T5Config, T5EncoderModel
+    from transformers import T5EncoderModel
 
-    config = T5Config.from_json_file(str(folder / "config.json"))
-    net = unfilled(lambda: T5EncoderModel(config)).eval().requires_grad_(False)
+    config = _t5_config(folder)
+    try:
+        net = unfilled(lambda: T5EncoderModel(config)).eval().requires_grad_(False)
+    except IMPOSSIBLE as error:
+        raise UsageError(str(folder / "config.json"), "a T5's configuration", _said(error), AGAIN) from None
     net.encoder.embed_tokens = net.shared
     return net
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5EncoderModel:
@@ -371,7 +423,7 @@ def _t5(folder: Path, dtype: torch.dtype, device: str | torch.device) -> T5Encod
                 module.float()
     own = {name: weight for name, weight in net.state_dict().items() if name != EMBEDDED}
     with opened(path) as stored:
-        refuse_misfit(own, stored.like, str(path), stored.like.keys() - own.keys())
+        refuse_misfit(own, stored.like, str(path), {EMBEDDED, *(n for n in stored.like if not n.startswith(READ))})
         fill(net, stored, device, ignore=(EMBEDDED,))
     net.encoder.embed_tokens = net.shared
     widened(net)

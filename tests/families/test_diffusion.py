@@ -35,6 +35,7 @@ from safear_edit.errors import SafearError, UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.diffusion import MINI_FOLDER, DenoisingSampling, Diffusion
 from safear_edit.families.load import load_model
+from safear_edit.files.weights import opened, write_weights
 
 PROMPTS = ["a house by picasso", "a dog"]
 LAYOUTS = ("unet", "transformer")
@@ -289,6 +290,53 @@ def test_folders_that_are_no_such_pipeline_are_refused_in_one_line(tmp_path: Pat
     stored.rename(stored.with_suffix(".bin"))
     with pytest.raises(UsageError, match="got only pickles; save the pipeline with safetensors"):
         load_model(str(tmp_path))
+
+
+def test_a_text_encoder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """transformers' own loader would fill the gap with random numbers, others each time."""
+    saved("unet", tmp_path)
+    path = tmp_path / "text_encoder/model.safetensors"
+    with opened(path) as stored:
+        whole = dict(stored)
+    name = next(name for name in whole if name.endswith("layers.0.self_attn.q_proj.weight"))
+    published = {f"text_model.{n.removeprefix('text_model.')}": tensor for n, tensor in whole.items()}
+    write_weights(path, {**published, "text_model.embeddings.position_ids": torch.arange(77)})
+    load_model(str(tmp_path))  # the names of Stable Diffusion's release
+    for spoilt, says in (
+        ({n: tensor for n, tensor in whole.items() if n != name}, "1 missing: .*q_proj.weight"),
+        ({**whole, "more.weight": whole[name]}, "1 extra: more.weight"),
+        ({**whole, name: whole[name][:4]}, "1 misfit: .*q_proj.weight"),
+    ):
+        write_weights(path, spoilt)
+        with pytest.raises(UsageError, match=says):
+            load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_schedule": "none"}, "a noise schedule that DDIM takes"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "a noise schedule that DDIM takes"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor: expected a number above 0, got 0"),
+        ("unet/config.json", {"sample_size": [8, 16]}, "sample_size: expected one whole number above 0"),
+        ("text_encoder/config.json", {"hidden_act": "none"}, "a CLIPTextModel"),
+    ],
+)
+def test_configurations_that_nothing_can_be_computed_with(
+    name: str, wrong: dict[str, Any], says: str, both: tuple[Any, Diffusion, Path], tmp_path: Path
+) -> None:
+    if not (both[2] / name).is_file() or (name.startswith("text") and both[2].name == "transformer"):
+        pytest.skip("of the other layout")
+    path = shutil.copytree(both[2], tmp_path / "pipeline") / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UsageError, match=says):
+        load_model(str(tmp_path / "pipeline"))
+
+
+def test_more_steps_than_the_training_had_are_refused(both: tuple[Any, Diffusion, Path]) -> None:
+    model = both[1]
+    with pytest.raises(UsageError, match="steps: expected at most 1000, as in training, got 5000"):
+        model.generate(model.condition(["a dog"]), [1], DenoisingSampling(2.0, steps=5000))
 
 
 def test_a_pipeline_of_another_kind_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
+from safear_edit.families.diffusion import DenoisingSampling
+from safear_edit.families.infinity import Infinity, ScaleSampling
 from safear_edit.families.sampling import filtered, guided, inverse_cdf, multinomial, probabilities, uniforms
 
 
@@ -74,3 +77,29 @@ def test_temperature_and_guidance() -> None:
     cold = probabilities(c, Sampling(1.0, temperature=0.0))
     assert cold.tolist() == [[0.0, 1.0]] and cold.isfinite().all()
     torch.testing.assert_close(probabilities(c, Sampling(1.0, temperature=2.0)), (c / 2).softmax(-1))
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"temperature": -1.0}, {"top_p": -0.1}, {"top_p": 1.1}, {"top_k": -5}, {"guidance": float("nan")}]
+)
+def test_numbers_that_leave_no_token_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=r"sampling: expected a finite guidance, .*; correct the number"):
+        Sampling(**{"guidance": 2.0, **numbers})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="sampling: expected"):
+        ScaleSampling(2.0, temperatures=(1.0, -1.0))
+    with pytest.raises(UsageError, match="steps: expected 1 or more, got 0"):
+        DenoisingSampling(2.0, steps=0)
+
+
+def test_a_temperature_of_0_is_the_likeliest_choice_of_bits_as_well() -> None:
+    model = Infinity.pico()
+    condition = model.condition(["a dog", "a house"])
+    cold = model.generate(condition, [1, 2], Sampling(2.0, temperature=0.0))
+    assert torch.equal(cold, model.generate(condition, [1, 2], Sampling(2.0, top_k=1)))
+
+
+def test_turning_guidance_and_temperature_turns_every_scales() -> None:
+    usual = ScaleSampling(2.0, 0.5, guidances=(4.0, 2.0, 1.0), temperatures=(0.5, 0.4, 0.3))
+    assert usual.guided(1.5) == ScaleSampling(3.0, 0.5, guidances=(6.0, 3.0, 1.0), temperatures=(0.5, 0.4, 0.3))
+    assert usual.warmed(1.3) == ScaleSampling(2.0, 1.3, guidances=(4.0, 2.0, 1.0))
+    assert Sampling(2.0).guided(0.5) == Sampling(1.0) and Sampling(2.0).warmed(0.7) == Sampling(2.0, 0.7)

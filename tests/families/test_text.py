@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safear_edit.families import text
 from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.text import MINILM_WIDTH, T5, MiniLM, minilm, text_encoder
 from safear_edit.files.atomic import sha256_file
+from safear_edit.files.weights import opened, write_weights
 
 
 def test_minilm_states_are_masked_and_padded_on_the_right() -> None:
@@ -130,6 +132,59 @@ def test_half_precision_states_are_near_and_gradients_flow_through_an_open_t5(tm
     table.weight.requires_grad_(True)
     encoder.open().states(["a dog"])[0].sum().backward()
     assert table.weight.grad is not None and bool(table.weight.grad[4].any())
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        (("tokenizer.json",), "expected a tokenizer's files"),
+        (("tokenizer.json", "tokenizer_config.json"), "a tokenizer that knows words, got one without a vocabulary"),
+    ],
+)
+def test_a_folder_without_a_vocabulary_is_refused(gone: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    """Of the second transformers makes an empty tokenizer, to which every caption is the same."""
+    tiny_t5(tmp_path)
+    for name in gone:
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError, match=f"{says}.*; put the encoder's tokenizer.json"):
+        T5(tmp_path)
+
+
+def test_a_configuration_that_is_no_t5s_is_refused(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    encoder, path = T5(tmp_path), tmp_path / "config.json"
+    sizes = json.loads(path.read_text())
+    for wrong, says in (({"num_layers": 10**9}, "at most 1000 layers"), ({"num_heads": 0}, "a T5's configuration")):
+        path.write_text(json.dumps(sizes | wrong))
+        with pytest.raises(UsageError, match=rf"config\.json: expected {says}"):
+            encoder.states(["a dog"])
+
+
+def test_a_layer_of_the_file_that_the_configuration_lacks_is_not_left_there(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    with opened(weights) as stored:
+        found = dict(stored)
+    more = {name.replace("block.0", "block.1"): tensor for name, tensor in found.items() if "block.0" in name}
+    write_weights(weights, {**found, "decoder.final_layer_norm.weight": torch.ones(16)})
+    T5(tmp_path).states(["a dog"])  # a decoder is
+    write_weights(weights, {**found, **more})
+    with pytest.raises(UsageError, match=r"extra: encoder\.block\.1"):
+        T5(tmp_path).states(["a dog"])
+
+
+def test_the_digest_of_a_sharded_encoder_is_about_its_weights(tmp_path: Path) -> None:
+    tiny_t5(tmp_path)
+    weights, shard = tmp_path / "model.safetensors", tmp_path / "model-00001-of-00001.safetensors"
+    assert T5(tmp_path).origin()[1] == sha256_file(weights)
+    with opened(weights) as stored:
+        found = dict(stored)
+    weights.rename(shard)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(found, shard.name)}))
+    before = T5(tmp_path).origin()[1]
+    write_weights(shard, {**found, "shared.weight": found["shared.weight"] + 1})
+    assert T5(tmp_path).origin()[1] != before, "the index is the same"
 
 
 def tiny_t5(folder: Path) -> None:
