@@ -20,6 +20,7 @@ from safear_edit.cli.options import (
     Replacing,
     option,
     print_json,
+    refuse_beside_recipe,
     refuse_existing_file,
     taking,
 )
@@ -112,6 +113,9 @@ def validate(sources: tuple[str, ...], given: ValidateOptions) -> int:
     from safear_edit.pipeline.check import check
     from safear_edit.pipeline.order import source_path
 
+    refuse_beside_recipe(sources, "method")
+    if given.resolved and len(sources) > 1:
+        raise UsageError("--resolved", "one spec", str(len(sources)), "print one after another")
     named = given.model is not None
     fit = click.get_current_context().get_parameter_source("method") is ParameterSource.COMMANDLINE
     about = (given.model, given.method)

@@ -14,7 +14,7 @@ from typing import Any
 from safear_edit.compiler.recipe import EvalPrompt, KeepPrompt, Recipe
 from safear_edit.errors import UsageError
 from safear_edit.spec.prompts import image_seed, mention_of, normalise
-from safear_edit.spec.spec import PreserveGroup, Spec, expand_group
+from safear_edit.spec.spec import PreserveGroup, Spec, concept_names, expand_group
 
 GUARDED = 32
 """Training prompts of each earlier concept that a later edit keeps erased; the mini's recipe keeps 192 in all."""
@@ -26,7 +26,7 @@ def beside(spec: Spec, others: Sequence[Spec]) -> Spec:
     A member does if it has the label of another's concept or mentions one of its names. UsageError if nothing is left.
     """
     labels = {(other.judge.use, other.judge.label) for other in others}
-    mentions = [mention_of((other.erase.concept, *other.erase.aliases)) for other in others]
+    mentions = [mention_of(concept_names(other)) for other in others]
 
     def stays(member: str, label: str) -> bool:
         return (spec.judge.use, label) not in labels and not any(mention(member) for mention in mentions)
@@ -84,8 +84,8 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
 
 
 def _naming(recipes: Sequence[Recipe]) -> Callable[[str], str | None]:
-    """`mention_of` for the concepts that these recipes erase."""
-    return mention_of([name for one in recipes for name in (one.spec.erase.concept, *one.spec.erase.aliases)])
+    """`mention_of` for the concepts that these recipes erase, by any name that their specs know."""
+    return mention_of([name for one in recipes for name in concept_names(one.spec)])
 
 
 def refuse_own_captions(recipes: Sequence[Recipe]) -> None:

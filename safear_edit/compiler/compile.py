@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -366,12 +367,12 @@ def _eval_prompt(
 
 def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> list[str]:
     """What a person should know before running: a keep term without images to keep, slices without the full reserve,
-    and held-out prompts that nearly equal a training prompt (needs `similarity`; the direct slice is near by design and
-    not looked at)."""
+    held-out names that training reads, and held-out prompts that nearly equal a training prompt (needs `similarity`;
+    the direct slice is near by design and not looked at)."""
     found = []
     if recipe.method.params.get("keep_weight") and not recipe.keep:
         found.append("params.keep_weight keeps nothing: construct.keep is 0")
-    found += reserve_warnings(recipe.evaluate)
+    found += [*reserve_warnings(recipe.evaluate), *seen_names(recipe)]
     training = recipe.training_prompts
     for name in ("paraphrase", "template") if similarity else ():
         texts = [prompt.prompt for prompt in recipe.slice(name)]
@@ -380,6 +381,20 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
             closest = f"closest {near[0].evaluation!r} ~ {near[0].training!r} ({near[0].score:.3f})"
             found.append(f"{name}: {len(near)} of {len(texts)} prompts nearly equal a training prompt; {closest}")
     return found
+
+
+def seen_names(recipe: Recipe) -> list[str]:
+    """A line where held-out names stand in training prompts, as parts of longer names: their slice says less of names
+    that training never saw. Those of a category are a user's own prompts and aren't repeated."""
+    training, found = {f" {normalise(text)} " for text in recipe.training_prompts}, list[str]()
+    for name in recipe.spec.paraphrases.held_out:
+        words = normalise(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
+        if count := sum(f" {words} " in text for text in training):
+            found.append(f"{shortened(name)} in {count}")
+    if not found:
+        return []
+    shown = "" if recipe.spec.kind == "category" else f" ({', '.join(found)} of {len(training)})"
+    return [f"paraphrase: training prompts have {len(found)} held-out names as parts of other names{shown}"]
 
 
 def reserve_warnings(evaluation: Evaluation) -> list[str]:

@@ -29,7 +29,8 @@ def measure_interference(run: RunDir, state: StackState, options: RunOptions) ->
 
     asked = [prompt.id for question in questions for prompt in question.prompts]
     told = [part.model_dump_json() for part in state.history]
-    run.step(INTERFERENCE, digest_of(state.stack.digest, *asked, *told), (INTERFERENCE,), make)
+    recipes = [recipe.digest for recipe in state.recipes]  # they have the judges
+    run.step(INTERFERENCE, digest_of(state.stack.digest, *recipes, *asked, *told), (INTERFERENCE,), make)
     return _lines(read_interference(run / INTERFERENCE))
 
 

@@ -38,7 +38,7 @@ from safear_edit.pipeline.state import load_state
 from safear_edit.pipeline.steps import construct, material_of
 from safear_edit.progress import Callback, silent, under
 from safear_edit.spec.pools import pools
-from safear_edit.spec.prompts import Prompt, choose, image_seed
+from safear_edit.spec.prompts import Prompt, choose, image_seed, normalise
 
 if TYPE_CHECKING:
     import optuna
@@ -110,9 +110,11 @@ def candidates(recipe: Recipe) -> tuple[list[ImageRequest], list[ImageRequest]]:
     that the edit isn't trained on come first; seeds are of this purpose alone."""
     spec = recipe.spec
     drawn, used = pools(spec), {*recipe.training_prompts}
+    evaluated = {normalise(one.prompt) for one in recipe.evaluate.prompts}
 
     def first(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-        ordered = choose(prompts, len(prompts), "tune")
+        free = [prompt for prompt in prompts if normalise(prompt.text) not in evaluated]
+        ordered = choose(free, len(free), "tune")
         return sorted(ordered, key=lambda prompt: prompt.text in used)[:count]
 
     asked = [_request(prompt, spec.judge.label) for prompt in first(drawn.train, ASKED)]

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, zip_longest
@@ -177,7 +177,7 @@ def near_duplicates(
 
 
 def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
-    """A function text -> the words by which it mentions one of `names` (whole words, article or plural s aside).
+    """A function text -> the words by which it mentions one of `names` (whole words, article or plural aside).
 
     Where a script has no spaces between words, a name counts wherever it stands: better one prompt too many refused
     than the concept trained on as its own replacement.
@@ -195,12 +195,21 @@ def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
 def _any_of(names: frozenset[str]) -> re.Pattern[str] | None:
     """One pattern for all of these names, the longest first; None for none. Made once: the same lists are asked for
     with every caption of the mini world."""
-    words = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
+    singular = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
+    words = singular | {plural for word in singular for plural in _other_plurals(word)}
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     # neighbours with the same surroundings share them: hundreds of names, as a user's file has, stay quick
     alike = groupby(longest_first, key=_surroundings)
     parts = (f"{before}(?:{'|'.join(map(re.escape, group))}){after}" for (before, after), group in alike)
     return re.compile("|".join(parts)) if words else None
+
+
+def _other_plurals(word: str) -> Iterator[str]:
+    """English plurals that are more than an s: churches, puppies."""
+    if re.search(r"(s|x|z|ch|sh)$", word):
+        yield f"{word}es"
+    elif re.search(r"[bcdfghjklmnpqrstvwxz]y$", word):
+        yield f"{word[:-1]}ies"
 
 
 def _surroundings(word: str) -> tuple[str, str]:

@@ -37,6 +37,14 @@ def test_beside_drops_members_by_label_and_by_name() -> None:
     cats = picasso.preserve[1].model_copy(update={"images_per_prompt": {"object=dog": 2, "object=cat": 4}})
     (without_dog,) = beside(picasso.model_copy(update={"preserve": (cats,)}), [dog]).preserve
     assert without_dog.images_per_prompt == {"object=cat": 4}
+    for names in ("train", "held_out"):
+        known = van_gogh.paraphrases.model_copy(update={names: ("the chronicler of sunflowers",)})
+        other = van_gogh.model_copy(update={"paraphrases": known})
+        member = cats.model_copy(
+            update={"members": {"The Chronicler of Sunflowers": "style=other", "a cat": "object=cat"}}
+        )
+        (left,) = beside(picasso.model_copy(update={"preserve": (member,)}), [other]).preserve
+        assert list(left.members) == ["a cat"], names
     everything = picasso.model_copy(update={"preserve": picasso.preserve[:1]})
     only = everything.preserve[0].model_copy(update={"members": {"Van Gogh": "style=van_gogh"}})
     with pytest.raises(UsageError, match="something that stays"):

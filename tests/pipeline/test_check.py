@@ -67,6 +67,8 @@ def test_a_category_needs_a_file_of_ones_own(
 
 
 def test_the_full_form_is_printed_and_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main.run(["validate", "dog", "cat", "--resolved"]) == 2
+    assert "--resolved: expected one spec, got 2" in capsys.readouterr().err
     assert main.run(["validate", "dog", "--resolved"]) == 0
     path = tmp_path / "dog.yaml"
     path.write_text(capsys.readouterr().out)

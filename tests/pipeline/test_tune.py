@@ -95,6 +95,18 @@ def test_evaluation_prompts_are_never_seen(
     assert "a search of this very recipe" in capsys.readouterr().err
 
 
+def test_no_candidate_is_evaluated_whatever_the_spec_says(folder: Path) -> None:
+    model = LlamaGen.load(ModelRef.parse("./base"))
+    recipe = compile_recipe(load_spec(Path("picasso.yaml")), model.card, load_base_recipe("./sft.yaml"), overrides=SETS)
+    asked, kept = tune.candidates(recipe)
+    taken = {asked[0].prompt, kept[0].prompt}
+    first = recipe.evaluate.prompts[0]
+    also = tuple(first.model_copy(update={"id": text, "prompt": text.upper()}) for text in taken)
+    evaluation = recipe.evaluate.model_copy(update={"prompts": (*recipe.evaluate.prompts, *also)})
+    less = tune.candidates(recipe.model_copy(update={"evaluate": evaluation}))
+    assert not taken & {one.prompt for part in less for one in part}
+
+
 def test_numbers_by_which_the_search_fails_end_their_trial_alone(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
