@@ -36,6 +36,8 @@ FILES: dict[Kind, tuple[str, ...]] = {"lora": (PEFT_TENSORS, PEFT_CONFIG, INFO),
 """What `save` writes, in this order: INFO comes last, so where it lies the others are complete. Each tensor is stored
 once, an adapter's in peft's own format; edits saved before had TENSORS beside it, which `load` still prefers."""
 PEFT_PREFIX = "base_model.model."
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
+"""What peft may have saved factors in; we save float32."""
 
 
 class Change(Protocol):
@@ -71,10 +73,16 @@ class Edit:
         elif not self.tensors:
             raise UsageError("edit", "a weight to change", "no tensors", "fit the edit again")
         for name, tensor in sorted(self.tensors.items()):
+            if tensor.dtype not in NUMBERS or not tensor.dim():
+                got = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+                raise UsageError(f"edit, {name}", "float32 numbers with a shape", got, "fit the edit again")
             if not tensor.isfinite().all():
                 raise UsageError(f"edit, {name}", "finite numbers", "nan or infinity", "fit the edit again")
 
     def _check_factors(self) -> None:
+        if not self.info.rank or self.info.alpha is None:
+            got = f"rank {self.info.rank}, alpha {self.info.alpha}"
+            raise UsageError("edit", "the rank and alpha of its factors", got, "save the edit again")
         names = {key.rpartition(".")[0] for key in self.tensors}
         wanted = {f"{name}.{factor}" for name in names for factor in ("lora_A", "lora_B")}
         if not names or set(self.tensors) != wanted:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.stats import Interval, Rate
@@ -84,6 +85,9 @@ def compare_quality(
     judge: looks at what is drawn, because nothing is drawn unseen; its word isn't used.
     """
     asked = _asked(spec, n)
+    if len(asked.kept) < 2:
+        got, fix = f"{len(asked.kept)} of them", "give the spec's preserve groups more subjects or templates"
+        raise UsageError("quality", "two prompts of what must stay", got, fix)
 
     def seen(model: ModelFamily, prompts: Sequence[str], purpose: str) -> Tensor:
         key = f"quality {purpose}"
@@ -190,9 +194,15 @@ def distance(first: Tensor, second: Tensor, kernel: Callable[[Tensor, Tensor], T
 
     Few images give a wide interval, and a value below 0 where the sets are alike: no estimate is cut off.
     """
-    blocks = max(2, min(BLOCKS, len(first) // 8))
-    parts = zip(first.double().chunk(blocks), second.double().chunk(blocks), strict=True)
+    parts = zip(_blocks(first.double()), _blocks(second.double()), strict=True)
     return stats.mean_interval([_mmd(a, b, kernel) for a, b in parts])
+
+
+def _blocks(rows: Tensor) -> list[Tensor]:
+    """Up to BLOCKS parts; a last row by itself, which has no distance, goes with those before it."""
+    size = max(2, -(-len(rows) // max(2, min(BLOCKS, len(rows) // 8))))
+    parts = list(rows.split(size))
+    return parts if len(parts[-1]) > 1 or len(parts) == 1 else [*parts[:-2], torch.cat(parts[-2:])]
 
 
 def _mmd(first: Tensor, second: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> float:

@@ -32,7 +32,7 @@ from safear_edit.evaluate.scored_images import KeptImage, kept, save_images
 from safear_edit.families.base import Sampling
 from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.judges.base import judge_for
-from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge, store_for
+from safear_edit.judges.draw import BATCH, ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -240,10 +240,10 @@ def _stores(
     judges: Mapping[str, Judge],
 ) -> dict[Which, Path]:
     """Where the batches of each model lie; what the base draws doesn't depend on the change."""
-    drawn_by = (model.card.digest, str(model.device))
-    edited = store_for(root, change.digest, recipe.digest, *drawn_by, *(judge.digest for judge in judges.values()))
+    by = drawn_by(model)
+    edited = store_for(root, change.digest, recipe.digest, *by, *(judge.digest for judge in judges.values()))
     # a batch says itself of which prompts and judges it is, so recipes that share them share the base model's images
-    return {"edited": edited, "base": store_for(base_root, *drawn_by) if base_root else edited}
+    return {"edited": edited, "base": store_for(base_root, *by) if base_root else edited}
 
 
 # -- image sheets ---------------------------------------------------------------------------------------------------

@@ -114,29 +114,36 @@ def pull(ref: ModelRef, *, cache: Path | None = None, progress: Callback = silen
         raise UsageError(f"pull {ref}", "a published variant", repr(ref.variant), "see `safear-edit ls models`")
     home, where = home_of(ref, cache), _cache(cache)
     known = _known(home)
-    if known and pulled(ref, cache) is not None:
+    if known and all((home / place).is_file() for place in known):
         _verify(home, known, progress)
         return home
     parts = parts_of(ref, variant)
     try:
         files = list(_wanted(parts, known, where))
         _refuse_full(files, where)
-        return _take(files, home, where, progress)
+        return _take(files, home, known, where, progress)
     except SafearError:
         raise
     except Exception as error:  # the hub's and its transport's classes, whose common base is Exception
         raise _refused(ref, variant, error) from None
 
 
-def _take(files: Sequence[File], home: Path, cache: Path, progress: Callback) -> Path:
-    """Download, check, link; `pulled.json` last, so that a folder with it is whole."""
+def _take(
+    files: Sequence[File], home: Path, known: Mapping[str, Mapping[str, Any]], cache: Path, progress: Callback
+) -> Path:
+    """Download, check, link; `pulled.json` last, so that a folder with it is whole.
+
+    known: what it said before. A file of the same commit must be the one from then, whatever the hub says of it now.
+    """
     facts: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files, 1):
         path = _downloaded(file.repository, file.name, file.commit, cache)
         found = sha256_file(path)
-        if path.stat().st_size != file.size or (file.sha256 or found) != found:
+        before = known.get(file.place, {})
+        pinned = before.get("sha256") if before.get("commit") == file.commit else file.sha256
+        if path.stat().st_size != file.size or not {file.sha256, pinned} <= {found, None}:
             _forget(path)
-            raise _changed(path, file.sha256 or f"{file.size} bytes", found)
+            raise _changed(path, pinned or file.sha256 or f"{file.size} bytes", found)
         target = home / file.place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from safear_edit.errors import UsageError
 from safear_edit.files.atomic import json_digest, sha256_file
 from safear_edit.files.names import OWN_WEIGHTS
 from safear_edit.files.strict import parse_json, read_json
+from safear_edit.files.weights import weight_map
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """The weights in one file, or the index of their shards."""
@@ -99,7 +100,7 @@ def weight_file(folder: Path) -> Path:
 def all_files(path: Path) -> Iterator[Path]:
     """The weight files that `path` stands for: an index stands for its shards."""
     if path.name.endswith(".index.json"):
-        yield from (path.parent / name for name in sorted(set(read_json(path).data["weight_map"].values())))
+        yield from (path.parent / name for name in sorted(set(weight_map(path).values())))
     else:
         yield path
 

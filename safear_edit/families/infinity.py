@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.captioned import CaptionedFamily
-from safear_edit.families.folder import layers_in, read_settings
+from safear_edit.families.folder import all_files, layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import COLDEST, guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
@@ -46,7 +46,6 @@ from safear_edit.families.tokenizers.bsq import (
 )
 from safear_edit.families.tokenizers.schedules import Schedule
 from safear_edit.files.atomic import sha256_file, write_atomic
-from safear_edit.files.strict import read_json
 from safear_edit.files.weights import assign_strict, filled, opened, read_weights, write_pickle, write_weights
 from safear_edit.registry import family
 
@@ -1042,11 +1041,8 @@ def _files(variant: str) -> tuple[str, str]:
 
 def _digests(*paths: Path) -> dict[str, str]:
     """sha256 of weight files by name; of an index, its shards' as well."""
-    files = list(paths)
-    for path in paths:
-        if path.name.endswith(".index.json"):
-            files += [path.parent / shard for shard in sorted(set(read_json(path).data["weight_map"].values()))]
-    return {path.name: sha256_file(path) for path in files}
+    files = [*paths, *(shard for path in paths for shard in all_files(path))]
+    return {path.name: sha256_file(path) for path in dict.fromkeys(files)}
 
 
 def card_of(net: Transformer, bsq: BSQ, schedule: Schedule, variant: str, files: dict[str, str]) -> ModelCard:

@@ -24,7 +24,7 @@ from safear_edit.families.caption_cleaning import clean
 from safear_edit.families.folder import AGAIN, digest_of_weights, layers_in, plain_config, weight_file
 from safear_edit.families.layers.bert import Bert, bert_sizes
 from safear_edit.families.layers.half import widened
-from safear_edit.files.atomic import digest_of
+from safear_edit.files.atomic import digest_of, json_digest
 from safear_edit.files.memory import give_back
 from safear_edit.files.strict import read_json
 from safear_edit.files.weights import IMPOSSIBLE, fill, opened, read_weights, refuse_misfit, unfilled, write_weights
@@ -277,6 +277,9 @@ class T5:
     def keep(self, prompts: Sequence[str], file: Path, identity: str) -> None:
         """As the protocol says; `file` is a safetensors file of states by digest of their prompt."""
         wanted = {digest_of(prompt): prompt for prompt in prompts}
+        words = json_digest(self._tokenizer.get_vocab())
+        how = (str(self.dtype), str(self.max_tokens), str(self.cleaned))
+        identity = digest_of(identity, self._digest, words, *how)  # the same run may go on with another encoder
         found = _kept(file, identity)
         if not wanted.keys() <= found.keys():
             self.states(list(wanted.values()))

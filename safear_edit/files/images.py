@@ -6,7 +6,8 @@ import stat
 import warnings
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from safear_edit.errors import SpecError
 
@@ -17,7 +18,8 @@ LARGEST_FILE, MOST_PIXELS = 64 << 20, 1 << 26
 
 
 def read_image(path: Path, where: str) -> Image.Image:
-    """The image in RGB; SpecError at `where` for a pipe or device, other formats, what is too large, and bombs.
+    """The image in RGB, as a viewer shows it; SpecError at `where` for a pipe or device, other formats, what is too
+    large, and bombs.
 
     Decoders raise what they like, and warn: all of it becomes the one line.
     """
@@ -34,7 +36,7 @@ def read_image(path: Path, where: str) -> Image.Image:
                 if opened.width * opened.height > MOST_PIXELS:
                     got = f"{path.name}: {opened.width} x {opened.height}"
                     raise SpecError(where, f"an image of at most {MOST_PIXELS} pixels", got, "reduce it")
-                return opened.convert("RGB")
+                return _shown(opened)
     except SpecError:
         raise
     except Exception as error:
@@ -42,3 +44,16 @@ def read_image(path: Path, where: str) -> Image.Image:
         raise SpecError(
             where, "an image in PNG, JPEG or WebP", f"{path.name}: {said}", "save it again as PNG"
         ) from None
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    """Upright as a camera's note says, 16 bits of grey as 8 (Pillow cuts what is above 255 to white), and on white
+    where it is transparent (Pillow shows what lies behind, mostly black)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")

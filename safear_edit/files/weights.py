@@ -481,8 +481,8 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(piece.float() if narrow else piece).all()) for piece in pieces)
 
 
-def _shards(path: Path, allow_pickle: bool, stack: ExitStack) -> list[tuple[Path, Path]]:
-    """A Hugging Face index: `weight_map` says which file beside it holds which tensor, and must be right about it."""
+def weight_map(path: Path) -> dict[str, str]:
+    """Tensor name → name of its file, as an index says; TrustError for a file that is none."""
     try:
         index = read_json(path).data
     except SpecError as error:
@@ -490,6 +490,12 @@ def _shards(path: Path, allow_pickle: bool, stack: ExitStack) -> list[tuple[Path
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise TrustError(str(path), "a 'weight_map' of tensor names to files", "none", AGAIN)
+    return places
+
+
+def _shards(path: Path, allow_pickle: bool, stack: ExitStack) -> list[tuple[Path, Path]]:
+    """A Hugging Face index: `weight_map` says which file beside it holds which tensor, and must be right about it."""
+    places = weight_map(path)
     kinds = (".bin",) if allow_pickle and path.name.startswith("pytorch_model") else (".safetensors",)
     files: list[tuple[Path, Path]] = []
     for shard in sorted(set(places.values())):

@@ -150,8 +150,15 @@ def _with_pixels(model: ModelFamily, images: Sequence[JudgedImage]) -> Sequence[
 # -- part files -------------------------------------------------------------------------------------------------------
 
 
+def drawn_by(model: ModelFamily) -> tuple[str, ...]:
+    """What decides a model's images beside prompt, seed and sampling: its weights, their dtype, the device, and the
+    weights of its text encoder, which are none of its own."""
+    return (model.card.digest, str(model.dtype), str(model.device), *(model.encoder_origin() or ()))
+
+
 def store_for(root: Path, *inputs: str) -> Path:
-    """The folder below `root` for exactly these inputs (digests of model, edit, …), made when it is first written.
+    """The folder below `root` for exactly these inputs (`drawn_by`, digest of an edit, …), made when it is first
+    written.
 
     What others left behind in `root` is removed: one call's parts are kept, not the history of all calls.
     """

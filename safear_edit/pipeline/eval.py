@@ -183,8 +183,9 @@ def _digest(prompts: Iterable[FilePrompt]) -> str:
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:
     """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
-    drawn_by = (pair.base.card.digest, pair.change, str(pair.base.device), str(pair.base.dtype))
-    return recent("eval", digest_of(*drawn_by, *inputs), CACHE_DAYS)
+    from safear_edit.judges.draw import drawn_by
+
+    return recent("eval", digest_of(*drawn_by(pair.base), pair.change, *inputs), CACHE_DAYS)
 
 
 def compare_likelihoods(

@@ -12,7 +12,7 @@ from safear_edit.files.atomic import digest_of, write_atomic
 from safear_edit.files.layout import INTERFERENCE
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.state import RunOptions, StackState, measured_part
-from safear_edit.pipeline.steps import concept_judge
+from safear_edit.pipeline.steps import concept_judge, readers
 from safear_edit.spec.spec import concepts_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def measure_interference(run: RunDir, state: StackState, options: RunOptions) ->
 
     asked = [prompt.id for question in questions for prompt in question.prompts]
     told = [part.model_dump_json() for part in state.history]
-    recipes = [recipe.digest for recipe in state.recipes]  # they have the judges
+    recipes = [part for recipe in state.recipes for part in (recipe.digest, *readers(state.model, recipe))]
     run.step(INTERFERENCE, digest_of(state.stack.digest, *recipes, *asked, *told), (INTERFERENCE,), make)
     return _lines(read_interference(run / INTERFERENCE))
 

@@ -31,13 +31,14 @@ def kept_images(recipe: Recipe, model: ModelFamily, ref: str) -> Path | None:
     that decides their bits: the model, this package's sources, its libraries, the machine and its threads. Which
     prompts, seeds, judges and sampling each batch there is of, it says itself (judges/draw.py).
     """
+    from safear_edit.judges.draw import drawn_by
+
     if model.card.variant != "mini":
         return None
     named = ModelRef.parse(ref)
     if named.path is not None or not shipped(named) or not _builtin(recipe, model):
         return None
-    drawn_by = (model.card.digest, str(model.dtype), str(model.device), *(model.encoder_origin() or ()))
-    return recent("base-images", digest_of(recipe.spec.name, *drawn_by, *_made_by()), DAYS)
+    return recent("base-images", digest_of(recipe.spec.name, *drawn_by(model), *_made_by()), DAYS)
 
 
 def _builtin(recipe: Recipe, model: ModelFamily) -> bool:

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     from safear_edit.judges.base import Judge
 
 
+def readers(model: ModelFamily, recipe: Recipe) -> tuple[str, ...]:
+    """Digests of what reads captions and images in a run and is in no recipe: the weights of a text encoder that the
+    model has beside it, the detectors of the concept and of what must stay. All may be others when a run goes on: an
+    encoder replaced, images put into a judge's folder."""
+    from safear_edit.judges.base import judge_for
+
+    asked = recipe.spec.judge
+    labels = [asked.label, *(one.judge_label for one in recipe.evaluate.prompts if one.judge_label != asked.label)]
+    encoder = model.encoder_origin()
+    return (encoder[1] if encoder else "", *(judge_for(asked, label).digest for label in labels[:2]))
+
+
 # -- 2 construct ------------------------------------------------------------------------------------------------------
 
 PAIR_FILES = ("pairs/pairs.safetensors", "pairs/pairs.jsonl", "pairs/stats.json", "images/pairs.png",
@@ -55,7 +67,7 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
         save_sheet(pairs, model, run / "images/pairs.png", hide=recipe.spec.kind == "category")
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
-    run.step("construct", digest_of(recipe.digest, below), files, make)
+    run.step("construct", digest_of(recipe.digest, below, *readers(model, recipe)), files, make)
 
 
 def pairs_of(recipe: Recipe, model: ModelFamily, progress: Callback) -> Pairs:
@@ -122,7 +134,8 @@ def find_edit(
         search(whole, merged(name, several), recipes[0], model, progress)
 
     constructed = [part.digest("construct") for part in parts]
-    inputs = digest_of(*(recipe.digest for recipe in recipes), below, *constructed)
+    read = [digest for recipe in recipes for digest in readers(model, recipe)]
+    inputs = digest_of(*(recipe.digest for recipe in recipes), below, *constructed, *read)
     whole.step("edit", inputs, EDIT_FILES, make)
     for part in parts:
         part.step("edit", inputs, EDIT_FILES, partial(_copied, whole / "edit", part / "edit"))
@@ -190,7 +203,8 @@ def evaluate(
             model, change, recipe, run.root, progress=progress, leave_out=leave_out, base_images=base_images
         )
 
-    run.step("evaluate", digest_of(recipe.digest, change.digest, *sorted(leave_out)), EVALUATION_FILES, make)
+    inputs = digest_of(recipe.digest, change.digest, *sorted(leave_out), *readers(model, recipe))
+    run.step("evaluate", inputs, EVALUATION_FILES, make)
 
 
 def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, progress: Callback) -> str:
@@ -215,7 +229,8 @@ def likelihoods(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change,
         pair = Pair(model, partial(edited, model, change))
         likelihood.audit(pair, pack, progress=progress).save(run.root)
 
-    inputs = digest_of(recipe.digest, change.digest, source.digest if source else why)
+    read = readers(model, recipe)
+    inputs = digest_of(recipe.digest, change.digest, source.digest if source else why, *read)
     run.step("likelihood", inputs, ("likelihood.json",), make)
     return why
 
@@ -244,7 +259,8 @@ def understanding(run: RunDir, recipe: Recipe, model: ModelFamily, change: Chang
         pair = Pair(model, partial(edited, model, change))
         asking.save(run.root, model.card.digest, asked, asking.ask(pair, asked, progress))
 
-    run.step(STEP, digest_of(recipe.digest, change.digest, asked.digest if asked else why), asking.FILES, make)
+    inputs = digest_of(recipe.digest, change.digest, asked.digest if asked else why, *readers(model, recipe))
+    run.step(STEP, inputs, asking.FILES, make)
     return why
 
 
@@ -272,7 +288,8 @@ def attacks(run: RunDir, recipe: Recipe, model: ModelFamily, change: Change, pro
         write_atomic(run / FILE, found.model_dump_json(indent=1) + "\n")
 
     shown = [source_for(recipe.spec, model.card).digest] if plan.reads_images and own.references is not None else []
-    run.step(ATTACKS, digest_of(recipe.digest, change.digest, plan.code, *shown), (FILE,), make)
+    inputs = digest_of(recipe.digest, change.digest, plan.code, *shown, *readers(model, recipe))
+    run.step(ATTACKS, inputs, (FILE,), make)
     return ""
 
 

@@ -31,7 +31,7 @@ from safear_edit.evaluate.sampled import judges_of, sampling_of
 from safear_edit.files import rundir
 from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.rundir import RunDir
-from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, store_for
+from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 from safear_edit.pipeline import page as pages
 from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, read_source
 from safear_edit.pipeline.state import load_state
@@ -78,7 +78,7 @@ class Probe:
         """Drawn by the base model, its batches kept in `store`. UsageError if it draws the concept for none."""
         judges = judges_of(recipe)
         asked, kept = candidates(recipe)
-        store = store_for(store, model.card.digest, str(model.device))
+        store = store_for(store, *drawn_by(model))
         probe = cls(model, recipe, judges, pairs, (), ())
         followed = [
             tuple(one.request for one in probe.seen(part, store / name, progress) if one.judgement.present is True)

@@ -162,7 +162,8 @@ class Released:
         near = 1e-4 if kinds == {torch.float32} else 2 * max(torch.finfo(kind).eps for kind in kinds)
         wanted, state = self.stack.weights, model.net.state_dict()
         originals = read_weights(self.folder / BASE)
-        if sorted(originals) != wanted or any(state[name].shape != originals[name].shape for name in wanted):
+        fits = [name in state and name in originals and state[name].shape == originals[name].shape for name in wanted]
+        if sorted(originals) != wanted or not all(fits):
             raise TrustError(str(self.folder / BASE), f"{len(wanted)} weights that the edits change", "others", AGAIN)
         released = {name: state[name].clone() for name in wanted}
         with torch.no_grad():

@@ -34,7 +34,7 @@ from safear_edit.evaluate.sampled import judges_of, sampling_of
 from safear_edit.files.atomic import json_digest
 from safear_edit.files.rundir import RunDir
 from safear_edit.judges.base import judge_for
-from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, store_for
+from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 from safear_edit.methods.workbench import token_kl
 from safear_edit.pipeline.compare import Variant, variant
 from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, params_of, read_source
@@ -171,7 +171,7 @@ def _row(
     edit = method.fit(model, material, params_of(recipe), **how)
     minutes = (time.monotonic() - start) / 60
     draw = partial(draw_and_judge, model, judges=judges_of(recipe), sampling=sampling_of(recipe), progress=progress)
-    store = store_for(folder / "base" / recipe.spec.name, model.card.digest)
+    store = store_for(folder / "base" / recipe.spec.name, *drawn_by(model))
     base = {name: list(draw(part, store=store / name, stage=f"base, {name}")) for name, part in asked.items()}
     before = _said(model, material, base)
     with edit.apply(model.net):

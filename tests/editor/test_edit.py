@@ -159,6 +159,24 @@ def test_an_edit_is_complete_or_refused() -> None:
         Edit("lora", {**tensors, "0.lora_A": torch.full((3, 6), float("inf"))}, edit().info)
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(3, 6).to(torch.float8_e4m3fn), torch.zeros(3, 6).long(), torch.zeros(())])
+def test_tensors_that_no_edit_has_are_one_line(odd: Tensor, tmp_path: Path) -> None:
+    """torch knows no finite float8, and no bytes of a single number."""
+    with pytest.raises(UsageError, match=r"0\.lora_A: expected float32 numbers with a shape|factors of rank"):
+        Edit("lora", {**edit().tensors, "0.lora_A": odd}, edit().info)
+    weight = Edit("delta", {"0.weight": torch.zeros(3, 6)}, edit().info)
+    weight.save(tmp_path)
+    save_file({"0.weight": odd}, tmp_path / "edit.safetensors")
+    with pytest.raises(TrustError, match="float32 numbers with a shape"):
+        Edit.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"alpha": None}, {"rank": 0}])
+def test_factors_have_a_rank_and_an_alpha(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="the rank and alpha of its factors"):
+        Edit("lora", edit().tensors, edit().info.model_copy(update=change))
+
+
 def test_the_digest_is_of_the_content() -> None:
     assert edit().digest == edit(minutes=9.0).digest, "minutes are not content"
     changed = edit()

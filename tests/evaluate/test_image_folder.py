@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,6 +108,22 @@ def test_a_file_that_is_no_sound_image_is_one_line(tmp_path: Path, kind: str) ->
         with pytest.raises(SpecError, match=says) as caught:
             read_image(tmp_path / "x.png", "captions.jsonl:3")
     assert str(caught.value).startswith("captions.jsonl:3: ") and "\n" not in str(caught.value)
+
+
+def test_an_image_is_read_as_a_viewer_shows_it(tmp_path: Path) -> None:
+    """Pillow's own way to RGB: 16 bits of grey were white, what is transparent was black, a phone's photo lay down."""
+    steps = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(steps).save(tmp_path / "grey.png")
+    assert np.array_equal(np.array(read_image(tmp_path / "grey.png", "x"))[..., 0], np.arange(256).reshape(16, 16))
+    logo = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    logo.putpixel((0, 0), (200, 0, 0, 255))
+    logo.save(tmp_path / "logo.png")
+    assert np.array(read_image(tmp_path / "logo.png", "x")).tolist() == [[[200, 0, 0], [255, 255, 255]]]
+    photo = Image.new("RGB", (8, 16))
+    note = photo.getexif()
+    note[0x112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=note)
+    assert read_image(tmp_path / "photo.jpg", "x").size == (16, 8)
 
 
 def test_large_images_warn_nobody(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,14 @@ def test_distances_by_hand() -> None:
     assert diversity(torch.cat([spread, spread])).estimate == pytest.approx(1)
     assert polynomial(torch.ones(1, 2), torch.ones(1, 2)).item() == pytest.approx(8000)
     assert gaussian(torch.zeros(1, 2), torch.tensor([[10.0, 10.0]])).item() == pytest.approx(1000 / 2.718281828)
+
+
+@pytest.mark.parametrize(("n", "parts"), [(2, 1), (3, 1), (73, 8), (82, 9), (91, 9)])
+def test_a_last_row_by_itself_makes_no_distance_of_its_own(n: int, parts: int) -> None:
+    """Its part had no pair of rows: the mean over all parts was no number."""
+    rows = torch.randn(2 * n, 8, generator=torch.Generator().manual_seed(n))
+    found = distance(rows[:n], rows[n:], polynomial)
+    assert isfinite(found.estimate) and found.n == parts
 
 
 @pytest.mark.parametrize("kernel", [polynomial, gaussian])

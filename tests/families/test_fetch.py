@@ -197,6 +197,25 @@ def test_files_that_changed_since_are_refused(hub: Hub, tmp_path: Path) -> None:
         pulled(XL, tmp_path / "hub")
 
 
+def test_a_file_of_another_size_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    """The way out of what is said about it."""
+    file = (pull(XL, cache=tmp_path / "hub") / "vq_ds16_t2i.pt").resolve()
+    file.chmod(0o644)
+    file.write_bytes(b"another size")
+    assert "pull again" in refused(tmp_path / "hub", TrustError)
+    assert (pull(XL, cache=tmp_path / "hub") / "vq_ds16_t2i.pt").read_bytes() == b"vq"
+
+
+@pytest.mark.parametrize("name", ["vq_ds16_t2i.pt", "flan-t5-xl/spiece.model"])
+def test_a_hub_that_says_otherwise_later_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
+    """The digests of the first time are the pin, also where the hub gives none, as for files that aren't large."""
+    home = pull(XL, cache=tmp_path / "hub")
+    for files in hub.files.values():
+        files.update(dict.fromkeys(files.keys() & {Path(name).name}, b"ev"))
+    fetch._forget(home / name)
+    assert "pull again" in refused(tmp_path / "hub", TrustError) and pulled(XL, tmp_path / "hub") is None
+
+
 def test_repositories_that_cant_be_had(hub: Hub, tmp_path: Path) -> None:
     hub.gated.add("google/flan-t5-xl")
     said = refused(tmp_path / "hub")

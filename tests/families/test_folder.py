@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from safear_edit import registry
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import SafearError, TrustError, UsageError
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.folder import layers_in, weight_file
 from safear_edit.families.janus import Janus
@@ -134,6 +134,15 @@ def test_shards_of_a_pickle_are_those_of_its_index(pickled: Path) -> None:
     model = load_model(str(pickled))
     assert sorted(model.card.files) == sorted(set(places.values()))
     assert all(torch.equal(t, weights[n]) for n, t in model.net.state_dict().items() if n in weights)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "../x.bin"}}])
+def test_an_index_of_pickles_that_is_none_is_one_line(pickled: Path, index: dict[str, Any]) -> None:
+    for path in pickled.glob("*.bin"):
+        path.unlink()
+    (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(TrustError, match=r"a 'weight_map' of tensor names to files|shards named"):
+        load_model(str(pickled))
 
 
 def test_safetensors_win_over_pickles(pickled: Path) -> None:

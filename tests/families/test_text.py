@@ -97,6 +97,11 @@ def test_a_t5_is_in_memory_only_while_it_encodes_what_is_new(tmp_path: Path, mon
         T5(tmp_path).keep(prompts, file, "another run")
     with pytest.raises(AssertionError, match="loaded again"):
         resumed.states(["a dog dog"])
+    with opened(weights := tmp_path / "model.safetensors") as stored:
+        found = dict(stored)
+    write_weights(weights, {**found, "shared.weight": found["shared.weight"] + 1})
+    with pytest.raises(AssertionError, match="loaded again"):
+        T5(tmp_path).keep(prompts, file, "a run")
 
 
 def test_a_t5_forgets_the_oldest_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
-from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, store_for
+from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 
 REQUESTS = [ImageRequest(f"a house number {i}", i, "bright" if i % 3 else "dark") for i in range(10)]
 
@@ -149,3 +149,13 @@ def test_a_store_is_for_its_inputs_and_replaces_others(tmp_path: Path) -> None:
     assert store_for(tmp_path, "model", "edit") == first and first.exists()
     second = store_for(tmp_path, "model", "another edit")
     assert second != first and not first.exists() and not second.exists()
+
+
+def test_images_are_of_weights_dtype_device_and_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on in another dtype must not take the base model's images from before."""
+    model = LlamaGen.pico()
+    plain = drawn_by(model)
+    monkeypatch.setattr(model.text, "origin", lambda: ("t5", "other weights"))
+    other = drawn_by(model)
+    model.net.to(torch.bfloat16)
+    assert len({plain, other, drawn_by(model)}) == 3 and drawn_by(model)[:1] == plain[:1]

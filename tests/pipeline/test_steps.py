@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from safear_edit import registry
 from safear_edit.compiler.recipe import load_base_recipe
@@ -21,6 +22,7 @@ from safear_edit.pipeline.generate import _slug, generate
 from safear_edit.pipeline.order import resolve_device, source_path
 from safear_edit.pipeline.publish import Result
 from safear_edit.progress import silent
+from safear_edit.spec.spec import Judge as Asked
 from safear_edit.studies.contest import material_of
 
 
@@ -89,6 +91,8 @@ def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: p
             (folder / name).write_text(name)
 
     monkeypatch.setattr(evaluation, "evaluate", drawn)
+    readers = ["a detector"]
+    monkeypatch.setattr(steps, "readers", lambda model, recipe: tuple(readers))
     recipe: Any = SimpleNamespace(digest="0" * 64)
     model: Any = SimpleNamespace(card=ModelCard("f", "v", 40, 100, 512, (100,), 1, "MIT"))
     with rundir.opened(tmp_path / "out") as run:
@@ -99,8 +103,29 @@ def test_a_picture_that_was_deleted_is_made_again(tmp_path: Path, monkeypatch: p
             steps.evaluate(run, recipe, model, recipe, lambda *_: None)
             steps.evaluate(run, recipe, model, recipe, lambda *_: None)
             assert not lost or (run / lost).exists()
+        readers[0] = "another"
+        steps.evaluate(run, recipe, model, recipe, lambda *_: None)
         assert set(run.files("evaluate")) >= {f"images/{name}" for name in SHEETS}
-    assert len(calls) == 3
+    assert len(calls) == 4
+
+
+def test_what_reads_captions_and_images_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on with another text encoder, or with more images in its judge's folder, is another run."""
+    model, pictures = LlamaGen.pico(), tmp_path / "pictures"
+    for name in ("style=picasso", "style=monet"):
+        (pictures / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(pictures / name / "a.png")
+    asked = Asked(use="folder", label="style=picasso", options={"folder": str(pictures)})
+    recipe: Any = SimpleNamespace(
+        spec=SimpleNamespace(judge=asked),
+        evaluate=SimpleNamespace(prompts=[SimpleNamespace(judge_label="style=monet")]),
+    )
+    before = steps.readers(model, recipe)
+    assert steps.readers(model, recipe) == before and len(before) == 3
+    monkeypatch.setattr(model.text, "origin", lambda: ("minilm", "another"))
+    assert [a == b for a, b in zip(before, steps.readers(model, recipe), strict=True)] == [False, True, True]
+    Image.new("RGB", (40, 40), "green").save(pictures / "style=monet/b.png")
+    assert not set(before) & set(steps.readers(model, recipe))
 
 
 SHEETS = (

@@ -23,6 +23,7 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE
 from safear_edit.files.names import EXPORTED
+from safear_edit.files.weights import write_weights
 from safear_edit.pipeline import publish
 from safear_edit.pipeline.generate import generate
 from safear_edit.registry import find_builtin
@@ -157,6 +158,23 @@ def test_a_stack_file_that_was_changed_is_refused(made: Path, change: Any, error
     change(told)
     path.write_text(json.dumps(told))
     with pytest.raises(error):
+        Released.read(made).base()
+
+
+def test_edits_of_weights_that_the_model_lacks_are_refused(made: Path) -> None:
+    told = json.loads((made / "stack.json").read_text())
+    stack = Released.read(made).stack
+    for one, layer in zip(told["edits"], stack.layers, strict=True):
+        info = layer.edit.info.model_copy(update={"rank": None, "alpha": None})
+        folder = made / "concepts" / one["name"] / "edit"
+        for path in folder.glob("adapter_*"):
+            path.unlink()
+        other = Edit("delta", {"elsewhere.weight": torch.zeros(3)}, info)
+        other.save(folder)
+        one["edit"] = other.digest
+    (made / "stack.json").write_text(json.dumps(told))
+    write_weights(made / "base.safetensors", {"elsewhere.weight": torch.zeros(3)})
+    with pytest.raises(TrustError, match="1 weights that the edits change, got others"):
         Released.read(made).base()
 
 
