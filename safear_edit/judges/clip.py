@@ -21,7 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safear_edit.errors import TrustError, UsageError
+from safear_edit.families.folder import layers_in
 from safear_edit.families.text import MINILM_SHA256, minilm_folder
+from safear_edit.files.strict import read_json
+from safear_edit.files.weights import IMPOSSIBLE
 from safear_edit.judges.base import (
     Judge,
     Judgement,
@@ -43,6 +46,9 @@ MINILM_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 """A text tower of this name is taken from the installed MiniLM package, so a checkpoint need not repeat it."""
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 CONFIG_FILE = "open_clip_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+                   "vocab.txt", "spiece.model")  # fmt: skip
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,8 @@ def _classes(label: str, prompts: Prompts | None) -> dict[str, Sequence[str]]:
     if prompts is None:
         return {phrase: (phrase,) for phrase in _phrases(label)}
     sort: Mapping[str, Sequence[str]] = next((labels for labels in prompts.values() if label in labels), {})
-    if len(sort) < 2:
-        got, fix = f"{len(sort)} of its sort", "give zero_shot.prompts: {LABEL: [PROMPT, …]} for it and for another"
+    if len(told := [name for name, texts in sort.items() if texts]) < 2 or label not in told:
+        got, fix = f"{len(told)} of its sort", "give zero_shot.prompts: {LABEL: [PROMPT, …]} for it and for another"
         raise UsageError(f"judge clip, label {label!r}", "prompts for it and for a contrast", got, fix)
     return {label: sort[label], **{name: texts for name, texts in sort.items() if name != label}}
 
@@ -176,6 +182,9 @@ def _phrases(label: str) -> list[str]:
     if len(phrases) < 2 or not all(phrases):
         fix = 'such as "a dog | a cat | a house"'
         raise UsageError(f"judge clip, label {label!r}", "PHRASE | CONTRAST | …", f"no contrast in {label!r}", fix)
+    if phrases[0] in phrases[1:]:
+        fix = "write what else may be there"
+        raise UsageError(f"judge clip, label {label!r}", "contrasts that differ from it", "the phrase itself", fix)
     return phrases
 
 
@@ -258,19 +267,14 @@ def _from_name(name: str, weights: str | None) -> Clip:
     _refuse_remote_text(name, config, None)
     net = build(config, f"model {name}")
     _fill(net, Path(weights))
-    return _finished(name, file_digest(Path(weights)), net, {}, open_clip.get_tokenizer(name))
+    digest = settings_digest({"weights": file_digest(Path(weights)), "model": name})  # ViT-B-32, or its quickgelu twin
+    return _finished(name, digest, net, {}, open_clip.get_tokenizer(name))
 
 
 def from_folder(folder: Path, name: str) -> Clip:
     import open_clip
 
-    try:
-        content = json.loads((folder / CONFIG_FILE).read_text())
-        config = content["model_cfg"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            str(folder / CONFIG_FILE), "open_clip's config with model_cfg", str(error), "see open_clip"
-        ) from error
+    config, preprocess = _settings(folder / CONFIG_FILE)
     weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if weights is None:
         raise UsageError(
@@ -284,12 +288,34 @@ def from_folder(folder: Path, name: str) -> Clip:
         tokenizer = minilm_tokenizer(config["text_cfg"].get("context_length", 32))
     else:
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    return _finished(name, file_digest(weights), net, content.get("preprocess_cfg", {}), tokenizer)
+    digest = file_digest(weights) if folder == FOLDER else _digest(folder, weights)
+    return _finished(name, digest, net, preprocess, tokenizer)
+
+
+def _settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What open_clip's config says of the model, and of how images are prepared for it."""
+    content = read_json(path).data
+    config = content.get("model_cfg") if isinstance(content, dict) else None
+    towers = [config.get(f"{tower}_cfg") for tower in ("text", "vision")] if isinstance(config, dict) else []
+    if not isinstance(config, dict) or not all(isinstance(tower, dict) for tower in towers):
+        raise UsageError(str(path), "open_clip's config with model_cfg", "none", "see open_clip")
+    if (layers := layers_in(config)) > MOST_LAYERS:
+        raise UsageError(str(path), f"at most {MOST_LAYERS} layers", str(layers), "see open_clip")
+    preprocess = content.get("preprocess_cfg", {})
+    return config, preprocess if isinstance(preprocess, dict) else {}
+
+
+def _digest(folder: Path, weights: Path) -> str:
+    """Of all that a score depends on: another mean of pixels or another activation reads the same weights otherwise."""
+    files = [weights, *(folder / name for name in (CONFIG_FILE, *TOKENIZER_FILES) if (folder / name).is_file())]
+    return settings_digest({path.name: file_digest(path) for path in files})
 
 
 def _refuse_remote_text(name: str, config: dict[str, Any], folder: Path | None) -> None:
     """Raise before open_clip goes to the network for a text tower or a tokenizer that isn't on this machine."""
-    text = config["text_cfg"]
+    text, images = config["text_cfg"], config["vision_cfg"].get("timm_model_name")
+    if images and not str(images).replace("_", "").replace(".", "").isalnum():  # timm fetches "hf_hub:…"
+        raise UsageError(f"judge clip, images of {name}", "a network that timm has", repr(images), "take another CLIP")
     tower, words = text.get("hf_model_name"), text.get("hf_tokenizer_name")
     if tower == MINILM_NAME:
         return
@@ -319,8 +345,9 @@ def build(config: dict[str, Any], where: str) -> Any:
     custom = bool(config.get("custom_text")) or "hf_model_name" in text
     try:
         net = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**settings)
-    except TypeError as error:
-        raise UsageError(where, "a two-tower open_clip config", str(error), "take a CLIP, not a CoCa") from error
+    except (*IMPOSSIBLE, AttributeError, AssertionError) as error:
+        got = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UsageError(where, "a two-tower open_clip config", got, "take a CLIP, not a CoCa") from error
     if minilm:
         net.text.transformer.load_state_dict(_minilm_weights())
     return net
@@ -364,5 +391,10 @@ def _finished(name: str, digest: str, net: Any, preprocess: dict[str, Any], toke
     """Put the parts together, with the transform that the config asks for at the size that the image tower has."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    config = PreprocessCfg(**(preprocess | {"size": net.visual.image_size}))
-    return Clip(name, digest, net.eval().requires_grad_(False), image_transform_v2(config, is_train=False), tokenizer)
+    try:
+        transform = image_transform_v2(PreprocessCfg(**(preprocess | {"size": net.visual.image_size})), is_train=False)
+        transform(Image.new("RGB", (8, 8)))
+    except (*IMPOSSIBLE, AttributeError) as error:
+        got = " ".join(str(error).split())[:200]
+        raise UsageError(f"judge clip, {name}: preprocess_cfg", "open_clip's", got, "see open_clip") from None
+    return Clip(name, digest, net.eval().requires_grad_(False), transform, tokenizer)

@@ -198,6 +198,49 @@ def test_pickled_code_truncated_and_foreign_weights_are_refused(
     assert "code ran" not in capsys.readouterr().out
 
 
+def test_the_digest_is_of_all_that_a_score_depends_on(open_clip: Any, tiny: Path, tmp_path: Path) -> None:
+    """The same weights read other pixels, or by another activation, are another detector: its card doesn't hold."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    config, found = json.loads((tiny / CONFIG_FILE).read_text()), [load_clip(str(tiny)).digest]
+    for more in ({"preprocess_cfg": {"mean": [0.0] * 3}}, {"model_cfg": TINY | {"quick_gelu": True}}):
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(config | more))
+        load_clip.cache_clear()
+        found.append(load_clip(str(tmp_path)).digest)
+    open_clip.add_model_config(tiny / "tiny-test-clip.json")
+    (tmp_path / "tiny-twin-clip.json").write_text(json.dumps(TINY | {"quick_gelu": True}))
+    open_clip.add_model_config(tmp_path / "tiny-twin-clip.json")
+    found += [load_clip(name, str(tiny / WEIGHT_FILES[0])).digest for name in ("tiny-test-clip", "tiny-twin-clip")]
+    assert len(set(found)) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "config with model_cfg"),
+        ({"model_cfg": {}}, "config with model_cfg"),
+        ({"model_cfg": TINY | {"embed_dim": "wide"}}, "a two-tower open_clip config"),
+        ({"model_cfg": TINY | {"vision_cfg": {"layers": 10**9}}}, "at most 1000 layers"),
+        ({"model_cfg": TINY | {"vision_cfg": {"timm_model_name": "hf_hub:me/net"}}}, "a network that timm has"),
+        ({"model_cfg": TINY, "preprocess_cfg": {"mean": "grey"}}, "preprocess_cfg"),
+        ({"model_cfg": TINY, "preprocess_cfg": {"sharpen": 1}}, "preprocess_cfg"),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(content: Any, says: str, tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=says) as caught:
+        load_clip(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_contrasts_are_others_and_have_prompts() -> None:
+    with pytest.raises(UsageError, match="contrasts that differ from it, got the phrase itself"):
+        make_judge("clip", "a cat | a dog | a cat")
+    for texts in ({"a": [], "b": ["b"]}, {"a": ["a"], "b": []}):
+        with pytest.raises(UsageError, match="prompts for it and for a contrast, got 1 of its sort"):
+            make_judge("clip", "a", prompts={"sort": texts})
+
+
 @pytest.mark.parametrize("label", ["a cat", "a cat |", "| a dog", ""])
 def test_a_phrase_needs_a_contrast(label: str) -> None:
     with pytest.raises(UsageError, match="PHRASE"):
