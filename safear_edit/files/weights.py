@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -527,6 +528,10 @@ def _converted(path: Path, allowed: bool, stack: ExitStack) -> Path:
         kind = _sniff(head, path.stat().st_size) or "other bytes"
         raise TrustError(str(path), "a zip file as torch.save writes it", kind, CONVERT)
     _refuse_zip(path)
+    where, size = Path(tempfile.gettempdir()), path.stat().st_size
+    if (free := shutil.disk_usage(where).free) < size:
+        fix = "free some, or set TMPDIR to a larger disk"
+        raise UsageError(str(where), f"{size / 1e9:.1f} GB to convert {path.name}", f"{free / 1e9:.1f} GB free", fix)
     converted = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="safear-edit-"))) / "weights.safetensors"
     _convert_apart(path, converted)
     _refuse_header(converted, str(path))

@@ -101,7 +101,8 @@ class SigningKey:
 def generate(folder: Path, name: str = "safear", password: bytes | None = None) -> KeyPair:
     """Make a P-256 pair, `folder/name.key` (mode 0600, encrypted if a password is given) and `folder/name.pub`.
 
-    UsageError if either exists, or if `folder` holds a model: a private key must not be published with one.
+    UsageError if either exists, or if `folder` or one around it holds a model: a private key must not be published
+    with one.
     """
     if not _NAME.fullmatch(name):
         raise UsageError("key name", "letters, digits, '.', '_' or '-'", repr(name), "choose another --name")
@@ -112,7 +113,8 @@ def generate(folder: Path, name: str = "safear", password: bytes | None = None) 
         if path.exists() or path.is_symlink():
             fix = "choose another --name, or move the old key away yourself"
             raise UsageError(str(path), "a new file", "one that exists", fix)
-    if any((folder / sign).exists() for sign in ("model.sig", "safear.json")):
+    around = folder.absolute().resolve()
+    if any((place / sign).exists() for place in (around, *around.parents) for sign in ("model.sig", "safear.json")):
         raise UsageError(str(folder), "a folder for keys", "a model's folder", "keep keys apart from what is published")
     key = ec.generate_private_key(ec.SECP256R1())
     locked: KeySerializationEncryption = BestAvailableEncryption(password) if password else NoEncryption()

@@ -20,7 +20,7 @@ from typing import Any
 
 import model_signing
 
-from safear_edit.errors import SpecError, TrustError
+from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.files.strict import parse_json
 from safear_edit.release.claims import REPORTS, REQUIRED, RESULT_OF, RESULTS, TEST_RESULT_TYPE
 from safear_edit.release.keys import PublicKey, load_trust
@@ -83,8 +83,11 @@ def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) ->
 
     TrustError (exit 4), in one line that names the file and the digests, for any change to what was signed, a
     signature or claim that is missing, cut, of an untrusted key or about other files. UsageError if `folder` or
-    `trust` can't be used at all.
+    `trust` can't be used at all, or the keys lie in the very folder: whoever made it chose them.
     """
+    if folder.is_dir() and folder.resolve() in (home := trust.resolve(), *home.parents):
+        got, fix = "a folder that came with it", "get the signer's *.pub file another way, and keep it elsewhere"
+        raise UsageError(str(trust), f"keys from elsewhere than {folder}", got, fix)
     keys = load_trust(trust)
     folder = folder.resolve() if folder.is_dir() else folder
     strangers = foreign(folder)

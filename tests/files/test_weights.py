@@ -303,6 +303,15 @@ def test_zips_that_torch_did_not_write(tmp_path: Path, names: list[str], how: in
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_no_room_to_convert_is_said_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk made the file "more than tensors, or a broken file"."""
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "m.pt")
+    full = weights.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(UsageError, match=r"GB to convert m\.pt, got 0\.0 GB free; free some, or set TMPDIR"):
+        read_weights(tmp_path / "m.pt", allow_pickle=True)
+
+
 def test_other_broken_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {
         "twice": (zipped(tmp_path / "twice.pt", ["m/a", "m/a"]).read_bytes(), "each entry once"),

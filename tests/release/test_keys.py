@@ -74,8 +74,10 @@ def test_generate_refuses_odd_names(tmp_path: Path, name: str) -> None:
 
 def test_generate_keeps_out_of_a_model_folder(tmp_path: Path) -> None:
     (tmp_path / "safear.json").write_text("{}")
-    with pytest.raises(UsageError, match="keep keys apart"):
-        keys.generate(tmp_path)
+    for folder in (tmp_path, tmp_path / "keys"):
+        with pytest.raises(UsageError, match="keep keys apart"):
+            keys.generate(folder)
+    assert not (tmp_path / "keys").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")

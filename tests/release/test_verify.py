@@ -160,6 +160,21 @@ def test_many_changes_are_summed_up(release: Release) -> None:
         verify_folder(release.folder, release.trust)
 
 
+@pytest.mark.parametrize("place", [".", "keys"])
+def test_keys_that_came_with_the_folder_are_no_trust(place: str, tmp_path: Path) -> None:
+    """Whoever swapped the weights signed them again, and put a key of their own beside them."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "gpt.safetensors").write_bytes(b"other weights")
+    key = keys.throwaway(folder / place)
+    write_claims(folder, sign_folder(folder, key), inputs(), key)
+    with pytest.raises(UsageError, match=r"expected keys from elsewhere than .*, got a folder that came with it"):
+        verify_folder(folder, folder / place)
+    (tmp_path / "link").symlink_to(folder / place)
+    with pytest.raises(UsageError, match="keys from elsewhere"):
+        verify_folder(folder, tmp_path / "link")
+
+
 def test_an_untrusted_key_is_refused(release: Release, tmp_path: Path) -> None:
     other = keys.throwaway(tmp_path / "others")
     with pytest.raises(
