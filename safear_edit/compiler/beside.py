@@ -83,6 +83,16 @@ def guarded(recipe: Recipe, earlier: Sequence[Recipe]) -> Recipe:
     return changed(recipe, keep=(*own, *prompts))
 
 
+def refuse_restoring(recipe: Recipe, earlier: Sequence[Recipe]) -> None:
+    """UsageError for a finished recipe that was compiled without those edits and keeps, as the base model has it, what
+    one of them erases: it would teach that again."""
+    mentions = _naming(earlier)
+    if kept := next((kept for kept in recipe.keep if not kept.guards and mentions(kept.prompt)), None):
+        got = f"one that keeps {mentions(kept.prompt)!r}, which the stack erases"
+        fix = "give its spec, or compile that for this model"
+        raise UsageError(f"recipe {recipe.spec.name}", "a recipe for this stack", got, fix)
+
+
 def _naming(recipes: Sequence[Recipe]) -> Callable[[str], str | None]:
     """`mention_of` for the concepts that these recipes erase, by any name that their specs know."""
     return mention_of([name for one in recipes for name in concept_names(one.spec)])

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from safear_edit import processes, registry
 from safear_edit.compiler import checks
-from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_own_captions, sharing_steps
+from safear_edit.compiler.beside import (
+    beside,
+    changed,
+    for_one_edit,
+    guarded,
+    refuse_own_captions,
+    refuse_restoring,
+    sharing_steps,
+)
 from safear_edit.compiler.compile import compile_recipe, method_params, refuse_unstated
 from safear_edit.compiler.cost import LARGE, declared, free_bytes, within
 from safear_edit.compiler.judging import judged_for
@@ -173,6 +181,7 @@ def _compiled(
         fix = "give it another name in its spec, or remove the first one"
         raise UsageError(f"concept {source.spec.name}", "one that the stack lacks", f"one of {', '.join(names)}", fix)
     if isinstance(source, Recipe):
+        refuse_restoring(source, earlier)
         return compile_for(model, ref, order, source)
     spec = beside(source.spec, [*(recipe.spec for recipe in earlier), *together])
     return guarded(compile_for(model, ref, order, replace(source, spec=spec)), earlier)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from safear_edit import registry
-from safear_edit.compiler.beside import beside, changed, for_one_edit, sharing_steps
+from safear_edit.compiler.beside import beside, changed, for_one_edit, guarded, refuse_restoring, sharing_steps
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
 from safear_edit.errors import UsageError
@@ -63,6 +63,18 @@ def test_nothing_is_kept_or_drawn_that_another_concept_of_the_edit_loses() -> No
     assert picasso.evaluate == before[0].evaluate
     again = for_one_edit([picasso, dog])
     assert again[0] is picasso and again[1] is dog
+
+
+def test_a_finished_recipe_that_brings_back_what_a_stack_erases_is_refused() -> None:
+    """Compiled for the base model it keeps Van Gogh as that draws him; compiled beside him it doesn't."""
+    (van_gogh,) = recipes("van_gogh")
+    (picasso,) = recipes("picasso")
+    with pytest.raises(UsageError, match="one that keeps 'van gogh', which the stack erases; give its spec"):
+        refuse_restoring(picasso, [van_gogh])
+    refuse_restoring(picasso, [])
+    beside_him = guarded(recipes("picasso", "van_gogh")[0], [van_gogh])
+    assert any(kept.guards for kept in beside_him.keep)
+    refuse_restoring(beside_him, [van_gogh])
 
 
 def test_each_concept_is_trained_as_long_as_alone() -> None:
