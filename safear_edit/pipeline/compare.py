@@ -29,6 +29,7 @@ from safear_edit.files.layout import BASE
 from safear_edit.files.strict import parse_yaml
 from safear_edit.pipeline import compared, run
 from safear_edit.pipeline.compared import Ran
+from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import Order, Source, compile_recipes, read_sources
 from safear_edit.pipeline.state import RunOptions, StackState, load_state
 from safear_edit.progress import Callback, silent
@@ -176,7 +177,7 @@ def _run(out: Path, state: StackState, one: Wanted, command: str, progress: Call
     if not folder.exists():
         if not work.exists():  # else a killed call published it and came no further
             work.parent.mkdir(exist_ok=True)
-            drawn = out / DRAWN / digest_of(one.concept, state.ref)[:16]
+            drawn = out / DRAWN / digest_of(one.concept, state.ref, program())[:16]
             options = RunOptions(None, True, command=command, progress=progress, base_images=drawn)
             run.walk(lambda: (state, run.additions([(one.source, one.recipe)])), work, options)
         _drop_weights(work)

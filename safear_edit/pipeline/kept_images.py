@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ def kept_images(recipe: Recipe, model: ModelFamily, ref: str) -> Path | None:
     that decides their bits: the model, this package's sources, its libraries, the machine and its threads. Which
     prompts, seeds, judges and sampling each batch there is of, it says itself (judges/draw.py).
     """
+    import torch
+
     from safear_edit.judges.draw import drawn_by
 
     if model.card.variant != "mini":
@@ -38,7 +41,8 @@ def kept_images(recipe: Recipe, model: ModelFamily, ref: str) -> Path | None:
     named = ModelRef.parse(ref)
     if named.path is not None or not shipped(named) or not _builtin(recipe, model):
         return None
-    return recent("base-images", digest_of(recipe.spec.name, *drawn_by(model), *_made_by()), DAYS)
+    machine = platform.platform(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())
+    return recent("base-images", digest_of(recipe.spec.name, *drawn_by(model), program(), *machine), DAYS)
 
 
 def _builtin(recipe: Recipe, model: ModelFamily) -> bool:
@@ -48,11 +52,10 @@ def _builtin(recipe: Recipe, model: ModelFamily) -> bool:
     return recipe.spec == judged_for(own, model.card.images)
 
 
-def _made_by() -> list[str]:
-    """Code, libraries and machine: with others the same prompt and seed may give another image."""
-    import torch
-
+@cache
+def program() -> str:
+    """A digest of code and libraries as this process began with them: by others the same prompt and seed may give
+    another image, so what one call drew of a model is no counterpart of what the next one draws of its edit."""
     sources = [sha256_file(path) for path in sorted(registry.PACKAGE.rglob("*.py"))]
     versions = [f"{name} {version_of(name)}" for name in PACKAGES]
-    machine = [platform.platform(), platform.python_version(), torch.backends.cpu.get_cpu_capability()]
-    return [*sources, *versions, *machine, str(torch.get_num_threads())]
+    return digest_of(*sources, *versions, platform.python_version())

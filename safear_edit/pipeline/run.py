@@ -49,7 +49,7 @@ from safear_edit.pipeline.order import (
     refuse_drafts,
 )
 from safear_edit.pipeline.publish import Result, publish
-from safear_edit.pipeline.state import RunOptions, StackChange, StackState, loaded, measured_part
+from safear_edit.pipeline.state import RunOptions, StackChange, StackState, base_part, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
 from safear_edit.progress import Steps
 from safear_edit.release.released import Member
@@ -151,7 +151,7 @@ def _evaluated(run: RunDir, state: StackState, event: str, options: RunOptions) 
         if left_out:
             options.say(f"{name}: {len(left_out)} prompts are left out, which other concepts erase or trained on")
         kept = options.base_images or kept_images(member.recipe, state.model, state.ref)
-        progress, drawn = options.progress_of(name), kept or run.part(f"base/{name}").root
+        progress, drawn = options.progress_of(name), kept or base_part(run, name)
         evaluate(part, member.recipe, state.model, state.stack, progress, leave_out=left_out, base_images=drawn)
         save_recipe(recipe, part / "recipe.json")
         counts[name] = measured(read_outcomes(part / "outcomes.jsonl"))

@@ -15,8 +15,10 @@ from safear_edit.evaluate.interference_record import After
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
+from safear_edit.files.atomic import digest_of
 from safear_edit.files.layout import looks_released
 from safear_edit.files.rundir import RunDir
+from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import Order, Source, dtype_of, model_of, resolve_device
 from safear_edit.progress import Callback, silent, under
 from safear_edit.release.released import Member, Released, stack_of
@@ -87,8 +89,14 @@ def released_state(released: Released, device: str) -> StackState:
 
 
 def measured_part(run: RunDir, state: StackState, name: str) -> RunDir:
-    """Where a concept's evidence about this very stack lies while a walk is under way."""
-    return run.part(f"measured/{state.stack.digest[:16]}/{name}")
+    """Where a concept's evidence about this very stack lies while a walk is under way: one program measures all of it,
+    also where a killed walk goes on after an upgrade."""
+    return run.part(f"measured/{digest_of(state.stack.digest, program())[:16]}/{name}")
+
+
+def base_part(run: RunDir, name: str) -> Path:
+    """Where the base model's images of a concept lie while a walk is under way, for every stack that is measured."""
+    return run.part(f"base/{program()[:16]}/{name}").root
 
 
 @dataclass(frozen=True)

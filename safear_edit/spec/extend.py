@@ -146,8 +146,9 @@ def _kept_of_judge(shared: Data, own: Data) -> Data:
     """What a set's judge leaves to a spec's own: another detector has no use for its threshold, options and prompts.
 
     Who reads members stays. One that reads real images instead of the set's looks for the concept alone, and the set's
-    becomes who reads members.
+    becomes who reads members. A card brings its own thresholds.
     """
+    shared = {key: value for key, value in shared.items() if key != "threshold" or "card" not in own}
     if "use" in own and own["use"] != shared.get("use"):
         return {"members": shared["members"]} if "members" in shared else {}
     theirs, mine = _mapping(shared.get("real")), _mapping(own.get("real"))

@@ -105,7 +105,7 @@ class PreserveGroup(Part):
     role: Literal["neighbour", "object", "style", "plain"] = Field(
         description="neighbour: what lies near the concept; object, style: other content; plain: everyday prompts."
     )
-    members: Annotated[dict[Text, Text], Field(min_length=1)] = Field(
+    members: Annotated[dict[Name, Text], Field(min_length=1)] = Field(
         description="Words in the prompt -> label by which the judge recognises them."
     )
     templates: Annotated[tuple[MemberTemplate, ...], Field(min_length=1), AfterValidator(distinct)] = Field(
@@ -133,7 +133,7 @@ class PreserveGroup(Part):
     def _subjects_used(self) -> Self:
         for index, template in enumerate(self.templates):
             if ("{subject}" in template) != bool(self.subjects):
-                fix = "add {subject}, or remove subjects" if self.subjects else "add subjects, or remove {subject}"
+                fix = "add {subject}, or say `subjects: []`" if self.subjects else "add subjects, or remove {subject}"
                 want = "{subject} in every template" if self.subjects else "no {subject} without subjects"
                 refuse(want, repr(template), fix, ("templates", index))
         distinct(tuple(self.members))

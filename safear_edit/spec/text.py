@@ -115,7 +115,7 @@ Questions = Annotated[tuple[QuestionTemplate, ...], AfterValidator(distinct)]
 Name = Annotated[Text, AfterValidator(_bare)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(distinct)]
 Subjects = Annotated[
-    tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable)], ...],
+    tuple[Annotated[str, Field(max_length=300), AfterValidator(_printable), AfterValidator(_bare)], ...],
     AfterValidator(distinct),
     BeforeValidator(_product),
     WithJsonSchema(

@@ -26,7 +26,7 @@ from safear_edit.files import rundir
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.order import Order, compile_recipes, read_sources
 from safear_edit.pipeline.run import additions
-from safear_edit.pipeline.state import RunOptions, StackState, loaded, measured_part
+from safear_edit.pipeline.state import RunOptions, StackState, base_part, loaded, measured_part
 from safear_edit.pipeline.steps import evaluate
 from safear_edit.progress import Progress, mode_for
 from safear_edit.report.criteria import Slice, by_slice, member_flips
@@ -104,7 +104,7 @@ def measured(run: RunDir, state: StackState, options: RunOptions) -> Row:
     asked, kept = defaultdict[str, list[tuple[str, Outcome]]](list), list[Member]()
     for member in state.members:
         part, (recipe, left_out) = measured_part(run, state, member.name), state.measured_by(member)
-        drawn = run.part(f"base/{member.name}").root
+        drawn = base_part(run, member.name)
         evaluate(part, member.recipe, state.model, state.stack, options.progress_of(member.name),
                  leave_out=left_out, base_images=drawn)  # fmt: skip
         for one in _slices(part.root, recipe):

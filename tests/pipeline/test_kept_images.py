@@ -56,10 +56,13 @@ def test_other_code_threads_or_versions_have_a_folder_of_their_own_and_old_ones_
         threads = kept_images(recipe, model, "llamagen:mini")
     with monkeypatch.context() as patch:
         patch.setattr(own, "version_of", lambda package: "0")
+        own.program.cache_clear()
         versions = kept_images(recipe, model, "llamagen:mini")
     with monkeypatch.context() as patch:
         patch.setattr(own, "sha256_file", lambda path: "0" * 64)
+        own.program.cache_clear()
         code = kept_images(recipe, model, "llamagen:mini")
+    own.program.cache_clear()
     assert first is not None and threads is not None and len({first, threads, versions, code}) == 4
     long_ago = time.time() - (DAYS + 1) * 86400
     os.utime(first, (long_ago, long_ago))

@@ -32,7 +32,7 @@ from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.layout import BASE, FOUND_BY
 from safear_edit.files.rundir import RunDir
-from safear_edit.pipeline import diff, order, publish, run
+from safear_edit.pipeline import diff, order, publish, run, state
 from safear_edit.pipeline.order import Order
 from safear_edit.pipeline.state import RunOptions
 from safear_edit.release import released
@@ -572,3 +572,32 @@ def test_the_cards_snippet_loads_the_edited_model(folder: Path, monkeypatch: pyt
     exec(snippet, names)
     assert names["images"].shape[:2] == (1, 3) and names["images"].dtype == torch.uint8
     assert "images/before_after.png" in card and (folder / "one" / "images" / "before_after.png").exists()
+
+
+def test_a_walk_that_goes_on_after_an_upgrade_measures_everything_by_the_new_program(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base model's images of the old one are no counterpart of the edited model's by the new one."""
+    overrides = tuple(f"{key}={value}" for key, value in SETS.items())
+    asked = Order(str(folder / "picasso.yaml"), str(folder / "base"), overrides=overrides, device="cpu")
+    out, drawn = tmp_path / "out", list[str]()
+
+    def once(stage: str, *more: object) -> None:
+        if "score edited" in stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.apply([asked], out, RunOptions(unsigned=True, progress=once))
+    generate = LlamaGen.generate
+    monkeypatch.setattr(state, "program", lambda: "0" * 64)
+    monkeypatch.setattr(
+        LlamaGen,
+        "generate",
+        lambda model, condition, seeds, *more, **how: (
+            drawn.extend(map(str, seeds)) or generate(model, condition, seeds, *more, **how)
+        ),
+    )
+    run.apply([asked], out, RunOptions(unsigned=True))
+    recipe = load_recipe(out / "recipe.json")
+    assert {str(prompt.screen_seed) for prompt in recipe.slice("direct")} <= {*drawn}
+    assert not {str(pair.seed) for pair in recipe.construct.pairs} & {*drawn}, "what it was trained on stays"

@@ -156,6 +156,13 @@ def test_an_anchor_may_be_one_word_in_every_template() -> None:
         ),
         ("[the painter of The Great Wave]", "['a {subject}']", r"short.yaml:8 .*\[0\]: expected a name without braces"),
         ("[Hokusai, ", "['{subject}', ", r"short.yaml:6 erase.aliases\[0\]: expected a name without braces"),
+        ("{Hiroshige: ", "{'{subject}': ", r"members.*: expected a name without braces, got '{subject}'"),
+        ("{concept: Hokusai,", "{concept: Hokusai, subjects: ['a {dog}'],", r"subjects\[0\]: expected a name with"),
+        (
+            'woodblock: {Hiroshige: "a print by Hiroshige"}',
+            "woodblock: {members: {a: b}, templates: ['{member}']}",
+            r"or say `subjects: \[\]`",
+        ),
         ("aliases: [Hokusai, Katsushika Hokusai]", "aliases: Hokusai", r"aliases: expected a list, got 'Hokusai'; wr"),
     ],
 )  # fmt: skip
@@ -181,6 +188,15 @@ def test_every_problem_of_a_file_is_told_at_once() -> None:
 def test_another_judge_takes_nothing_of_the_sets() -> None:
     spec = loaded(SHORT.replace("judge: {label: style=hokusai}", "judge: {use: clip, label: a print | a photo}"))
     assert spec.judge.threshold is None
+
+
+def test_a_measured_judge_brings_its_own_thresholds() -> None:
+    numbers = "present_from: 0.6, absent_below: 0.4, n_pos: 20, true_pos: 19, n_neg: 20, true_neg: 20, data: mine"
+    card = f"card: {{detector: {'a' * 64}, {numbers}}}"
+    spec = loaded(SHORT.replace("{label: style=hokusai}", f"{{label: style=hokusai, {card}}}"))
+    assert spec.judge.threshold is None and spec.judge.card and spec.judge.card.present_from == 0.6
+    with pytest.raises(SpecError, match=r"the card's thresholds, got 0\.7 beside them"):
+        loaded(SHORT.replace("{label: style=hokusai}", f"{{label: style=hokusai, threshold: 0.7, {card}}}"))
 
 
 def test_sets_are_no_concepts_and_all_can_be_read() -> None:
