@@ -54,6 +54,7 @@ from safear_edit.spec.prompts import (
     image_seed,
     near_duplicates,
     normalise,
+    unaccented,
 )
 from safear_edit.spec.spec import Images, PreserveGroup, Spec
 from safear_edit.spec.text import Part
@@ -384,17 +385,17 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
 
 
 def seen_names(recipe: Recipe) -> list[str]:
-    """A line where held-out names stand in training prompts, as parts of longer names: their slice says less of names
-    that training never saw. Those of a category are a user's own prompts and aren't repeated."""
-    training, found = {f" {normalise(text)} " for text in recipe.training_prompts}, list[str]()
+    """A line where held-out names stand in training prompts, as parts of longer names or but for accents: their slice
+    says less of names that training never saw. Those of a category are a user's own prompts and aren't repeated."""
+    training, found = {f" {unaccented(text)} " for text in recipe.training_prompts}, list[str]()
     for name in recipe.spec.paraphrases.held_out:
-        words = normalise(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
+        words = unaccented(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
         if count := sum(f" {words} " in text for text in training):
             found.append(f"{shortened(name)} in {count}")
     if not found:
         return []
     shown = "" if recipe.spec.kind == "category" else f" ({', '.join(found)} of {len(training)})"
-    return [f"paraphrase: training prompts have {len(found)} held-out names as parts of other names{shown}"]
+    return [f"paraphrase: training prompts have {len(found)} held-out names in other names{shown}"]
 
 
 def reserve_warnings(evaluation: Evaluation) -> list[str]:

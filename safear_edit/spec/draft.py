@@ -88,7 +88,8 @@ def draft_words(name: str, kind: str = "style") -> Words:
     concept = re.sub(r"[-_]+", " ", name).strip()
     concept = concept.title() if kind == "style" else concept
     aliases, train, held_out, label = (_filled(part, concept, name) for part in GUESSES[kind])
-    instead = next(word for word in INSTEAD if not mention_of([concept])(word)) if kind == "object" else ""
+    mention = mention_of([concept])  # a word such as "a" is in both
+    instead = next((word for word in INSTEAD if not mention(word)), "") if kind == "object" else ""
     return Words(name, kind, concept, aliases, train, held_out, label[0], instead=instead)
 
 

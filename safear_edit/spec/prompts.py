@@ -66,6 +66,15 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFKC", _GAP.sub("", " ".join(folded.translate(_PLAIN).split())))
 
 
+_ACCENTS = re.compile("[\u0300-\u036f]")
+
+
+def unaccented(text: str) -> str:
+    """`normalise` without the accents of Latin, Greek and Cyrillic letters: some text encoders drop them, so "Miro" is
+    the very same name there as "Miró"."""
+    return normalise(text if text.isascii() else _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+
+
 _JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner: part of the spelling of Persian, Hindi and emoji."""
 _INVISIBLE = "\u00ad\u200b\u2060\ufeff"
@@ -177,7 +186,8 @@ def near_duplicates(
 
 
 def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
-    """A function text -> the words by which it mentions one of `names` (whole words, article or plural aside).
+    """A function text -> the words by which it mentions one of `names` (whole words; article, plural and accents
+    aside).
 
     Where a script has no spaces between words, a name counts wherever it stands: better one prompt too many refused
     than the concept trained on as its own replacement.
@@ -185,7 +195,7 @@ def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
     pattern = _any_of(frozenset(names))
 
     def mention(text: str) -> str | None:
-        found = pattern.search(normalise(text)) if pattern else None
+        found = pattern.search(unaccented(text)) if pattern else None
         return found[0] if found else None
 
     return mention
@@ -195,7 +205,7 @@ def mention_of(names: Iterable[str]) -> Callable[[str], str | None]:
 def _any_of(names: frozenset[str]) -> re.Pattern[str] | None:
     """One pattern for all of these names, the longest first; None for none. Made once: the same lists are asked for
     with every caption of the mini world."""
-    singular = {re.sub(r"^(a|an|the) (?=.)", "", normalise(name)) for name in names} - {""}
+    singular = {re.sub(r"^(a|an|the) (?=.)", "", unaccented(name)) for name in names} - {""}
     words = singular | {plural for word in singular for plural in _other_plurals(word)}
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     # neighbours with the same surroundings share them: hundreds of names, as a user's file has, stay quick

@@ -136,6 +136,8 @@ def test_mentions_are_whole_words() -> None:
     assert mention("a hot-doggery") is None
     assert mention("dogma") is None
     assert mention_of([])("anything") is None
+    accented = mention_of(["Miró", "Νίκος"])
+    assert [accented(text) for text in ("by Miro", "by MIRO\u0301", "Νικος")] == ["miro", "miro", "νικοσ"]
     plural = mention_of(["a church", "a puppy", "the bay"])
     assert [plural(text) for text in ("two churches", "Puppies!", "bays")] == ["churches", "puppies", "bays"]
     assert [plural(text) for text in ("a churchyard", "bayes")] == [None, None]

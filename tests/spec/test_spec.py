@@ -129,6 +129,12 @@ def test_the_governance_block_of_a_draft_only_waits_to_be_uncommented() -> None:
     assert set(made(TEMPLATE).governance.model_dump().values()) == {None}
 
 
+@pytest.mark.parametrize("kind", ["style", "object"])
+def test_a_name_that_is_in_every_sentence_is_told(kind: str) -> None:
+    with pytest.raises(SpecError, match="the draft for 'a'"):
+        spec_template("a", kind)
+
+
 @pytest.mark.parametrize("name", ["", "Picasso", "a b", "../x", "ä"])
 def test_draft_names(name: str) -> None:
     with pytest.raises(UsageError, match="lower-case"):
