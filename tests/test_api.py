@@ -41,9 +41,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_overrides_are_said_as_the_command_line_says_them() -> None:
     given = {"params.steps": 60, "params.adversarial": True, "construct.captioner": None, "params.average": "token"}
-    order = api._order("picasso", "llamagen", "vce", 0, {**given, "params.erase_scales": (0, 1)}, "cpu")
+    order = api._order("picasso", "llamagen", "vce", 0, {**given, "x.y": (0, 1), "x.z": ["😀"]}, "cpu")
     values = [parse_value(text.partition("=")[2], "") for text in order.overrides]
-    assert values == [*given.values(), [0, 1]]
+    assert values == [*given.values(), [0, 1], ["😀"]]
 
 
 def test_importing_costs_nothing() -> None:

@@ -189,7 +189,7 @@ class Compiling(OfModel, ByMethod, Seeded, OnDevice, InDtype):
     @property
     def overrides(self) -> tuple[str, ...]:
         """Every --set, and what other options change of the recipe."""
-        named = (f"construct.captioner={json.dumps(self.captioner)}",) if self.captioner else ()
+        named = (f"construct.captioner={json.dumps(self.captioner, ensure_ascii=False)}",) if self.captioner else ()
         return (*self.sets, *named)
 
 

@@ -255,7 +255,8 @@ def _pairs(spec: Spec, drawn: Pools, n: int, seed: int) -> list[PairPrompt]:
         fix = "fewer teach one image rather than a concept"
         raise UsageError("construct.pairs", f"at least {FEWEST_PAIRS}", str(n), fix)
     if len(drawn.train) < n:
-        fix = f"add subjects or templates, or --set construct.pairs={len(drawn.train)}"
+        enough = len(drawn.train) >= FEWEST_PAIRS
+        fix = "add subjects or templates" + (f", or --set construct.pairs={len(drawn.train)}" if enough else "")
         raise SpecError(f"spec {spec.name}, erase", f"{n} training prompts", f"{len(drawn.train)}", fix)
     anchors = spec.anchor.templates
     return [
@@ -315,7 +316,7 @@ def _candidates(
         chosen = choose(pool, size, "evaluate")
     if len(pool) < n:
         key = f"evaluate.n.{name}" if name in type(spec.evaluate.n).model_fields else f"preserve.{name}.n"
-        fix = f"add words to combine, or --set {key}={len(pool)}"
+        fix = "add words to combine" + (f", or --set {key}={len(pool)}" if pool else "")
         got = f"{len(pool)}" + (f", and {len(cut)} that the model doesn't read to their end" if cut else "")
         raise SpecError(f"spec {spec.name}, slice {name}", f"{n} prompts outside training", got, fix)
     return chosen, tuple(cut)

@@ -127,6 +127,8 @@ def _order(
 ) -> Order:
     from safear_edit.pipeline.order import Order
 
-    said = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (overrides or {}).items()}
-    changes = tuple(f"{key}={value}" for key, value in said.items())
+    changes = tuple(
+        f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for key, value in (overrides or {}).items()
+    )
     return Order(str(source), str(model) if model else None, method, seed, changes, device)

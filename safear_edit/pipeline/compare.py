@@ -70,7 +70,7 @@ def variant(text: str) -> Variant:
     if len(keyed) < len(values) or any(not key or value is None for key, value in values.items()):
         fix = "each key once, for instance vce:beta=2,steps=60"
         raise UsageError(f"--methods {text}", "NAME:key=value,…", repr(changes), fix)
-    return Variant(text, name, tuple(f"{key}={json.dumps(value)}" for key, value in keyed.items()))
+    return Variant(text, name, tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keyed.items()))
 
 
 @dataclass(frozen=True)

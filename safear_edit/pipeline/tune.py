@@ -7,7 +7,7 @@
 The ranges are those of the method's recipe (`tune:`). A trial is a search on the same pairs, then images of training
 prompts under seeds that nothing else uses. Three figures are made small: the share of images about which the judge does
 not say that the concept is absent (unreadable ones count as left), the loss of the worst preserved member, and how much
-of what the words told about the training images is left (CIR). No prompt of the evaluation is drawn, scored or encoded.
+of what the words told about the training images is left (CIR). No prompt of the evaluation is drawn or scored.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import builtin_folder, lookup
-from safear_edit.spec.prompts import normalise, overlap
+from safear_edit.spec.prompts import normalise, overlap, side
 from safear_edit.spec.spec import Images, Spec, load_spec
 from tests.test_registry import add_plugin
 
@@ -252,6 +252,19 @@ def test_too_few_prompts_say_how_many_there_are(draft: Spec, override: str, says
     recipe = compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=fixed)
     warned = [line for line in recipe_warnings(recipe) if "candidates instead of" in line]
     assert len(warned) == (0 if key.startswith("construct") else 1)
+
+
+def test_no_number_is_offered_where_none_would_do(draft: Spec) -> None:
+    few = draft.erase.model_copy(update={"templates": draft.erase.templates[:1], "subjects": ("a fox", "an owl")})
+    trained = next(text for text in ("a fox", "a hen", "an elk", "a bee", "an ant") if side(text) == "train")
+    alone = {"members": {trained: "object=dog"}, "templates": ("{member}",), "subjects": ()}
+    lone = draft.preserve[0].model_copy(update=alone)
+    for part, says in (({"erase": few}, "add subjects or templates"), ({"preserve": (lone,)}, "add words to combine")):
+        with pytest.raises(SpecError, match=says) as caught:
+            compile_recipe(
+                draft.model_copy(update=part), Card(), load_base_recipe("vce"), overrides=["construct.keep=0"]
+            )
+        assert "--set" not in str(caught.value)
 
 
 def test_a_weight_on_nothing_is_noted() -> None:

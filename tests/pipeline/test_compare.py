@@ -112,6 +112,7 @@ def test_a_method_may_come_with_numbers_of_its_own() -> None:
     assert found.overrides == ("params.erase_scales=[0, 1]", "params.keep_weight=4.0", "construct.pairs=64")
     assert compare.variant("vce:learning_rate=1e-4").overrides == ("params.learning_rate=0.0001",)
     assert [compare.variant(name).method for name in VARIANTS][-2:] == ["dpo", "sft"]
+    assert compare.variant("vce:construct.captioner=😀").overrides == ('construct.captioner="😀"',)
     with pytest.raises(UsageError, match="did you mean 'svare'"):
         compare.variant("svar")
 
