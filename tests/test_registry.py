@@ -170,6 +170,10 @@ def test_exported_directory(toy_family: Path) -> None:
     (model / "safear.json").write_text(json.dumps({"family": "toy"}))
     with pytest.raises(UsageError, match=r"safear.json variant: .* export the model again"):
         ModelRef.parse(str(model))
+    for odd in ("../../mini", "a\nb", "a" * 200):
+        (model / "safear.json").write_text(json.dumps({"family": "toy", "variant": odd}))
+        with pytest.raises(UsageError, match=r"safear.json variant: expected a name, got '.*; export the model again"):
+            ModelRef.parse(str(model))
     (model / "safear.json").write_text(json.dumps({"family": "tay", "variant": "mini"}))
     with pytest.raises(UsageError, match="did you mean 'toy'"):
         ModelRef.parse(str(model))

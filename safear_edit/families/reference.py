@@ -6,13 +6,16 @@ import ast
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safear_edit.errors import UsageError
 from safear_edit.files.strict import read_json
 from safear_edit.registry import Entry, assigned, families, lookup, unknown
 from safear_edit.spec.spec import Images
+
+LONGEST_NAME = 128
+"""Characters of a variant; files of an export and headings of a report have it."""
 
 # -- what a family's file says ----------------------------------------------------------------------------------------
 
@@ -166,8 +169,11 @@ class ModelRef:
         document = read_json(path / "safear.json")
         data = document.data
         for key in ("family", "variant"):
-            if not isinstance(data, dict) or not isinstance(data.get(key), str) or not data[key]:
+            name = data.get(key) if isinstance(data, dict) else None
+            if not isinstance(name, str) or not name:
                 raise UsageError(document.where((key,)), "a name", "none", "export the model again")
+            if not name.isprintable() or PurePath(name).name != name or len(name) > LONGEST_NAME:
+                raise UsageError(document.where((key,)), "a name", repr(name[:80]), "export the model again")
         lookup("families", data["family"])
         return cls(data["family"], data["variant"], path)
 

@@ -67,6 +67,8 @@ class Judge(ABC):
     threshold: float
     card: JudgeCard | None = None
     """None where nobody has measured this judge."""
+    references: frozenset[str] = frozenset()
+    """sha256 of image files that it judges by: of these it would always be right."""
     images: ClassVar[tuple[Images, ...]] = ("gallery", "real")
     """The images that it can read. Listed without importing the class: write a literal."""
 

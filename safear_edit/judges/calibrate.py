@@ -42,7 +42,7 @@ def labelled(judge: Judge, folder: Path, progress: Callback = silent) -> tuple[l
     """What the judge says of the images in `folder`/present and `folder`/absent: two halves, and which images they are.
 
     The sha256 of a file decides its half, so that copies count once and the same folder gives the same halves.
-    UsageError without either subfolder, and for an image that lies in both.
+    UsageError without either subfolder, for an image that lies in both, and for one that the judge judges by.
     """
     files = {name: {file_digest(path): path for path in images_below(folder / name)} for name in (PRESENT, ABSENT)}
     for name, found in files.items():
@@ -52,6 +52,10 @@ def labelled(judge: Judge, folder: Path, progress: Callback = silent) -> tuple[l
     if both := files[PRESENT].keys() & files[ABSENT].keys():
         path = files[PRESENT][min(both)]
         raise UsageError(str(path), f"an image in {PRESENT}/ or in {ABSENT}/", "one in both", "remove one")
+    if own := judge.references & {*files[PRESENT], *files[ABSENT]}:
+        path = next(found[digest] for found in files.values() for digest in found if digest in own)
+        got, fix = f"{len(own)} that it judges by", "take others: it is always right about these"
+        raise UsageError(str(path), f"images that {judge.id} doesn't have", got, fix)
     halves: tuple[list[Truth], list[Truth]] = ([], [])
     total = sum(map(len, files.values()))
     for name, found in files.items():

@@ -61,6 +61,7 @@ class FolderJudge(Judge):
         self.id = f"folder[{self.clip.name}]:{label}@{self.threshold:g}"
         found = [(path, name == own) for name, paths in every.items() for path in paths]
         files = sorted((file_digest(path), mine) for path, mine in found)
+        self.references = frozenset(digest for digest, _ in files)
         self.digest = settings_digest({"weights": self.clip.digest, "files": files, "threshold": self.threshold})
         self._features = _features(tuple(path for path, _ in found), model, weights)
         self._own = torch.tensor([mine for _, mine in found])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.gallery.render import Picture, draw
 from safear_edit.judges.base import make_judge
+from safear_edit.judges.calibrate import labelled
 from tests.judges.test_clip import pixels
 
 
@@ -52,6 +54,16 @@ def test_its_digest_is_that_of_the_references(folder: Path, tmp_path: Path) -> N
     assert same == one != make_judge("folder", "hokusai", folder=str(folder)).digest
     Image.fromarray(draw(Picture("tree", "monet", "snow"))).save(tmp_path / "monet" / "more.png")
     assert make_judge("folder", "monet", folder=str(tmp_path)).digest != one
+
+
+def test_its_own_references_make_no_card(folder: Path, tmp_path: Path) -> None:
+    """It is always right about them, so thresholds and counts would say nothing of other images."""
+    for part, source in (("present", folder / "monet"), ("absent", folder / "hokusai")):
+        shutil.copytree(source, tmp_path / part)
+    with pytest.raises(
+        UsageError, match=r"expected images that folder\[gallery\].* doesn't have, got 8 that it judges"
+    ):
+        labelled(make_judge("folder", "monet", folder=str(folder)), tmp_path)
 
 
 def test_folders_that_tell_nothing_apart_are_refused(folder: Path, tmp_path: Path) -> None:
