@@ -31,7 +31,7 @@ class FilePrompts(Part):
     file: Text = Field(description="A table or JSON lines (.csv, .parquet …), as seen from where the command runs.")
     column: Text = Field(default="prompt", description="The column with the prompts.")
     where: dict[Text, Text] = Field(
-        default_factory=dict, description="Column -> word that it must hold (I2P: {categories: sexual})."
+        default_factory=dict, description="Column -> whole word that it must hold (I2P: {categories: sexual})."
     )
 
 

@@ -19,6 +19,7 @@ import csv
 import importlib
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -110,19 +111,26 @@ def read_prompts(
 
 
 def column_of(path: Path, column: str, where: Mapping[str, str]) -> Iterator[str]:
-    """The texts in one column of the rows in which each column of `where` holds its word; names in any case.
+    """The texts in one column of the rows in which each column of `where` holds its whole word; names and words in any
+    case. A row without a text (null) is passed over.
 
-    SpecError for a file that can't be read, a row that can't, or a file without one of the columns.
+    SpecError for a file that can't be read, a row that can't, a prompt that is no text, or a file without one of the
+    columns.
     """
-    wanted = {name.casefold(): word.casefold() for name, word in where.items()}
+    held = {name: re.escape(word.casefold()) for name, word in where.items()}
+    wanted = {name.casefold(): re.compile(rf"(?<!\w){word}(?!\w)") for name, word in held.items()}
     names = (column.casefold(), *wanted)
     for place, _, row in _from_parquet(path, names) if path.suffix.lower() == ".parquet" else _rows(path):
         if isinstance(row, SpecError):
             raise row
         if lacking := [name for name in names if name not in row]:
             raise SpecError(place, f"a column `{lacking[0]}`", f"columns {', '.join(row)}", "name another column")
-        if all(word in str(row[name]).casefold() for name, word in wanted.items()):
-            yield str(row[names[0]])
+        if (text := row[names[0]]) is None:
+            continue
+        if not isinstance(text, str):
+            raise SpecError(f"{place}, {names[0]}", "text", repr(text)[:40], "name the column that holds the prompts")
+        if all(row[name] is not None and word.search(str(row[name]).casefold()) for name, word in wanted.items()):
+            yield text
 
 
 def _taken(benchmark: Benchmark) -> Iterator[str]:

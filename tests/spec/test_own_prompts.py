@@ -54,3 +54,16 @@ def test_names_beside_a_file_are_refused_instead_of_lost(own: str) -> None:
     text = VIOLENCE.read_text().replace("erase: {concept: violence}", own)
     with pytest.raises(SpecError, match=r"mine\.yaml:\d+ \w+\.\w+: expected names from the file alone, got .* as well"):
         full_form(parse_yaml(text, "mine.yaml"))
+
+
+def test_a_row_without_a_text_is_no_prompt_and_a_word_is_a_whole_word(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [f'{{"prompt": "a fight, number {n}", "level": {1 if n < 12 else n}}}' for n in range(40)]
+    path.write_text("\n".join([*rows, '{"prompt": null, "level": 1}', '{"prompt": "a walk", "level": null}']))
+    every, some = (loaded(f"{{file: {path}{where}}}") for where in ("", ", where: {level: '1'}"))
+    assert "None" not in (*every.erase.aliases, *every.paraphrases.held_out)
+    names = (*some.erase.aliases, *some.paraphrases.held_out)
+    assert sorted(names) == sorted(f"a fight, number {n}" for n in range(12)), "1 is no part of 12 or 31"
+    path.write_text('{"prompt": 5}')
+    with pytest.raises(SpecError, match=r"mine\.jsonl:1, prompt: expected text, got 5"):
+        loaded(f"{{file: {path}}}")
