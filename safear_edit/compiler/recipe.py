@@ -18,7 +18,7 @@ from safear_edit.errors import SpecError
 from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, read_json, read_yaml
-from safear_edit.registry import builtin_names, find_builtin, lookup
+from safear_edit.registry import builtin_names, find_builtin, methods, unknown
 from safear_edit.spec.prompts import (
     forbidden,
     overlap,
@@ -151,7 +151,9 @@ def load_base_recipe(name: str) -> BaseRecipe:
         return parse(BaseRecipe, read_yaml(Path(name)))
     if name in builtin_names("recipes"):
         return parse(BaseRecipe, read_yaml(find_builtin("recipes", name)))
-    return BaseRecipe(method=lookup("methods", name).name)
+    if name not in methods():
+        raise unknown("method", name, {*methods(), *builtin_names("recipes")})
+    return BaseRecipe(method=name)
 
 
 # -- the recipe -------------------------------------------------------------------------------------------------------

@@ -230,11 +230,13 @@ def _own(run: RunDir) -> RunDir:
 def growing(out: Path, mark: str, verb: str) -> Iterator[None]:
     """`out` as a folder that calls of one verb add to, locked against a second process; `mark` is a file in it.
 
+    One that was made for this call, which then fails before it wrote anything, is gone again.
     UsageError for a folder that something else wrote, one inside a signed release, and while another process works.
     """
     refuse_inside_release(out)
     if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(str(out), f"a new folder, or one of `{verb}`", "something else", "choose another --out")
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
@@ -245,6 +247,10 @@ def growing(out: Path, mark: str, verb: str) -> Iterator[None]:
         if not (out / mark).is_file():
             write_atomic(out / mark, json.dumps({"schema_version": 1}) + "\n")
         yield
+    except BaseException:
+        if new and {path.name for path in out.iterdir()} <= {mark, ".lock"}:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
     finally:
         lock.release()
 

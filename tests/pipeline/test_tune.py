@@ -140,6 +140,8 @@ def test_bad_words_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]
     for more, said in (
         (["--budget", "soon"], "90s, 30min or 2h"),
         (["--method", "dpo"], "a recipe that declares ranges"),
+        (["--method", "svare_relesed"], "did you mean 'svare_released'"),
+        (["--set", "params.stepz=1"], "did you mean 'steps'"),
     ):
         capsys.readouterr()
         assert main.run(words(*more)) == 2
