@@ -69,12 +69,15 @@ def unread(spec: Spec, images: Images) -> Iterator[Problem]:
 
 
 def _labels(spec: Spec) -> Iterator[Problem]:
-    """Labels that their judge doesn't know, the concept's and those of preserved members, each label once."""
+    """Labels that their judge doesn't know, the concept's and those of preserved members, each label once; and the
+    concept's own among the members', as it is where another judge reads published models' images by another label."""
     places: dict[str, FieldPath] = {}
     for index, group in enumerate(spec.preserve):
         for member, label in group.members.items():
             places.setdefault(label, ("preserve", index, "members", member))
-    places.pop(spec.judge.label, None)
+    if at := places.pop(spec.judge.label, None):
+        fix = "remove it, or look for another label: what is erased can't be preserved"
+        yield Problem("labels other than the judge's", repr(spec.judge.label), fix, at)
     members = spec.judge.members or spec.judge
     asked = [(spec.judge, spec.judge.label, ("judge", "label")), *((members, *place) for place in places.items())]
     for reader, label, at in asked:

@@ -43,8 +43,8 @@ def test_beside_drops_members_by_label_and_by_name() -> None:
         member = cats.model_copy(
             update={"members": {"The Chronicler of Sunflowers": "style=other", "a cat": "object=cat"}}
         )
-        (left,) = beside(picasso.model_copy(update={"preserve": (member,)}), [other]).preserve
-        assert list(left.members) == ["a cat"], names
+        (kept,) = beside(picasso.model_copy(update={"preserve": (member,)}), [other]).preserve
+        assert list(kept.members) == ["a cat"], names
     everything = picasso.model_copy(update={"preserve": picasso.preserve[:1]})
     only = everything.preserve[0].model_copy(update={"members": {"Van Gogh": "style=van_gogh"}})
     with pytest.raises(UsageError, match="something that stays"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safear_edit.compiler.beside import beside
-from safear_edit.compiler.checks import clip_options
+from safear_edit.compiler.checks import clip_options, problems
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
@@ -108,6 +108,16 @@ def test_stacked_concepts_know_each_other_by_their_resolved_labels() -> None:
     dog, church = (judged_for(builtin(name), "real") for name in ("dog", "church"))
     left = {label for group in beside(dog, [church]).preserve for label in group.members.values()}
     assert "object=church" not in left and "object=cat" in left
+
+
+def test_what_another_judge_looks_for_in_real_images_can_not_stay(tiny: Path) -> None:
+    """Refused before a recipe is made: one with it could not be read again."""
+    picasso = load_spec(find_builtin("concepts", "picasso"))
+    assert picasso.judge.real is not None
+    judge = picasso.judge.model_copy(update={"real": picasso.judge.real.model_copy(update={"label": "style=monet"})})
+    spec = judged_for(picasso.model_copy(update={"judge": judge}), "real")
+    (problem,) = problems(spec, "real")
+    assert problem.got == "'style=monet'" and problem.at[-1] in ("Monet", "Claude Monet")
 
 
 def test_a_plan_says_what_a_judge_lacks_and_that_it_was_never_measured(

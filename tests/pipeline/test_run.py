@@ -245,7 +245,11 @@ def test_the_spec_in_a_release_is_the_one_that_was_compiled(folder: Path, tmp_pa
     shutil.copyfile(folder / "picasso.yaml", spec)
     overrides = tuple(f"{key}={value}" for key, value in SETS.items())
     asked = Order(str(spec), str(folder / "base"), overrides=overrides, device="cpu")
-    left = begun(asked, out, lambda line: spec.write_text("changed meanwhile"))
+
+    def meanwhile(line: str) -> None:
+        spec.write_text("changed")
+
+    left = begun(asked, out, meanwhile)
     assert (left / "picasso.yaml").read_bytes() == (folder / "picasso.yaml").read_bytes()
     recipe = Order(str(folder / "one/recipe.json"), str(folder / "base"), device="cpu")
     assert not list(begun(recipe, out, lambda line: None).glob("*.yaml"))
@@ -590,13 +594,12 @@ def test_a_walk_that_goes_on_after_an_upgrade_measures_everything_by_the_new_pro
         run.apply([asked], out, RunOptions(unsigned=True, progress=once))
     generate = LlamaGen.generate
     monkeypatch.setattr(state, "program", lambda: "0" * 64)
-    monkeypatch.setattr(
-        LlamaGen,
-        "generate",
-        lambda model, condition, seeds, *more, **how: (
-            drawn.extend(map(str, seeds)) or generate(model, condition, seeds, *more, **how)
-        ),
-    )
+
+    def counted(model: LlamaGen, condition: Any, seeds: Any, *more: Any) -> Any:
+        drawn.extend(map(str, seeds))
+        return generate(model, condition, seeds, *more)
+
+    monkeypatch.setattr(LlamaGen, "generate", counted)
     run.apply([asked], out, RunOptions(unsigned=True))
     recipe = load_recipe(out / "recipe.json")
     assert {str(prompt.screen_seed) for prompt in recipe.slice("direct")} <= {*drawn}
