@@ -429,6 +429,8 @@ class ModelFamily(ABC):
         `prefix` (B, P) or (B, P, D) are the first P tokens, given instead of drawn; those after them are drawn from
         the same numbers as without, so an image continued from its own prefix comes out the same.
         """
+        if len(seeds) < len(condition):
+            raise UsageError("generate", f"a seed for each of {len(condition)} images", str(len(seeds)), "give as many")
         sampling, parts = sampling or self.sampling, list[Tensor]()
         for start in range(0, len(condition), self.rows_per_batch):
             rows = torch.arange(start, min(start + self.rows_per_batch, len(condition)))

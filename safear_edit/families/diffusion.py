@@ -29,7 +29,7 @@ from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, selec
 from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import AGAIN, WEIGHTS, digest_of_weights, layers_in, plain_config, read_settings
 from safear_edit.families.reference import ModelRef, Variant
-from safear_edit.families.sampling import guided
+from safear_edit.families.sampling import guided, refuse_nan
 from safear_edit.families.text import MINILM_WIDTH, T5, TextEncoder, text_encoder, tokenizer_in
 from safear_edit.families.tokenizers.vq import GROUPS, VQConfig, VQModel, to_uint8
 from safear_edit.files.atomic import sha256_file, write_atomic
@@ -479,6 +479,7 @@ class Diffusion(CaptionedFamily):
                 with_caption, without = found.chunk(2)
                 found = guided(with_caption, without, guidance)
             latent = self.scheduler.step(found, step, latent, return_dict=False)[0]
+        refuse_nan(latent)
         return self._flat(latent).contiguous()
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, selec
 from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import all_files, layers_in, read_settings
 from safear_edit.families.reference import ModelRef, Variant
-from safear_edit.families.sampling import COLDEST, guided, uniforms
+from safear_edit.families.sampling import COLDEST, Drawer, guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
 from safear_edit.families.tokenizers.bsq import (
     BSQ,
@@ -516,13 +516,18 @@ def per_scale(sampling: Sampling, scales: int) -> tuple[tuple[float, ...], tuple
     return found[0], tuple(max(one, COLDEST) for one in found[1])
 
 
-def inverse_cdf_bits(draws_BND: Tensor) -> BitChooser:
-    """Bit = whether the image's number for this bit lies above the chance of a 0."""
+class InverseCdfBits(Drawer):
+    """Bit = whether the image's number for this bit lies above the chance of a 0 (draws (B, N, D))."""
 
-    def choose(chances: Tensor, first: int) -> Tensor:
-        return (draws_BND[:, first : first + chances.shape[1]] >= 1 - chances.double()).long()
+    def __call__(self, chances: Tensor, first: int) -> Tensor:
+        """Bits (B, L, D), as a BitChooser."""
+        self.see(chances.sum())
+        return (self.draws[:, first : first + chances.shape[1]] >= 1 - chances.double()).long()
 
-    return choose
+
+def inverse_cdf_bits(draws_BND: Tensor) -> InverseCdfBits:
+    """How bits are drawn by numbers (B, N, D) of their images' own."""
+    return InverseCdfBits(draws_BND)
 
 
 def bit_chances(logits_BLD2: Tensor, sampling: Sampling) -> Tensor:
@@ -533,7 +538,7 @@ def bit_chances(logits_BLD2: Tensor, sampling: Sampling) -> Tensor:
     """
     gap = logits_BLD2[..., 1] - logits_BLD2[..., 0]
     if sampling.top_k == 1:
-        return (gap > 0).float()
+        return torch.where(gap.isnan(), gap, (gap > 0).float())
     chances = gap.sigmoid()
     if sampling.top_p < 1:
         certain = (-gap.abs()).sigmoid() <= 1 - sampling.top_p
@@ -909,9 +914,11 @@ class Infinity(CaptionedFamily):
         """Bits (B, N, D); a scale with a guidance of 1 or less is unguided."""
         guidance, _ = per_scale(sampling, len(self.schedule.grids))
         text, choose = self.text_pass(condition.twice() if max(guidance) > 1 else condition), self.chooser(seeds)
-        return sample_bits(self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix)
+        return choose.checked(
+            sample_bits(self.net, self.schedule, text, len(condition), sampling, choose, prefix=prefix)
+        )
 
-    def chooser(self, seeds: Sequence[int]) -> BitChooser:
+    def chooser(self, seeds: Sequence[int]) -> InverseCdfBits:
         """How the bits of these images are chosen: each by a number of its image's own seed."""
         draws = uniforms(seeds, prod(self.token_shape)).view(len(seeds), *self.token_shape)
         return inverse_cdf_bits(draws.to(self.device))
@@ -935,6 +942,9 @@ class Infinity(CaptionedFamily):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of the schedule's image size to bits (B, N, D)."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise UsageError("images", "uint8 (B, 3, H, W)", got, "give pixels from 0 to 255")
         scaled = images.to(self.device).float() / 127.5 - 1
         return torch.cat([self.bsq.encode(part, self.schedule).bits for part in scaled.split(self.images_per_batch)])
 

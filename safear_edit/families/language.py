@@ -328,7 +328,8 @@ class LanguageModel(ModelFamily):
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)
         read, which, without = self.read(condition, sampling.guidance > 1)
-        return sample_ids(self, read, which, without, sampling, inverse_cdf(draws), given=prefix)
+        choose = inverse_cdf(draws)
+        return choose.checked(sample_ids(self, read, which, without, sampling, choose, given=prefix))
 
     def read_prompts(self, h_UTD: Tensor, mask_UT: Tensor, asking: bool = False) -> Any:
         """Run left-padded prompts, to draw or to answer from, once; a Read."""

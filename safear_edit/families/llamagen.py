@@ -542,7 +542,8 @@ class LlamaGen(CaptionedFamily):
         text, without = self.text_pass(condition), None
         if sampling.guidance > 1:
             without = self.text_pass(self.dropped(condition, torch.ones(len(condition), dtype=torch.bool)))
-        return sample_ids(self.net, text, without, sampling, inverse_cdf(draws), prefix=prefix)
+        choose = inverse_cdf(draws)
+        return choose.checked(sample_ids(self.net, text, without, sampling, choose, prefix=prefix))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

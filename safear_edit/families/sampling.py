@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from safear_edit.errors import UsageError
 from safear_edit.families.base import Sampling
 
 COLDEST = 1e-5
@@ -25,15 +26,45 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.float64)
 
 
-def inverse_cdf(draws_BN: Tensor) -> Chooser:
-    """Token = the first whose cumulative probability exceeds the image's number for this position."""
+class Drawer:
+    """What draws with numbers of its own, and knows at the end whether it drew from numbers."""
 
-    def choose(probabilities: Tensor, position: int) -> Tensor:
+    def __init__(self, draws: Tensor) -> None:
+        self.draws = draws
+        self._seen: Tensor | None = None
+
+    def see(self, total: Tensor) -> None:
+        """Keep in mind a sum of probabilities; nothing is looked at yet, which would wait for a GPU."""
+        self._seen = total if self._seen is None else self._seen + total
+
+    def checked(self, ids: Tensor) -> Tensor:
+        """`ids`; UsageError if they were drawn from NaN, of which some token comes out as well."""
+        if self._seen is not None:
+            refuse_nan(self._seen)
+        return ids
+
+
+class InverseCdf(Drawer):
+    """Token = the first whose cumulative probability exceeds the image's number for this position (draws (B, N))."""
+
+    def __call__(self, probabilities: Tensor, position: int) -> Tensor:
+        """Token ids (B,), as a Chooser."""
         cumulative = probabilities.double().cumsum(-1)
-        target = draws_BN[:, position : position + 1] * cumulative[:, -1:]
+        self.see(cumulative[:, -1:])
+        target = self.draws[:, position : position + 1] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
 
-    return choose
+
+def inverse_cdf(draws_BN: Tensor) -> InverseCdf:
+    """How tokens are drawn by numbers (B, N) of their images' own."""
+    return InverseCdf(draws_BN)
+
+
+def refuse_nan(numbers: Tensor) -> None:
+    """UsageError unless all are finite: an image that was drawn from others is no evidence of anything."""
+    if not bool(numbers.isfinite().all()):
+        fix = "load the model with --dtype float32; if an edit is on it, that is too strong"
+        raise UsageError("drawing", "a network that gives numbers", "NaN or infinity", fix)
 
 
 def multinomial(generator: torch.Generator) -> Chooser:

@@ -374,7 +374,7 @@ def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        pieces = found.convert_ids_to_tokens(set(found(A_CAPTION)["input_ids"]) - set(found.all_special_ids))
+        pieces = found.convert_ids_to_tokens([*set(found(A_CAPTION)["input_ids"]) - set(found.all_special_ids)])
     except Exception as error:  # the two libraries raise what they like, from OSError to TypeError
         raise UsageError(str(folder), "a tokenizer's files", _said(error), TOKENIZER) from None
     if not any(letter.isalnum() for piece in pieces for letter in piece):

@@ -416,7 +416,8 @@ class VilaU(LanguageModel):
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)
         read, which, without = self.read(condition, sampling.guidance > 1)
-        return sample_places(self, read, which, without, sampling, inverse_cdf(draws), given=prefix)
+        choose = inverse_cdf(draws)
+        return choose.checked(sample_places(self, read, which, without, sampling, choose, given=prefix))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

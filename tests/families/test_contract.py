@@ -363,3 +363,22 @@ def table_edit(model: ModelFamily, change: Tensor) -> Edit:
     info = EditInfo(method="safe_cb", params={}, concept="x", base_digest="", rank=None, alpha=None, seed=0, steps=1,
                     losses=(), minutes=0.0)  # fmt: skip
     return Edit("delta", {model.table_name: change}, info)
+
+
+def test_nothing_is_drawn_from_what_is_no_number(model: ModelFamily) -> None:
+    """Some token comes out of NaN as well, and such images would count as ones without the concept."""
+    weight = model.net.get_submodule(model.editable("layers[0:1]")[0]).get_parameter("weight")
+    kept, condition = weight.detach().clone(), model.condition(PROMPTS[:2])
+    weight.data.fill_(float("nan"))
+    try:
+        greedy = [] if "denoising" in model.provides else [Sampling(2.0, top_k=1), Sampling(1.0, top_p=0.9)]
+        for sampling in (None, *greedy):
+            with pytest.raises(UsageError, match="drawing: expected a network that gives numbers, got NaN"):
+                model.generate(condition, [1, 2], sampling)
+    finally:
+        weight.data.copy_(kept)
+
+
+def test_every_image_has_a_seed(model: ModelFamily) -> None:
+    with pytest.raises(UsageError, match="a seed for each of 2 images, got 1"):
+        model.generate(model.condition(PROMPTS[:2]), [1])
