@@ -63,6 +63,9 @@ def generate(
     """
     if not prompts or count < 1:
         raise UsageError("generate", "at least one prompt and one image", "none", "say what to draw")
+    for prompt in prompts:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):  # how other bytes on a command line come in
+            raise UsageError("generate", "a prompt in UTF-8", ascii(prompt)[:80], "write it in UTF-8")
     wanted = [
         Wanted(prompt, seed + i, out / f"{_slug(prompt)}-{seed + i}.png") for prompt in prompts for i in range(count)
     ]
@@ -178,8 +181,12 @@ def _slug(prompt: str) -> str:
 
 
 def _drawer(model: ModelFamily, edits: Sequence[str]) -> str:
+    from safear_edit.families.text import MINILM_SHA256
+
     half = [] if str(model.dtype) == "torch.float32" else [str(model.dtype)]
-    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half, *edits])
+    encoder = model.encoder_origin()
+    beside = [encoder[1]] if encoder and encoder[1] != MINILM_SHA256 else []  # no other MiniLM is ever read
+    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half, *beside, *edits])
 
 
 def _digest(drawn_by: str, one: Wanted) -> str:

@@ -89,6 +89,20 @@ def test_models_side_by_side(model: LlamaGen, tmp_path: Path, monkeypatch: pytes
         assert page.height > 2 * tile and page.width > 2 * tile
 
 
+def test_images_by_another_text_encoder_are_others(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path, count=1)
+    monkeypatch.setattr(model.text, "origin", lambda: ("t5", "f" * 64))
+    with pytest.raises(UsageError, match="one that exists and that this command didn't write"):
+        draw(tmp_path, count=1)
+
+
+def test_a_prompt_of_other_bytes_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a prompt in UTF-8, got 'a \\udcff dog'; write it in UTF-8"):
+        draw(tmp_path, (b"a \xff dog".decode(errors="surrogateescape"),))
+
+
 def test_the_last_word_is_the_prompt(model: LlamaGen, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     end = ["--out", str(tmp_path / "out"), "--device", "cpu", "-q"]
     assert main.run(["generate", "llamagen", "llamagen:mini", "a house", "--n", "1", *end]) == 0
