@@ -8,7 +8,7 @@ from dataclasses import fields
 from safear_edit.attacks.base import Concept
 from safear_edit.attacks.lock import SEEDS, Frozen, Settings, stored
 from safear_edit.attacks.record import Leaks
-from safear_edit.errors import SpecError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.families.base import ModelFamily, Sampling
 from safear_edit.judges.base import Judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
@@ -79,11 +79,13 @@ def sampling_of(model: ModelFamily, settings: Settings) -> Sampling:
     for name, value in settings.items():
         if name not in known or isinstance(value, tuple) != isinstance(known[name], tuple):
             raise SpecError(where, f"those of {model.card.ref}: {', '.join(known)}", f"{name}={value}"[:80], fix)
+    expected = "temperature above 0, a whole top_k of 0 or more, top_p above 0 and at most 1"
     try:
         found = kind(**settings)  # type: ignore[arg-type]  # a family's own class has fields of its own
     except TypeError as error:
         raise SpecError(where, "all that the sampler needs", str(error), fix) from None
-    if not (found.temperature > 0 and found.top_k >= 0 and 0 < found.top_p <= 1 and isinstance(found.top_k, int)):
-        expected = "temperature above 0, a whole top_k of 0 or more, top_p above 0 and at most 1"
+    except UsageError:  # what no sampler takes
+        raise SpecError(where, expected, str(dict(settings))[:80], fix) from None
+    if not (found.temperature > 0 and found.top_p > 0 and isinstance(found.top_k, int)):
         raise SpecError(where, expected, str(dict(settings))[:80], fix)
     return found

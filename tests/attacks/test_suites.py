@@ -62,7 +62,8 @@ def test_the_walk_runs_the_specs_suite_once(tmp_path: Path, monkeypatch: pytest.
     with rundir.opened(tmp_path / "out") as run:
         for suite in (None, "smoke", "smoke"):
             own = spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"attacks": suite})})
-            recipe: Any = SimpleNamespace(digest=f"{suite}", spec=own, seed=0, sampling=None)
+            scored = SimpleNamespace(prompts=())
+            recipe: Any = SimpleNamespace(digest=f"{suite}", spec=own, seed=0, sampling=None, evaluate=scored)
             monkeypatch.setattr("safear_edit.evaluate.sampled.sampling_of", lambda recipe: None)
             assert steps.attacks(run, recipe, model, change, lambda *_: None) == ""
             assert ("attacks" in steps.measuring(recipe, model)) == (suite is not None)

@@ -221,7 +221,7 @@ def planned(references: Path | None, concept: str = "keep") -> Any:
     evaluate = made.evaluate.model_copy(update={"references": str(references) if references else None})
     terms = Understanding.model_validate({"concept": concept})
     made = made.model_copy(update={"evaluate": evaluate, "understanding": terms})
-    return SimpleNamespace(spec=made, digest="5" * 64)
+    return SimpleNamespace(spec=made, digest="5" * 64, evaluate=SimpleNamespace(prompts=()))
 
 
 def test_the_step_asks_once_and_again_for_another_edit(model: Janus, folder: Path, tmp_path: Path) -> None:
