@@ -79,13 +79,14 @@ def sampling_of(model: ModelFamily, settings: Settings) -> Sampling:
     for name, value in settings.items():
         if name not in known or isinstance(value, tuple) != isinstance(known[name], tuple):
             raise SpecError(where, f"those of {model.card.ref}: {', '.join(known)}", f"{name}={value}"[:80], fix)
-    expected = "temperature above 0, a whole top_k of 0 or more, top_p above 0 and at most 1"
+    found: Sampling | None = None
     try:
         found = kind(**settings)  # type: ignore[arg-type]  # a family's own class has fields of its own
     except TypeError as error:
         raise SpecError(where, "all that the sampler needs", str(error), fix) from None
-    except UsageError:  # what no sampler takes
-        raise SpecError(where, expected, str(dict(settings))[:80], fix) from None
-    if not (found.temperature > 0 and found.top_p > 0 and isinstance(found.top_k, int)):
+    except UsageError:
+        pass  # what no sampler takes is told below
+    if found is None or not (found.temperature > 0 and found.top_p > 0 and isinstance(found.top_k, int)):
+        expected = "temperature above 0, a whole top_k of 0 or more, top_p above 0 and at most 1"
         raise SpecError(where, expected, str(dict(settings))[:80], fix)
     return found

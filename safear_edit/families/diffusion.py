@@ -138,9 +138,13 @@ class Clip:
         return sum(weight.nbytes for weight in self._net.parameters())
 
     def origin(self) -> tuple[str, str]:
-        """Named after the pipeline's folder; reads all its weights."""
-        digest = digest_of_weights(_stored(self.folder / WEIGHTS[0]))
-        return f"text encoder of {self.folder.resolve().parent.name}", digest
+        """Named after the pipeline's folder."""
+        return f"text encoder of {self.folder.resolve().parent.name}", self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Reads all its weights."""
+        return digest_of_weights(_stored(self.folder / WEIGHTS[0]))
 
     def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As the protocol says."""
