@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 SLOWEST = ("pipeline/test_run", "pipeline/test_walk", "pipeline/test_processes", "test_api", "test_plugin",
            "cli/test_secrets", "cli/test_gate", "cli/test_terminal", "release/test_export", "report/test_build",
@@ -20,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that no worker begins one when the others are done (`make test` keeps this order)."""
     place = {f"tests/{name}.py": number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(SLOWEST)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Numbers drawn without a generator are a test's own: the same alone, in another order and in another process."""
+    torch.manual_seed(zlib.crc32(item.nodeid.encode()))
 
 
 @pytest.fixture(scope="session", autouse=True)

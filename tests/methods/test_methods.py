@@ -78,6 +78,7 @@ def test_vsafe_dpo_by_hand() -> None:
 def test_equal_policies_cost_log_two(average: str) -> None:
     d = torch.randn(3, 7)
     kept = torch.rand(3, 7) > 0.4
+    kept[:, 0] = True
     kept[0] = False
     loss = vsafe_dpo(d, d, kept, 5.0, average)  # type: ignore[arg-type]
     assert loss[0].item() == pytest.approx(math.log(2) if average == "seq" else 0), "nothing kept: a constant"
