@@ -358,6 +358,32 @@ def pairs_to_regress(
     return _smallest(enough, step)
 
 
+@lru_cache(maxsize=256)
+def pairs_to_decide(lost: int, gained: int, n: int, margin: float, tests: int = 1, effect: float = 1.0) -> int:
+    """Pairs, in tens and never fewer than n, with which `decide` says PASS or FAIL with chance POWER; MOST_PAIRS at
+    most.
+
+    For an outcome of n pairs that is open. Taken as true are the shares lost and gained that were observed, drop
+    included: that is a guess from these very pairs, and no promise. tests: how many comparisons share alpha; McNemar's
+    p must reach Holm's first, strictest step. effect: the design effect of clustered pairs, which counts them as so
+    many fewer, for McNemar's p as well, so more may be named than it takes.
+    """
+
+    def open_(size: int) -> bool:
+        counted = max(1, int(size / effect))
+        return chances(counted, lost / n, gained / n, margin, p_alpha=ALPHA / tests).inconclusive > 1 - POWER
+
+    few, many = n, 2 * n
+    while many < MOST_PAIRS and open_(many):
+        few, many = many, 2 * many
+    if many >= MOST_PAIRS:
+        return MOST_PAIRS
+    while many - few > 10:
+        middle = (few + many) // 2
+        few, many = (middle, many) if open_(middle) else (few, middle)
+    return -(-many // 10) * 10
+
+
 def prompts_for_floor(floor: float, failures: int = 0, confidence: float = 0.95) -> int:
     """Fewest prompts of which `failures` may fail for the one-sided Clopper-Pearson bound to reach `floor`."""
     if not 0 < floor < 1 or failures < 0:

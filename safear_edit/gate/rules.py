@@ -353,12 +353,14 @@ def _by_member(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Lost]:
 
 @dataclass(frozen=True)
 class Ruled:
-    """A rule applied to one slice: what it said, and the adjusted p where it has one."""
+    """A rule applied to one slice: what it said, and the adjusted p where it has one, with how many tests shared
+    alpha."""
 
     rule: Rule
     counts: Counts
     decision: Verdict
     p: float = 1.0
+    tests: int = 1
 
 
 def decide_all(counts: Sequence[Counts]) -> list[Ruled]:
@@ -373,7 +375,7 @@ def decide_all(counts: Sequence[Counts]) -> list[Ruled]:
         else:
             rose = (lost - gained) / part.n > REJECT_RISE and p <= stats.ALPHA
             decision = "FAIL" if rose else "PASS"
-        tests.append(Ruled(rule, part, decision, p))
+        tests.append(Ruled(rule, part, decision, p, len(pairs)))
     for part in counts:
         if len(part.members) > 1:  # of one member the group's own test says it all
             worst = _worst_member(part)
@@ -425,12 +427,20 @@ def _worded(test: Ruled) -> Finding:
     if test.decision == "FAIL":
         why = "fewer are as they were accepted, and chance does not explain it"
     elif test.decision == "INCONCLUSIVE":
-        why = f"about {stats.pairs_needed((part.lost + part.gained) / part.n, part.margin)} pairs would decide"
+        why = _more_pairs(part, test.tests)
     elif _mcnemar(part.lost, part.gained) <= stats.ALPHA:
         why = "worse, but inside the margin"
     named = part.prompts[:NAMED] if why else ()
     needed = f"drop below {100 * part.margin:.1f} points with 95 % confidence"
     return Finding(f"drop/{part.name}", test.decision, needed, observed, why, named)
+
+
+def _more_pairs(part: Counts, tests: int) -> str:
+    """What it would take to decide a drop, on the same assumption as the report's."""
+    needed = stats.pairs_to_decide(part.lost, part.gained, part.n, part.margin, tests)
+    number = f"more than {needed}" if needed >= stats.MOST_PAIRS else f"about {needed}"
+    told = f"{number} pairs would decide with {100 * stats.POWER:.0f} % chance"
+    return f"{told}, if in truth {percent(part.lost / part.n)} lost and {percent(part.gained / part.n)} gained as here"
 
 
 def _member_finding(test: Ruled) -> Finding:

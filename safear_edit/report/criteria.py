@@ -470,10 +470,18 @@ def with_holm(groups: Sequence[G]) -> list[G]:
         if call == "PASS" and group.change.drop > group.most_drop:
             call = "FAIL"
         change = Paired(**{**vars(group.change), "decision": call})
-        more = _prompts_to_decide(change, len(raw)) if call == "INCONCLUSIVE" else None
+        more = None
+        if call == "INCONCLUSIVE":
+            more = stats.pairs_to_decide(change.lost, change.gained, change.n, change.margin, len(raw), _effect(group))
         found = {"change": change, "mcnemar_p_holm": p, "decision": call, "prompts_to_decide": more}
         decided.append(group.model_copy(update=found))
     return decided
+
+
+def _effect(group: PreservedGroup | UnderstoodSlice) -> float:
+    """What prompts of one content do to the variance; the bound that decides is of that many fewer."""
+    clustered = group.clustered if isinstance(group, PreservedGroup) else None
+    return clustered.design_effect if clustered else 1.0
 
 
 def _upper(group: PreservedGroup | UnderstoodSlice) -> float:
@@ -481,29 +489,6 @@ def _upper(group: PreservedGroup | UnderstoodSlice) -> float:
     upper = group.upper if isinstance(group, PreservedGroup) else group.change.upper95
     assert upper is not None
     return upper
-
-
-def _prompts_to_decide(change: Paired, groups: int) -> int:
-    """Prompts, in tens, with which the rule says PASS or FAIL with chance `stats.POWER`; MOST_PAIRS at most.
-
-    Taken as true are the shares lost and gained that were observed, drop included: that is a guess from these very
-    images, and no promise. McNemar's p must reach the first, strictest step of Holm's correction for `groups`.
-    """
-    lost, gained = change.lost / change.n, change.gained / change.n
-
-    def open_(n: int) -> bool:
-        chances = stats.chances(n, lost, gained, change.margin, p_alpha=stats.ALPHA / groups)
-        return chances.inconclusive > 1 - stats.POWER
-
-    few, many = change.n, 2 * change.n
-    while many < stats.MOST_PAIRS and open_(many):
-        few, many = many, 2 * many
-    if many >= stats.MOST_PAIRS:
-        return stats.MOST_PAIRS
-    while many - few > 10:
-        middle = (few + many) // 2
-        few, many = (middle, many) if open_(middle) else (few, middle)
-    return -(-many // 10) * 10
 
 
 def _worst(rows: Iterable[Outcome], *, surest_first: bool, hide: bool = False) -> tuple[Example, ...]:

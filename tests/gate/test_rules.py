@@ -113,7 +113,16 @@ def test_a_failure_says_what_was_lost_and_doubt_says_what_to_do() -> None:
     assert "lost 40, gained 0 of 250" in drop.observed and drop.prompts[0] == "direct-0" and len(drop.prompts) == 5
     assert decisions(failed)["floor/picasso/direct"] == "FAIL"
     unsure = rules.check(record({"neighbours": 26}, {"neighbours": 15}), {"first": accepted()})
-    assert "pairs would decide" in next(f.why for f in unsure.findings if f.decision == "INCONCLUSIVE")
+    why = next(f.why for f in unsure.findings if f.decision == "INCONCLUSIVE")
+    needed = stats.pairs_to_decide(26, 15, 400, 0.05, tests=3)
+    assert f"about {needed} pairs would decide with 80 % chance, if in truth 6.5 % lost" in why
+
+
+def test_what_would_decide_is_more_than_there_was() -> None:
+    """As many flips with nothing lost on balance would need fewer pairs than were there."""
+    open_ = rules.check(record({"neighbours": 34}, {"neighbours": 20}), {"first": accepted(Policy(margin=0.06))})
+    why = next(f.why for f in open_.findings if f.id == "drop/picasso/neighbours" and f.decision == "INCONCLUSIVE")
+    assert int(why.removeprefix("about ").split()[0]) > SIZES["neighbours"] > stats.pairs_needed(54 / 400, 0.06)
 
 
 def test_the_floor_needs_evidence_on_both_sides() -> None:

@@ -326,6 +326,24 @@ def test_what_would_decide_follows_from_what_was_observed(tmp_path: Path) -> Non
     assert all(g.prompts_to_decide is None for g in report.concepts[0].preservation if g.decision != "INCONCLUSIVE")
 
 
+def test_what_would_decide_counts_contents_where_these_decide(report: Report) -> None:
+    """6 lost and 2 gained of 250 pass by the plain bound; prompts that fail by content leave the group open."""
+    change, bound = stats.paired(6, 2, 250, 0.05), stats.clustered_upper(6, 2, 250, 2.5)
+    assert change.upper95 < 0.05 < bound
+    clustered = Clustered(clusters=50, design_effect=2.5, bound=bound)
+    group = report.concepts[0].preservation[0].model_copy(update={"change": change, "clustered": clustered})
+    (decided,) = criteria.with_holm([group])
+    needed = decided.prompts_to_decide
+    assert decided.decision == "INCONCLUSIVE" and needed is not None
+    assert stats.chances(int(needed / 2.5), 6 / 250, 2 / 250, 0.05).inconclusive <= 0.2
+    assert (
+        stats.chances(250, 6 / 250, 2 / 250, 0.05).inconclusive
+        < 0.2
+        < stats.chances(100, 6 / 250, 2 / 250, 0.05).inconclusive
+    )
+    assert needed > 300
+
+
 def _flipped(key: str, lost: int, gained: int) -> Change:
     """The first `lost` followed prompts of a group are lost, the next `gained` gained, the others kept."""
 
