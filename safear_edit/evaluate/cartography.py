@@ -30,6 +30,7 @@ from safear_edit.editor.fine_tune import borrowed
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.saliency import Saliency, saliency
 from safear_edit.evaluate.stats import clopper_pearson
+from safear_edit.families.sampling import refuse_nan
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.files.atomic import write_atomic
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
@@ -140,11 +141,15 @@ def token_groups(model: ModelFamily) -> list[tuple[str, int]]:
 
 @torch.no_grad()
 def evidence(model: ModelFamily, pairs: Pairs, progress: Callback) -> Tensor:
-    """log p(y | c*) - log p(y | c) for each token of the unsafe images, (n, N) nats on the CPU."""
+    """log p(y | c*) - log p(y | c) for each token of the unsafe images, (n, N) nats on the CPU.
+
+    UsageError for a network that gives no numbers.
+    """
     parts = []
     for start in range(0, len(pairs), BATCH):
         end = min(start + BATCH, len(pairs))
         parts.append(_gap(model, pairs, torch.arange(start, end)).cpu())
+        refuse_nan(parts[-1], "likelihoods")
         progress("evidence", end, len(pairs), "")
     return torch.cat(parts)
 

@@ -33,9 +33,12 @@ from safear_edit.evaluate.reference_images import NEUTRAL
 from safear_edit.evaluate.references import BATCH, Pack
 from safear_edit.evaluate.stats import Interval
 from safear_edit.families.base import Condition, ModelCard, ModelFamily
-from safear_edit.families.sampling import guided
+from safear_edit.families.sampling import guided, refuse_nan
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.progress import Callback, silent
+
+WHAT = "likelihood audit"
+"""What a message about a network that gives no numbers is about."""
 
 # -- the audit --------------------------------------------------------------------------------------------------------
 
@@ -56,7 +59,7 @@ def base_scores(model: ModelFamily, pack: Pack, *, batch: int = BATCH, progress:
 def audit(
     pair: Pair, pack: Pack, *, before: Scores | None = None, batch: int = BATCH, progress: Callback = silent
 ) -> Audit:
-    """Score the pack with both models. The base is left bitwise as found.
+    """Score the pack with both models. The base is left bitwise as found. UsageError for logits that are no numbers.
 
     before: what `base_scores` gave for this base and pack, if the base is not to be scored again.
 
@@ -130,7 +133,9 @@ def _scores(
 
     def score(part: Batch) -> Tensor:
         ids = pack.reference_ids[list(part.rows)].to(model.device)
-        return token_logprobs(model.logits(part.condition, ids), ids).double().cpu()
+        found = token_logprobs(model.logits(part.condition, ids), ids).double().cpu()
+        refuse_nan(found, WHAT)
+        return found
 
     for part, scored in zip(batches, processes.dealt(batches, score), strict=True):
         for row, name, values in zip(part.rows, part.columns, scored, strict=True):
@@ -224,7 +229,11 @@ def _diverged(pair: Pair, pack: Pack, batch: int, start: int) -> tuple[list[floa
         own = condition if model is pair.base else model.condition(prompts)
         c_edit, u_edit = _both(model, own, pack.kept_ids[part])
     steered = exact_kl(guided(c_base, u_base, scale), guided(c_edit, u_edit, scale))
-    return exact_kl(c_base, c_edit).tolist(), steered.tolist(), exact_kl(u_base, u_edit).tolist()
+    found = exact_kl(c_base, c_edit), steered, exact_kl(u_base, u_edit)
+    for values in found:
+        refuse_nan(values, WHAT)
+    plain, with_guidance, without = (values.tolist() for values in found)
+    return plain, with_guidance, without
 
 
 def _both(model: ModelFamily, condition: Condition, ids: Tensor) -> tuple[Tensor, Tensor]:

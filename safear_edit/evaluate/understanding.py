@@ -209,8 +209,11 @@ def ask(pair: Pair, asked: Exam, progress: Callback = silent) -> list[Answer]:
 def answers(
     model: ModelFamily, which: Literal["base", "edited"], asked: Exam, progress: Callback = silent
 ) -> list[Answer]:
-    """Every item's answer in the items' order; images with the same question are asked together."""
+    """Every item's answer in the items' order; images with the same question are asked together. UsageError for a
+    network that gives no numbers."""
     import torch
+
+    from safear_edit.families.sampling import refuse_nan
 
     alike: dict[str, list[int]] = {}
     for place, item in enumerate(asked.items):
@@ -220,6 +223,7 @@ def answers(
     def say(question: str) -> list[float]:
         images = asked.images[[asked.items[place].row for place in alike[question]]]
         said = model.answer_logprobs(images, question, ANSWERS)
+        refuse_nan(said, "understanding")
         return said.double().softmax(-1)[:, 0].tolist()
 
     shares: dict[int, float] = {}

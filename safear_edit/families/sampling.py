@@ -60,11 +60,11 @@ def inverse_cdf(draws_BN: Tensor) -> InverseCdf:
     return InverseCdf(draws_BN)
 
 
-def refuse_nan(numbers: Tensor) -> None:
-    """UsageError unless all are finite: an image that was drawn from others is no evidence of anything."""
+def refuse_nan(numbers: Tensor, what: str = "drawing") -> None:
+    """UsageError unless all are finite: what was drawn from or read off others is no evidence of anything."""
     if not bool(numbers.isfinite().all()):
         fix = "load the model with --dtype float32; if an edit is on it, that is too strong"
-        raise UsageError("drawing", "a network that gives numbers", "NaN or infinity", fix)
+        raise UsageError(what, "a network that gives numbers", "NaN or infinity", fix)
 
 
 def multinomial(generator: torch.Generator) -> Chooser:

@@ -193,6 +193,14 @@ def test_two_loaded_models_and_one_with_an_edit_say_the_same(model: LlamaGen, pa
         Pair.of_models(model, load_model("llamagen"))
 
 
+def test_a_network_that_gives_no_numbers_is_refused() -> None:
+    """NaN is neither more nor less than anything: it would raise no doubt, and be read as a concept that is known."""
+    whole, broken = LlamaGen.pico(), LlamaGen.pico()
+    next(iter(broken.net.parameters())).data.fill_(float("nan"))
+    with pytest.raises(UsageError, match="likelihood audit: expected a network that gives numbers"):
+        audit(Pair.of_models(whole, broken), drawn_pack(whole))
+
+
 def test_kl_of_tokens_and_of_bits() -> None:
     generator = torch.Generator().manual_seed(3)
     p, q = torch.randn(2, 5, 7, generator=generator), torch.randn(2, 5, 7, generator=generator)

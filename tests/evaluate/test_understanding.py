@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from safear_edit.compiler.questions import refuse_training_questions, topics, training_questions
-from safear_edit.errors import SpecError
+from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.mini_world import drawn_source, picture_of
 from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wanted
-from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, ask, exam, paired
+from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, answers, ask, exam, paired
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
@@ -166,6 +166,14 @@ def test_both_models_answer_and_the_base_stays(model: Janus, asked: Exam) -> Non
 def test_an_untouched_model_changes_no_answer(model: Janus, asked: Exam) -> None:
     found = paired(ask(Pair.of_models(model, model), asked), "rows")
     assert all(base.yes == edited.yes for pairs in found.values() for base, edited in pairs)
+
+
+def test_a_network_that_gives_no_numbers_answers_nothing(asked: Exam) -> None:
+    broken = Janus.pico()
+    for parameter in broken.net.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(UsageError, match="understanding: expected a network that gives numbers"):
+        answers(broken, "edited", asked)
 
 
 def row(key: str = "a", which: str = "base", **more: Any) -> Answer:
