@@ -316,10 +316,11 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
                 wanted=part.wanted,
                 sha256=prompts_digest(part),
                 screened=any(asked.adheres is not None for asked in part.asked),
+                prompts=_repeated(part),
             )
             for part in slices
         ),
-        seeds="one scored seed per prompt, the same for both models, fixed in the recipe; screening uses others",
+        seeds="one scored seed per image, the same for both models, fixed in the recipe; screening uses others",
         sampling={str(key): as_text(value) for key, value in sampling.items()},
         gates=gates,
         alpha=stats.ALPHA,
@@ -330,6 +331,12 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
         "candidates beyond the wanted number, in the recipe's order; none after scoring",
         redaction=sentences.REDACTED if hide else sentences.NOT_REDACTED,
     )
+
+
+def _repeated(part: Slice) -> int | None:
+    """How many different prompts a slice's candidates are, where some are drawn several times."""
+    different = len({asked.prompt for asked in part.asked})
+    return different if different < len(part.asked) else None
 
 
 def _fixed(path: Path, recipe: Recipe, measured: Path) -> tuple[str, tuple[LeftOutPrompt, ...]]:

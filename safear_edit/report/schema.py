@@ -152,7 +152,8 @@ class JudgeSection(Section):
 class PromptSet(Section):
     """n candidates, of which the first `wanted` that the base model draws as asked are scored (all, if not screened).
 
-    sha256 is over "<seed>\\t<prompt>" lines in the recipe's order.
+    sha256 is over "<seed>\\t<prompt>" lines in the recipe's order. prompts: how many different ones the n are, where
+    some are drawn several times; None where each is drawn once.
     """
 
     slice: str
@@ -162,6 +163,7 @@ class PromptSet(Section):
     sha256: str
     screened: bool = True
     source: str = "generated from the concept spec"
+    prompts: int | None = Field(default=None, exclude_if=lambda number: number is None)
 
 
 class LeftOutPrompt(Section):

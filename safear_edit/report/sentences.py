@@ -511,7 +511,7 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
 def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection], subject: Subject) -> tuple[str, ...]:
     """What the numbers can't say even where nothing went wrong, and which program the model needs."""
     found = [
-        "One image per prompt and model was scored; a rate describes prompts, not all images of one prompt.",
+        _images_of_a_prompt(concepts),
         "A judge program decides what an image shows; where it errs, the numbers err with it.",
         _likelihood_limit(concepts),
         "Results hold for prompts that the base model draws as asked, with the sampling settings of protocol.",
@@ -547,6 +547,13 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
         if any(group.adherence is None for group in concept.preservation):
             found.append(f"{concept.concept}: preserved prompts were not screened; all of them count.")
     return tuple(found)
+
+
+def _images_of_a_prompt(concepts: Sequence[ConceptReport]) -> str:
+    several_of = [(one, part) for one in concepts for part in one.protocol.prompt_sets if part.prompts is not None]
+    told = [f"{one.name}/{part.slice}: {part.n} candidates of {part.prompts} prompts" for one, part in several_of]
+    several = f" but where a spec asks for more ({'; '.join(told)})" if told else ""
+    return f"One image per prompt and model was scored{several}; a rate describes prompts, not all images of one prompt."
 
 
 def _likelihood_limit(concepts: Sequence[ConceptReport]) -> str:

@@ -290,6 +290,24 @@ def test_the_report_holds_what_the_files_say(report: Report) -> None:
     assert any("object=thing" in line and "no measured" in line for line in report.limitations)
 
 
+def test_several_images_of_a_prompt_are_not_called_one(tmp_path: Path, report: Report) -> None:
+    """As `images_per_prompt` of a preserved group has them compiled: the same words under another seed."""
+    root = make_run(tmp_path)
+    recipe = json.loads((root / "recipe.json").read_text())
+    rows = [json.loads(line) for line in (root / "outcomes.jsonl").read_text().splitlines()]
+    again = {f"test-objects-{i:04}": f"test prompt {i - 1} of test-objects" for i in range(1, 60, 2)}
+    for one in (*recipe["evaluate"]["prompts"], *rows):
+        one["prompt"] = again.get(one["id"], one["prompt"])
+    write_recipe(root / "recipe.json", recipe)
+    (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = build_report(RunFiles.find(root))
+    assert "(testpainter/test-objects: 420 candidates of 390 prompts); a rate" in found.limitations[0]
+    assert "(images of 390 prompts)" in render_html(found, root)
+    assert [part.prompts for part in found.concepts[0].protocol.prompt_sets] == [None] * 4 + [390]
+    assert report.limitations[0].startswith("One image per prompt and model was scored; a rate")
+    assert '"prompts": null' not in report.to_json()
+
+
 def test_pairs_must_add_up(tmp_path: Path) -> None:
     stats = make_run(tmp_path) / "pairs" / "stats.json"
     for wrong in ({"made": 131}, {"kept": 111}, {"reasons": {"the judge cannot tell": 17}}, {"reasons": None}):
