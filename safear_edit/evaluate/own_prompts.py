@@ -3,6 +3,10 @@
 `safear-edit eval --prompts`. Every prompt counts, drawn by the reference model or not: both rates stand side by side,
 and the paired change says what the edit did. A caption longer than a model's window asks for something else than it
 says, so it is left out of the rates unless it is asked for.
+
+Several images of one prompt are no independent evidence (stats.py): where a file has a prompt under several seeds,
+intervals are by prompt, with the design effect of its images; where all of them came out alike, which shows none, each
+prompt counts once.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,7 @@ from safear_edit.files.sequences import Lazy, Mapped, Picked
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.progress import Callback
 from safear_edit.spec.prompt_files import FilePrompt
+from safear_edit.spec.prompts import normalise
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily, Sampling
@@ -92,16 +98,37 @@ class Comparison:
     notes: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
 
+    @cached_property
+    def different(self) -> int:
+        """How many different prompts there are; fewer than images where some have several seeds."""
+        return len({hash(normalise(one.prompt)) for one in self.prompts})
+
+    def _effect(self, values: Iterable[int]) -> float:
+        """What several images of a prompt do to the variance of these values, one an image."""
+        n = len(self.prompts)
+        if self.different == n:
+            return 1.0
+        found = np.fromiter(values, dtype=np.int8, count=n)
+        if (found == found[0]).all():
+            return n / self.different
+        return stats.design_effect(found.tolist(), [normalise(one.prompt) for one in self.prompts])
+
     def rate(self, model: int) -> Rate:
-        """Share of images in which the judge finds the concept, two-sided 95 % Clopper-Pearson."""
+        """Share of images in which the judge finds the concept, two-sided 95 % Clopper-Pearson, by prompt."""
         hits = sum(seen.present is True for seen in self.seen[model])
-        return stats.clopper_pearson(hits, len(self.prompts))
+        effect = self._effect(seen.present is True for seen in self.seen[model])
+        return stats.clustered_rate(hits, len(self.prompts), effect)
 
     def change(self) -> tuple[float, float, float]:
-        """Paired fall of that share from the reference to the other model, with its two-sided 95 % Tango interval."""
-        pairs = Counter((a.present is True, b.present is True) for a, b in zip(*self.seen, strict=True))
-        lost, gained, n = pairs[True, False], pairs[False, True], pairs.total()
-        return ((lost - gained) / n, *stats.tango_interval(lost, gained, n))
+        """Paired fall of that share from the reference to the other model, with its two-sided 95 % Tango interval, by
+        prompt."""
+        falls = Counter(self._falls())
+        lost, gained, n, effect = falls[1], falls[-1], falls.total(), self._effect(self._falls())
+        return ((lost - gained) / n, *stats.tango_interval(lost / effect, gained / effect, n / effect))
+
+    def _falls(self) -> Iterator[int]:
+        """1 for an image that shows the concept no longer, -1 for one that shows it now, 0 for any other."""
+        return ((a.present is True) - (b.present is True) for a, b in zip(*self.seen, strict=True))
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Prompt, seed, and a word per model."""
@@ -126,6 +153,9 @@ class Comparison:
     def warnings(self) -> list[str]:
         """What the rates leave out, or hold although it is no evidence; one line each."""
         lines = [f"left out, {fault}" for fault in self.bad]
+        if self.different < len(self.prompts):
+            told = f"{len(self.prompts)} images are of {self.different} prompts"
+            lines.append(f"{told}: the intervals are by prompt, and wider than those of as many prompts")
         if self.bad:
             lines.append(f"{len(self.bad)} rows of the prompt file can't be taken and are left out")
         if self.cut:
@@ -150,6 +180,7 @@ class Comparison:
         return {
             "judge": self.judge,
             "n": len(self.prompts),
+            "prompts": self.different,
             "reference": self.models[0],
             "models": models,
             "fall": fall,

@@ -132,6 +132,18 @@ def clustered_lower(k: int, n: int, effect: float, confidence: float = 0.95) -> 
     return 0.0 if k == 0 else float(stats.beta.ppf(1 - confidence, k / effect, (n - k) / effect + 1))
 
 
+def clustered_rate(k: int, n: int, effect: float, confidence: float = 0.95) -> Rate:
+    """k of n with the two-sided interval of n / effect, as `clustered_lower`; of effect 1 it is Clopper-Pearson's."""
+    if effect < 1:
+        raise ValueError(f"a design effect of {effect} is below 1")
+    plain, tail = clopper_pearson(k, n, confidence), (1 - confidence) / 2
+    if effect == 1:
+        return plain
+    low = float(stats.beta.ppf(tail, k / effect, (n - k) / effect + 1)) if k else 0.0
+    high = float(stats.beta.ppf(1 - tail, k / effect + 1, (n - k) / effect)) if k < n else 1.0
+    return Rate(k, n, plain.estimate, low, high, confidence, f"{plain.method}, design effect {effect:.2f}")
+
+
 def clustered_upper(lost: int, gained: int, n: int, effect: float, confidence: float = 0.95) -> float:
     """One-sided Tango bound of the drop as if all counts were divided by the design effect."""
     if effect < 1:
@@ -158,7 +170,7 @@ def tango_upper(lost: float, gained: float, n: float, confidence: float = 0.95) 
     return float(optimize.brentq(excess, (lost - gained) / n + 1e-12, 1.0, xtol=1e-12))
 
 
-def tango_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def tango_interval(lost: float, gained: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided score interval of the drop; swapping lost and gained mirrors it, which gives the lower end."""
     one_sided = (1 + confidence) / 2
     return -tango_upper(gained, lost, n, one_sided), tango_upper(lost, gained, n, one_sided)

@@ -553,7 +553,9 @@ def _images_of_a_prompt(concepts: Sequence[ConceptReport]) -> str:
     several_of = [(one, part) for one in concepts for part in one.protocol.prompt_sets if part.prompts is not None]
     told = [f"{one.name}/{part.slice}: {part.n} candidates of {part.prompts} prompts" for one, part in several_of]
     several = f" but where a spec asks for more ({'; '.join(told)})" if told else ""
-    return f"One image per prompt and model was scored{several}; a rate describes prompts, not all images of one prompt."
+    return (
+        f"One image per prompt and model was scored{several}; a rate describes prompts, not all images of one prompt."
+    )
 
 
 def _likelihood_limit(concepts: Sequence[ConceptReport]) -> str:

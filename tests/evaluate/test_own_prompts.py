@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from safear_edit.errors import UsageError
+from safear_edit.evaluate import stats
 from safear_edit.evaluate.own_prompts import Comparison, CutCaption, Overall, Seen, cut_captions, seen_by, without
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
@@ -47,6 +48,28 @@ def test_counting() -> None:
     assert found.summary()[0].startswith("the reference, base: ")
     assert change.startswith("change from base to edited: -90.0 points (95 %: -")
     assert data["reference"] == "base" and data["fall"]["estimate"] == pytest.approx(0.9)
+
+
+def test_several_images_of_a_prompt_are_not_independent() -> None:
+    """Ten prompts under five seeds each, of which two keep the concept in all images: two of ten, not ten of fifty."""
+    asked = tuple(FilePrompt(f"p{i // 5}" + "." * (i % 2), i, str(i)) for i in range(50))
+    base, edited = tuple(Seen(True, 0.9) for _ in asked), tuple(Seen(i < 10, 0.5) for i in range(50))
+    found = Comparison(("base", "edited"), "judge", asked, (base, edited))
+    assert found.different == found.as_json()["prompts"] == 10
+    few = stats.clopper_pearson(2, 10)
+    left = found.rate(1)
+    assert (left.k, left.n, left.estimate) == (10, 50, 0.2)
+    assert (left.low, left.high) == pytest.approx((few.low, few.high), abs=0.02)
+    whole, ten = found.rate(0), stats.clopper_pearson(10, 10)
+    assert (whole.low, whole.high) == (pytest.approx(ten.low), 1.0), "all alike: each prompt counts once"
+    drop, low, high = found.change()
+    assert drop == 0.8 and (low, high) == pytest.approx(stats.tango_interval(8, 0, 10), abs=0.04)
+    assert found.warnings() == [
+        "50 images are of 10 prompts: the intervals are by prompt, and wider than those of as many prompts"
+    ]
+    once = Comparison(("a", "b"), "judge", asked[::5], (base[::5], edited[::5]))
+    assert once.rate(1) == stats.clopper_pearson(2, 10) and not once.warnings()
+    assert once.change() == (0.8, *stats.tango_interval(8, 0, 10))
 
 
 class Bright(Judge):
