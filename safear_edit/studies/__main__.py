@@ -1,4 +1,7 @@
-"""Commands for those who develop methods: `python -m safear_edit.studies STUDY …`, each with a --help of its own."""
+"""Commands for those who develop methods: `python -m safear_edit.studies STUDY …`, each with a --help of its own.
+
+What can't be used as given is one line on stderr and the exit code of the program itself (errors.py), for every study.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from safear_edit import studies
+from safear_edit.cli import terminal
+from safear_edit.errors import SafearError
 from safear_edit.registry import suggestion
 
-PARTS = ("rows", "contest", "paper_claims")
+PARTS = ("arguments", "contest", "paper_claims", "roofline", "rows", "speed_janus", "speed_training")
 """Modules of this folder that are no study of their own."""
 
 
@@ -21,7 +26,7 @@ def names() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Hand the rest of the line to the study named first; 2 for one that isn't there."""
+    """Hand the rest of the line to the study named first; 2 for one that isn't there or what it can't use."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(f"python -m safear_edit.studies {'|'.join(names())} …")
@@ -30,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in names():
         print(f"study {name!r}: expected one of {', '.join(names())}; {suggestion(name, names())}", file=sys.stderr)
         return 2
-    code = importlib.import_module(f"{studies.__name__}.{name}").main(rest)
-    return int(code or 0)
+    try:
+        return int(importlib.import_module(f"{studies.__name__}.{name}").main(rest) or 0)
+    except SafearError as error:
+        return terminal.fail(str(error), error.exit_code)
+    except OSError as error:
+        return terminal.fail(terminal.refused_by_machine(error), terminal.UNUSABLE)
 
 
 if __name__ == "__main__":

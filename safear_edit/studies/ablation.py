@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from safear_edit.errors import SafearError
 from safear_edit.pipeline import compared
 from safear_edit.pipeline.compare import compare
 from safear_edit.progress import Progress, mode_for
+from safear_edit.studies.arguments import positive
 
 VARIANTS = (
     "vce",
@@ -30,21 +30,15 @@ VARIANTS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing, print the table; 2 and one line on stderr for wrong input."""
+    """Run what is missing, print the table; 2 if a variant failed."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies ablation", description=__doc__)
     parser.add_argument("specs", metavar="SPEC", nargs="+", help="a file or a built-in concept's name")
     parser.add_argument("--model", default="llamagen")
     parser.add_argument("--folder", type=Path, required=True, help="as `safear-edit compare --out`")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … N-1")
+    parser.add_argument("--seeds", type=positive, default=3, help="seeds 0 … N-1")
     options = parser.parse_args(arguments)
-    try:
-        with Progress(mode_for(sys.stderr, quiet=False)) as progress:
-            found = compare(
-                options.specs, options.model, VARIANTS, options.folder, seeds=options.seeds, progress=progress
-            )
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with Progress(mode_for(sys.stderr, quiet=False)) as progress:
+        found = compare(options.specs, options.model, VARIANTS, options.folder, seeds=options.seeds, progress=progress)
     print(compared.table(compared.summaries(found.ran)))
     for name, why in found.failed:
         print(f"{name} failed: {why}", file=sys.stderr)

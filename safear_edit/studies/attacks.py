@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import FILE, NO_MORE, Attacks, Leaks, recovered
-from safear_edit.errors import SafearError
 from safear_edit.evaluate import stats
 from safear_edit.files.records import read_record
+from safear_edit.studies.rows import made
 from safear_edit.studies.tables import Row, Table
 
 MORE, P_HOLM, OVER = "more than the control, points", "p (Holm)", "Holm over"
@@ -35,7 +33,7 @@ UNREAD = "not interpretable"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the rows; 2 and one line on stderr for a folder without a record."""
+    """Print the rows. UsageError for a folder without a record."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies attacks", description=__doc__)
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="with --alone: files of rows")
     parser.add_argument("--alone", action="store_true", help="what each attack found that no other did")
@@ -45,26 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--label", action="append", default=[], help="what each release is, in order (default: its name)"
     )
     chosen = parser.parse_args(arguments)
+    if len(chosen.label) > len(chosen.folders):
+        parser.error(f"{len(chosen.label)} --label for {len(chosen.folders)} folders")
     labels = [*chosen.label, *(folder.name for folder in chosen.folders[len(chosen.label) :])]
-    try:
-        if chosen.alone:
-            tables = [Table.read(path) for path in chosen.folders]
-            command = f"python -m safear_edit.studies attacks --alone {' '.join(path.name for path in chosen.folders)}"
-            for row in alone(row.cells for table in tables for row in table.rows):
-                print(json.dumps(row | _made(command, chosen.commit), ensure_ascii=False))
-            return 0
-        if chosen.holm:
-            for path in chosen.folders:
-                for row in corrected(Table.read(path).rows):
-                    print(json.dumps(row, ensure_ascii=False))
-            return 0
-        for folder, label in zip(chosen.folders, labels, strict=True):
-            record = read_record(Attacks, folder / FILE, "attack the release first")
-            for row in rows(record, label):
-                print(json.dumps(row | made(record, chosen.commit), ensure_ascii=False))
-    except (SafearError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    if chosen.alone:
+        tables = [Table.read(path) for path in chosen.folders]
+        command = f"python -m safear_edit.studies attacks --alone {' '.join(path.name for path in chosen.folders)}"
+        for row in alone(row.cells for table in tables for row in table.rows):
+            print(json.dumps(row | made(command, chosen.commit), ensure_ascii=False))
+        return 0
+    if chosen.holm:
+        for path in chosen.folders:
+            for row in corrected(Table.read(path).rows):
+                print(json.dumps(row, ensure_ascii=False))
+        return 0
+    for folder, label in zip(chosen.folders, labels, strict=True):
+        record = read_record(Attacks, folder / FILE, "attack the release first")
+        for row in rows(record, label):
+            print(json.dumps(row | _attacked(record, chosen.commit), ensure_ascii=False))
     return 0
 
 
@@ -158,14 +154,5 @@ def _points(share: float) -> int:
     return round(100 * share)
 
 
-def made(record: Attacks, commit: str | None) -> dict[str, Any]:
-    """How a row came about, as `studies tables` wants it."""
-    return _made(f"safear-edit attack DIR --tier {record.tier}", commit)
-
-
-def _made(command: str, commit: str | None) -> dict[str, Any]:
-    return {"command": command, "commit": commit, "date": datetime.now(UTC).date().isoformat()}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _attacked(record: Attacks, commit: str | None) -> dict[str, Any]:
+    return made(f"safear-edit attack DIR --tier {record.tier}", commit)

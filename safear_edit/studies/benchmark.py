@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -38,9 +37,10 @@ from safear_edit.families.layers.half import emulated, linear
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
+from safear_edit.studies.arguments import command, positive
 from safear_edit.studies.contest import alternately, material_of, prompts, relative
 from safear_edit.studies.roofline import Alone
-from safear_edit.studies.rows import Row, write_rows
+from safear_edit.studies.rows import Row, made, write_rows
 
 MINIS = ("llamagen", "infinity", "janus")
 SAME_GRADIENT = 1e-4
@@ -263,36 +263,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=MINIS, choices=MINIS)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="images drawn together")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[64, 16], help="images drawn together")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--methods", nargs="+", help="whose training steps, default: every method that fits a model")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--out", type=Path, help="the rows, one JSON object a line, for examples/results")
     parser.add_argument("--commit", help="in which the rows are recorded")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    asked = {name: getattr(chosen, name) for name in ("models", "batch", "parts", "methods", "repeats")}
-    words = [f"--{name} {_listed(value)}" for name, value in asked.items() if value != parser.get_default(name)]
-    made = {
-        "command": " ".join([COMMAND, *words]),
-        "commit": chosen.commit,
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    origin = made(command(parser, chosen, ("models", "batch", "parts", "methods", "repeats")), chosen.commit)
     rows: list[Row] = [HEAD]
     right = True
     for line in lines(chosen.models, chosen.batch, chosen.repeats, chosen.parts, chosen.methods):
         right &= line.same
-        rows.append(line.row() | made)
+        rows.append(line.row() | origin)
         print(json.dumps(line.row(), ensure_ascii=False), file=sys.stderr, flush=True)
         if chosen.out:
             write_rows(chosen.out, rows)
     print(_table(rows[1:]))
     return 0 if right else 1
-
-
-def _listed(value: object) -> str:
-    """As it is given on a command line."""
-    return " ".join(map(str, value)) if isinstance(value, Sequence) else str(value)
 
 
 MADE = ("command", "commit", "date")

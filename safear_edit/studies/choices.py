@@ -28,7 +28,7 @@ from torch import Tensor
 
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import UsageError
 from safear_edit.evaluate.cartography import evidence
 from safear_edit.evaluate.sampled import judges_of, sampling_of
 from safear_edit.files.atomic import json_digest
@@ -43,6 +43,7 @@ from safear_edit.pipeline.steps import material_of, pairs_of
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, expand, image_seed, mention_of, normalise, side
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.rows import ROWS, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -60,23 +61,19 @@ NAMED, OTHERS = "by name", "names left out of the pairs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search what is missing and print every row; 2 and one line on stderr for wrong input."""
+    """Search what is missing and print every row."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies choices", description=__doc__)
     parser.add_argument("spec", metavar="SPEC", help="a file or a built-in concept's name")
     parser.add_argument("--model", default="llamagen")
     parser.add_argument("--methods", nargs="+", required=True, metavar="NAME[:key=value,…]", help="as for `compare`")
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=48, help="per slice and preserved group (48)")
+    parser.add_argument("--prompts", type=positive, default=48, help="per slice and preserved group (48)")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    try:
-        with Progress(mode_for(sys.stderr, quiet=False)) as progress:
-            order = Order(chosen.spec, chosen.model, seed=chosen.seed)
-            for row in choices(order, chosen.methods, chosen.folder, chosen.prompts, progress):
-                print(json.dumps({name: value for name, value in row.items() if name != "key"}, ensure_ascii=False))
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with Progress(mode_for(sys.stderr, quiet=False)) as progress:
+        order = Order(chosen.spec, chosen.model, seed=chosen.seed)
+        for row in choices(order, chosen.methods, chosen.folder, chosen.prompts, progress):
+            print(json.dumps({name: value for name, value in row.items() if name != "key"}, ensure_ascii=False))
     return 0
 
 
@@ -264,7 +261,3 @@ def _lost_by_member(part: Seen) -> Counter[str]:
     for before, after in part.both:
         found[before.request.label] += (before.judgement.present is True) - (after.judgement.present is True)
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

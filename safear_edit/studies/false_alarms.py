@@ -28,6 +28,7 @@ from safear_edit.gate.record import ERASURE_FLIPS, PRESERVE_FLIPS, SUITES, Recor
 from safear_edit.gate.redraw import Redraw
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.report.sentences import percent
+from safear_edit.studies.arguments import positive
 
 RUNS = 20
 
@@ -112,31 +113,29 @@ def told(runs: Sequence[Run]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if no run is FAIL, 1 otherwise; 2 for what can't be used, 4 for what must not be trusted."""
+    """Exit code 0 if no run is FAIL, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies false_alarms", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="DIR", type=Path, help="a released folder")
     parser.add_argument("--baseline", type=Path, help="an accepted baseline (default: what the folder itself says)")
     parser.add_argument("--suite", choices=[*SUITES], default="smoke", help="sizes and margin (default: smoke)")
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"draws in all, kept ones included (default: {RUNS})")
+    parser.add_argument(
+        "--runs", type=positive, default=RUNS, help=f"draws in all, kept ones included (default: {RUNS})"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of sentences")
     options = parser.parse_args(arguments)
     suite = SUITES[options.suite]
-    try:
-        accepted = read_baseline(options.baseline) if options.baseline else None
-        baseline = (
-            rules.cut(accepted, suite)
-            if accepted
-            else accept(read_folder(options.source), suite, "trial", despite="a trial binds nobody")
-        )
-        with Progress(mode_for(sys.stderr, quiet=options.json)) as progress:
-            call: Callback = silent if options.json else progress
-            drawn = kept_runs(options.source, baseline, options.runs, options.folder, options.device, call)
-            runs = [judged(number, record, baseline) for number, record in enumerate(drawn, 1)]
-    except SafearError as error:
-        print(f"trial: {error}", file=sys.stderr)
-        return error.exit_code
+    accepted = read_baseline(options.baseline) if options.baseline else None
+    baseline = (
+        rules.cut(accepted, suite)
+        if accepted
+        else accept(read_folder(options.source), suite, "trial", despite="a trial binds nobody")
+    )
+    with Progress(mode_for(sys.stderr, quiet=options.json)) as progress:
+        call: Callback = silent if options.json else progress
+        drawn = kept_runs(options.source, baseline, options.runs, options.folder, options.device, call)
+        runs = [judged(number, record, baseline) for number, record in enumerate(drawn, 1)]
     print(json.dumps([asdict(run) for run in runs], indent=1) if options.json else "\n".join(told(runs)))
     return 1 if any(run.verdict == "FAIL" for run in runs) else 0

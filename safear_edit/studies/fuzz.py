@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from safear_edit.errors import EXIT_CODES, SafearError
+from safear_edit.errors import EXIT_CODES, SafearError, UsageError
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -499,7 +499,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = [*file_targets(folder), *model_targets(folder)]
         if options.release is not None:
             targets += release_targets(options.release, folder)
+        known = ", ".join(target.name for target in targets)
         targets = [target for target in targets if (options.only or "") in target.name]
+        if not targets:
+            raise UsageError("--only", f"a part of one of {known}", options.only, "some need --release DIR")
         return _run(targets, options, folder)
 
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.fuzz import MEMORY, SLOW, Target, file_targets, model_targets, release_targets
 
 TARGETS = ("attacks.lock", "base recipe", "environment's key", "image jpg", "image png", "image webp", "images",
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies fuzz_guided", description=__doc__)
     parser.add_argument("target", choices=[*TARGETS, *ON_MODELS, *ON_RELEASE])
     parser.add_argument("--release", type=Path, help=f"a signed release, for {', '.join(ON_RELEASE)}")
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seconds", type=positive, default=60)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of inputs that reach new code; it is kept")
     options = parser.parse_args(arguments)
     if options.target in ON_RELEASE and not (options.release and (options.release / "model.sig").is_file()):

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -50,10 +49,11 @@ from safear_edit.methods.vce import VCE
 from safear_edit.pipeline.plan import images_drawn
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import speed_infinity, speed_llamagen
+from safear_edit.studies.arguments import command, positive
 from safear_edit.studies.contest import material_of, prompts
 from safear_edit.studies.machine_speed import step_seconds
 from safear_edit.studies.rehearse import INFINITY, janus_layout, peak_bytes, reset_peak
-from safear_edit.studies.rows import Row, write_rows
+from safear_edit.studies.rows import Row, made, write_rows
 
 if TYPE_CHECKING:
     from safear_edit.families.text import TextEncoder
@@ -268,9 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", nargs="+", default=list(FULL), choices=list(FULL))
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 8])
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=positive, default=2)
     parser.add_argument("--tiny", action="store_true", help="picos, on any device")
     parser.add_argument("--out", type=Path, help="the rows, one JSON object a line, for examples/results")
     parser.add_argument("--commit", help="in which the rows are recorded")
@@ -278,11 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (chosen.tiny or torch.cuda.is_available()):
         print(f"{COMMAND}: expected a GPU, got none; --tiny tries the script without one", file=sys.stderr)
         return 2
-    made = {"command": COMMAND, "commit": chosen.commit, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    origin = made(command(parser, chosen, ("models", "batch", "dtype", "repeats", "tiny")), chosen.commit)
     rows = list[Row]()
     for name in chosen.models:
         for row in measured(name, chosen.tiny, getattr(torch, chosen.dtype), chosen.batch, chosen.repeats):
-            rows.append(row | made)
+            rows.append(row | origin)
             print(json.dumps(row), flush=True)
             if chosen.out:
                 write_rows(chosen.out, rows)

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safear_edit.files.atomic import json_digest, sha256_file, write_atomic
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.rows import ROWS, Row, read_rows, write_rows
 
 SHAPES: dict[str, tuple[str, ...]] = {
@@ -141,7 +142,10 @@ def prepare(folder: Path, *, pico: bool) -> None:
     for name in ("picasso", "van_gogh"):
         _judged_by_the_coin(name, folder / f"{name}.yaml")
     if not (folder / "models").exists():
-        _in_a_child(lambda: _export_pico(folder / "models"))
+        partial = folder / "models.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a study that was killed meanwhile
+        _in_a_child(lambda: _export_pico(partial))
+        partial.rename(folder / "models")
 
 
 def _judged_by_the_coin(name: str, path: Path) -> None:
@@ -356,20 +360,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--pico", action="store_true", help="random networks of the smallest size, and a coin")
-    parser.add_argument("--kills", type=int, default=50, help="of each model, over its three walks")
+    parser.add_argument("--kills", type=positive, default=50, help="of each model, over its three walks")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no walk after these")
     parser.add_argument("--out", type=Path, required=True, help="the study's folder; the same one continues")
     options = parser.parse_args(arguments)
+    size = "pico" if options.pico else "mini"
+    rows, end = read_rows(options.out / ROWS, size=size), time.monotonic() + 60 * options.minutes
     prepare(options.out, pico=options.pico)
     _imported()
-    rows, end = read_rows(options.out / ROWS), time.monotonic() + 60 * options.minutes
     for walk, number in rounds(walks(options.models, options.out, pico=options.pico), options.kills, rows):
         if time.monotonic() > end:
             break
-        rows.append(torment(walk, number, options.out))
+        rows.append({"size": size} | torment(walk, number, options.out))
         write_rows(options.out / ROWS, rows)
         _tell(rows[-1])
-    for line in table(rows, "pico" if options.pico else "mini"):
+    for line in table(rows, size):
         print(json.dumps(line))
     return 1 if any(row["faults"] for row in rows) else 0
 

@@ -14,22 +14,24 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from safear_edit.errors import UsageError
 from safear_edit.pipeline.eval import Loading, compare_prompts
+from safear_edit.studies.arguments import command, positive
 from safear_edit.studies.contest import prompts
-from safear_edit.studies.rows import Row
+from safear_edit.studies.rows import Row, made
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.own_prompts import Comparison
 
 STATM, PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 """Where Linux tells a process how many pages of it are in memory."""
+FEWEST = 4
 COMMAND = "python -m safear_edit.studies many_prompts"
 
 
@@ -47,7 +49,12 @@ class Watched:
         self.resident.append(int(STATM.read_text().split()[1]) * PAGE)
 
     def row(self) -> Row:
-        """Images per CPU second of the first and the last half, memory in MiB, and its slope in KiB per image."""
+        """Images per CPU second of the first and the last half, memory in MiB, and its slope in KiB per image.
+
+        UsageError for too few batches to have two halves.
+        """
+        if len(self.done) < FEWEST:
+            raise UsageError("--n", f"{FEWEST} batches of images", str(len(self.done)), "ask for more prompts")
         first = len(self.done) // 10
         slope = np.polyfit(self.done[first:], self.resident[first:], 1)[0] / 2**10
         half = len(self.done) // 2
@@ -78,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="llamagen")
     parser.add_argument("--spec", default="picasso")
-    parser.add_argument("--n", type=int, default=5000)
+    parser.add_argument("--n", type=positive, default=5000)
     parser.add_argument("--commit", help="in which the row is recorded")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         found, seen = watched(chosen.model, chosen.spec, chosen.n, Path(folder))
-    made = {"command": f"{COMMAND} --n {chosen.n}", "commit": chosen.commit, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    print(json.dumps({"model": found.models[0], "prompts": chosen.n} | seen.row() | made))
+    origin = made(command(parser, chosen, ("model", "spec", "n")), chosen.commit)
+    print(json.dumps({"model": found.models[0], "prompts": chosen.n} | seen.row() | origin))
     return 0

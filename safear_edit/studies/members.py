@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safear_edit.errors import SafearError
 
 if TYPE_CHECKING:
     from safear_edit.evaluate.stats import Rate
@@ -25,7 +22,7 @@ SLICES = {"direct": "by name", "paraphrase": "held-out names", "template": "held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a row per folder; 2 and one line on stderr for one that holds no report."""
+    """Print a row per folder. UsageError for one that holds no report."""
     from safear_edit.compiler.recipe import read_recipe
     from safear_edit.report.build import read_report
 
@@ -33,14 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path)
     parser.add_argument("--commit", help="in which the rows are recorded", default=None)
     chosen = parser.parse_args(arguments)
-    try:
-        for folder in chosen.folders:
-            report = read_report(folder / "report.json")
-            made = {"command": report.reproduce.command, "commit": chosen.commit, "date": report.report.created[:10]}
-            print(json.dumps(row(report, read_recipe(folder / "recipe.json").seed) | made, ensure_ascii=False))
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return 2
+    for folder in chosen.folders:
+        report = read_report(folder / "report.json")
+        made = {"command": report.reproduce.command, "commit": chosen.commit, "date": report.report.created[:10]}
+        print(json.dumps(row(report, read_recipe(folder / "recipe.json").seed) | made, ensure_ascii=False))
     return 0
 
 
@@ -90,7 +83,3 @@ def _ratios(concept: ConceptReport) -> dict[str, dict[str, float] | None]:
 
 def _span(values: Sequence[float]) -> dict[str, float] | None:
     return {"from": round(min(values), 2), "to": round(max(values), 2)} if values else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,16 +29,12 @@ HOLDS, FAILS, UNTESTED = "holds", "doesn't hold", "not tested"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables, or tell by 1 that one is out of date; 2 for rows that lack what a claim reads."""
+    """Write the tables, or tell by 1 that one is out of date. UsageError for rows that lack what a claim reads."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a table is out of date")
     chosen = parser.parse_args(arguments)
-    try:
-        made = {chosen.folder / f"paper-{paper.name}.jsonl": table(paper, chosen.folder) for paper in PAPERS}
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    made = {chosen.folder / f"paper-{paper.name}.jsonl": table(paper, chosen.folder) for paper in PAPERS}
     old = [path for path, text in made.items() if not path.is_file() or path.read_text() != text]
     if chosen.check:
         for path in old:
@@ -89,7 +85,3 @@ def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
             got = f"{name} {' and '.join(sorted(said))}"
             raise UsageError(str(path), f"rows {dict(cell.where)} of one subject", got, "mend paper_claims.py")
     return fitting[-1], fitting[-1].cells[cell.column]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ from safear_edit.files.weights import unfilled, write_pickle, write_weights
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
 from safear_edit.spec.spec import load_spec
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.rows import Row
 
 if TYPE_CHECKING:
@@ -410,7 +412,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", nargs="+", help="default: every method that fits")
     parser.add_argument("--memory", type=float, metavar="GIB", help="one step of the recipe's own batch within it")
-    parser.add_argument("--sides", type=int, nargs="+", help="of a next-scale model's scales, 1 2 4 8 for instance")
+    parser.add_argument(
+        "--sides", type=positive, nargs="+", help="of a next-scale model's scales, 1 2 4 8 for instance"
+    )
     parser.add_argument("--load-only", action="store_true", help="load, read one image and stop")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--files", action="store_true", help="make the files and stop")
@@ -421,13 +425,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = out / chosen.model.replace(":", "-")
     if chosen.files:
         partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a rehearsal that was killed meanwhile
         partial.mkdir(parents=True)
         MAKERS[chosen.model](partial, chosen.model.partition(":")[2])
         partial.rename(folder)
         return 0
     if not folder.is_dir():  # in a process of its own, whose memory isn't counted
         own = [sys.executable, "-m", "safear_edit.studies", "rehearse", chosen.model, "--out", str(out), "--files"]
-        subprocess.run(own, check=True)
+        if code := subprocess.run(own).returncode:
+            return code if code > 0 else 128 - code
     schedule = Schedule.square(*chosen.sides) if chosen.sides else SMALL_SCHEDULE
     about = {"model": chosen.model, "dtype": chosen.dtype}
     made = {"command": _command(chosen), "commit": None, "date": date.today().isoformat()}
@@ -436,6 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         read_one(loaded(str(folder), stages, chosen.dtype, schedule), stages)
         return 0
     work = out / f"{folder.name}-work"
+    shutil.rmtree(work, ignore_errors=True)  # of an earlier rehearsal
     work.mkdir()
     budget = chosen.memory and round(chosen.memory * 2**30)
     rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget, schedule)

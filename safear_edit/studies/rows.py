@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def read_rows(path: Path, **told: object) -> list[Row]:
             fix = "give another folder, or delete the file"
             raise UsageError(f"{path}:{number}", "a row of this study with these settings", "another", fix)
     return rows
+
+
+def made(command: str, commit: str | None) -> Row:
+    """How rows that are made today came about, as `studies tables` wants it; commit: in which they are recorded."""
+    return {"command": command, "commit": commit, "date": datetime.now(UTC).date().isoformat()}
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -11,19 +11,19 @@ own window pass).
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.recipe import Recipe, load_base_recipe
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import UsageError
 from safear_edit.evaluate.sampled import judges_of, request_of, sampling_of
 from safear_edit.families.base import Condition, Sampling
 from safear_edit.families.infinity import (
@@ -40,6 +40,7 @@ from safear_edit.families.sampling import guided
 from safear_edit.judges.draw import draw_and_judge
 from safear_edit.pipeline.order import source_path
 from safear_edit.spec.spec import Spec, load_spec
+from safear_edit.studies.arguments import positive
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
@@ -78,6 +79,8 @@ class Window:
     layers: whose cross attention measures the relevance.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     first: int
     last: int
     token_threshold: float
@@ -91,27 +94,31 @@ class Window:
         layers = tuple(i for i in PAPER_LAYERS if i < max(2, round(depth * len(PAPER_LAYERS) / PAPER_DEPTH) + 1))
         return cls(PAPER_FIRST, last, 1 / words, BIT_THRESHOLD, layers)
 
+    def changed(self, text: str, depth: int) -> Window:
+        """With the numbers that a YAML text gives, for a model of so many layers; UsageError for anything else."""
+        wanted = f"YAML with some of {', '.join(asdict(self))}, layers below {depth}"
+        try:
+            found = TypeAdapter(Window).validate_python(asdict(self) | yaml.safe_load(text))
+        except (yaml.YAMLError, TypeError, ValidationError):
+            found = None
+        if found is None or not all(0 <= layer < depth for layer in found.layers) or not found.layers:
+            raise UsageError("--window", wanted, text, "for instance '{first: 2, last: 4}'")
+        return found
+
 
 class ScaleErasure(Infinity):
     """An Infinity whose drawing is guided away from a concept; net, tokenizer and all the rest are the model's own."""
 
-    def __init__(self, model: ModelFamily, words: Words, window: Window | None = None) -> None:
+    def __init__(self, model: ModelFamily, words: Words, window: Window | str = "{}") -> None:
+        """window: its numbers, or a YAML text of those that are to differ from the paper's."""
         if not isinstance(model, Infinity):
             raise UsageError("scale_erasure", "an Infinity", model.name, "choose another method for this family")
         super().__init__(model.net, model.bsq, model.schedule, model.text, model.card, model.sampling)
         scales, depth = len(model.schedule.grids), model.net.config.depth
-        self.window = window or Window.scaled(scales, depth, 1 + len(words.unrelated))
+        usual = Window.scaled(scales, depth, 1 + len(words.unrelated))
+        self.window = window if isinstance(window, Window) else usual.changed(window, depth)
         self.said = model.condition([words.safe, words.unsafe])
         self.keys = _keys(model, [words.unsafe, *words.unrelated], self.window.layers)
-
-    @classmethod
-    def of(cls, model: ModelFamily, words: Words, changes: Mapping[str, Any]) -> ScaleErasure:
-        """With some numbers of the paper's window changed."""
-        made = cls(model, words)
-        if changes:
-            made.window = replace(made.window, **changes)
-            made.keys = _keys(made, [words.unsafe, *words.unrelated], made.window.layers)
-        return made
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """As Infinity's, from the same numbers, with two more rows per image up to the window's end."""
@@ -209,23 +216,19 @@ def _joined(plain: Condition, said: Condition, images: int) -> Condition:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what the guidance changes per slice; 2 and one line on stderr for wrong input."""
+    """Print what the guidance changes per slice."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies scale_erasure", description=__doc__)
     parser.add_argument("spec", help="a file or a built-in concept's name")
     parser.add_argument("--model", default="infinity")
-    parser.add_argument("--prompts", type=int, default=60, help="per slice")
-    parser.add_argument("--window", type=yaml.safe_load, default={}, help="YAML, for instance '{first: 2, last: 4}'")
+    parser.add_argument("--prompts", type=positive, default=60, help="per slice")
+    parser.add_argument("--window", default="{}", help="YAML, for instance '{first: 2, last: 4}'")
     options = parser.parse_args(arguments)
-    try:
-        model, spec = load_model(options.model), load_spec(source_path(options.spec))
-        guarded = ScaleErasure.of(model, Words.of(spec), options.window)
-        recipe = compile_recipe(spec, model.card, load_base_recipe("vce"), sampling=model.sampling)
-        for name in recipe.evaluate.n:
-            before, after = (drawn(one, recipe, name, options.prompts) for one in (model, guarded))
-            print(f"{name}: {told(before, after)}")
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    model, spec = load_model(options.model), load_spec(source_path(options.spec))
+    guarded = ScaleErasure(model, Words.of(spec), options.window)
+    recipe = compile_recipe(spec, model.card, load_base_recipe("vce"), sampling=model.sampling)
+    for name in recipe.evaluate.n:
+        before, after = (drawn(one, recipe, name, options.prompts) for one in (model, guarded))
+        print(f"{name}: {told(before, after)}")
     return 0
 
 

@@ -23,6 +23,7 @@ from safear_edit.families.infinity import Infinity, bit_chances, inverse_cdf_bit
 from safear_edit.families.load import load_model
 from safear_edit.families.sampling import guided, uniforms
 from safear_edit.families.tokenizers.bsq import CodeSum, cell_bits
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.contest import alternately, prompts
 from safear_edit.studies.roofline import Alone, alone
 
@@ -92,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Race on the model's own sampling and print a line for each batch size."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies speed_infinity", description=__doc__)
     parser.add_argument("--model", default="infinity")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[64, 16])
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -41,6 +41,7 @@ from safear_edit.methods.base import fit_pairs
 from safear_edit.methods.ear import EAR, ear_loss, masked
 from safear_edit.methods.workbench import Workbench
 from safear_edit.progress import silent
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.contest import alternately, material_of, prompts, relative
 
 ROUNDING = 2e-4
@@ -280,10 +281,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=["sampling", "ear"])
     parser.add_argument("--model", default="llamagen", help="a LlamaGen model reference (default: its mini)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 16], help="sampling: images drawn together")
-    parser.add_argument("--images", type=int, default=4, help="ear: images to train on")
-    parser.add_argument("--window", type=int, default=48, help="ear: tokens per update")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[64, 16], help="sampling: images drawn together")
+    parser.add_argument("--images", type=positive, default=4, help="ear: images to train on")
+    parser.add_argument("--window", type=positive, default=48, help="ear: tokens per update")
+    parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of sentences")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

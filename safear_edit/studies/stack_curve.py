@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from safear_edit.compiler.recipe import Recipe
-from safear_edit.errors import SafearError
 from safear_edit.evaluate.members import Member, members, worst
 from safear_edit.evaluate.outcomes import Outcome, read_outcomes
 from safear_edit.files import rundir
@@ -31,6 +30,7 @@ from safear_edit.pipeline.steps import evaluate
 from safear_edit.progress import Progress, mode_for
 from safear_edit.report.criteria import Slice, by_slice, member_flips
 from safear_edit.spec.spec import Spec
+from safear_edit.studies.arguments import positive
 from safear_edit.studies.members import SLICES
 from safear_edit.studies.rows import ROWS, Row, read_rows, write_rows
 
@@ -42,24 +42,20 @@ EACH = 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing and print the rows; 2 and one line on stderr for wrong input."""
+    """Measure what is missing and print the rows."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies stack_curve", description=__doc__)
     parser.add_argument("concepts", metavar="CONCEPT", nargs="+", help="specs or built-in names, in order")
     parser.add_argument("--model", default="llamagen")
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {ROWS} and the run")
     parser.add_argument("--joint", action="store_true", help="one edit for all concepts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `safear-edit apply`")
-    parser.add_argument("--heights", type=int, nargs="+", default=list(HEIGHTS), help="numbers of concepts")
+    parser.add_argument("--heights", type=positive, nargs="+", default=list(HEIGHTS), help="numbers of concepts")
     chosen = parser.parse_args(arguments)
-    try:
-        with Progress(mode_for(sys.stderr, quiet=False)) as progress:
-            options = RunOptions(progress=progress, say=lambda line: print(line, file=sys.stderr))
-            orders = [Order(one, chosen.model, overrides=tuple(chosen.set), device="cpu") for one in chosen.concepts]
-            for row in curve(orders, chosen.heights, chosen.out, options, joint=chosen.joint):
-                print(json.dumps(row))
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    with Progress(mode_for(sys.stderr, quiet=False)) as progress:
+        options = RunOptions(progress=progress, say=lambda line: print(line, file=sys.stderr))
+        orders = [Order(one, chosen.model, overrides=tuple(chosen.set), device="cpu") for one in chosen.concepts]
+        for row in curve(orders, chosen.heights, chosen.out, options, joint=chosen.joint):
+            print(json.dumps(row))
     return 0
 
 
@@ -138,7 +134,3 @@ def _slices(folder: Path, recipe: Recipe) -> list[Slice]:
 
 def _words(member: Member) -> str:
     return f"{member.name} -{member.lost} +{member.gained} of {member.n}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

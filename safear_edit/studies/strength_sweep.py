@@ -31,7 +31,7 @@ from safear_edit.attacks.soft_prompt import Learning, learning
 from safear_edit.attacks.targets import apart, doubled, target, taught
 from safear_edit.compiler.recipe import load_recipe
 from safear_edit.editor.edit import Edit
-from safear_edit.errors import SafearError, UsageError
+from safear_edit.errors import UsageError
 from safear_edit.evaluate import likelihood, stats
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.references import Pack, tokenised
@@ -83,7 +83,7 @@ class Case:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing, print the table; 2 and one line on stderr for wrong input."""
+    """Measure what is missing, print the table."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies strength_sweep", description=__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="what `safear-edit apply` released")
     parser.add_argument("--spec", required=True, help="the edit's spec: a file or a built-in concept's name")
@@ -92,15 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=Settings.prompts, help="judged per strength and column")
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of the attack")
     options = parser.parse_args(arguments)
-    try:
-        settings = Settings(prompts=options.prompts, steps=options.steps)
-        with Progress(mode_for(sys.stderr, quiet=False)) as progress:
-            case = released(options.folder, load_spec(source_path(options.spec)), settings, options.out)
-            rows = sweep(case, options.strengths, settings, options.out, progress=progress)
-        print(table(rows))
-    except SafearError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    settings = Settings(prompts=options.prompts, steps=options.steps)
+    with Progress(mode_for(sys.stderr, quiet=False)) as progress:
+        case = released(options.folder, load_spec(source_path(options.spec)), settings, options.out)
+        rows = sweep(case, options.strengths, settings, options.out, progress=progress)
+    print(table(rows))
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from safear_edit.attacks.record import FILE, adjusted
 from safear_edit.studies import attacks
+from safear_edit.studies.__main__ import main as studies
 from safear_edit.studies.tables import Table, section
 from tests.report.test_attacks import leaks, record
 
@@ -24,7 +25,7 @@ def test_rows_become_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert rows[2]["edited"] == "0: 0/100, 5: 80/100" and rows[2]["result"].startswith("30% of images after 2 steps")
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     assert "80 of 100" in section(Table.read(tmp_path / "rows.jsonl"))
-    assert attacks.main([str(tmp_path / "none")]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert studies(["attacks", str(tmp_path / "none")]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_an_attack_alone_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

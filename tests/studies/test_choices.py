@@ -16,6 +16,7 @@ from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import choices
+from safear_edit.studies.__main__ import main as studies
 from tests import coin
 
 SMALL = "construct.pairs=60,construct.keep=4,params.batch=2,params.keep_batch=2,params.rank=2,params.steps=1"
@@ -64,6 +65,6 @@ def test_a_spec_with_few_names_is_one_line(folder: Path, capsys: pytest.CaptureF
     data = yaml.safe_load(Path("picasso.yaml").read_text())
     data["erase"]["aliases"] = data["erase"]["aliases"][: choices.LEFT_OUT]
     Path("few.yaml").write_text(yaml.safe_dump(data))
-    assert choices.main(["few.yaml", "--model", "./base", "--folder", "out", "--methods", "sft"]) == 2
+    assert studies(["choices", "few.yaml", "--model", "./base", "--folder", "out", "--methods", "sft"]) == 2
     err = capsys.readouterr().err
     assert "add aliases" in err and len(err.splitlines()) == 1

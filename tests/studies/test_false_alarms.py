@@ -13,6 +13,7 @@ from safear_edit.gate.record import SUITES, Record, read_folder
 from safear_edit.gate.rules import cut
 from safear_edit.progress import silent
 from safear_edit.studies import false_alarms
+from safear_edit.studies.__main__ import main as studies
 from tests.gate.test_baseline import released, worse
 
 
@@ -70,5 +71,5 @@ def test_the_command(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "runs of an unchanged model" in capsys.readouterr().out
         assert false_alarms.main([*words, "--json"]) == code
         assert len(json.loads(capsys.readouterr().out)) == 2
-    assert false_alarms.main([str(world / "nowhere"), "--folder", str(world / "x")]) == 2
+    assert studies(["false_alarms", str(world / "nowhere"), "--folder", str(world / "x")]) == 2
     assert "report.json" in capsys.readouterr().err

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from safear_edit.errors import UsageError
 from safear_edit.release import keys
 from safear_edit.studies import kills
+from safear_edit.studies.rows import write_rows
 from tests.studies.test_tamper import release  # noqa: F401  (a fixture)
 
 
@@ -75,6 +77,12 @@ def test_a_walk_that_is_killed_behind_its_publication_is_not_started_again(
     monkeypatch.setattr(kills, "killed", killed)
     row = kills.torment(walk, 0, tmp_path)
     assert len(sent) == len(row["kills"]) == 1 and row["faults"] == []
+
+
+def test_rows_of_the_other_size_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"size": "mini", "walk": "single", "model": "llamagen", "number": 0}])
+    with pytest.raises(UsageError, match="a row of this study with these settings"):
+        kills.main(["--pico", "--out", str(tmp_path)])
 
 
 def test_the_next_call_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from safear_edit.studies import members
+from safear_edit.studies.__main__ import main as studies
 from tests.report.test_build import _flipped, built
 
 
@@ -19,6 +20,6 @@ def test_a_row_says_what_was_lost_and_who_paid(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_report_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert members.main([str(tmp_path)]) == 2
+    assert studies(["members", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "report.json" in error

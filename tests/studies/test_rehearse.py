@@ -27,6 +27,8 @@ def test_every_stage_is_a_row_and_the_export_draws_the_same(
 ) -> None:
     monkeypatch.setitem(rehearse.MAKERS, "llamagen:xl-256", pico_files)  # type: ignore[arg-type]
     rows, words = tmp_path / "rows.jsonl", ["llamagen:xl-256", "--out", str(tmp_path), "--methods", "vce", "ear"]
+    for left in ("llamagen-xl-256.partial", "llamagen-xl-256-work/edit"):  # by rehearsals that were killed
+        (tmp_path / left).mkdir(parents=True)
     assert rehearse.main([*words, "--files"]) == 0
     assert rehearse.main([*words, "--rows", str(rows), "--dtype", "bfloat16"]) == 0
     found = [json.loads(line) for line in rows.read_text().splitlines()]

@@ -69,7 +69,12 @@ def test_words_and_window_come_from_the_spec_and_the_model() -> None:
     assert words.unsafe == "Pablo Picasso" or "icasso" in words.unsafe
     assert "{" not in words.safe and len(words.unrelated) > 3
     assert Window.scaled(13, 32, 3) == Window(2, 8, 1 / 3, 0.1, (1, 2, 3, 4, 5))
-    assert Window.scaled(5, 6, 4) == Window(2, 3, 1 / 4, 0.1, (1,))
+    usual = Window.scaled(5, 6, 4)
+    assert usual == Window(2, 3, 1 / 4, 0.1, (1,)) == usual.changed("{}", 6)
+    assert usual.changed("{first: 0, layers: [0, 5]}", 6) == Window(0, 3, 1 / 4, 0.1, (0, 5))
+    for text in ("{foo: 1}", "{first: many}", "{layers: [6]}", "{layers: []}", "first", "{first: [", "3", ""):
+        with pytest.raises(UsageError, match="--window"):
+            usual.changed(text, 6)
 
 
 def test_other_families_are_refused_in_one_line() -> None:

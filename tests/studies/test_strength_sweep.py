@@ -19,6 +19,7 @@ from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import strength_sweep
+from safear_edit.studies.__main__ import main as studies
 from safear_edit.studies.strength_sweep import Case, Settings
 from tests.evaluate.test_likelihood import SUBJECTS, drawn_pack, made_edit
 
@@ -94,8 +95,8 @@ def test_the_table_shows_counts_and_no_doubtful_ratio() -> None:
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert strength_sweep.main([str(tmp_path), "--spec", "picasso", *out]) == 2
-    assert strength_sweep.main([str(tmp_path), "--spec", "picasso", "--steps", "0", *out]) == 2
+    assert studies(["strength_sweep", str(tmp_path), "--spec", "picasso", *out]) == 2
+    assert studies(["strength_sweep", str(tmp_path), "--spec", "picasso", "--steps", "0", *out]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "recipe.json" in lines[0] and "steps" in lines[1]
 
@@ -119,5 +120,5 @@ def test_a_release_of_the_mini_end_to_end(tmp_path: Path, capsys: pytest.Capture
     row = json.loads((tmp_path / "out" / strength_sweep.ROWS).read_text())
     assert len(printed) == 5 and printed[2].startswith("| 0 | ") and row["strength"] == 0
     assert row["direct"]["n"] >= 1 and row["teaching"]["found"] == 0, "nobody was taught anything in one step"
-    assert strength_sweep.main([str(tmp_path), "--spec", "van_gogh", *words]) == 2
+    assert studies(["strength_sweep", str(tmp_path), "--spec", "van_gogh", *words]) == 2
     assert "expected an edit of van_gogh" in capsys.readouterr().err
