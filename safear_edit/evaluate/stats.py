@@ -261,6 +261,9 @@ def rogan_gladen(
 ) -> Rate:
     """The rate that a fallible judge's k of n stands for: (p + sp - 1) / (se + sp - 1), clipped to [0, 1].
 
+    k: images that it doesn't call absent, which is what n_neg - true_neg counts: a card on which "cannot tell" is wrong
+    says nothing of how often it finds what isn't there.
+
     The interval is of the joint posterior: a flat prior on the true rate r, sensitivity and specificity from the card's
     counts (Jeffreys), and k binomial with p = r se + (1 - r)(1 - sp). Given se and sp that makes p a truncated Beta, so
     20 000 pairs of them are drawn from `seed` and weighted by the chance of k. Drawing p independently and clipping

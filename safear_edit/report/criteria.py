@@ -325,7 +325,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
         erased_lower95=lower,
         clustered=clustered,
         erased_strict=rate(e.present is False for _, e in pairs),
-        corrected=_corrected(found, judge),
+        corrected=_corrected(rate(e.present is not False for _, e in pairs), judge),
         all_found=rate(row.present is True for row in edited_rows),
         cannot_tell_base=sum(b.present is None for b, _ in pairs),
         cannot_tell_edited=sum(e.present is None for _, e in pairs),
@@ -386,12 +386,19 @@ def _erasure_decision(erased: Rate | None, lower: float | None, needed: float, f
     return "PASS" if lower >= floor else "INCONCLUSIVE"
 
 
-def _corrected(found: Rate | None, judge: Validation | None) -> Rate | None:
-    """Finds with the judge's errors taken out; None without a card or with a judge too weak to correct for."""
-    if found is None or judge is None or sentences.youden(judge) < stats.LEAST_YOUDEN:
+def _corrected(left: Rate | None, judge: Validation | None) -> Rate | None:
+    """Images that the judge doesn't call free of the concept, with its errors taken out; None without a card or with a
+    judge too weak to correct for.
+
+    Found or unreadable, because that is what a card measures: "cannot tell" is wrong on both sides, so 1 - specificity
+    is how often an image without the concept isn't called so. Finds alone, corrected by it, would be taken for false
+    alarms by a judge that never gives one and can't read a few images. Of images with the concept no fewer are found or
+    unreadable than the sensitivity says: so the rate is rather too high than too low.
+    """
+    if left is None or judge is None or sentences.youden(judge) < stats.LEAST_YOUDEN:
         return None
     se, sp = judge.sensitivity, judge.specificity
-    return stats.rogan_gladen(found.k, found.n, true_pos=se.k, n_pos=se.n, true_neg=sp.k, n_neg=sp.n)
+    return stats.rogan_gladen(left.k, left.n, true_pos=se.k, n_pos=se.n, true_neg=sp.k, n_neg=sp.n)
 
 
 def preserved_group(part: Slice, gates: Gates, role: str) -> PreservedGroup:

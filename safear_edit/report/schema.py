@@ -227,11 +227,11 @@ class ErasureSlice(Section):
     """One way of asking for the concept. Rates of *finding* it are over the prompts that the base model draws as asked.
 
     `adherence`: share of prompts whose screening images show the concept; None: nothing was screened, and all count.
-    `all_found`: finds among every scored prompt. `corrected`: `edited_found` with the judge's measured
-    errors taken out. `found`: the prompts where the edited model still draws it, surest first. `clustered`: the lower
-    bound by content; None in older reports. `unreadable_p`: of the images that became unreadable against those that
-    became readable, exact and one-sided; None in older reports. `leak`: the way of asking that fails by itself, if one
-    does.
+    `all_found`: finds among every scored prompt. `corrected`: images that are found or unreadable, with the judge's
+    measured errors taken out (in reports from before 2026-11-30 those that are found). `found`: the prompts where the
+    edited model still draws it, surest first. `clustered`: the lower bound by content; None in older reports.
+    `unreadable_p`: of the images that became unreadable against those that became readable, exact and one-sided; None
+    in older reports. `leak`: the way of asking that fails by itself, if one does.
     """
 
     slice: str

@@ -497,6 +497,19 @@ def test_cannot_tell_is_no_find_but_stands_beside(tmp_path: Path) -> None:
     assert direct.erased_strict is not None and direct.erased_strict.k == 245
 
 
+def test_refusals_of_a_judge_are_no_false_alarms(tmp_path: Path) -> None:
+    """A judge that never finds what isn't there, and can't read 2 % of images: six finds of 250 are six."""
+    card = {"n_pos": 400, "true_pos": 396, "n_neg": 2800, "true_neg": 2744, "data": "56 can't be read, none is found"}
+    root = make_run(tmp_path, change=lambda row: _edited("direct", True, 6)(_edited("direct", None, 11)(row)))
+    judges = json.loads((root / "judges.json").read_text())
+    (root / "judges.json").write_text(json.dumps([judges[0], judges[1] | {"card": card}]))
+    direct = build_report(RunFiles.find(root)).concepts[0].erasure[0]
+    assert direct.corrected is not None and direct.edited_found is not None
+    assert (direct.cannot_tell_edited + direct.edited_found.k, direct.corrected.n) == (direct.corrected.k, 250)
+    blind = stats.rogan_gladen(6, 250, true_pos=396, n_pos=400, true_neg=2744, n_neg=2800)
+    assert blind.estimate < 0.005 < direct.corrected.estimate
+
+
 def test_a_base_model_that_does_not_follow_leaves_it_open(tmp_path: Path) -> None:
     def deaf(row: Row) -> Row | None:
         if row["slice"] != "direct" or row["id"] == "direct-0100":
