@@ -80,6 +80,33 @@ def test_a_line_is_read_as_a_document_is(tmp_path: Path, text: str) -> None:
     assert said(lambda: next(read_lines(Some, path))[1]) == said(lambda: read_record(Some, path))
 
 
+SPLIT = {
+    "two records in a line, none in the next": ['{"prompt": "a"}, {"prompt": "b"}', ""],
+    "a record over two lines": ['{"prompt": "a",', '"score": 1}'],
+    "two over two, torn elsewhere": ['{"prompt": "a"', '"score": 1}, {"prompt": "b"}'],
+    "a list over two lines": ['{"prompt": "a", "tags": [1}', '{"a": 2}]}, {"prompt": "b"}'],
+    "an object over two lines": ['{"prompt": "a", "of": {"x": 1}', '{"prompt": "b"}}'],
+    "a text over two lines": ['{"prompt": "a}', '{b"}'],
+    "a key twice, one missing": ['{"prompt": "a", "prompt": "b"}', "{}"],
+    "a space that is none": ['\x0b{"prompt": "a"}', '{"prompt": "b"}'],
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_lines_that_are_records_only_together_are_refused(tmp_path: Path, name: str) -> None:
+    """Lines are read some hundreds at once."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(['{"prompt": "a house"}', *SPLIT[name]]) + "\n")
+    with pytest.raises(SpecError, match=r"a\.jsonl:[23]"):
+        list(read_lines(Seen, path))
+
+
+def test_all_lines_are_read_however_many(tmp_path: Path) -> None:
+    rows = [Seen(prompt=f"house {i}" + (' "' if i == 9000 else ""), score=i / 7) for i in range(10_000)]
+    (tmp_path / "a.jsonl").write_text(to_lines(rows))
+    assert list(read_lines(Seen, tmp_path / "a.jsonl")) == list(enumerate(rows, 1))
+
+
 BAD = {
     "a key twice": ('{"prompt": "a house", "prompt": "a dog"}', "'prompt' twice"),
     "NaN": ('{"prompt": "a", "score": NaN}', "NaN"),
