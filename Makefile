@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= safe-llamagen
 TRUST  ?= demo-trust
 
-.PHONY: demo test check docs clean
+.PHONY: demo test soak check docs clean
 
 # A machine that keeps no bytecode would compile every library again in every process of the tests.
 unexport PYTHONDONTWRITEBYTECODE
@@ -17,8 +17,14 @@ demo: $(VENV)/.installed
 		|| case $$? in 1|3) ;; *) exit 2;; esac
 	$(BIN)/safear-edit verify $(DEMO) --trust $(TRUST)
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+
 test: $(VENV)/.installed-test check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -m "not soak"
+
+# What takes long: whole walks again, kills, processes side by side, programs end to end. Before a release.
+soak: $(VENV)/.installed-test
+	$(PYTEST) -m soak
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

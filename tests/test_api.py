@@ -60,6 +60,7 @@ def test_no_name_is_hidden_by_a_folder_of_the_package() -> None:
     assert not (folders | modules) & set(safear_edit.__all__)
 
 
+@pytest.mark.soak
 def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = ROOT / "examples" / "api.py"
     assert len(program.read_text().splitlines()) <= 32

@@ -41,12 +41,14 @@ def ran(installed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     return listed.out.decode(), folder / "out"
 
 
+@pytest.mark.soak
 def test_its_docstring_is_listed(ran: tuple[str, Path]) -> None:
     listed, _ = ran
     assert "unlikelihood" in listed and all(word in listed for word in ("Each token of the", "unsafe image", "becomes"))
     assert len((ROOT / "examples/plugin/safear_unlikelihood.py").read_text().splitlines()) <= 32
 
 
+@pytest.mark.soak
 def test_the_release_names_who_brought_it(ran: tuple[str, Path]) -> None:
     _, out = ran
     report = json.loads((out / "report.json").read_text())

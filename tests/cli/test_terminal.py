@@ -104,11 +104,14 @@ def test_tables_and_documents_of_hostile_prompts(capsys: pytest.CaptureFixture[s
 # -- every verb on every stream ---------------------------------------------------------------------------------------
 
 
+MORE = [pytest.param(name, marks=pytest.mark.soak) for name in ("latin-1", "utf-8")]
+
+
 def programs(folder: Path, commands: list[list[str]], new: bool = False, **more: str) -> list[Done]:
     return run_all(commands, folder, {**os.environ, "PYTHONPATH": str(ROOT), **more}, new=new)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", *MORE[:1]])
 def test_a_stream_that_lacks_characters_changes_no_exit_code(tmp_path: Path, encoding: str) -> None:
     verbs = ["--help"], ["apply", "--help"], ["ls", "methods"], ["ls", "concepts", "--json"], ["power"], ["doctor"]
     for run in programs(tmp_path, [*verbs], PYTHONIOENCODING=encoding):
@@ -116,7 +119,7 @@ def test_a_stream_that_lacks_characters_changes_no_exit_code(tmp_path: Path, enc
         assert run.out.decode(encoding)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", *MORE])
 def test_verdicts_survive_a_stream_that_lacks_characters(tmp_path: Path, encoding: str) -> None:
     signed = Release(tmp_path, name="modèle 画")
     verify = ["verify", str(signed.folder), "--trust", str(signed.trust)]

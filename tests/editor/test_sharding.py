@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -51,6 +52,7 @@ def _layers(model: ModelFamily) -> set[torch.nn.Parameter]:
     return {part for layer, _ in model.passes() for part in layer.parameters()}
 
 
+@pytest.mark.soak
 def test_shared_layers_give_the_same_edit_and_half_the_weights_each(tmp_path: Path) -> None:
     for kind in KINDS:
         assert edit_of(kind, tmp_path)[2]

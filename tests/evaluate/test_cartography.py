@@ -78,6 +78,7 @@ def test_measure_leaves_the_model_alone_and_adds_up(model: LlamaGen, pairs: Pair
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.soak
 def test_the_verb_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the real mini, two pairs of the built-in concept."""
     out = tmp_path / "map"

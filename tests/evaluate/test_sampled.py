@@ -80,6 +80,14 @@ def run(model: ModelFamily, recipe: Recipe, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.fixture(scope="module")
+def idle(model: ModelFamily, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of an evaluation with an edit that changes nothing, and where the base model's images were kept."""
+    root = tmp_path_factory.mktemp("idle")
+    evaluate(model, made_edit(model, 0.0), recipe, root / "run", batch=BATCH, base_images=root / "base")
+    return root / "run", root / "base"
+
+
 def rows_of(folder: Path, phase: str, which: str) -> list[Outcome]:
     return [row for row in read_outcomes(folder / "outcomes.jsonl") if (row.phase, row.model) == (phase, which)]
 
@@ -133,9 +141,8 @@ def test_every_row_is_what_the_judge_says_of_that_very_picture(model: ModelFamil
     assert differ <= 1
 
 
-def test_an_edit_that_does_nothing_changes_nothing(model: ModelFamily, recipe: Recipe, tmp_path: Path) -> None:
-    evaluate(model, made_edit(model, 0.0), recipe, tmp_path, batch=BATCH)
-    base, edited = rows_of(tmp_path, "score", "base"), rows_of(tmp_path, "score", "edited")
+def test_an_edit_that_does_nothing_changes_nothing(idle: tuple[Path, Path]) -> None:
+    base, edited = (rows_of(idle[0], "score", which) for which in ("base", "edited"))
     assert base and [row.model_copy(update={"model": "edited"}) for row in base] == edited
 
 
@@ -205,11 +212,15 @@ def test_a_cut_evaluation_continues_and_writes_the_same_bytes(
 
 
 def test_what_the_base_model_drew_before_is_taken_and_changes_no_byte(
-    model: ModelFamily, run: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFamily,
+    run: Path,
+    idle: tuple[Path, Path],
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever edit it was drawn beside."""
-    before = tmp_path / "base"
-    evaluate(model, made_edit(model, 0.0), recipe, tmp_path / "other", batch=BATCH, base_images=before)
+    _, before = idle
     counter = Counter(model)
     monkeypatch.setattr(model, "generate", counter)
     evaluate(model, made_edit(model, STRENGTH), recipe, tmp_path / "run", batch=BATCH, base_images=before)

@@ -213,6 +213,7 @@ def test_a_trainers_checkpoint_is_read_without_its_arguments(tmp_path: Path) -> 
     assert same(read_weights(tmp_path / "t2i.pt", allow_pickle=True), TENSORS)
 
 
+@pytest.mark.soak
 def test_the_way_out_of_another_class_works(tmp_path: Path) -> None:
     """The advice is followed to the letter, in a program that has such a network."""
     path, net = tmp_path / "t2i.pt", nn.Linear(2, 2)
@@ -421,6 +422,7 @@ def test_a_file_notes_what_a_half_precision_model_computes_in(tmp_path: Path, ki
     assert stored_dtype(tmp_path / "w.safetensors") == str(kind).removeprefix("torch.")
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="smaps")
 def test_loading_takes_one_copy_in_the_target_dtype_and_reads_each_tensor_once(tmp_path: Path) -> None:
     """32 tensors of 8 MiB in float32, 256 MiB: in bfloat16 they take 128 MiB, and two copies would take 512.

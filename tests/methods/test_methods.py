@@ -602,6 +602,7 @@ def test_keeping_answers_reduces_their_drift(unified: Janus) -> None:
     assert drifts[1] < 0.5 * drifts[0], drifts
 
 
+@pytest.mark.soak
 def test_an_erased_understanding_answers_as_about_the_safe_picture(unified: Janus) -> None:
     """Found by the answers alone: log-odds of yes about each unsafe image against those about its pair's safe one."""
 

@@ -163,6 +163,7 @@ def test_a_yes_weighs_as_much_as_a_caption() -> None:
     assert per_answer(nats, spoken).item() == pytest.approx((0.75 / 1 + 5 / 4) / 2)
 
 
+@pytest.mark.soak
 def test_both_tasks_are_learned(model: Janus, vq: VQModel) -> None:
     trainer, steps = Trainer(model, vq, SMALL), optimizers(model.net)
 
@@ -196,6 +197,7 @@ def test_it_trains_exports_and_loads_again(vq: VQModel, tmp_path: Path) -> None:
     assert all(torch.equal(t, again.net.state_dict()[n]) for n, t in trained.net.state_dict().items())
 
 
+@pytest.mark.soak
 def test_what_is_understood_is_measured(model: Janus) -> None:
     figures = understanding(model, model.card.image_size, described=60)
     assert figures["yes or no"]["n"] == sum(part["n"] for part in figures["yes or no by kind"].values()) > 200

@@ -70,6 +70,7 @@ def command(out: str) -> list[str]:
 EVAL = ["eval", "one", "--spec", "picasso.yaml", "--prompts", "prompts.txt", "--device", "cpu", "--json"]
 
 
+@pytest.mark.soak
 def test_a_killed_process_ends_both_and_the_next_run_gives_what_one_process_gives(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], code: int = 2)
     return err
 
 
+@pytest.mark.soak
 def test_one_call_gives_the_weights_of_two(folder: Path) -> None:
     assert (folder / "both" / GPT).read_bytes() == (folder / "two" / GPT).read_bytes()
     assert (folder / "both" / GPT).read_bytes() != (folder / "one" / GPT).read_bytes()
@@ -357,6 +358,7 @@ def test_a_released_stack_is_its_own_base_of_comparison(folder: Path, capsys: py
     assert "--memory: expected at least" in refused(capsys, [*words, "--device", "cpu", "--memory", "1MB"])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("method", ["safe_cb"])
 def test_a_weight_edit_walks_and_stacks(folder: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     few = {key: value for key, value in SETS.items() if not key.startswith("params")}
@@ -428,6 +430,7 @@ def assert_whole(folder: Path) -> None:
         load_file(path)
 
 
+@pytest.mark.soak
 def test_a_walk_that_is_interrupted_everywhere_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside every stage of every concept, before each change, and in the three steps of the release."""
     user = Interrupter()
@@ -437,6 +440,7 @@ def test_a_walk_that_is_interrupted_everywhere_ends_the_same(folder: Path, monke
     assert {"picasso: score base", "van_gogh: score edited", "interference", "publish"} <= stages
 
 
+@pytest.mark.soak
 def test_a_joint_search_that_is_interrupted_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = Interrupter("+")
     assert_ends_the_same(folder, "joint", user, monkeypatch)
@@ -488,6 +492,7 @@ tests.walk(Path("killed"), tests.RunOptions(unsigned=True, progress=progress), j
 """
 
 
+@pytest.mark.soak
 def test_a_walk_that_is_killed_inside_an_evaluation_ends_the_same(folder: Path) -> None:
     done = Program(KILLED, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}).done()
     assert done.code == -9, done.err
@@ -539,6 +544,7 @@ def test_one_concept_of_a_joint_edit_is_not_taken_alone(folder: Path, capsys: py
     assert not (folder / "never").exists()
 
 
+@pytest.mark.soak
 def test_a_joint_edit_on_a_stack_comes_off_as_a_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = apply("mixed", "van_gogh.yaml", "dog.yaml", "--joint", "--model", "one", "--unsigned")
     assert main.run(words) in VERDICTS

@@ -114,6 +114,7 @@ def again(signed: Path) -> tuple[Path, int, str]:
     return signed / "again", code, said.getvalue()
 
 
+@pytest.mark.soak
 def test_same_recipe_same_weights_and_the_killed_run_is_no_other(signed: Path, again: tuple[Path, int, str]) -> None:
     out, *_ = again
     assert Edit.load(out / "edit").digest == Edit.load(signed / "safe" / "edit").digest
@@ -123,6 +124,7 @@ def test_same_recipe_same_weights_and_the_killed_run_is_no_other(signed: Path, a
     assert not (out / "model.sig").exists()
 
 
+@pytest.mark.soak
 def test_without_a_key_all_is_written_and_the_exit_is_not_zero(again: tuple[Path, int, str]) -> None:
     out, code, said = again
     assert code != 0 and "keygen" in said
@@ -180,6 +182,7 @@ def test_the_released_model_draws_and_is_judged_on_own_prompts(
     assert main.run(["report", safe]) in VERDICTS
 
 
+@pytest.mark.soak
 def test_a_killed_comparison_continues(
     signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

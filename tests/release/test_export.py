@@ -284,6 +284,7 @@ OTHERS: dict[tuple[str, str], Callable[[Path, Any, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.soak
 def test_the_check_that_is_printed_for_the_mini_janus_runs(tmp_path: Path) -> None:
     """Its decoder is wider than transformers builds one by itself."""
     model = load_model("janus")

@@ -61,7 +61,7 @@ def make_run(
     *,
     concept: str = "Testpainter",
     name: str = "testpainter",
-    change: Change = lambda row: row,
+    change: Change | None = None,
     most_drop: float = 0.03,
     kind: str = "style",
     governance: dict[str, str] | None = None,
@@ -113,9 +113,7 @@ def make_run(
         "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
     }
     write_recipe(root / "recipe.json", recipe)
-    rows = [row for prompt in prompts for row in _rows(prompt)]
-    changed = [row for row in map(change, rows) if row is not None]
-    (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    (root / "outcomes.jsonl").write_text(_outcomes(json.dumps(prompts), change))
     info = {"method": "testmethod", "params": {"beta": 0.1}, "concept": name, "base_digest": "a" * 64, "rank": 8}
     info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
     _write(root / "edit" / "edit.json", {"kind": "lora", "digest": "e" * 64, "info": info})
@@ -138,6 +136,14 @@ def write_recipe(path: Path, recipe: Row) -> None:
     with suppress(ValidationError):
         recipe = {**data, "digest": _digest(json.dumps(data))}
     _write(path, recipe)
+
+
+@cache
+def _outcomes(prompts: str, change: Change | None) -> str:
+    """Lines of outcomes.jsonl; most of these runs have the same."""
+    rows = [row for prompt in json.loads(prompts) for row in _rows(prompt)]
+    changed = rows if change is None else [row for row in map(change, rows) if row is not None]
+    return "".join(json.dumps(row) + "\n" for row in changed)
 
 
 @cache

@@ -63,6 +63,7 @@ def test_a_run_of_something_else_is_not_taken(world: Path) -> None:
     assert false_alarms._read(folder / "run-009.txt", told, baseline) is None
 
 
+@pytest.mark.soak
 def test_the_command(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for names, code in ((["good", "good"], 0), (["good", "bad"], 1)):
         folder, _ = kept(world, names)

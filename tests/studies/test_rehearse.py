@@ -22,6 +22,7 @@ def pico_files(folder: Path, variant: str) -> None:
     LlamaGen.pico().export(folder)
 
 
+@pytest.mark.soak
 def test_every_stage_is_a_row_and_the_export_draws_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,6 +39,7 @@ def test_every_stage_is_a_row_and_the_export_draws_the_same(
     assert found[-2]["same image"] is True and all(row["GiB"] > 0.1 and row["date"] for row in found)
 
 
+@pytest.mark.soak
 def test_a_model_in_several_files_is_written_one_by_one_loaded_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from tests import coin
 SMALL = ("construct.pairs=48", "construct.keep=4", "params.steps=2", "params.batch=4", "params.keep_batch=2")
 
 
+@pytest.mark.soak
 def test_each_height_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_third_party", coin.third_party)
     monkeypatch.setattr(stack_curve, "ASKED", {"direct": 4, "paraphrase": 3, "template": 2})

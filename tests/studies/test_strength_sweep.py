@@ -101,6 +101,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(lines) == 2 and "recipe.json" in lines[0] and "steps" in lines[1]
 
 
+@pytest.mark.soak
 def test_a_release_of_the_mini_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mini = load_model("llamagen")
     made = load_spec(registry.find_builtin("concepts", "picasso"))
