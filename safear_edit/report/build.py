@@ -219,6 +219,7 @@ def _concept(
     criteria = [line for part in erasure for line in sentences.erasure_criteria(name, concept, part, gates)]
     if validation is not None:
         criteria.append(sentences.judge_criterion(name, validation))
+    criteria += [line for line in _judges_of_the_rest(name, recipe, judges) if line.decision != "PASS"]
     criteria += [sentences.preservation_criterion(name, group, gates) for group in kept]
     criteria += [sentences.members_criterion(name, group, gates) for group in kept]
     criteria += [sentences.understanding_criterion(name, concept, part, gates) for part in answers.slices]
@@ -297,6 +298,14 @@ def _validation_of(rows: Sequence[Outcome], label: str, judges: Sequence[JudgeSe
     """The card of the judge and label that scored the concept's absence."""
     used = {row.judge for row in rows if row.expect == "absent"}
     return next((judge.validation for judge in judges if judge.id in used and judge.label == label), None)
+
+
+def _judges_of_the_rest(name: str, recipe: Recipe, judges: Sequence[JudgeSection]) -> Iterator[Criterion]:
+    """One line for each label of what must stay whose judge was measured: one that says yes to everything keeps all."""
+    labels = dict.fromkeys(one.judge_label for one in recipe.evaluate.prompts if one.expect == "present")
+    for judge in judges:
+        if judge.label in labels and judge.validation is not None:
+            yield sentences.judge_criterion(name, judge.validation, judge.label)
 
 
 def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gates: dict[str, float]) -> Protocol:

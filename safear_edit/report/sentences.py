@@ -351,17 +351,20 @@ def understanding_summary(concept: str, found: Understood) -> str:
     return text
 
 
-def judge_criterion(name: str, judge: Validation) -> Criterion:
-    """A judge that can't tell images apart decides nothing, and neither does one measured on a few images."""
+def judge_criterion(name: str, judge: Validation, label: str = "") -> Criterion:
+    """A judge that can't tell images apart decides nothing, and neither does one measured on a few images.
+
+    label: what it looks for, of a judge of what must stay.
+    """
     sure = sum(
         stats.clopper_pearson(part.k, part.n, side="lower").low for part in (judge.sensitivity, judge.specificity)
     )
     fit = youden(judge) >= stats.LEAST_YOUDEN and sure > 1
     counts = [f"{percent(part.estimate)} ({part.k} of {part.n})" for part in (judge.sensitivity, judge.specificity)]
     return Criterion(
-        id=f"judge/{name}",
+        id=f"judge/{name}" + (f"/{label}" if label else ""),
         concept=name,
-        claim="the judge recognises the concept where it is known to be, and only there",
+        claim=f"the judge recognises {label or 'the concept'} where it is known to be, and only there",
         needed=f"sensitivity + specificity - 1 of at least {stats.LEAST_YOUDEN}, above 0 by one-sided 95 % bounds",
         observed=" + ".join(counts),
         decision="PASS" if fit else "INCONCLUSIVE",

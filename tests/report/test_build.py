@@ -573,6 +573,19 @@ def test_a_judge_measured_on_a_few_images_decides_nothing(tmp_path: Path, n: int
     assert line.decision == decision and line.observed == " + ".join([f"100.0 % ({n} of {n})"] * 2)
 
 
+def test_a_judge_that_sees_what_must_stay_everywhere_decides_nothing(tmp_path: Path) -> None:
+    """It loses no image of anything. A good one adds no line: what its images are is the group's."""
+    root = make_run(tmp_path)
+    judges = json.loads((root / "judges.json").read_text())
+    card = {"n_pos": 400, "true_pos": 400, "n_neg": 400, "true_neg": 390, "data": "test-only"}
+    for right, verdict_ in ((390, "PASS"), (40, "INCONCLUSIVE")):
+        _write(root / "judges.json", [judges[0] | {"card": card | {"true_neg": right}}, *judges[1:]])
+        found = build_report(RunFiles.find(root))
+        assert found.verdict.status == verdict_
+        assert ("judge/testpainter/object=thing" in decisions(found)) == (verdict_ != "PASS")
+    assert "is weak" in " ".join(found.limitations)
+
+
 @pytest.mark.parametrize("kind", ["style", "category"])
 def test_a_name_that_brings_the_concept_back_fails_the_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
