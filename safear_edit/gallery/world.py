@@ -21,7 +21,7 @@ CALM_POSES, CALM_VARIANTS = 4, 2
 
 
 class World:
-    """Draws `Picture`s and caches their pixels (the whole world is some 17 000 small images).
+    """Draws `Picture`s and caches their pixels (the whole world is some 28 000 small images).
 
     poses, variants: how many of each are drawn from; fewer make a calmer world, which a small generator learns
     more sharply. hazard_share: how often the sticker is there.

@@ -8,8 +8,11 @@ tells how good a mini is.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from safear_edit.errors import SafearError, UsageError
 
 
 def sheet(options: argparse.Namespace) -> None:
@@ -40,16 +43,14 @@ def llamagen(options: argparse.Namespace) -> None:
     """llamagen:mini's transformer; `--vq` is the folder of a finished tokenizer."""
     from safear_edit.minis import train_llamagen, train_vq
 
-    tokenizer = train_vq.train(options.vq)
-    train_llamagen.train(options.folder, tokenizer, options.steps or train_llamagen.STEPS)
+    train_llamagen.train(options.folder, train_vq.trained(options.vq), options.steps or train_llamagen.STEPS)
 
 
 def janus(options: argparse.Namespace) -> None:
     """janus:mini, which draws and answers questions; `--vq` is the folder of a finished tokenizer."""
     from safear_edit.minis import train_janus, train_vq
 
-    tokenizer = train_vq.train(options.vq)
-    train_janus.train(options.folder, tokenizer, options.steps or train_janus.STEPS)
+    train_janus.train(options.folder, train_vq.trained(options.vq), options.steps or train_janus.STEPS)
 
 
 def diffusion(options: argparse.Namespace) -> None:
@@ -73,8 +74,7 @@ def infinity(options: argparse.Namespace) -> None:
     """infinity:mini's transformer; `--bsq` is the folder of a finished tokenizer."""
     from safear_edit.minis import train_bsq, train_infinity
 
-    tokenizer = train_bsq.train(options.bsq)
-    train_infinity.train(options.folder, tokenizer, options.steps or train_infinity.STEPS)
+    train_infinity.train(options.folder, train_bsq.trained(options.bsq), options.steps or train_infinity.STEPS)
 
 
 def judge(options: argparse.Namespace) -> None:
@@ -113,8 +113,8 @@ ASSETS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse and run one asset."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run one asset; what can't be used is one line on stderr and the exit code of its kind."""
     parser = argparse.ArgumentParser(prog="python -m safear_edit.minis", description=__doc__)
     parser.add_argument("asset", choices=sorted(ASSETS))
     parser.add_argument("--folder", type=Path, required=True, help="where the asset, its state and its log live")
@@ -123,8 +123,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bsq", type=Path, default=Path("runs/bsq"), help="folder of the tokenizer (for infinity)")
     parser.add_argument("--model", default="llamagen", help="model reference to measure")
     options = parser.parse_args(arguments)
-    ASSETS[options.asset](options)
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps: expected a whole number above 0, got {options.steps}")
+    try:
+        ASSETS[options.asset](options)
+    except SafearError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return UsageError.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from safear_edit.errors import UsageError
+
+STATE = "state.pt"
 Report = dict[str, float]
 
 
@@ -60,19 +63,26 @@ def run(
     """Run `step(i)` for i in [0, total) with a one-cycle schedule; returns the minutes spent over all sessions.
 
     `step` computes loss and gradients (the loop steps the optimisers) and returns numbers to log. State lives in
-    `folder/state.pt`; the log, one line per `log_every` steps, in `folder/log.txt`.
+    `folder/state.pt`; the log, one line per `log_every` steps, in `folder/log.txt`. What `on_save` does is done again
+    for the state that a continued run begins with: it may have been cut off in it. UsageError for the state of another
+    module, or of more steps than `total`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "state.pt"
+    path = folder / STATE
     first, minutes = 0, 0.0
     if path.exists():
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
+        saved = _read(path, module)
+        if saved["step"] > total:
+            fix = "ask for more steps or give another folder"
+            raise UsageError(str(path), f"at most {total} steps", str(saved["step"]), fix)
         module.load_state_dict(saved["module"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         if average is not None:
             average.state = saved["average"]
         first, minutes = saved["step"], saved["minutes"]
+        if on_save is not None:
+            on_save(first)
     peaks = [[group.setdefault("peak", group["lr"]) for group in o.param_groups] for o in optimizers]
     start = time.monotonic()
     for i in range(first, total):
@@ -97,6 +107,7 @@ def run(
                 "optimizers": [o.state_dict() for o in optimizers],
                 "average": average.state if average else {},
                 "step": i + 1,
+                "total": total,
                 "minutes": spent,
             }
             torch.save(state, path.with_suffix(".partial"))
@@ -104,6 +115,26 @@ def run(
             if on_save is not None:
                 on_save(i + 1)
     return minutes + (time.monotonic() - start) / 60
+
+
+def _read(path: Path, module: nn.Module) -> dict[str, Any]:
+    """A saved state; UsageError unless it is of a module like this one."""
+    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    sizes = [{name: tensor.shape for name, tensor in state.items()} for state in (saved["module"], module.state_dict())]
+    if sizes[0] != sizes[1]:
+        raise UsageError(str(path), "the state of this asset's training", "another's", "give another folder")
+    return saved
+
+
+def finished(folder: Path, module: nn.Module) -> None:
+    """Fill a module with the average that a training in `folder` ended with; UsageError unless it ran to its end."""
+    path = folder / STATE
+    saved = _read(path, module) if path.exists() else None
+    if saved is None or saved["step"] < saved["total"]:
+        got = f"step {saved['step']} of {saved['total']}" if saved else "none"
+        raise UsageError(str(folder), "a finished training", got, "train the tokenizer there first")
+    module.load_state_dict(saved["average"])
+    module.eval()
 
 
 def clip(module: nn.Module, limit: float) -> float:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from safear_edit.evaluate.stats import clopper_pearson
 from safear_edit.families.base import ModelFamily
+from safear_edit.files.atomic import write_atomic
 from safear_edit.gallery.captions import OBJECT_WORDS, SCENE_WORDS, STYLE_TEMPLATES, STYLE_WORDS, caption
 from safear_edit.gallery.questions import DESCRIBE, KINDS, YES_NO, Kind, named, names, value_of, values
 from safear_edit.gallery.render import NOTHING, OBJECTS, SCENES, STYLES, Picture, sheet
@@ -67,7 +68,7 @@ def measure(model: ModelFamily, folder: Path, count: int = ASKED) -> dict[str, A
     if "understanding" in model.provides:
         figures["understanding"] = understanding(model, model.card.image_size)
         print("understanding", json.dumps(figures["understanding"]), flush=True)
-    (folder / "quality.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_atomic(folder / "quality.json", json.dumps(figures, indent=1) + "\n")
     _contact_sheet(model).save(folder / "sheet.png")
     return figures
 

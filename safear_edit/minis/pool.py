@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safear_edit.errors import UsageError
 from safear_edit.families.text import MINILM_WIDTH, minilm
 from safear_edit.gallery.captions import caption, style_only
 from safear_edit.gallery.render import STYLES, Picture
@@ -28,6 +29,8 @@ LENGTH = 32
 HAZARD_SHARE = 0.2
 STYLE_ONLY_SHARE = 0.05
 HELD_OUT_ONE_IN = 20
+COMPARED = 16
+"""Images by which a kept pool is known as this tokenizer's."""
 
 
 def held_out_triple(picture: Picture) -> bool:
@@ -61,14 +64,19 @@ class Pool:
 def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZE) -> Pool:
     """Draw captioned images, tokenise them with `encode` ((B, 3, S, S) -> (B, …)); kept in `folder/pool.safetensors`.
 
-    Images and captions depend on the world's seed alone: every family's pool shows the same ones.
+    Images and captions depend on the world's seed alone: every family's pool shows the same ones. UsageError for a kept
+    pool of another size, or whose first images `encode` makes something else of.
     """
-    path = folder / "pool.safetensors"
-    if not path.exists():
+    path, world = folder / "pool.safetensors", World(CALM_POSES, CALM_VARIANTS, HAZARD_SHARE)
+    rng = np.random.default_rng((WORLD_SEED, 3))
+    pictures = [p for p in world.sample(rng, size * 9 // 8) if not held_out_triple(p)][:size]
+    if path.exists():
+        pool = Pool(**load_file(path))
+        if len(pool.ids) != size or not _alike(encode(world.tensor(pictures[:COMPARED])), pool.ids[:COMPARED]):
+            fix = "give another folder, or delete the file"
+            raise UsageError(str(path), f"{size} images as this tokenizer has them", "others", fix)
+    else:
         folder.mkdir(parents=True, exist_ok=True)
-        world = World(CALM_POSES, CALM_VARIANTS, HAZARD_SHARE)
-        rng = np.random.default_rng((WORLD_SEED, 3))
-        pictures = [p for p in world.sample(rng, size * 9 // 8) if not held_out_triple(p)][:size]
         captions = [
             style_only(p.style, rng)
             if p.style in STYLES[1:] and not p.hazard and rng.random() < STYLE_ONLY_SHARE
@@ -80,6 +88,11 @@ def build_pool(encode: Callable[[Tensor], Tensor], folder: Path, size: int = SIZ
         save_file(tensors, path.with_suffix(".partial"))
         path.with_suffix(".partial").replace(path)
     return Pool(**load_file(path))
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tokenizations of the same images are the same, up to what the sizes of batches round."""
+    return one.shape == other.shape and float((one.float() - other.float()).abs().le(0.05).float().mean()) > 0.9
 
 
 def _encode_pictures(encode: Callable[[Tensor], Tensor], world: World, pictures: list[Picture]) -> Tensor:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from safear_edit.families.tokenizers.bsq import BSQ, BSQConfig
 from safear_edit.families.tokenizers.schedules import Schedule
-from safear_edit.gallery.world import WORLD_SEED, World
-from safear_edit.minis.loop import Average, Report, clip, run
-from safear_edit.minis.train_vq import gradient_l1, psnr, save_reconstructions
+from safear_edit.gallery.world import World
+from safear_edit.minis.loop import Average, Report, clip, finished, run
+from safear_edit.minis.train_vq import batch_source, gradient_l1, psnr, save_reconstructions
 
 CONFIG = BSQConfig(bits=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, patch=4)
 SCHEDULE = Schedule.square(1, 2, 3, 5, 10, rope=10)
 """139 tokens; positions on the finest grid, which is all that this model ever draws."""
 BATCH, STEPS, LEARNING_RATE = 32, 1200, 2e-3
+
+
+def trained(folder: Path) -> BSQ:
+    """The tokenizer whose training in `folder` is finished; UsageError for none."""
+    model = BSQ(CONFIG)
+    finished(folder, model)
+    return model
 
 
 def train(folder: Path, steps: int = STEPS) -> BSQ:
@@ -27,7 +33,7 @@ def train(folder: Path, steps: int = STEPS) -> BSQ:
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
 
     def step(i: int) -> Report:
-        image = world.tensor(world.sample(np.random.default_rng((WORLD_SEED, 1, i)), BATCH))
+        image = world.tensor(world.sample(batch_source(i), BATCH))
         out, commitment, _ = model(image, SCHEDULE)
         l1 = (out - image).abs().mean()
         (l1 + 0.5 * gradient_l1(out, image) + commitment).backward()

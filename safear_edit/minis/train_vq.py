@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from safear_edit.families.tokenizers.vq import VQConfig, VQModel, to_uint8
 from safear_edit.gallery.render import sheet
 from safear_edit.gallery.world import WORLD_SEED, World
-from safear_edit.minis.loop import Average, Report, clip, run
+from safear_edit.minis.loop import Average, Report, clip, finished, run
 
 CONFIG = VQConfig(
     codebook_size=512,
@@ -36,6 +36,18 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(a.clamp(-1, 1), b)))
 
 
+def batch_source(step: int) -> np.random.Generator:
+    """Draws the images of a step."""
+    return np.random.default_rng((WORLD_SEED, 1, step))
+
+
+def trained(folder: Path) -> VQModel:
+    """The tokenizer whose training in `folder` is finished; UsageError for none."""
+    model = VQModel(CONFIG)
+    finished(folder, model)
+    return model
+
+
 def train(folder: Path, steps: int = STEPS) -> VQModel:
     """Train (or continue) in `folder`; returns the averaged model."""
     torch.manual_seed(0)
@@ -47,15 +59,14 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
     used = torch.zeros(CONFIG.codebook_size)
 
     def step(i: int) -> Report:
-        rng = np.random.default_rng((WORLD_SEED, 1, i))
-        image = world.tensor(world.sample(rng, BATCH))
+        image = world.tensor(world.sample(batch_source(i), BATCH))
         out, vq_loss, ids = model(image)
         l1 = (out - image).abs().mean()
         (l1 + 0.5 * gradient_l1(out, image) + vq_loss).backward()
         clip(model, 1.0)
         used.scatter_add_(0, ids.flatten(), torch.ones(ids.numel()))
         if (i + 1) % 50 == 0 and i < 0.7 * steps:
-            _restart_dead_codes(model, image, used)
+            _restart_dead_codes(model, image, used, i)
         return {
             "l1": float(l1),
             "vq": float(vq_loss),
@@ -75,12 +86,14 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
 
 
 @torch.no_grad()
-def _restart_dead_codes(model: VQModel, image: Tensor, used: Tensor) -> None:
-    """Move codes that no token chose lately onto random latents of the current batch."""
+def _restart_dead_codes(model: VQModel, image: Tensor, used: Tensor, step: int) -> None:
+    """Move codes that no token chose lately onto random latents of the current batch; the step says which."""
+    generator = torch.Generator().manual_seed(WORLD_SEED + step)
     dead = (used < 2).nonzero().flatten()
     latents = F.normalize(model.latent(image), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
-    pick = torch.randint(len(latents), (len(dead),))
-    model.quantize.embedding.weight[dead] = latents[pick] + 0.01 * torch.randn(len(dead), latents.shape[1])
+    pick = torch.randint(len(latents), (len(dead),), generator=generator)
+    noise = torch.randn(len(dead), latents.shape[1], generator=generator)
+    model.quantize.embedding.weight[dead] = latents[pick] + 0.01 * noise
     used.zero_()
 
 
