@@ -28,6 +28,7 @@ from torch import Tensor
 
 from safear_edit.editor.fine_tune import borrowed
 from safear_edit.errors import UsageError
+from safear_edit.evaluate.likelihood import token_blocks
 from safear_edit.evaluate.saliency import Saliency, saliency
 from safear_edit.evaluate.stats import clopper_pearson
 from safear_edit.families.sampling import refuse_nan
@@ -126,17 +127,16 @@ def locate(model: ModelFamily, concept: str, pairs: Pairs, judge: Judge, progres
 
 
 def token_groups(model: ModelFamily) -> list[tuple[str, int]]:
-    """(name, tokens) of each scale, or of each row of a raster model's square grid."""
-    scales = model.card.scales
-    if len(scales) > 1:
-        sides = [round(count**0.5) for count in scales]
-        square = all(side * side == count for side, count in zip(sides, scales, strict=True))
-        return [
-            (f"scale {i} ({side}x{side})" if square else f"scale {i} ({count} tokens)", count)
-            for i, (side, count) in enumerate(zip(sides, scales, strict=True))
-        ]
-    side = round((model.card.tokens / model.card.depth) ** 0.5)
-    return [(f"row {i}", side * model.card.depth) for i in range(side)]
+    """(name, tokens) of each scale, or of each row of a raster model's square grid (`likelihood.token_blocks`)."""
+    lengths = [block.stop - block.start for block in token_blocks(model.card)]
+    if len(model.card.scales) < 2:
+        return [(f"row {i}", count) for i, count in enumerate(lengths)]
+    sides = [round(count**0.5) for count in lengths]
+    square = all(side * side == count for side, count in zip(sides, lengths, strict=True))
+    return [
+        (f"scale {i} ({side}x{side})" if square else f"scale {i} ({count} tokens)", count)
+        for i, (side, count) in enumerate(zip(sides, lengths, strict=True))
+    ]
 
 
 @torch.no_grad()

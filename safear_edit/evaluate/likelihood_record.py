@@ -120,7 +120,8 @@ class GroupAudit:
 class Classified:
     """Generative-classifier accuracy on the references, before and after; `handle` now explains most of the others.
 
-    n: references that were classified. options: prompts that compete for one of them, the concept's own included.
+    n: references that were classified. options: prompts that compete for one of them, the concept's own included. Where
+    there are no others, handle is the concept's own prompt.
     """
 
     n: Annotated[int, Field(ge=1)]
@@ -207,7 +208,8 @@ class Audit:
                 found.append(_drift_row(f"keep.{name}[{group.group}]", drift, "; ".join(group.doubts)))
         found.append(_drift_row("keep.uncond_kl", self.unconditional, ""))
         if gca := self.classified:
-            ends = f"base {gca.base:.2f}; then {gca.handle} {gca.handle_share:.2f}"
+            ends = f"base {gca.base:.2f}"
+            ends += f"; then {gca.handle} {gca.handle_share:.2f}" if gca.edited < 1 else ""
             found.append(("erasure.gca", f"{gca.edited:.2f}", ends, "; ".join(gca.doubts)))
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -158,7 +158,8 @@ def _if_base_knows(part: UnderstoodSlice) -> UnderstoodSlice:
     if stats.clopper_pearson(part.base.k, part.base.n, side="lower").low > 0.5:
         return part
     why = "the base model's own answers are not clear of guessing, so nothing can be shown"
-    return part.model_copy(update={"decision": "INCONCLUSIVE", "why": why, "prompts_to_decide": None})
+    change = replace(part.change, decision="INCONCLUSIVE")
+    return part.model_copy(update={"change": change, "decision": "INCONCLUSIVE", "why": why, "prompts_to_decide": None})
 
 
 def unanswered(path: Path | None, recipe: Recipe) -> bool:
@@ -436,7 +437,7 @@ def if_drawn(group: PreservedGroup, least: float) -> PreservedGroup:
     """
     if group.decision != "PASS" or group.change is None or not sentences.drawn_too_rarely(group, least):
         return group
-    change = Paired(**{**vars(group.change), "decision": "INCONCLUSIVE"})
+    change = replace(group.change, decision="INCONCLUSIVE")
     return group.model_copy(update={"change": change, "decision": "INCONCLUSIVE"})
 
 
@@ -476,7 +477,7 @@ def with_holm(groups: Sequence[G]) -> list[G]:
         call: Verdict = stats.decide(_upper(group), p, group.change.margin)
         if call == "PASS" and group.change.drop > group.most_drop:
             call = "FAIL"
-        change = Paired(**{**vars(group.change), "decision": call})
+        change = replace(group.change, decision=call)
         more = None
         if call == "INCONCLUSIVE":
             more = stats.pairs_to_decide(change.lost, change.gained, change.n, change.margin, len(raw), _effect(group))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -107,5 +110,7 @@ def test_locked_in_is_the_first_half_way_group() -> None:
 
 def test_groups_and_layers_of_a_family(model: LlamaGen) -> None:
     assert token_groups(model) == [(f"row {i}", 4) for i in range(4)]
+    oblong: Any = SimpleNamespace(card=replace(model.card, tokens=15, scales=(15,)))
+    assert sum(count for _, count in token_groups(oblong)) == 15, "an image that has no square rows is one part"
     layers = layer_modules(model)
     assert len(layers) == 2 and all(name.startswith("layers.1.") for name in layers[1])

@@ -25,6 +25,7 @@ from safear_edit.evaluate.image_folder import folder_source
 from safear_edit.evaluate.likelihood import audit, exact_kl, token_blocks, why_not
 from safear_edit.evaluate.likelihood_record import (
     Audit,
+    Classified,
     Divergence,
     GroupAudit,
     Skipped,
@@ -237,6 +238,12 @@ def test_when_the_figures_must_not_be_used() -> None:
     assert fine.figures == pytest.approx({"erasure.max_cir_upper[direct]": 0.10, "keep.kl_upper[near]": 0.022})
     assert "KL of 0.200" in made_audit(0.05, 0.1, 0.2).doubts[0]
     assert "over-erased" in made_audit(-0.2, 0.1, 0.02).warnings[0]
+
+
+def test_a_model_that_still_tells_every_image_takes_none_for_another() -> None:
+    found = replace(made_audit(0.9, 0.9, 0.001), classified=Classified(20, 1.0, 1.0, "slice/direct", 1.0, 4))
+    (row,) = (row for row in found.rows() if row[0] == "erasure.gca")
+    assert row[1:3] == ("1.00", "base 1.00")
 
 
 def test_what_is_wrong_with_one_figure_silences_that_figure_alone() -> None:

@@ -1253,6 +1253,8 @@ def test_what_the_base_does_not_know_is_not_shown_to_stay_or_go(tmp_path: Path) 
         made, found = of_answers(root)
         assert found == {"concept": "INCONCLUSIVE", "test-styles": "INCONCLUSIVE"}
         assert all("clear of guessing" in c.why for c in made.verdict.criteria if c.id.startswith("understanding/"))
+        slices = made.concepts[0].understanding.slices
+        assert {part.change.decision for part in slices} == {"INCONCLUSIVE"}, "report.json says one thing of a slice"
 
 
 def test_questions_about_a_category_are_withheld(tmp_path: Path) -> None:
