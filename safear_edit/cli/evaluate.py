@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
 def _show_quality(models: tuple[str, str], found: Quality, as_json: bool) -> int:
     """Print what CLIP sees; it informs and decides nothing, so the exit code is 0."""
     if as_json:
-        print_json({"models": list(models), **asdict(found)})
+        print_json({"models": list(models), **found.as_json()})
         return 0
     print(f"{models[0]} → {models[1]}, CLIP {found.clip}, {found.n} prompts of each kind")
     kept, align, varied = found.object_kept, found.text_align, found.diversity
@@ -145,7 +146,8 @@ def _show_quality(models: tuple[str, str], found: Quality, as_json: bool) -> int
 
 
 def _span(found: Interval) -> str:
-    return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"
+    ends = f"{found.low:.4f}, {found.high:.4f}" if math.isfinite(found.high) else "one value, no interval"
+    return f"{found.estimate:.4f} [{ends}]"
 
 
 def _show_judged(found: Comparison, as_json: bool) -> int:

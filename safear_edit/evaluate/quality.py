@@ -10,9 +10,11 @@ with the base model's other seeds beside them, not with other papers' numbers.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +64,18 @@ class Quality:
     kid_floor: Interval
     cmmd: Interval
     cmmd_floor: Interval
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it; an end that a single measurement doesn't give is None, for JSON knows no infinity."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

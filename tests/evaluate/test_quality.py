@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import isfinite
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from safear_edit import registry
-from safear_edit.evaluate import quality
+from safear_edit.evaluate import quality, stats
 from safear_edit.evaluate.quality import VARIED, apart, distance, diversity, gaussian, object_kept, polynomial
 from safear_edit.spec.prompts import Prompt
 from safear_edit.spec.spec import load_spec
@@ -75,3 +76,9 @@ def test_a_model_is_as_good_as_itself(capsys: pytest.CaptureFixture[str]) -> Non
     assert _show_quality(("a", "b"), found, True) == 0
     assert json.loads(capsys.readouterr().out)["kid"]["estimate"] == found.kid.estimate
     assert _show_quality(("a", "b"), found, False) == 0 and "CMMD" in capsys.readouterr().out
+    alone = replace(found, kid=stats.mean_interval([0.5]))
+    assert _show_quality(("a", "b"), alone, True) == 0
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["kid"]
+    assert (told["estimate"], told["low"], told["high"]) == (0.5, None, None)
+    assert _show_quality(("a", "b"), alone, False) == 0
+    assert "0.5000 [one value, no interval]" in capsys.readouterr().out
