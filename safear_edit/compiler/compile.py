@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -39,6 +38,7 @@ from safear_edit.compiler.recipe import (
     Recipe,
     Sampling,
     SamplingLike,
+    held_out_in_training,
     refuse_overlap,
     training_prompts,
 )
@@ -386,16 +386,14 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
 
 
 def seen_names(recipe: Recipe) -> list[str]:
-    """A line where held-out names stand in training prompts, as parts of longer names or but for accents: their slice
-    says less of names that training never saw. Those of a category are a user's own prompts and aren't repeated."""
-    training, found = {f" {unaccented(text)} " for text in recipe.training_prompts}, list[str]()
-    for name in recipe.spec.paraphrases.held_out:
-        words = unaccented(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
-        if count := sum(f" {words} " in text for text in training):
-            found.append(f"{shortened(name)} in {count}")
+    """A line where held-out names stand in training prompts: their slice says less of names that training never saw.
+    Those of a category are a user's own prompts and aren't repeated."""
+    found = held_out_in_training(recipe)
     if not found:
         return []
-    shown = "" if recipe.spec.kind == "category" else f" ({', '.join(found)} of {len(training)})"
+    training = len({unaccented(text) for text in recipe.training_prompts})
+    each = ", ".join(f"{shortened(name)} in {count}" for name, count in found.items())
+    shown = "" if recipe.spec.kind == "category" else f" ({each} of {training})"
     return [f"paraphrase: training prompts have {len(found)} held-out names in other names{shown}"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,7 @@ from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, read_json, read_yaml
 from safear_edit.registry import builtin_names, find_builtin, methods, unknown
-from safear_edit.spec.prompts import (
-    forbidden,
-    overlap,
-)
+from safear_edit.spec.prompts import forbidden, overlap, unaccented
 from safear_edit.spec.spec import Gates, Images, Spec
 from safear_edit.spec.text import Count, Note, Part, Text
 
@@ -370,6 +368,16 @@ def refuse_overlap(spec: Spec, training: Sequence[str], evaluated: Sequence[str]
 def training_prompts(pairs: Sequence[PairPrompt], keep: Sequence[KeepPrompt]) -> list[str]:
     """Every prompt that training sees: both of each pair, and those to keep."""
     return [*(p.unsafe for p in pairs), *(p.safe for p in pairs), *(k.prompt for k in keep)]
+
+
+def held_out_in_training(recipe: Recipe) -> dict[str, int]:
+    """Held-out names that training prompts have as parts of longer names or but for accents -> in how many prompts."""
+    training, found = {f" {unaccented(text)} " for text in recipe.training_prompts}, dict[str, int]()
+    for name in recipe.spec.paraphrases.held_out:
+        words = unaccented(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
+        if count := sum(f" {words} " in text for text in training):
+            found[name] = count
+    return found
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

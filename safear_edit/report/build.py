@@ -191,12 +191,12 @@ def _concept(
     spec, gates = recipe.spec, recipe.gates
     if gates != spec.gates:
         raise SpecError(f"{files.recipe}, gates", "those of its spec", "others", "compile the spec again")
-    name, concept, hide = spec.name, spec.erase.concept, spec.kind == CATEGORY
+    name, concept = spec.name, spec.erase.concept
     rows = read_outcomes(files.outcomes)
     slices = by_slice(rows, recipe, files.outcomes)
     refuse_other_judges(rows, recipe, judges, files.outcomes)
     validation = _validation_of(rows, spec.judge.label, judges)
-    erasure = [erasure_slice(part, gates, validation, hide) for part in slices if part.expect == "absent"]
+    erasure = [erasure_slice(part, recipe, validation) for part in slices if part.expect == "absent"]
     roles = {group.name: str(group.role) for group in spec.preserve}
     kept = [preserved_group(part, gates, roles.get(part.key, "")) for part in slices if part.expect == "present"]
     if not erasure:

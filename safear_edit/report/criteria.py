@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from safear_edit.compiler.recipe import EvalPrompt, Recipe
+from safear_edit.compiler.recipe import EvalPrompt, Recipe, held_out_in_training
 from safear_edit.errors import SpecError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.clusters import contents, ways
@@ -305,8 +305,18 @@ def rate(hits: Iterable[bool]) -> Rate | None:
     return stats.clopper_pearson(sum(marks), len(marks)) if marks else None
 
 
-def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: bool) -> ErasureSlice:
-    """One slice of prompts that ask for the concept; `hide` withholds their words."""
+def meaning(key: str, recipe: Recipe) -> str:
+    """How prompts of a slice ask for the concept; held-out names that training saw as parts of others are told."""
+    said, seen = SLICE_MEANING.get(key, key), held_out_in_training(recipe) if key == "paraphrase" else {}
+    if not seen:
+        return said
+    which = f"{len(seen)} of them" if recipe.spec.kind == CATEGORY else ", ".join(seen)
+    return f"{said} (but {which} stood in other names there)"
+
+
+def erasure_slice(part: Slice, recipe: Recipe, judge: Validation | None) -> ErasureSlice:
+    """One slice of prompts that ask for the concept; of a category their words are withheld."""
+    gates, hide = recipe.gates, recipe.spec.kind == CATEGORY
     key, pairs, edited_rows = part.key, part.pairs, [asked.edited for asked in part.asked if asked.edited]
     found, erased = rate(e.present is True for _, e in pairs), rate(e.present is not True for _, e in pairs)
     lower = stats.clopper_pearson(erased.k, erased.n, side="lower").low if erased else None
@@ -316,7 +326,7 @@ def erasure_slice(part: Slice, gates: Gates, judge: Validation | None, hide: boo
     made = ErasureSlice(
         slice=key,
         metric=f"erasure.rate[{key}]",
-        meaning=SLICE_MEANING.get(key, key),
+        meaning=meaning(key, recipe),
         prompts=len(part.asked),
         adherence=_adherence(part),
         scored=len(pairs),

@@ -296,6 +296,17 @@ def test_the_report_holds_what_the_files_say(report: Report) -> None:
     assert any("object=thing" in line and "no measured" in line for line in report.limitations)
 
 
+@pytest.mark.parametrize(("kind", "said"), [("style", "the invented one"), ("category", "1 of them")])
+def test_a_held_out_name_inside_a_longer_name_of_training_is_told(tmp_path: Path, kind: str, said: str) -> None:
+    root = make_run(tmp_path, kind=kind)
+    recipe = json.loads((root / "recipe.json").read_text())
+    recipe["construct"]["pairs"] = [{"unsafe": "a dog by the Invented One's son", "safe": "a dog", "seed": "1"}] * 130
+    write_recipe(root / "recipe.json", recipe)
+    direct, paraphrase, _ = build_report(RunFiles.find(root)).concepts[0].erasure
+    assert paraphrase.meaning.endswith(f"held out of training (but {said} stood in other names there)")
+    assert direct.meaning == "asked by the names that the edit was trained on"
+
+
 def test_several_images_of_a_prompt_are_not_called_one(tmp_path: Path, report: Report) -> None:
     """As `images_per_prompt` of a preserved group has them compiled: the same words under another seed."""
     root = make_run(tmp_path)
