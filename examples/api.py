@@ -1,4 +1,4 @@
-"""The whole walk from Python, made small to run in a minute: python examples/api.py [FOLDER]."""
+"""The whole walk from Python, made small to run in a minute: python examples/api.py [NEW FOLDER]."""
 
 import sys
 from pathlib import Path
@@ -24,4 +24,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/api"))
+    new = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/api")
+    if new.exists():
+        sys.exit(f"{new}: expected a new folder, got one that exists; name another")
+    main(new)

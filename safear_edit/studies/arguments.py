@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 
 def positive(text: str) -> int:
@@ -18,9 +18,12 @@ def positive(text: str) -> int:
     return found
 
 
-def command(parser: argparse.ArgumentParser, chosen: argparse.Namespace, names: Collection[str]) -> str:
-    """The command as it is to be given again: of the options `names` those that weren't left as they are by default."""
-    words = [parser.prog]
+def command(
+    parser: argparse.ArgumentParser, chosen: argparse.Namespace, names: Collection[str], first: Iterable[object] = ()
+) -> str:
+    """The command as it is to be given again: what stands first on its line, then of the options `names` those that
+    weren't left as they are by default."""
+    words = [parser.prog, *(shlex.quote(str(word)) for word in first)]
     for name in names:
         value, usual = (_words(one) for one in (getattr(chosen, name), parser.get_default(name)))
         if value != usual:

@@ -43,8 +43,8 @@ from safear_edit.pipeline.steps import material_of, pairs_of
 from safear_edit.progress import Callback, Progress, mode_for, silent
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, expand, image_seed, mention_of, normalise, side
-from safear_edit.studies.arguments import positive
-from safear_edit.studies.rows import ROWS, read_rows, write_rows
+from safear_edit.studies.arguments import command, positive
+from safear_edit.studies.rows import ROWS, Row, made, read_rows, write_rows
 
 if TYPE_CHECKING:
     from safear_edit.construct.pairs import Material
@@ -69,18 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--prompts", type=positive, default=48, help="per slice and preserved group (48)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", help="in which the rows are recorded")
     chosen = parser.parse_args(arguments)
+    told = command(parser, chosen, ("model", "methods", "folder", "prompts", "seed"), [chosen.spec])
+    origin = made(told, chosen.commit)
     with Progress(mode_for(sys.stderr, quiet=False)) as progress:
         order = Order(chosen.spec, chosen.model, seed=chosen.seed)
-        for row in choices(order, chosen.methods, chosen.folder, chosen.prompts, progress):
+        for row in choices(order, chosen.methods, chosen.folder, chosen.prompts, progress, origin):
             print(json.dumps({name: value for name, value in row.items() if name != "key"}, ensure_ascii=False))
     return 0
 
 
 def choices(
-    order: Order, methods: Sequence[str], folder: Path, prompts: int, progress: Callback
+    order: Order, methods: Sequence[str], folder: Path, prompts: int, progress: Callback, origin: Row
 ) -> list[dict[str, Any]]:
-    """A row per variant in the order of `methods`; UsageError for a finished recipe, or a method there isn't."""
+    (
+        """A row per variant in the order of `methods`, new ones with their `origin`.
+
+    UsageError for a finished recipe, or a method there isn't.
+    """
+        ""
+    )
     variants = [variant(text) for text in dict.fromkeys(methods)]
     state = load_state(order.model or "llamagen", order.device)
     path, rows = folder / ROWS, []
@@ -90,7 +99,7 @@ def choices(
         asked = scored(recipe, left_out, prompts)
         key = json_digest([recipe.digest, [[group, r.prompt, r.seed] for group, part in asked.items() for r in part]])
         if key not in done:
-            done[key] = {"key": key} | _row(state.model, recipe, one, asked, folder, progress)
+            done[key] = {"key": key} | _row(state.model, recipe, one, asked, folder, progress) | origin
             write_rows(path, list(done.values()))
         rows.append(done[key])
     return rows

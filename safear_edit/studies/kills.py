@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from safear_edit.files.atomic import json_digest, sha256_file, write_atomic
-from safear_edit.studies.arguments import positive
-from safear_edit.studies.rows import ROWS, Row, read_rows, write_rows
+from safear_edit.studies.arguments import command, positive
+from safear_edit.studies.rows import ROWS, Row, made, read_rows, write_rows
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "single": ("picasso",),
@@ -363,7 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=positive, default=50, help="of each model, over its three walks")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no walk after these")
     parser.add_argument("--out", type=Path, required=True, help="the study's folder; the same one continues")
+    parser.add_argument("--commit", help="in which the lines are recorded")
     options = parser.parse_args(arguments)
+    origin = made(command(parser, options, ("models", "pico", "kills", "minutes", "out")), options.commit)
     size = "pico" if options.pico else "mini"
     rows, end = read_rows(options.out / ROWS, size=size), time.monotonic() + 60 * options.minutes
     prepare(options.out, pico=options.pico)
@@ -371,11 +373,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for walk, number in rounds(walks(options.models, options.out, pico=options.pico), options.kills, rows):
         if time.monotonic() > end:
             break
-        rows.append({"size": size} | torment(walk, number, options.out))
+        rows.append({"size": size, "date": origin["date"]} | torment(walk, number, options.out))
         write_rows(options.out / ROWS, rows)
         _tell(rows[-1])
     for line in table(rows, size):
-        print(json.dumps(line))
+        print(json.dumps(line | origin | {"date": max(row["date"] for row in rows)}))
     return 1 if any(row["faults"] for row in rows) else 0
 
 

@@ -30,9 +30,9 @@ from safear_edit.pipeline.steps import evaluate
 from safear_edit.progress import Progress, mode_for
 from safear_edit.report.criteria import Slice, by_slice, member_flips
 from safear_edit.spec.spec import Spec
-from safear_edit.studies.arguments import positive
+from safear_edit.studies.arguments import command, positive
 from safear_edit.studies.members import SLICES
-from safear_edit.studies.rows import ROWS, Row, read_rows, write_rows
+from safear_edit.studies.rows import ROWS, Row, made, read_rows, write_rows
 
 HEIGHTS = (1, 2, 3, 5, 8, 10)
 ASKED = {"direct": 20, "paraphrase": 20, "template": 10}
@@ -50,19 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--joint", action="store_true", help="one edit for all concepts")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `safear-edit apply`")
     parser.add_argument("--heights", type=positive, nargs="+", default=list(HEIGHTS), help="numbers of concepts")
+    parser.add_argument("--commit", help="in which the rows are recorded")
     chosen = parser.parse_args(arguments)
+    first = [*chosen.concepts, *(word for one in chosen.set for word in ("--set", one))]
+    origin = made(command(parser, chosen, ("model", "out", "joint", "heights"), first), chosen.commit)
     with Progress(mode_for(sys.stderr, quiet=False)) as progress:
         options = RunOptions(progress=progress, say=lambda line: print(line, file=sys.stderr))
         orders = [Order(one, chosen.model, overrides=tuple(chosen.set), device="cpu") for one in chosen.concepts]
-        for row in curve(orders, chosen.heights, chosen.out, options, joint=chosen.joint):
+        for row in curve(orders, chosen.heights, chosen.out, options, joint=chosen.joint, origin=origin):
             print(json.dumps(row))
     return 0
 
 
 def curve(
-    asked: Sequence[Order], heights: Sequence[int], out: Path, options: RunOptions, *, joint: bool = False
+    asked: Sequence[Order],
+    heights: Sequence[int],
+    out: Path,
+    options: RunOptions,
+    *,
+    joint: bool = False,
+    origin: Row | None = None,
 ) -> list[Row]:
-    """A row per height that there is; UsageError for a concept that is unknown or named twice.
+    """A row per height that there is, new ones with their `origin`.
+
+    UsageError for a concept that is unknown or named twice.
 
     The orders' own `--set` words go before those that size the measurement.
     """
@@ -83,7 +94,7 @@ def curve(
             state = change.make(run, state, options)
             height = len(state.members)
             if (joint or height in heights) and all(row["height"] != height for row in rows):
-                rows.append(told | {"height": height} | measured(run, state, options))
+                rows.append(told | {"height": height} | measured(run, state, options) | (origin or {}))
                 write_rows(out / ROWS, rows)
     return rows
 

@@ -27,7 +27,8 @@ from safear_edit.errors import UsageError
 from safear_edit.files.atomic import sha256_file, write_atomic
 from safear_edit.files.rundir import GIT_ATTRIBUTES
 from safear_edit.release.signing import CLAIMS
-from safear_edit.studies.rows import Row
+from safear_edit.studies.arguments import command
+from safear_edit.studies.rows import Row, made
 
 Change = Callable[[Path], None]
 
@@ -253,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust", type=Path, required=True, help="folder with the public key that it is signed by")
     parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS), help="all by default")
     parser.add_argument("--rows", type=Path, help="write the table's rows here as JSON lines")
+    parser.add_argument("--commit", help="in which the rows are recorded")
     options = parser.parse_args(arguments)
+    origin = made(command(parser, options, ("trust", "readers"), [options.release]), options.commit)
     with tempfile.TemporaryDirectory(prefix=".tamper-", dir=options.release.resolve().parent) as name:
         scratch = Path(name)
         baseline = scratch / "baseline.txt"
@@ -262,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         places = {"KEYS": str(options.trust), "BASELINE": str(baseline)}
         readers = {name: READERS[name] for name in options.readers}
         found = list(matrix(options.release, places, scratch, readers))
-    rows = table(found)
+    rows = [row | origin for row in table(found)]
     if options.rows is not None:
         write_atomic(options.rows, "".join(json.dumps(row) + "\n" for row in rows))
     for row in rows:

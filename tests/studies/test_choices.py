@@ -17,6 +17,7 @@ from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies import choices
 from safear_edit.studies.__main__ import main as studies
+from safear_edit.studies.tables import Table
 from tests import coin
 
 SMALL = "construct.pairs=60,construct.keep=4,params.batch=2,params.keep_batch=2,params.rank=2,params.steps=1"
@@ -43,7 +44,11 @@ def test_choices_see_no_evaluation_prompt_and_are_made_once(
     monkeypatch.setattr(LlamaGen, "condition", spying)
     words = ["picasso.yaml", "--model", "./base", "--prompts", "5", "--folder", "out", "--methods", f"sft:{SMALL}"]
     assert choices.main(words) == 0
-    row = json.loads(capsys.readouterr().out)
+    line = capsys.readouterr().out
+    Path("rows.jsonl").write_text(line)
+    (recorded,), row = Table.read(Path("rows.jsonl")).rows, json.loads(line)
+    options = f"--model ./base --methods {words[-1]} --folder out --prompts 5"
+    assert recorded.command == f"python -m safear_edit.studies choices picasso.yaml {options}"
     spec = load_spec(Path("picasso.yaml"))
     drawn = pools(spec)
     evaluated = [*drawn.direct, *drawn.paraphrase, *drawn.template, *(p for g in drawn.preserve.values() for p in g)]

@@ -25,7 +25,8 @@ def test_each_height_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monkey
     coin.make_world(tmp_path, "picasso", "van_gogh", n=2)
     orders = [Order(str(tmp_path / f"{name}.yaml"), str(tmp_path / "base"), overrides=SMALL, device="cpu")
               for name in ("picasso", "van_gogh")]  # fmt: skip
-    first, both = stack_curve.curve(orders, (1, 2), tmp_path / "out", RunOptions())
+    first, both = stack_curve.curve(orders, (1, 2), tmp_path / "out", RunOptions(), origin={"date": "2026-11-29"})
+    assert both["date"] == "2026-11-29", "a row that is read again keeps the day on which it was measured"
     assert [first["height"], both["height"]] == [1, 2] and first["order"] == "picasso, van_gogh"
     assert first["by name"]["n"] == 4 < both["by name"]["n"], "both concepts are asked for"
     kept, fewer = (int(re.findall(r"of (\d+)", row["kept"])[0]) for row in (first, both))

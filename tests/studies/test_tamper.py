@@ -13,6 +13,7 @@ from safear_edit.release import keys
 from safear_edit.release.claims import write_claims
 from safear_edit.release.signing import CLAIMS, sign_folder
 from safear_edit.studies import tamper
+from safear_edit.studies.tables import Table
 from tests.gate.test_baseline import released, report_again
 from tests.release.test_claims import inputs
 
@@ -54,6 +55,10 @@ def test_with_trust_nothing_passes_but_modes_and_the_order_of_claims(
     code = tamper.main([str(release), "--trust", str(release.parent / "trust"), "--rows", str(tmp_path / "rows")])
     rows = {row["change"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
     assert code == 0
+    origin = Table.read(tmp_path / "rows").rows[0]
+    assert origin.date and origin.command == (
+        f"python -m safear_edit.studies tamper {release} --trust {release.parent / 'trust'}"
+    )
     for name, row in rows.items():
         if name not in ("setuid", "claims reordered"):
             assert row["let through with --trust"] == "", row
