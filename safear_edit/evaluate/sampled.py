@@ -108,6 +108,20 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
     return Sampling(**numbers.model_dump()) if numbers else None
 
 
+def sampling_line(recipe: Recipe, model: ModelFamily) -> str:
+    """What a person should know where the model by itself draws in a way that a recipe has no words for, as with a
+    guidance of its own for each scale: by that nothing is evaluated. "" where there is nothing to say."""
+    told = recipe.evaluate.sampling
+    own = {name: value for name, value in asdict(model.sampling).items() if isinstance(value, tuple) and value}
+    if told is None or not own:
+        return ""
+    words = "; ".join(f"{name} {', '.join(f'{one:g}' for one in numbers)}" for name, numbers in own.items())
+    return (
+        f"sampling: evaluation draws every scale with guidance {told.guidance:g} and temperature {told.temperature:g}, "
+        f"`generate` as the model states: {words}"
+    )
+
+
 def request_of(prompt: EvalPrompt, phase: Phase = "score") -> ImageRequest:
     """The image by which a prompt of the recipe is scored, or screened."""
     return ImageRequest(prompt.prompt, prompt.screen_seed if phase == "screen" else prompt.seed, prompt.judge_label)

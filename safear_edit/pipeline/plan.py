@@ -139,12 +139,15 @@ def images_drawn(recipe: Recipe) -> int:
 
 def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
     """What a person should know of a recipe on its model, one line each."""
+    from safear_edit.evaluate.sampled import sampling_line
+
     return (
         *recipe_warnings(recipe, similarity()),
         *cut_lines(recipe, model.caption_lengths),
         *undecidable(recipe),
         *draft_lines(recipe.spec),
         *judge_lines(recipe.spec, model.card.images),
+        *filter(None, [sampling_line(recipe, model)]),
     )
 
 

@@ -24,9 +24,9 @@ from safear_edit.editor.edit import Edit
 from safear_edit.editor.edit_record import EditInfo
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.outcomes import WITHHELD, Outcome, read_outcomes
-from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Scored, _Strip, _write_scales, evaluate, scored
+from safear_edit.evaluate.sampled import BATCHES, SHOWN, _Scored, _Strip, _write_scales, evaluate, sampling_line, scored
 from safear_edit.families.base import Condition, ModelFamily, Sampling
-from safear_edit.families.infinity import Infinity
+from safear_edit.families.infinity import Infinity, ScaleSampling
 from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, Judgement
 from safear_edit.judges.gallery import GalleryJudge
@@ -104,6 +104,15 @@ def test_the_first_followed_prompts_in_the_recipes_order_are_scored(recipe: Reci
     for name, n in GROUPS.items():
         assert [p.id for p in recipe.slice(name) if p.id in chosen] == [p.id for p in recipe.slice(name)][:n]
     assert not {p.id for p in recipe.slice("template")} & chosen
+
+
+def test_a_guidance_for_each_scale_is_no_recipes_and_is_said(model: ModelFamily, recipe: Recipe) -> None:
+    """infinity:mini guides all scales but its last, and a recipe has one number for all."""
+    infinity: Any = Infinity.pico()
+    infinity.sampling = ScaleSampling(2.0, 0.5, guidances=(2.0, 1.0))
+    told = sampling_line(recipe, infinity)
+    assert "every scale with guidance" in told and told.endswith("guidances 2, 1")
+    assert sampling_line(recipe, model) == sampling_line(recipe, Infinity.pico()) == ""
 
 
 def test_rows_are_the_plans(run: Path, recipe: Recipe) -> None:
