@@ -518,5 +518,6 @@ def _score_variance(
 
 
 def _check_pairs(lost: float, gained: float, n: float) -> None:
-    if min(lost, gained) < 0 or lost + gained > n or n <= 0:
+    # counts over a design effect are no whole numbers: their sum may lie a rounding above n where every pair flipped
+    if min(lost, gained) < 0 or lost + gained > n * (1 + 1e-9) or n <= 0:
         raise ValueError(f"lost={lost} and gained={gained} of n={n} pairs is no count")

@@ -55,6 +55,12 @@ def test_bounds_by_content_are_the_plain_ones_or_wider() -> None:
     assert stats.clustered_lower(245, 250, 3.0) < plain - 0.01 and stats.clustered_lower(0, 9, 2.0) == 0.0
     assert stats.clustered_upper(9, 4, 400, 1.0) == stats.tango_upper(9, 4, 400)
     assert stats.clustered_upper(9, 4, 400, 2.0) > stats.tango_upper(9, 4, 400) + 0.004
+    assert 0.4 + 0.8 > 1.2, "why the next line was refused as no count"
+    assert stats.tango_upper(1, 2, 3) < stats.clustered_upper(1, 2, 3, 2.5) < 1
+    rate = stats.clustered_rate(10, 50, 5.0)
+    few = stats.clopper_pearson(2, 10)
+    assert (rate.low, rate.high, rate.estimate) == (pytest.approx(few.low), pytest.approx(few.high), 0.2)
+    assert stats.clustered_rate(0, 50, 5.0).low == 0.0 and stats.clustered_rate(50, 50, 5.0).high == 1.0
     for wrong in (0.5, -1.0):
         with pytest.raises(ValueError, match="design effect"):
             stats.clustered_lower(1, 2, wrong)
