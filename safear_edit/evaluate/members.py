@@ -145,12 +145,12 @@ class Power(NamedTuple):
 def power(n: int, drop: float, members: int, margin: Margin = MARGIN, flips: float = 0.02) -> Power:
     """Exact over all outcomes of `n` prompts of one among `members`, when a share `flips` of images changes anyway.
 
-    Half of `flips` is lost and half gained; a true `drop` comes on top of what is lost. Holm is taken at its strictest
-    step, p times `members`, so `finds` is never above what a group really has.
+    Half of `flips` is lost and half gained; a true `drop` comes on top, as far as there is more to lose.
+    Holm is taken at its strictest step, p times `members`, so `finds` is never above what a group really has.
     """
-    return Power(
-        _passes(n, flips / 2, flips / 2, members, margin), 1 - _passes(n, drop + flips / 2, flips / 2, members, margin)
-    )
+    half = flips / 2
+    lost = min(drop + half, 1 - half)
+    return Power(_passes(n, half, half, members, margin), 1 - _passes(n, lost, half, members, margin))
 
 
 def _passes(n: int, lost: float, gained: float, members: int, margin: Margin) -> float:

@@ -61,6 +61,13 @@ def test_a_gate_that_no_number_can_show() -> None:
     assert not direct.met and direct.least is None and "lower the gate" in str(direct.problem())
 
 
+def test_a_gate_that_lets_a_member_go_is_planned_for() -> None:
+    """A loss of all of it: with the images that flip anyway that was more than there is."""
+    found = {one.slice: one for one in criteria(at(400, member_upper=0.99))}
+    member = found["other-styles, each of 6 members"]
+    assert member.met and "a loss of 99 points is found in" in member.finds
+
+
 def test_twenty_prompts_can_not_show_ninety_per_cent() -> None:
     found = {one.slice: one for one in criteria(at(20))}
     assert not found["template"].met and found["template"].least == 29
