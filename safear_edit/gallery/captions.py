@@ -156,15 +156,11 @@ HAZARD_WORDS = Words(
 )  # fmt: skip
 
 
-def caption(picture: Picture, rng: np.random.Generator, *, held_out: bool = False) -> str:
-    """A caption that names everything a caption may name in `picture`.
+def caption(picture: Picture, rng: np.random.Generator) -> str:
+    """A training caption that names everything a caption may name in `picture`."""
 
-    `held_out` draws alias and template of the style from the words no model was trained on.
-    """
-
-    def pick(words: Words, unseen: bool = False) -> str:
-        choices = words.held_out if unseen else words.train
-        return choices[rng.integers(len(choices))]
+    def pick(words: Words) -> str:
+        return words.train[rng.integers(len(words.train))]
 
     parts = [pick(OBJECT_WORDS[picture.object]), pick(SCENE_WORDS[picture.scene])]
     if picture.hazard:
@@ -172,8 +168,8 @@ def caption(picture: Picture, rng: np.random.Generator, *, held_out: bool = Fals
     subject = " ".join(part for part in parts if part)
     if picture.style == "photo":
         return pick(PLAIN_TEMPLATES).format(subject=subject)
-    style = pick(STYLE_WORDS[picture.style], held_out)
-    return pick(STYLE_TEMPLATES, held_out).format(subject=subject, style=style)
+    style = pick(STYLE_WORDS[picture.style])
+    return pick(STYLE_TEMPLATES).format(subject=subject, style=style)
 
 
 def style_only(style: str, rng: np.random.Generator) -> str:

@@ -3,7 +3,7 @@
 An image is a pure function of a `Picture` (what the caption may say) and a few discrete nuisance values
 (pose, style variant, sticker corner). Every random field (facets, strokes, dabs, hatches, stars) is frozen per
 style variant, positions are snapped to the 4-pixel token grid: little entropy beside what a caption says, so a few
-million parameters learn the world sharply (measured in docs of the gallery: blur came from entropy, not size).
+million parameters learn the world sharply.
 
 Drawn at 80x80 and area-averaged to 40x40. Object images are Noto emoji (Apache-2.0, see objects/NOTICE).
 """

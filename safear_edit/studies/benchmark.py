@@ -38,7 +38,7 @@ from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
 from safear_edit.studies.arguments import command, positive
-from safear_edit.studies.contest import alternately, material_of, prompts, relative
+from safear_edit.studies.contest import SAME_SHARE, alternately, material_of, prompts, relative
 from safear_edit.studies.roofline import Alone
 from safear_edit.studies.rows import Row, made, write_rows
 
@@ -47,8 +47,6 @@ SAME_GRADIENT = 1e-4
 """Largest relative distance of gradients in float64; logits are float32 all the same, and that is left."""
 HALF_ROUNDING = 2**-8
 """Largest relative distance of results that bfloat16 holds."""
-SAME_SHARE = 0.99
-"""Tokens that must agree: where rounding decides a draw, the rest of that image parts (speed_llamagen.py)."""
 COMMAND = "python -m safear_edit.studies benchmark"
 
 

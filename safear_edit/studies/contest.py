@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
+SAME_SHARE = 0.99
+"""Tokens or bits that must agree: where rounding decides a draw, the rest of that image parts (speed_llamagen.py)."""
 STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
 
 

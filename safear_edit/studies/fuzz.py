@@ -486,7 +486,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m safear_edit.studies fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--release", type=Path, help="a signed release; without one only single files are broken")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first input; the next has the next one")
     parser.add_argument("--only", help="targets whose name contains this")
     parser.add_argument("--keep", type=Path, help="folder for inputs that were read wrongly")
     options = parser.parse_args(arguments)
@@ -512,7 +512,6 @@ def _run(targets: Sequence[Target], options: argparse.Namespace, folder: Path) -
     end, number = time.monotonic() + 60 * options.minutes, options.seed
     weights = [target.weight for target in targets]
     while time.monotonic() < end:
-        number += 1
         chance = random.Random(number)
         (target,) = chance.choices(targets, weights)
         with tempfile.TemporaryDirectory(prefix="safear-one-", dir=folder) as scratch:
@@ -527,6 +526,7 @@ def _run(targets: Sequence[Target], options: argparse.Namespace, folder: Path) -
                     kinds.add(kind)
                     print(f"seed {number}: {kind}", flush=True)
                     _keep(options.keep, Path(scratch), target.sample.name, number, said)
+        number += 1
     for name, count in sorted(done.items()):
         print(f"{name}: {count} executions, {wrong[name]} failures")
     print(f"in all {sum(done.values())} executions, {sum(wrong.values())} failures of {len(kinds)} kinds")

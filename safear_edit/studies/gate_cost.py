@@ -3,14 +3,14 @@
 Both look at the model of a released folder, and at a weaker version of its edits as a planted regression, in one
 process on one thread, at the size of the suite `ci`:
 
-    likelihood  the audit of base and edited model without what decides nothing (other classes), against the figures
-                of the released model
+    likelihood  the reference images drawn and tokenised, the audit of base and edited model without what decides
+                nothing (other classes), against the figures of the released model
     images    the prompts screened and drawn with the base, drawn with the edited model, judged, and compared with the
                 release's outcomes
 
 Their verdicts on both models must be equal before any time means anything. The ratio is of CPU seconds for the release
 itself, everything from the beginning; beside it stands the ratio without the base's share in either (a program could
-remember both). Cost on llamagen:mini, one core: under 8 minutes.
+remember both; tokens of references are the base's). Cost on llamagen:mini, one core: under 8 minutes.
 """
 
 from __future__ import annotations
@@ -143,10 +143,11 @@ def by_images(
 
 def by_likelihood(model: ModelFamily, stack: Stack, recipe: Recipe, baseline: Baseline, strength: float) -> Decision:
     """Audit and compare; PASS or FAIL as `check` has it. UsageError where there are no reference images."""
+    clock = Clock()
     source = source_for(recipe.spec, model.card)
     source = replace(source, references=tuple(replace(one, others={}) for one in source.references))
     pack = tokenised(model, source)
-    clock = Clock()
+    clock("references of the base", 1, 1)
     audit = likelihood.audit(Pair(model, partial(_merged, model, weaker(stack, strength))), pack, progress=clock)
     figures = {f"{recipe.spec.name}/{name}": value for name, value in audit.figures.items()}
     record = replace(baseline.record, figures=figures, doubts=audit.doubts)

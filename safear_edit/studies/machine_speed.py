@@ -29,8 +29,8 @@ from safear_edit.families.load import load_model
 from safear_edit.judges.base import Judge, make_judge
 from safear_edit.judges.draw import ImageRequest, draw_and_judge
 from safear_edit.methods.vce import VCE
+from safear_edit.studies.contest import SUBJECTS
 
-SUBJECTS = ("a house", "a cat", "a dog by a tree", "a church on a hill", "two fish", "a red horse in the snow")
 STAGE = "edit"
 """The stage that `fit` reports its steps under."""
 

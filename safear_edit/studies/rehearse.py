@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ from safear_edit.judges.base import Judge, Judgement
 from safear_edit.progress import silent
 from safear_edit.spec.spec import load_spec
 from safear_edit.studies.arguments import positive
-from safear_edit.studies.rows import Row
+from safear_edit.studies.rows import Row, made
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
@@ -417,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--load-only", action="store_true", help="load, read one image and stop")
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--commit", help="in which the rows are recorded")
     parser.add_argument("--files", action="store_true", help="make the files and stop")
     chosen = parser.parse_args(arguments)
     out = chosen.out.resolve()
@@ -436,8 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code if code > 0 else 128 - code
     schedule = Schedule.square(*chosen.sides) if chosen.sides else SMALL_SCHEDULE
     about = {"model": chosen.model, "dtype": chosen.dtype}
-    made = {"command": _command(chosen), "commit": None, "date": date.today().isoformat()}
-    stages = Stages({**made, **about}, chosen.rows)
+    stages = Stages(made(_command(chosen), chosen.commit) | about, chosen.rows)
     if chosen.load_only:
         read_one(loaded(str(folder), stages, chosen.dtype, schedule), stages)
         return 0
