@@ -671,7 +671,7 @@ SCALE_ERASURE = Paper(
             {"its window, by name": Cell(
                 "infinity-rivals", {"method": "ScaleErasure, the paper's window (scale 2 of 0 to 4)"}, "by name")},
             lambda f: _all(f, ERASED),
-            "One seed, 40 prompts; five scales where the paper's model has ten.",
+            "One seed, 40 prompts; five scales where the paper's model has thirteen.",
         ),
         Claim(
             "And keeps what must stay where it does erase",
