@@ -83,13 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def choices(
     order: Order, methods: Sequence[str], folder: Path, prompts: int, progress: Callback, origin: Row
 ) -> list[dict[str, Any]]:
-    (
-        """A row per variant in the order of `methods`, new ones with their `origin`.
+    """A row per variant in the order of `methods`, new ones with their `origin`.
 
     UsageError for a finished recipe, or a method there isn't.
     """
-        ""
-    )
     variants = [variant(text) for text in dict.fromkeys(methods)]
     state = load_state(order.model or "llamagen", order.device)
     path, rows = folder / ROWS, []
