@@ -85,8 +85,18 @@ def _lost(value: str) -> tuple[int, int]:
 
 def _loses_less(one: str, other: str) -> bool:
     """By more than chance: Fisher's exact test, one-sided, 5 %."""
-    (less, n), (more, m) = _lost(one), _lost(other)
+    return _fewer(_lost(one), _lost(other))
+
+
+def _fewer(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """The same of images lost, and of how many."""
+    (less, n), (more, m) = one, other
     return bool(fisher_exact([[less, n - less], [more, m - more]], alternative="less").pvalue <= 0.05)
+
+
+def _points_lost(change: float, of: int) -> tuple[int, int]:
+    """Images behind a change in points: (4, 40) for -10 of 40."""
+    return max(0, round(-change * of / 100)), of
 
 
 def _part(model: str, concept: str, method: str, column: str) -> Cell:
@@ -252,8 +262,8 @@ SVARE = Paper(
                     "other styles",
                 ),
             },
-            lambda f: bool(f["shared, other styles"] > f["own"]),
-            "One seed, 40 prompts: 1 image against 4.",
+            lambda f: _fewer(_points_lost(f["shared, other styles"], 40), _points_lost(f["own"], 40)),
+            "One seed, 40 prompts: 1 image against 4, which chance explains.",
         ),
         Claim(
             "Erases an object, a style and a category",
