@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from safear_edit.errors import UsageError
 from safear_edit.studies.arguments import positive
 from safear_edit.studies.fuzz import MEMORY, SLOW, Target, file_targets, model_targets, release_targets
 
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found += model_targets(folder / "samples")
         if options.target in ON_RELEASE:
             found += release_targets(options.release, folder / "samples")
-        (target,) = (one for one in found if one.name == options.target)
+        target = next((one for one in found if one.name == options.target), None)
+    if target is None:
+        raise UsageError(str(options.release), f"a release that has {options.target}", "none", "give another one")
     sample = target.sample / target.file
     shutil.copyfile(sample, options.corpus / f"sample{sample.suffix}")
     limits = [f"-max_total_time={options.seconds}", f"-timeout={SLOW}", f"-rss_limit_mb={MEMORY >> 20}"]

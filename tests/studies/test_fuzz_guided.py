@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from safear_edit.studies import fuzz
+from safear_edit.errors import UsageError
+from safear_edit.studies import fuzz, fuzz_guided
 from safear_edit.studies.fuzz_guided import ON_RELEASE, TARGETS, main, reading
 
 
@@ -44,3 +47,13 @@ def test_a_release_is_asked_for_where_the_target_is_one_of_its_files(
     with pytest.raises(SystemExit) as ended:
         main([ON_RELEASE[0], "--corpus", str(tmp_path / "corpus")])
     assert ended.value.code == 2 and "--release" in capsys.readouterr().err
+
+
+def test_a_release_without_the_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which no baseline can be accepted, for instance."""
+    monkeypatch.setitem(sys.modules, "atheris", SimpleNamespace(instrument_imports=lambda include: nullcontext()))
+    monkeypatch.setattr(fuzz_guided, "release_targets", lambda release, folder: [])
+    monkeypatch.setattr(fuzz_guided.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    (tmp_path / "model.sig").touch()
+    with pytest.raises(UsageError, match="a release that has baseline"):
+        main(["baseline", "--release", str(tmp_path), "--corpus", str(tmp_path / "corpus")])
