@@ -310,28 +310,28 @@ def _trial(
 ) -> tuple[float, float, float]:
     """One search with numbers that the sampler suggests, and what its edit does.
 
-    Numbers by which the search fails, as by a rate so high that the loss is no number, are a trial that ended early,
-    unless no other has ended yet: then the fault may lie in what all share.
+    Numbers by which the search fails, as by a rate so high that the loss is no number, or by whose edit the model draws
+    none, are a trial that ended early, unless no other has ended yet: then the fault may lie in what all share.
     """
     numbers = recipe.method.params | {name: suggested(trial, name, one) for name, one in ranges.items()}
     params = method_params(recipe.method.name, numbers, f"trial {trial.number}")
     method = registry.lookup("methods", recipe.method.name).load()()
     told = under(progress, f"trial {trial.number}")
-    try:
-        edit = method.fit(probe.model, material, params, seed=recipe.seed, progress=told)
-    except UsageError as error:
-        trial.set_user_attr("why", f"failed: {error}")
-        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        if not trial.study.get_trials(deepcopy=False, states=ended):
-            raise
-        raise optuna.TrialPruned from None
 
     def hopeless(left: float) -> None:
         if left > HOPELESS:
             trial.set_user_attr("why", f"ended early: left in {left:.0%} of the first images")
             raise optuna.TrialPruned
 
-    found = measure(probe, partial(edit.apply, probe.model.net), hopeless)
+    try:
+        edit = method.fit(probe.model, material, params, seed=recipe.seed, progress=told)
+        found = measure(probe, partial(edit.apply, probe.model.net), hopeless)
+    except UsageError as error:
+        trial.set_user_attr("why", f"failed: {error}")
+        ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        if not trial.study.get_trials(deepcopy=False, states=ended):
+            raise
+        raise optuna.TrialPruned from None
     for name, value in vars(found).items():
         trial.set_user_attr(name, value)
     told("measured", 1, 1, f"left {found.left:.0%}, {found.member} loses {found.loss:.0%}, CIR {found.cir:.2f}")

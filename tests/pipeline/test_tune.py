@@ -118,12 +118,22 @@ def test_numbers_by_which_the_search_fails_end_their_trial_alone(
             raise UsageError("edit, step 1", "a finite loss", "nan", "take a lower rate")
         return fit(*given, **more)
 
+    measure, measured = tune.measure, list[int]()
+
+    def blind(*given: Any) -> Any:
+        measured.append(1)
+        if len(measured) == 2:
+            raise UsageError("drawing", "a network that gives numbers", "NaN or infinity", "take a lower rate")
+        return measure(*given)
+
     monkeypatch.setattr(SFT, "fit", failing)
+    monkeypatch.setattr(tune, "measure", blind)
     assert main.run(words("--trials", "1")) == 2, "what all trials share may be at fault"
     assert "a finite loss" in capsys.readouterr().err and not (folder / "out/trials.csv").exists()
     assert main.run(words("--trials", "3")) == 0
     rows = list(csv.DictReader((folder / "out/trials.csv").read_text().splitlines()))
     assert ["a finite loss" in row[""] for row in rows] == [True, False, True, False]
+    assert "failed: drawing: expected a network that gives numbers" in rows[3][""], "its edit draws from NaN"
 
 
 def test_a_command_of_several_lines_is_a_comment(folder: Path) -> None:
