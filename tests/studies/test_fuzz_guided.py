@@ -53,7 +53,9 @@ def test_a_release_without_the_target_is_refused(tmp_path: Path, monkeypatch: py
     """Of which no baseline can be accepted, for instance."""
     monkeypatch.setitem(sys.modules, "atheris", SimpleNamespace(instrument_imports=lambda include: nullcontext()))
     monkeypatch.setattr(fuzz_guided, "release_targets", lambda release, folder: [])
-    monkeypatch.setattr(fuzz_guided.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
-    (tmp_path / "model.sig").touch()
+    (work := tmp_path / "work").mkdir()
+    monkeypatch.setattr(fuzz_guided.tempfile, "mkdtemp", lambda prefix: str(work))
+    (release := tmp_path / "release").mkdir()
+    (release / "model.sig").touch()
     with pytest.raises(UsageError, match="a release that has baseline"):
-        main(["baseline", "--release", str(tmp_path), "--corpus", str(tmp_path / "corpus")])
+        main(["baseline", "--release", str(release), "--corpus", str(tmp_path / "corpus")])
