@@ -68,8 +68,8 @@ def train(folder: Path, steps: int = STEPS) -> VQModel:
         if (i + 1) % 50 == 0 and i < 0.7 * steps:
             _restart_dead_codes(model, image, used, i)
         return {
-            "l1": float(l1),
-            "vq": float(vq_loss),
+            "l1": l1.item(),
+            "vq": vq_loss.item(),
             "psnr": psnr(out.detach(), image),
             "codes": float((used > 0).sum()),
         }
@@ -105,4 +105,4 @@ def save_reconstructions(again: Callable[[Tensor], Tensor], world: World, folder
     rows = [part for r in range(0, 48, 16) for part in (list(original[r : r + 16]), list(made[r : r + 16]))]
     sheet(rows, zoom=2).save(folder / "reconstructions.png")
     quality = psnr(*(torch.from_numpy(x).float() / 127.5 - 1 for x in (made, original)))
-    print(f"step {step}: held-out psnr {quality:.2f}", flush=True)
+    print(f"step {step}: psnr of 48 images {quality:.2f}", flush=True)

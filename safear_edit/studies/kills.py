@@ -367,9 +367,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     origin = made(command(parser, options, ("models", "pico", "kills", "minutes", "out")), options.commit)
     size = "pico" if options.pico else "mini"
-    rows, end = read_rows(options.out / ROWS, size=size), time.monotonic() + 60 * options.minutes
+    rows = read_rows(options.out / ROWS, size=size)
     prepare(options.out, pico=options.pico)
     _imported()
+    end = time.monotonic() + 60 * options.minutes
     for walk, number in rounds(walks(options.models, options.out, pico=options.pico), options.kills, rows):
         if time.monotonic() > end:
             break
