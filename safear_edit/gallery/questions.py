@@ -142,7 +142,8 @@ def short_caption(picture: Picture) -> str:
 
 
 def turn(picture: Picture, rng: np.random.Generator) -> Turn:
-    """A training question about the image: half are yes or no, and half of those are to be answered with yes."""
+    """A training question about the image: about half are yes or no, and of those somewhat fewer than half are to be
+    answered with yes, for an image without object, place or sticker has none of that kind."""
 
     def pick(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]
