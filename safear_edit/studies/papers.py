@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,15 +74,39 @@ def row(claim: Claim, folder: Path) -> dict[str, Any]:
 
 
 def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
-    """The only row of the file that has the cell's values, and its cell in the column; the last where a file keeps
-    older measurements of the same. UsageError for none, or for rows of several methods, concepts or models."""
+    """The file's last row that has the cell's values, and its cell in the column; of several seeds, what the last row
+    of each gave together. UsageError for none, or for rows of several methods, concepts or models."""
     path = folder / f"{cell.file}.jsonl"
     rows = Table.read(path).rows if path.is_file() else ()
     fitting = [one for one in rows if all(one.cells.get(name) == value for name, value in cell.where.items())]
-    if not fitting or fitting[-1].cells.get(cell.column) is None:
+    by_seed = {one.cells.get("seed"): one for one in fitting}
+    values = [one.cells.get(cell.column) for one in by_seed.values()]
+    if not values or None in values:
         raise UsageError(str(path), f"a row {dict(cell.where)} with {cell.column!r}", "none", "mend paper_claims.py")
     for name in SUBJECTS:
         if len(said := {str(one.cells.get(name)) for one in fitting}) > 1:
             got = f"{name} {' and '.join(sorted(said))}"
             raise UsageError(str(path), f"rows {dict(cell.where)} of one subject", got, "mend paper_claims.py")
-    return fitting[-1], fitting[-1].cells[cell.column]
+    return fitting[-1], together(values)
+
+
+FLIPS = re.compile(r"-(\d+) \+(\d+) of (\d+)")
+"""Images lost and gained, of how many."""
+
+
+def together(values: Sequence[Any]) -> Any:
+    """What several seeds gave: counts added, other numbers averaged; ValueError for what is neither."""
+    first, *others = values
+    if not others:
+        return first
+    match first:
+        case {"k": _, "n": _}:
+            return {part: sum(value[part] for value in values) for part in ("k", "n")}
+        case str():
+            found = [FLIPS.fullmatch(value) for value in values]
+            counts = [[int(count) for count in one.groups()] for one in found if one]
+            if len(counts) == len(values):
+                return "-{} +{} of {}".format(*(sum(column) for column in zip(*counts, strict=True)))
+        case int() | float():
+            return round(sum(values) / len(values), 3)
+    raise ValueError(f"{values} can't be put together")

@@ -53,6 +53,17 @@ def test_a_cell_that_two_methods_have_is_refused(tmp_path: Path) -> None:
         papers.row(ours, tmp_path)
 
 
+def test_seeds_are_put_together(tmp_path: Path) -> None:
+    """The last row of each; a row without a seed is one by itself."""
+    lost = {"loss": "-9 +0 of 60", "found": {"k": 9, "n": 60}, "KL": 9.0}
+    seeds = [lost, {"loss": "-7 +1 of 60", "found": {"k": 3, "n": 60}, "KL": 0.25}, {**lost, "KL": 0.5}]
+    _rows(tmp_path, *({"method": "vce", "seed": seed, **row} for seed, row in zip((0, 0, 1), seeds, strict=True)))
+    cells = [Cell("one", {"method": "vce"}, column) for column in ("loss", "found", "KL")]
+    assert [papers.cell_of(cell, tmp_path)[1] for cell in cells] == ["-16 +1 of 120", {"k": 12, "n": 120}, 0.375]
+    with pytest.raises(ValueError, match="put together"):
+        papers.together(["style=monet -3", "style=warhol -1"])
+
+
 def test_the_ends_of_a_cell() -> None:
     assert least({"mean": 2, "from": 1, "to": 4}) == 1 and most({"mean": 2, "from": 1, "to": 4}) == 4
     assert least({"k": 1, "n": 4}) == 25 and least(3) == most(3) == 3
