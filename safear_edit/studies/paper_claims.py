@@ -104,7 +104,7 @@ def _part(model: str, concept: str, method: str, column: str) -> Cell:
     return Cell("parts-choice", {"model": f"{model}:mini", "concept": concept, "method": f"`{method}`"}, column)
 
 
-PARTS = "One seed, 60 training prompts, without our keep term."
+PARTS = "60 training prompts a seed (one seed, where none are named), without our keep term."
 BOTH = ("picasso", "dog")
 """Concepts with which the parts of S-VARE and SACE were changed, on `infinity:mini`."""
 

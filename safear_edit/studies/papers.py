@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,22 @@ def table(paper: Paper, folder: Path) -> str:
 
 
 def row(claim: Claim, folder: Path) -> dict[str, Any]:
-    """What is said of one claim; UsageError for cells that aren't there."""
+    """What is said of one claim; UsageError for cells that aren't there, or of which some have more seeds."""
     found = {words: cell_of(cell, folder) for words, cell in claim.cells.items()}
     finding = UNTESTED
     if claim.holds is not None:
-        finding = HOLDS if claim.holds({words: value for words, (_, value) in found.items()}) else FAILS
-    dates = [origin.date for origin, _ in found.values() if origin.date]
+        finding = HOLDS if claim.holds({words: one.value for words, one in found.items()}) else FAILS
+    dates = [one.origin.date for one in found.values() if one.origin.date]
+    if len(seeds := {one.seeds for one in found.values() if one.seeds}) > 1:
+        got = " and ".join(sorted(f"{len(some)}" for some in seeds))
+        raise UsageError(
+            str(folder), f"the same seeds for each figure of {claim.text!r}", got, "measure the others too"
+        )
+    told = f"; seeds {', '.join(map(str, sorted(*seeds)))} together" if any(len(some) > 1 for some in seeds) else ""
     return {
         "claim": claim.text,
         "finding": finding,
-        "measured here": "; ".join(f"{words}: {shown(value)}" for words, (_, value) in found.items()),
+        "measured here": "; ".join(f"{words}: {shown(one.value)}" for words, one in found.items()) + told,
         "why, or how far": claim.why,
         "from": ", ".join(dict.fromkeys(f"{cell.file}.jsonl" for cell in claim.cells.values())),
         "command": COMMAND,
@@ -73,9 +80,18 @@ def row(claim: Claim, folder: Path) -> dict[str, Any]:
     }
 
 
-def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
-    """The file's last row that has the cell's values, and its cell in the column; of several seeds, what the last row
-    of each gave together. UsageError for none, or for rows of several methods, concepts or models."""
+@dataclass(frozen=True)
+class Found:
+    """A cell's figure: the file's last row that has it, what the last row of each seed gave together, and those seeds
+    (none where rows have no such column)."""
+
+    origin: Row
+    value: Any
+    seeds: frozenset[int]
+
+
+def cell_of(cell: Cell, folder: Path) -> Found:
+    """What the file says. UsageError for no row, or for rows of several methods, concepts or models."""
     path = folder / f"{cell.file}.jsonl"
     rows = Table.read(path).rows if path.is_file() else ()
     fitting = [one for one in rows if all(one.cells.get(name) == value for name, value in cell.where.items())]
@@ -87,7 +103,7 @@ def cell_of(cell: Cell, folder: Path) -> tuple[Row, Any]:
         if len(said := {str(one.cells.get(name)) for one in fitting}) > 1:
             got = f"{name} {' and '.join(sorted(said))}"
             raise UsageError(str(path), f"rows {dict(cell.where)} of one subject", got, "mend paper_claims.py")
-    return fitting[-1], together(values)
+    return Found(fitting[-1], together(values), frozenset(seed for seed in by_seed if seed is not None))
 
 
 FLIPS = re.compile(r"-(\d+) \+(\d+) of (\d+)")

@@ -59,9 +59,21 @@ def test_seeds_are_put_together(tmp_path: Path) -> None:
     seeds = [lost, {"loss": "-7 +1 of 60", "found": {"k": 3, "n": 60}, "KL": 0.25}, {**lost, "KL": 0.5}]
     _rows(tmp_path, *({"method": "vce", "seed": seed, **row} for seed, row in zip((0, 0, 1), seeds, strict=True)))
     cells = [Cell("one", {"method": "vce"}, column) for column in ("loss", "found", "KL")]
-    assert [papers.cell_of(cell, tmp_path)[1] for cell in cells] == ["-16 +1 of 120", {"k": 12, "n": 120}, 0.375]
+    found = [papers.cell_of(cell, tmp_path) for cell in cells]
+    assert [one.value for one in found] == ["-16 +1 of 120", {"k": 12, "n": 120}, 0.375]
+    assert {one.seeds for one in found} == {frozenset({0, 1})}
     with pytest.raises(ValueError, match="put together"):
         papers.together(["style=monet -3", "style=warhol -1"])
+
+
+def test_figures_of_a_claim_have_the_same_seeds(tmp_path: Path) -> None:
+    rows = [{"method": method, "seed": seed, "loss": 2} for method, seed in (("vce", 0), ("vce", 1), ("dpo", 0))]
+    both = Claim("less", {one: Cell("one", {"method": one}, "loss") for one in ("vce", "dpo")}, lambda f: True)
+    _rows(tmp_path, *rows, {"method": "dpo", "seed": 1, "loss": 4})
+    assert papers.row(both, tmp_path)["measured here"] == "vce: 2.0; dpo: 3.0; seeds 0, 1 together"
+    _rows(tmp_path, *rows)
+    with pytest.raises(UsageError, match="the same seeds"):
+        papers.row(both, tmp_path)
 
 
 def test_the_ends_of_a_cell() -> None:
