@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 LEFT_OUT = 2
 """Training names that the pairs don't use."""
+UNDRAWN = tuple(f"evaluate.n.{name}=20" for name in ("direct", "paraphrase", "template"))
+"""The recipe's evaluation is not drawn here; with fewer names its slices could be too small for the spec's numbers."""
 READ = 32
 """Pairs, and images of what must stay, whose likelihood is read."""
 OBJECT = "object="
@@ -107,7 +109,7 @@ def choices(
 
 def compiled(model: ModelFamily, ref: str, order: Order, one: Variant) -> tuple[Recipe, list[Prompt]]:
     """The variant's recipe for the spec without its last training names, and their prompts of the training half."""
-    order = replace(order, method=one.method, overrides=(*order.overrides, *one.overrides))
+    order = replace(order, method=one.method, overrides=(*UNDRAWN, *order.overrides, *one.overrides))
     source = read_source(order)
     if not isinstance(source, SpecWithDefaults):
         raise UsageError("choices", "a spec", "a finished recipe", "give the spec that it was compiled from")

@@ -12,6 +12,9 @@ import yaml
 
 from safear_edit import registry
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.pipeline.compare import variant
+from safear_edit.pipeline.order import Order
+from safear_edit.pipeline.state import load_state
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import load_spec
@@ -64,6 +67,18 @@ def test_choices_see_no_evaluation_prompt_and_are_made_once(
     read.clear()
     assert choices.main(words) == 0 and json.loads(capsys.readouterr().out) == row
     assert not read, "a finished choice is read, not made again"
+
+
+def test_a_built_in_object_without_two_of_its_names_compiles() -> None:
+    """Its held-out forms are then too few for the evaluation, which isn't drawn; what is trained on is the same."""
+    state, one = load_state("llamagen", "cpu"), variant("vce")
+    recipe, left_out = choices.compiled(state.model, state.ref, Order("dog", "llamagen"), one)
+    assert left_out and not {normalise(p.text) for p in left_out} & {*map(normalise, recipe.training_prompts)}
+    known = [
+        choices.compiled(state.model, state.ref, order, one)[0]
+        for order in (Order("picasso", "llamagen"), Order("picasso", "llamagen", overrides=["evaluate.n.template=150"]))
+    ]
+    assert len({recipe.digest for recipe in known}) == 2 and known[0].construct == known[1].construct
 
 
 def test_a_spec_with_few_names_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
