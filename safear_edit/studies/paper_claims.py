@@ -437,7 +437,7 @@ SACE = Paper(
             ),
             _arm_is(le, "weight 2", "weight 8", "scales 1 to 4"),
             f"{PARTS} The mini has five scales, so 1 to 4 are all others; the "
-            "concept is found in no more than two images with any.",
+            "concept is found in no more than 6 of 360 images with any.",
         ),
         Claim("HNR, FID, CLIP score, NudeNet counts, Ring-A-Bell", why=REAL),
     ),
