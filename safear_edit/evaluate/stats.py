@@ -136,11 +136,10 @@ def clustered_rate(k: int, n: int, effect: float, confidence: float = 0.95) -> R
     """k of n with the two-sided interval of n / effect, as `clustered_lower`; of effect 1 it is Clopper-Pearson's."""
     if effect < 1:
         raise ValueError(f"a design effect of {effect} is below 1")
-    plain, tail = clopper_pearson(k, n, confidence), (1 - confidence) / 2
+    plain, one_sided = clopper_pearson(k, n, confidence), (1 + confidence) / 2
     if effect == 1:
         return plain
-    low = float(stats.beta.ppf(tail, k / effect, (n - k) / effect + 1)) if k else 0.0
-    high = float(stats.beta.ppf(1 - tail, k / effect + 1, (n - k) / effect)) if k < n else 1.0
+    low, high = clustered_lower(k, n, effect, one_sided), 1 - clustered_lower(n - k, n, effect, one_sided)
     return Rate(k, n, plain.estimate, low, high, confidence, f"{plain.method}, design effect {effect:.2f}")
 
 
