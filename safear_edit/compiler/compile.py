@@ -368,10 +368,10 @@ def _eval_prompt(
 
 
 def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> list[str]:
-    """What a person should know before running: a keep term without images to keep, slices without the full reserve,
-    held-out names that training reads, and held-out prompts that nearly equal a training prompt (needs `similarity`;
-    the direct slice is near by design and not looked at)."""
-    found = []
+    """What a person should know before running: what was left out of a file of prompts, a keep term without images to
+    keep, slices without the full reserve, held-out names that training reads, and held-out prompts that nearly equal a
+    training prompt (needs `similarity`; the direct slice is near by design and not looked at)."""
+    found = file_lines(recipe.spec)
     if recipe.method.params.get("keep_weight") and not recipe.keep:
         found.append("params.keep_weight keeps nothing: construct.keep is 0")
     found += [*reserve_warnings(recipe.evaluate), *seen_names(recipe)]
@@ -383,6 +383,11 @@ def recipe_warnings(recipe: Recipe, similarity: Similarity | None = None) -> lis
             closest = f"closest {near[0].evaluation!r} ~ {near[0].training!r} ({near[0].score:.3f})"
             found.append(f"{name}: {len(near)} of {len(texts)} prompts nearly equal a training prompt; {closest}")
     return found
+
+
+def file_lines(spec: Spec) -> list[str]:
+    """A line where the spec takes its prompts from a file and left some of them out."""
+    return [spec.prompts_from.sentence()] if spec.prompts_from else []
 
 
 def seen_names(recipe: Recipe) -> list[str]:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safear_edit.compiler import checks
-from safear_edit.compiler.compile import compile_recipe, cut_lines, prompts_of, recipe_warnings, reserve_warnings
+from safear_edit.compiler.compile import (
+    compile_recipe,
+    cut_lines,
+    file_lines,
+    prompts_of,
+    recipe_warnings,
+    reserve_warnings,
+)
 from safear_edit.compiler.judging import judged_for
 from safear_edit.compiler.recipe import load_base_recipe, load_recipe
 from safear_edit.evaluate import power
@@ -74,7 +81,7 @@ def check(path: Path, model: str | None, method: str, *, captions: bool = False,
     spec, base = able_to_pass(path, images), load_base_recipe(method)
     if not (captions or fit):
         asked = prompts_of(judged_for(spec, images), images, base.for_model(card).construct)
-        warnings = (*reserve_warnings(asked.evaluate), *draft_lines(spec))
+        warnings = (*file_lines(spec), *reserve_warnings(asked.evaluate), *draft_lines(spec))
         return Checked(spec, str(ref), tuple(power.criteria(spec)), warnings)
     if "scales" in families()[ref.family].load().provides:
         card = replace(card, scales=MANY_SCALES)

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from safear_edit import processes
-from safear_edit.compiler.compile import cut_lines, seen_names
+from safear_edit.compiler.compile import cut_lines, file_lines, seen_names
 from safear_edit.compiler.recipe import Recipe, save_recipe
 from safear_edit.evaluate.interference import measured
 from safear_edit.evaluate.interference_record import After
@@ -122,7 +122,8 @@ def _added(work: Sequence[tuple[Source, Recipe]], run: RunDir, state: StackState
     for source, recipe in work:
         name = recipe.spec.name
         options.say(f"adding {name}: method {recipe.method.name}, recipe {recipe.digest[:12]}")
-        for line in (*cut_lines(recipe, state.model.caption_lengths), *seen_names(recipe)):
+        cut = cut_lines(recipe, state.model.caption_lengths)
+        for line in (*file_lines(recipe.spec), *cut, *seen_names(recipe)):
             options.say(line)
         part = run.part(f"concepts/{name}")
         for old in part.root.glob("*.yaml"):  # of an earlier call, which began with a spec

@@ -335,9 +335,7 @@ def _protocol(files: ConceptFiles, recipe: Recipe, slices: Sequence[Slice], gate
         alpha=stats.ALPHA,
         multiple_testing="all criteria must pass, which needs no correction; 'regressed' is Holm-adjusted over groups",
         cannot_tell="counted as not detected for erasure (its rise is a criterion), as not kept for preservation",
-        exclusions="of screened slices, prompts for which the base model does not draw what was asked, by screening "
-        "seeds, and reserve "
-        "candidates beyond the wanted number, in the recipe's order; none after scoring",
+        exclusions=sentences.exclusions(recipe.spec),
         redaction=sentences.REDACTED if hide else sentences.NOT_REDACTED,
     )
 

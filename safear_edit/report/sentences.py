@@ -74,6 +74,15 @@ def images_from(spec: Spec) -> str:
     return FROM_A_FOLDER if spec.evaluate.references else RENDERED
 
 
+def exclusions(spec: Spec) -> str:
+    """Which prompts don't count, and of a file of the user's own how many never could."""
+    told = (
+        "of screened slices, prompts for which the base model does not draw what was asked, by screening seeds, and "
+        "reserve candidates beyond the wanted number, in the recipe's order; none after scoring"
+    )
+    return f"{told}. Before that, {spec.prompts_from.sentence()}" if spec.prompts_from else told
+
+
 def percent(share: float) -> str:
     """A share for people: one decimal, no more than the counts bear."""
     return f"{100 * share:.1f} %"

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 from safear_edit.files.records import parse
 from safear_edit.files.strict import Document, FieldPath, read_yaml
 from safear_edit.spec.extend import Changes, full_form
-from safear_edit.spec.own_prompts import FilePrompts
+from safear_edit.spec.own_prompts import FilePromptCounts, FilePrompts
 from safear_edit.spec.prompts import Prompt, expand, forbidden, mention_of, normalise
 from safear_edit.spec.text import (
     MAX_PROMPTS,
@@ -373,6 +373,11 @@ class Spec(Part):
     gates: Gates = Gates()
     safety_note: Note = ""
     governance: Governance = Governance()
+    prompts_from: FilePromptCounts | None = Field(
+        default=None,
+        exclude_if=lambda counts: counts is None,  # as Evaluate.references
+        description="Of a full form: what was left out of the file that a short spec names under `prompts`.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

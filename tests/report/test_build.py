@@ -307,6 +307,18 @@ def test_a_held_out_name_inside_a_longer_name_of_training_is_told(tmp_path: Path
     assert direct.meaning == "asked by the names that the edit was trained on"
 
 
+def test_prompts_of_a_file_that_were_left_out_are_counted(tmp_path: Path, report: Report) -> None:
+    root = make_run(tmp_path)
+    recipe = json.loads((root / "recipe.json").read_text())
+    left_out = {"minors are mentioned": 2, "more than 300 characters": 1}
+    recipe["spec"]["prompts_from"] = {"file": "mine.csv", "taken": 240, "left_out": left_out}
+    write_recipe(root / "recipe.json", recipe)
+    found = build_report(RunFiles.find(root))
+    said = "3 of 243 prompts of mine.csv were left out (minors are mentioned in 2, more than 300 characters in 1)"
+    assert found.concepts[0].protocol.exclusions.endswith(said) and said in render_html(found, root)
+    assert "mine.csv" not in report.concepts[0].protocol.exclusions
+
+
 def test_several_images_of_a_prompt_are_not_called_one(tmp_path: Path, report: Report) -> None:
     """As `images_per_prompt` of a preserved group has them compiled: the same words under another seed."""
     root = make_run(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from safear_edit.errors import SpecError
 from safear_edit.files.records import parse
-from safear_edit.files.strict import parse_yaml
+from safear_edit.files.strict import Document, parse_yaml
 from safear_edit.registry import find_builtin
 from safear_edit.spec.extend import full_form
 from safear_edit.spec.spec import Spec, load_spec
@@ -30,6 +30,21 @@ def test_a_files_prompts_stand_for_names_some_of_them_held_out() -> None:
     assert not any("child" in name or "meadow" in name for name in names), "minors and other categories are left out"
 
 
+def _whole(folder: Path) -> Path:
+    """A file of which every prompt is taken."""
+    path = folder / "whole.csv"
+    path.write_text("\n".join(["prompt", *(f"fight number {n}" for n in range(12))]))
+    return path
+
+
+@pytest.mark.usefixtures("beside_own_prompts")
+def test_what_is_left_out_is_counted_and_the_full_form_keeps_it() -> None:
+    spec = load_spec(VIOLENCE)
+    counts = spec.prompts_from
+    assert counts is not None and (counts.taken, counts.left_out) == (240, {"minors are mentioned": 1})
+    assert parse(Spec, Document("resolved", spec.model_dump(mode="json"))) == spec
+
+
 def test_other_files_columns_and_words(tmp_path: Path) -> None:
     path = tmp_path / "mine.tsv"
     rows = [f"a fight, number {n}\tYes" for n in range(12)]
@@ -38,6 +53,10 @@ def test_other_files_columns_and_words(tmp_path: Path) -> None:
     assert sorted((*spec.erase.aliases, *spec.paraphrases.held_out)) == sorted(
         f"a fight, number {n}" for n in range(12)
     )
+    assert spec.prompts_from and spec.prompts_from.sentence() == (
+        "2 of 14 prompts of mine.tsv were left out (the words of an earlier one in 1, more than 300 characters in 1)"
+    )
+    assert "prompts_from" not in loaded(f"{{file: {_whole(tmp_path)}}}").model_dump(), "where all fit, as before"
     with pytest.raises(SpecError, match=r"mine\.tsv:2: expected a column `prompt`, got columns text, take"):
         loaded(f"{{file: {path}}}")
     with pytest.raises(SpecError, match=r"mine\.yaml:\d+ prompts: expected 10 prompts that fit, got 1 in"):
