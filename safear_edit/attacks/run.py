@@ -23,7 +23,7 @@ from safear_edit.evaluate.before_after import Pair
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
 from safear_edit.files.cache import recent
 from safear_edit.files.records import read_record
-from safear_edit.judges.draw import draw_and_judge
+from safear_edit.judges.draw import draw_and_judge, other_encoder
 from safear_edit.progress import Callback, silent
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def attacked(
     for number, (made, budget) in enumerate(plan.attacks):
         progress("attacks", number, len(plan.attacks), made.name)
         settings = [json_digest(asdict(budget)), str(seed), _place(model), made.params.model_dump_json()]
-        settings += _folder(made, concept)
+        settings += [*_folder(made, concept), *other_encoder(model)]
         decides = [*about, made.name, made.code(), *settings]
         key, base = digest_of(change, *decides), digest_of(behind, *decides)
         why = made.unfit(pair, concept)

@@ -71,7 +71,7 @@ class Pack:
 
 
 def tokenised(model: ModelFamily, source: Source, cache: Path | None = None) -> Pack:
-    """Tokens of every image; with `cache`, made once for these images and these weights and then read.
+    """Tokens of every image; with `cache`, made once for these images, weights, dtype and device, and then read.
 
     UsageError for images that don't have the model's size.
     """
@@ -80,7 +80,8 @@ def tokenised(model: ModelFamily, source: Source, cache: Path | None = None) -> 
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             got = f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
             raise UsageError("likelihood pack", f"uint8 images (n, 3, {size}, {size})", got, "scale them first")
-    digest = digest_of("likelihood pack", model.card.ref, model.card.digest, source.digest)
+    place = str(model.dtype), str(model.device)
+    digest = digest_of("likelihood pack", model.card.ref, model.card.digest, source.digest, *place)
     path = None if cache is None else cache / f"{digest}.safetensors"
     found = _cached(path, source) if path else None
     if found is None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from safear_edit import processes
 from safear_edit.families.base import Condition, Sampling
+from safear_edit.families.text import MINILM_SHA256
 from safear_edit.files.atomic import digest_of, json_digest
 from safear_edit.files.weights import write_weights
 from safear_edit.judges.base import Judge, Judgement, judged
@@ -154,6 +155,13 @@ def drawn_by(model: ModelFamily) -> tuple[str, ...]:
     """What decides a model's images beside prompt, seed and sampling: its weights, their dtype, the device, and the
     weights of its text encoder, which are none of its own."""
     return (model.card.digest, str(model.dtype), str(model.device), *(model.encoder_origin() or ()))
+
+
+def other_encoder(model: ModelFamily) -> tuple[str, ...]:
+    """The digest of the weights of the model's text encoder, unless that is MiniLM, of which one release alone is read:
+    what was kept before there were other encoders keeps its key."""
+    encoder = model.encoder_origin()
+    return (encoder[1],) if encoder and encoder[1] != MINILM_SHA256 else ()
 
 
 def store_for(root: Path, *inputs: str) -> Path:

@@ -22,6 +22,7 @@ from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of
 from safear_edit.files.cache import recent
 from safear_edit.files.layout import is_release, looks_released
+from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import resolve_device, source_path, spec_for
 from safear_edit.pipeline.steps import concept_judge, edited
 from safear_edit.progress import Callback, silent
@@ -131,6 +132,7 @@ def compare_prompts(
     """
     from safear_edit.evaluate.own_prompts import Comparison, Overall, cut_captions, seen_by, without
     from safear_edit.files.sequences import Picked
+    from safear_edit.judges.draw import drawn_by
     from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
@@ -154,7 +156,7 @@ def compare_prompts(
         known = {one.id for one in cut}
         more = [one for one in cut_captions(other, file.prompts) if one.id not in known]
         kept = Picked(asked, range(len(asked))) if include_cut else without(asked, more)
-        own = store and store / f"other-{other.card.digest[:16]}"
+        own = store and store / f"other-{digest_of(*drawn_by(other))[:16]}"
         progress_of, keep = overall.of(second, len(asked)), pages.keeping(1, kept) if pages else None
         after = seen_by(other, kept, judge, pair.sampling, progress_of, own, keep)
     if store and processes.is_main():
@@ -182,10 +184,11 @@ def _digest(prompts: Iterable[FilePrompt]) -> str:
 
 
 def _store(pair: ModelPair, *inputs: str) -> Path | None:
-    """A folder of the user's cache for the batches of exactly this comparison; None where none can be made."""
+    """A folder of the user's cache for the batches of exactly this comparison by this very program; None where none
+    can be made. Who the other model is says the folder of its batches."""
     from safear_edit.judges.draw import drawn_by
 
-    return recent("eval", digest_of(*drawn_by(pair.base), pair.change, *inputs), CACHE_DAYS)
+    return recent("eval", digest_of(*drawn_by(pair.base), pair.change, program(), *inputs), CACHE_DAYS)
 
 
 def compare_likelihoods(

@@ -181,12 +181,11 @@ def _slug(prompt: str) -> str:
 
 
 def _drawer(model: ModelFamily, edits: Sequence[str]) -> str:
-    from safear_edit.families.text import MINILM_SHA256
+    from safear_edit.judges.draw import other_encoder
 
     half = [] if str(model.dtype) == "torch.float32" else [str(model.dtype)]
-    encoder = model.encoder_origin()
-    beside = [encoder[1]] if encoder and encoder[1] != MINILM_SHA256 else []  # no other MiniLM is ever read
-    return json_digest([model.card.digest, asdict(model.sampling), str(model.device), *half, *beside, *edits])
+    drawn = [model.card.digest, asdict(model.sampling), str(model.device), *half, *other_encoder(model)]
+    return json_digest([*drawn, *edits])
 
 
 def _digest(drawn_by: str, one: Wanted) -> str:

@@ -58,8 +58,12 @@ def test_nothing_is_read_that_was_shown_otherwise(tmp_path: Path, monkeypatch: p
         path.write_text("{")
     damaged = run(tmp_path / "four")
     assert reused(damaged) == [0, 0] and [*map(without_seconds, damaged)] == [*map(without_seconds, first)]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "encoder_origin", lambda self: ("another text encoder", "f" * 64))
+        assert reused(run(tmp_path / "five")) == [0, 0]
+    assert all(reused(run(tmp_path / "five"))), "attacked again: it was another encoder that read the captions"
     monkeypatch.setattr("safear_edit.registry.source_digest", lambda modules: "another version")
-    assert reused(run(tmp_path / "five")) == [0, 0]
+    assert reused(run(tmp_path / "six")) == [0, 0]
 
 
 def test_a_finished_attack_is_kept_for_the_same_folder_of_images_alone(

@@ -378,6 +378,11 @@ def test_tokens_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(again.reference_ids, first.reference_ids) and again.digest == first.digest
     monkeypatch.undo()
     (path,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaGen, "dtype", torch.bfloat16)
+        patch.setattr(model, "encode", lambda part: torch.zeros(len(part), 16, dtype=torch.int64))
+        other = tokenised(model, source, tmp_path / "cache")
+        assert not other.kept_ids.any(), "not those of another dtype"
     path.write_bytes(b"damaged")
     assert torch.equal(tokenised(model, source, tmp_path / "cache").kept_ids, first.kept_ids)
     with pytest.raises(UsageError, match="16, 16"):
