@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from safear_edit.compiler import cost
+
 SLOWEST = ("pipeline/test_run", "pipeline/test_walk", "pipeline/test_processes", "test_api", "test_plugin",
            "cli/test_secrets", "cli/test_gate", "cli/test_terminal", "release/test_export", "report/test_build",
            "evaluate/test_sampled", "methods/test_methods", "attacks/test_contract", "files/test_weights",
@@ -47,6 +49,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     (cache / "safear-edit" / "sentences").symlink_to(sentences)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_pace() -> Iterator[None]:
+    """No walk times its mini first; `tests/compiler/test_cost.py` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "pace_of", lambda model: cost.Pace(image=0.07, row=0.007))
         yield
 
 

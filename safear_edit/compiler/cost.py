@@ -1,8 +1,8 @@
 """Minutes and memory that a recipe will take, predicted before anything runs.
 
 `predict` needs the counts alone, for two CPU cores and float32; a recipe records it, so its numbers stay. `forecast`
-looks at a loaded model and the device it is on, stage by stage, and `within` has a method save memory until its search
-fits into a budget.
+looks at a loaded model and the device it is on, stage by stage: a small model is timed itself, a large one follows from
+the device's speed. `within` has a method save memory until its search fits into a budget.
 """
 
 from __future__ import annotations
@@ -347,6 +347,57 @@ def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: i
     return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a small model takes on its device: to draw an image under guidance, and to run one row forward
+    without gradients, each among PROBED.
+
+    The numbers that make a run's minutes of it are fitted to concepts/picasso.yaml by VCE on llamagen:mini and
+    infinity:mini (two cores with nothing else to do, 30 November 2026: 5.7 and 5.5 minutes).
+    """
+
+    image: float
+    row: float
+
+
+PROBED = 8
+"""Images that a probe draws together. A run's batches are larger, so it draws faster, which DRAWN makes up for."""
+DRAWN = 0.27
+"""Seconds that a run takes to draw an image, for each that the probe takes to draw one."""
+JUDGED_ROWS = 2.3
+"""What decoding and judging an image take, in rows."""
+TRAINED = 0.8
+"""Seconds of a row of a training step, counted in forward passes, for each of the probe's."""
+REST_ROWS = 6500
+"""What imports, likelihoods of the reference images, report, pages and signature take, in rows."""
+
+
+def pace_of(model: ModelFamily, clock: Callable[[], float] = perf_counter) -> Pace:
+    """Measured on the model, in less than a second for a mini on two idle cores.
+
+    Whatever else the device does meanwhile is measured with it, as it would slow the run too.
+    """
+    import torch
+
+    def seconds(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+        start = clock()
+        made = run()
+        return (clock() - start) / PROBED, made
+
+    condition = model.condition([f"number {number}" for number in range(PROBED)])
+    image, ids = seconds(lambda: model.generate(condition, range(PROBED)))
+    if "denoising" in model.provides:  # an image is so many passes of two rows
+        return Pace(image, image / (2 * model.card.passes))
+    with torch.no_grad():
+        return Pace(image, min(seconds(lambda: model.logits(condition, ids))[0] for _ in range(3)))
+
+
+def paced_seconds(work: Work, images: int, pairs: int, pace: Pace) -> float:
+    """A whole run of a small model that draws `images` in all; a row that trains costs three forwards."""
+    trained = work.steps * (3 * work.rows + work.taught) + work.read * pairs
+    return images * DRAWN * pace.image + (images * JUDGED_ROWS + trained * TRAINED + REST_ROWS) * pace.row
+
+
 def _in_layers(model: ModelFamily) -> float:
     """Share of the model's parameters that a token meets: its image tokenizer, towers and tables are others."""
     return model.layer_parameters / model.card.parameters
@@ -363,12 +414,22 @@ class Forecast:
     def __str__(self) -> str:
         stage = max(self.stages, key=lambda name: self.stages[name])
         peak = self.stages[stage] / 2**30
-        return f"{self.minutes:.0f} minutes and {peak:.1f} GiB ({stage}) on {self.device}"
+        minutes = f"{self.minutes:.0f}" if self.minutes >= 10 else f"{self.minutes:.1f}"
+        return f"{minutes} minutes and {peak:.1f} GiB ({stage}) on {self.device}, as fast as it is now"
 
 
-def forecast(model: ModelFamily, params: BaseModel, work: Work, trainable: int, images: int, pairs: int) -> Forecast:
-    """Of a run that draws `images` in all and learns from `pairs`."""
-    speed = speed_of(model)
-    seconds = drawing_seconds(model, images, speed) + training_seconds(model, work, params, pairs, speed)
+def forecast(
+    model: ModelFamily, params: BaseModel, work: Work, trainable: int, images: int, pairs: int, speed: Speed | Pace
+) -> Forecast:
+    """Of a run that draws `images` in all and learns from `pairs`, by what `probed` found."""
+    if isinstance(speed, Pace):
+        seconds = paced_seconds(work, images, pairs, speed)
+    else:
+        seconds = drawing_seconds(model, images, speed) + training_seconds(model, work, params, pairs, speed)
     where = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
     return Forecast(seconds / 60, stage_bytes(model, params, work, trainable), where)
+
+
+def probed(model: ModelFamily) -> Speed | Pace:
+    """How fast the device at hand is: for a small model its own pace, for a large one the speed of large products."""
+    return pace_of(model) if model.weight_bytes < LARGE else speed_of(model)

@@ -7,8 +7,8 @@ before and after, exactly, with Holm's correction over the members of a group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -129,9 +129,13 @@ def _member(name: str, one: Flips, p: float, p_holm: float, margin: Margin) -> M
 def decide(drop: float, upper: float, p: float, margin: Margin) -> Verdict:
     """PASS when the bound excludes the margin, or when a drop within it can't be told from chance and is bounded by
     WIDEST; FAIL when a drop beyond it can; INCONCLUSIVE when only more prompts could say."""
-    if upper <= margin.upper or (drop <= margin.drop and p > stats.ALPHA and upper <= WIDEST):
+    if _passes(drop, p, margin, lambda most: upper <= most):
         return "PASS"
     return "FAIL" if drop > margin.drop and p <= stats.ALPHA else "INCONCLUSIVE"
+
+
+def _passes(drop: float, p: float, margin: Margin, bounded: Callable[[float], bool]) -> bool:
+    return bounded(margin.upper) or (drop <= margin.drop and p > stats.ALPHA and bounded(WIDEST))
 
 
 class Power(NamedTuple):
@@ -150,13 +154,13 @@ def power(n: int, drop: float, members: int, margin: Margin = MARGIN, flips: flo
     """
     half = flips / 2
     lost = min(drop + half, 1 - half)
-    return Power(_passes(n, half, half, members, margin), 1 - _passes(n, lost, half, members, margin))
+    return Power(_pass_chance(n, half, half, members, margin), 1 - _pass_chance(n, lost, half, members, margin))
 
 
-def _passes(n: int, lost: float, gained: float, members: int, margin: Margin) -> float:
+def _pass_chance(n: int, lost: float, gained: float, members: int, margin: Margin) -> float:
     total = 0.0
     for down, up, chance in stats.outcomes(n, lost, gained):
         p = min(1.0, members * stats.mcnemar_p(down, up))
-        verdict = decide((down - up) / n, stats.tango_upper(down, up, n), p, margin)
-        total += chance if verdict == "PASS" else 0.0
+        within = partial(stats.drop_within, down, up, n)
+        total += chance if _passes((down - up) / n, p, margin, within) else 0.0
     return total

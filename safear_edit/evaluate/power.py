@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from scipy.stats import binom
-
 from safear_edit.evaluate import members, stats
 from safear_edit.evaluate.members import Margin
 from safear_edit.spec.spec import SLICES, Spec
@@ -101,7 +99,7 @@ def _erasure(name: str, n: int, needed: float, floor: float) -> Criterion:
 
 def _erasure_power(n: int, needed: float, floor: float, truth: float) -> float:
     fewest = _hits_needed(n, needed, floor)
-    return float(binom.sf(fewest - 1, n, truth)) if fewest is not None else 0.0
+    return stats.above_p(fewest, n, truth) if fewest is not None else 0.0
 
 
 def _hits_needed(n: int, needed: float, floor: float) -> int | None:
@@ -141,7 +139,7 @@ def _preservation_power(n: int, drop: float, upper: float) -> float:
     return sum(
         chance
         for lost, gained, chance in stats.outcomes(n, FLIPS / 2, FLIPS / 2)
-        if lost - gained <= drop * n and stats.tango_upper(lost, gained, n) < upper
+        if lost - gained <= drop * n and stats.drop_within(lost, gained, n, upper)
     )
 
 

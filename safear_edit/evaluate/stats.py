@@ -14,13 +14,11 @@ from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, with_config
-from scipy import optimize, stats
+from scipy import special
 
 from safear_edit.evaluate.verdict import Verdict
 
 Side = Literal["two-sided", "lower", "upper"]
-ALTERNATIVES: dict[Side, str] = {"two-sided": "two-sided", "lower": "greater", "upper": "less"}
-"""The end that a one-sided interval closes → what scipy calls the test that it inverts."""
 
 ALPHA = 0.05
 """Error of each one-sided statement: a bound is exceeded by chance at most this often."""
@@ -97,9 +95,10 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95, side: Side = "two-
     """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"k={k} of n={n} is no count")
-    test = stats.binomtest(k, n, alternative=ALTERNATIVES[side])
-    found = test.proportion_ci(confidence, "exact")
-    return Rate(k, n, k / n, float(found.low), float(found.high), confidence, f"clopper-pearson {side}")
+    error = (1 - confidence) / 2 if side == "two-sided" else 1 - confidence
+    low = 0.0 if k == 0 or side == "upper" else float(special.betaincinv(k, n - k + 1, error))
+    high = 1.0 if k == n or side == "lower" else float(special.betainccinv(k + 1, n - k, error))
+    return Rate(k, n, k / n, low, high, confidence, f"clopper-pearson {side}")
 
 
 def design_effect(values: Sequence[float], clusters: Sequence[str]) -> float:
@@ -129,7 +128,7 @@ def clustered_lower(k: int, n: int, effect: float, confidence: float = 0.95) -> 
     """
     if not 0 <= k <= n or n < 1 or effect < 1:
         raise ValueError(f"k={k} of n={n} with a design effect of {effect} is no count")
-    return 0.0 if k == 0 else float(stats.beta.ppf(1 - confidence, k / effect, (n - k) / effect + 1))
+    return 0.0 if k == 0 else float(special.betaincinv(k / effect, (n - k) / effect + 1, 1 - confidence))
 
 
 def clustered_rate(k: int, n: int, effect: float, confidence: float = 0.95) -> Rate:
@@ -158,15 +157,27 @@ def tango_upper(lost: float, gained: float, n: float, confidence: float = 0.95) 
     form. 0 lost and 0 gained give z²/(n + z²), not 0.
     """
     _check_pairs(lost, gained, n)
+    z = float(special.ndtri(confidence))
     if lost == n:
         return 1.0
-    z = float(stats.norm.ppf(confidence))
-
-    def excess(d: float) -> float:
-        return lost - gained - n * d + z * sqrt(float(_score_variance(lost, gained, n, d)))
+    if not lost and not gained:
+        return z**2 / (n + z**2)
+    from scipy.optimize import brentq  # a fifth of a second to import, and a plan gets by without
 
     # At the observed drop itself the excess is z·√variance, which is 0 when no pair flipped: start just above.
-    return float(optimize.brentq(excess, (lost - gained) / n + 1e-12, 1.0, xtol=1e-12))
+    start = (lost - gained) / n + 1e-12
+    return float(brentq(lambda d: _excess(lost, gained, n, d, z), start, 1.0, xtol=1e-12))
+
+
+def drop_within(lost: float, gained: float, n: float, margin: float, confidence: float = 0.95) -> bool:
+    """Whether `tango_upper` lies below `margin`, without the search: the score test at the margin itself says it."""
+    _check_pairs(lost, gained, n)
+    return lost < n and _excess(lost, gained, n, margin, float(special.ndtri(confidence))) < 0
+
+
+def _excess(lost: float, gained: float, n: float, d: float, z: float) -> float:
+    """Score test of a true drop d: negative where it is rejected, at every d above the bound."""
+    return lost - gained - n * d + z * sqrt(float(_score_variance(lost, gained, n, d)))
 
 
 def tango_interval(lost: float, gained: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -180,13 +191,13 @@ def mcnemar_p(lost: int, gained: int) -> float:
     """Exact one-sided p-value that losses outnumber gains by chance alone; 1 when no pair flipped."""
     if lost + gained == 0:
         return 1.0
-    return float(stats.binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue)
+    return above_p(lost, lost + gained, 0.5)
 
 
 @lru_cache(maxsize=2**14)
 def above_p(k: int, n: int, share: float) -> float:
     """Exact one-sided p-value that k of n would be so many, or more, of a true rate of `share` at most."""
-    return float(stats.binomtest(k, n, share, alternative="greater").pvalue)
+    return float(special.bdtrc(k - 1, n, share)) if k else 1.0
 
 
 def paired(lost: int, gained: int, n: int, margin: float, alpha: float = ALPHA) -> Paired:
@@ -244,14 +255,16 @@ def newcombe(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> In
 def _wilson(k: int, n: int, confidence: float) -> tuple[float, float]:
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"k={k} of n={n} is no count")
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
     half = sqrt(z2 * (k * (n - k) / n + z2 / 4))
     return max(0.0, (k + z2 / 2 - half) / (n + z2)), min(1.0, (k + z2 / 2 + half) / (n + z2))
 
 
 def fisher_p(k1: int, n1: int, k2: int, n2: int) -> float:
     """Exact one-sided p-value (Fisher) that the first rate is above the second by chance alone."""
-    return float(stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative="greater")[1])
+    from scipy.stats import fisher_exact  # half a second to import, and only an attack's excess asks for it
+
+    return float(fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative="greater")[1])
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -279,12 +292,13 @@ def rogan_gladen(
         for hits, total in ((true_pos, n_pos), (n_neg - true_neg, n_neg))
     )
     apart = np.maximum(high_p - low_p, 1e-9)
-    said = stats.beta(k + 1, n - k + 1)
+    a, b = k + 1, n - k + 1
     above = low_p > k / n  # there the upper tail holds the digits, and elsewhere the lower one
-    start = np.where(above, said.sf(high_p), said.cdf(low_p))
-    mass = np.maximum(np.where(above, said.sf(low_p), said.cdf(high_p)) - start, 0.0)
+    start = np.where(above, special.betaincc(a, b, high_p), special.betainc(a, b, low_p))
+    end = np.where(above, special.betaincc(a, b, low_p), special.betainc(a, b, high_p))
+    mass = np.maximum(end - start, 0.0)
     part = start + rng.uniform(size=mass.size) * mass
-    drawn = (np.where(above, said.isf(part), said.ppf(part)) - low_p) / apart
+    drawn = (np.where(above, special.betainccinv(a, b, part), special.betaincinv(a, b, part)) - low_p) / apart
     low, high = _weighted_quantiles(np.clip(drawn, 0, 1), mass / apart, ((1 - confidence) / 2, (1 + confidence) / 2))
     estimate = min(1.0, max(0.0, (k / n + sp - 1) / (se + sp - 1)))
     return Rate(k, n, estimate, min(low, estimate), max(high, estimate), confidence, "rogan-gladen, joint posterior")
@@ -330,7 +344,7 @@ def chances(
     """
     _check_shares(n, lost, gained, margin)
     grid = _grid(n, lost, gained)
-    z = float(stats.norm.ppf(1 - alpha))
+    z = float(special.ndtri(1 - alpha))
     below = grid.lost - grid.gained - n * margin + z * np.sqrt(_score_variance(grid.lost, grid.gained, n, margin)) < 0
     proven = grid.p <= (alpha if p_alpha is None else p_alpha)
     passed, regressed = float(grid.chance[below].sum()), float(grid.chance[~below & proven].sum())
@@ -414,7 +428,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     n, mean = len(values), float(np.mean(values))
     half = float("inf")
     if n > 1:
-        half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / sqrt(n))
+        half = float(special.stdtrit(n - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / sqrt(n))
     return Interval(n, mean, mean - half, mean + half, confidence, "student t two-sided")
 
 
@@ -427,7 +441,7 @@ def fieller(above: Sequence[float], below: Sequence[float], confidence: float = 
     n = len(a)
     if n != len(b) or n < 2:
         raise ValueError(f"{n} and {len(b)} measurements make no paired ratio")
-    t2 = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2 / n
+    t2 = float(special.stdtrit(n - 1, (1 + confidence) / 2)) ** 2 / n
     (v_aa, v_ab), (_, v_bb) = np.cov(a, b)
     mean_a, mean_b = float(a.mean()), float(b.mean())
     clear = mean_b**2 - t2 * v_bb
@@ -471,9 +485,9 @@ def _grid(n: int, lost: float, gained: float) -> _Grid:
     fits = down + up <= n
     down, up = np.where(fits, down, 0), np.where(fits, up, 0)
     rest = gained / (1 - lost) if lost < 1 else 0.0
-    falls = stats.binom.pmf(np.arange(most[0] + 1), n, lost)[down]
-    chance = np.where(fits, falls * stats.binom.pmf(up, n - down, rest), 0.0)
-    return _Grid(down, up, chance, stats.binom.sf(down - 1, down + up, 0.5))
+    falls = _binomial(np.arange(most[0] + 1), n, lost)[down]
+    chance = np.where(fits, falls * _binomial(up, n - down, rest), 0.0)
+    return _Grid(down, up, chance, np.where(down, special.bdtrc(down - 1.0, down + up, 0.5), 1.0))
 
 
 def outcomes(n: int, lost: float, gained: float) -> Iterator[tuple[int, int, float]]:
@@ -483,6 +497,12 @@ def outcomes(n: int, lost: float, gained: float) -> Iterator[tuple[int, int, flo
     for down, up, chance in zip(grid.lost.flat, grid.gained.flat, grid.chance.flat, strict=True):
         if chance > 1e-9:
             yield int(down), int(up), float(chance)
+
+
+def _binomial(k: np.ndarray, n: int | np.ndarray, share: float) -> np.ndarray:
+    """Chance of exactly k of n, by the beta function, so that no factorial is ever formed."""
+    ways = -special.betaln(n - k + 1, k + 1) - np.log1p(n)
+    return np.exp(ways + special.xlogy(k, share) + special.xlog1py(n - k, -share))
 
 
 def _check_shares(n: int, lost: float, gained: float, margin: float) -> None:
@@ -498,11 +518,11 @@ def _pass_chance(n: int, flips: float, margin: float) -> float:
     fits = flipped <= n
     # Far sums are outside [0, n]; they carry no chance, but their variance formula has no meaning either.
     lost, gained = np.where(fits, lost, 0), np.where(fits, gained, 0)
-    z = float(stats.norm.ppf(1 - ALPHA))
+    z = float(special.ndtri(1 - ALPHA))
     below = lost - gained - n * margin + z * np.sqrt(_score_variance(lost, gained, n, margin)) < 0
     lost, flipped = lost[fits & below], flipped[fits & below]
-    sums = stats.binom.pmf(np.arange(2 * most + 1), n, flips)  # by number of flips: of many places one value each
-    return float((sums[flipped] * stats.binom.pmf(lost, flipped, 0.5)).sum())
+    sums = _binomial(np.arange(2 * most + 1), n, flips)  # by number of flips: of many places one value each
+    return float((sums[flipped] * _binomial(lost, flipped, 0.5)).sum())
 
 
 def _score_variance(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from safear_edit import registry
 from safear_edit.compiler import checks
 from safear_edit.compiler.compile import cut_lines, recipe_warnings
-from safear_edit.compiler.cost import LARGE, Forecast, declared, forecast
+from safear_edit.compiler.cost import LARGE, Forecast, Pace, Speed, declared, forecast, probed
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.compiler.sources import reconstructed
 from safear_edit.families.reference import ModelRef, images_of
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Plan:
     """A compiled recipe and what a person should know before running it; forecast: what it takes on the device at
-    hand, of a large model; reconstructed: its method's numbers that nobody published."""
+    hand; reconstructed: its method's numbers that nobody published."""
 
     recipe: Recipe
     model: str
-    warnings: tuple[str, ...]
-    forecast: Forecast | None = None
+    forecast: Forecast
+    warnings: tuple[str, ...] = ()
     reconstructed: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
-        recipe, cost = self.recipe, self.recipe.predicted
+        recipe = self.recipe
         numbers = recipe.method.params
         scored = ", ".join(f"{name} {n}" for name, n in recipe.evaluate.n.items())
         gates = ", ".join(f"{name} {value:g}" for name, value in recipe.gates.model_dump().items())
@@ -65,11 +65,8 @@ class Plan:
                 else ()
             ),
             ("steps", str(numbers.get("steps", "the method's own"))),
-            ("trainable parameters", f"{cost.trainable:,}"),
-            (
-                "predicted",
-                str(self.forecast or f"{cost.minutes:g} minutes and {cost.memory_gib:g} GiB on two CPU cores"),
-            ),
+            ("trainable parameters", f"{recipe.predicted.trainable:,}"),
+            ("predicted", str(self.forecast)),
             (
                 "evaluation prompts",
                 f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
@@ -91,12 +88,13 @@ def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
     The plans of a joint edit each name all of its steps, and their own share of its minutes.
     """
     state, recipes = compiled(orders, joint=joint)
-    return [planned(state.model, order, recipe) for order, recipe in zip(orders, recipes, strict=True)]
+    speed = probed(state.model)
+    return [planned(state.model, order, recipe, speed) for order, recipe in zip(orders, recipes, strict=True)]
 
 
-def planned(model: ModelFamily, order: Order, recipe: Recipe) -> Plan:
+def planned(model: ModelFamily, order: Order, recipe: Recipe, speed: Speed | Pace) -> Plan:
     """What a person should know of a recipe before running it."""
-    about = noted(recipe, model), forecast_of(recipe, model), reconstructed_for(order, model)
+    about = forecast_of(recipe, model, speed), noted(recipe, model), reconstructed_for(order, model)
     return Plan(recipe, model.card.ref, *about)
 
 
@@ -121,13 +119,15 @@ def reconstructed_for(order: Order, model: ModelFamily) -> tuple[str, ...]:
     return tuple(name for name in reconstructed(order.method, model.card.ref) if name not in given)
 
 
-def forecast_of(recipe: Recipe, model: ModelFamily) -> Forecast | None:
-    """What the run takes on the model's device; None for a small model, whose recipe has a prediction of its own."""
-    if model.weight_bytes < LARGE:
-        return None
+def forecast_of(recipe: Recipe, model: ModelFamily, speed: Speed | Pace) -> Forecast:
+    """What the run takes on the model's device."""
     params, pairs = params_of(recipe), len(recipe.construct.pairs)
     work = declared(registry.lookup("methods", recipe.method.name).load()(), params, model.card, pairs)
-    return forecast(model, params, work, recipe.predicted.trainable, images_drawn(recipe) + work.drawn, pairs)
+    trainable, images = recipe.predicted.trainable, images_drawn(recipe) + work.drawn
+    found = forecast(model, params, work, trainable, images, pairs, speed)
+    if isinstance(speed, Pace):  # beside a mini the libraries count most, which its recipe's own figure holds
+        return replace(found, stages={"in all": round(recipe.predicted.memory_gib * 2**30)})
+    return found
 
 
 def images_drawn(recipe: Recipe) -> int:
@@ -169,4 +169,4 @@ def similarity() -> Similarity:
     from safear_edit.families.sentences import Sentences
 
     known = Sentences.of_user()
-    return lambda a, b: known.vectors(a) @ known.vectors(b).T
+    return lambda a, b: (known.vectors(a) @ known.vectors(b).T).tolist()

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from safear_edit import processes
 from safear_edit.compiler.compile import cut_lines, file_lines, seen_names
+from safear_edit.compiler.cost import probed
 from safear_edit.compiler.recipe import Recipe, save_recipe
 from safear_edit.evaluate.interference import measured
 from safear_edit.evaluate.interference_record import After
@@ -48,6 +49,7 @@ from safear_edit.pipeline.order import (
     read_sources,
     refuse_drafts,
 )
+from safear_edit.pipeline.plan import forecast_of
 from safear_edit.pipeline.publish import Result, publish
 from safear_edit.pipeline.state import RunOptions, StackChange, StackState, base_part, loaded, measured_part
 from safear_edit.pipeline.steps import attacks, construct, evaluate, find_edit, likelihoods, understanding
@@ -73,7 +75,9 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
         state = loaded(orders[0], sources[0])
         compiled = partial(compile_recipes, state.model, state.ref, state.recipes, orders, sources, joint=joint)
         recipes = processes.from_main(compiled)  # how much memory is free has a say in it
-        return state, additions(list(zip(sources, recipes, strict=True)), joint=joint)
+        speed = processes.from_main(partial(probed, state.model))
+        minutes = [forecast_of(recipe, state.model, speed).minutes for recipe in recipes]
+        return state, additions(list(zip(sources, recipes, strict=True)), minutes, joint=joint)
 
     return walk(start, out, options)
 
@@ -104,16 +108,24 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
 # -- 2 construct, 3 edit ----------------------------------------------------------------------------------------------
 
 
-def additions(work: Sequence[tuple[Source, Recipe]], *, joint: bool = False) -> list[StackChange]:
-    """A change for every concept, or one for all of them together."""
-    return [_addition(part) for part in ([work] if joint else [[one] for one in work])]
+def additions(
+    work: Sequence[tuple[Source, Recipe]], minutes: Sequence[float] | None = None, *, joint: bool = False
+) -> list[StackChange]:
+    """A change for every concept, or one for all of them together.
+
+    minutes: forecast for each concept by itself; None: as its recipe says.
+    """
+    minutes = minutes or [recipe.predicted.minutes for _, recipe in work]
+    if joint:
+        return [_addition(work, sum(minutes))]
+    return [_addition([one], its) for one, its in zip(work, minutes, strict=True)]
 
 
-def _addition(work: Sequence[tuple[Source, Recipe]]) -> StackChange:
+def _addition(work: Sequence[tuple[Source, Recipe]], minutes: float) -> StackChange:
     """One more edit, for the concept of `work`, or for all of them together."""
     names = " and ".join(recipe.spec.name for _, recipe in work)
     event = f"added {names}" + (" in one edit" if len(work) > 1 else "")
-    return StackChange(event, partial(_added, work), sum(recipe.predicted.minutes for _, recipe in work))
+    return StackChange(event, partial(_added, work), minutes)
 
 
 def _added(work: Sequence[tuple[Source, Recipe]], run: RunDir, state: StackState, options: RunOptions) -> StackState:

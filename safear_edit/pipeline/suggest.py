@@ -89,7 +89,7 @@ def _builtin() -> list[Spec]:
 
 def _nearness(alike: Similarity, text: str, spec: Spec) -> float:
     names = [spec.erase.concept, *spec.erase.aliases, *spec.paraphrases.train, *spec.paraphrases.held_out]
-    return float(alike([text], names).max())
+    return max(alike([text], names)[0])
 
 
 def _words_of(spec: Spec, text: str) -> Words:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, groupby, zip_longest
-from typing import Any, Literal
+from typing import Literal
 
-Similarity = Callable[[list[str], list[str]], Any]
-"""Two lists of a and b prompts -> (a, b) matrix of similarities in [-1, 1] (array, tensor or nested lists)."""
+Similarity = Callable[[list[str], list[str]], list[list[float]]]
+"""Two lists of a and b prompts -> for each of a, its similarities in [-1, 1] to each of b."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,8 @@ def near_duplicates(
     """Evaluation prompts with a training prompt at `limit` or nearer, nearest first."""
     if not training or not evaluation:
         return []
-    matrix = similarity(list(evaluation), list(training))
     found = []
-    for text, row in zip(evaluation, matrix, strict=True):
-        scores = [float(score) for score in row]
+    for text, scores in zip(evaluation, similarity(list(evaluation), list(training)), strict=True):
         best = max(range(len(scores)), key=scores.__getitem__)
         if scores[best] >= limit:
             found.append(Near(text, training[best], scores[best]))
