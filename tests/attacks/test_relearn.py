@@ -131,6 +131,29 @@ def test_the_control_without_a_style_that_no_model_knows() -> None:
     assert none.control is None and "no control" in none.why and none.curves[0].marks[1].control is None
 
 
+@pytest.mark.parametrize(
+    ("lora", "full", "figure"),
+    [((1, 3), (0, 2), 3), ((1, 1), (2, 2), 2), ((0, 3), (0, 1), 1)],
+    ids=["its own", "the same", "nothing tells them apart"],
+)
+def test_the_control_chooses_its_way_as_the_attack_does(
+    lora: tuple[int, int], full: tuple[int, int], figure: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By finds before the last look (here the first number of two): the attack's best way is all weights."""
+    model, ways = pico("llamagen"), (Way("lora", 8), Way("full", 8))
+    aim, pair = concept(model), Pair.of_edit(model, some_edit(model))
+
+    def curves(self: Relearn, drawer: object, model: object, shown: object, *more: object) -> dict[Way, object]:
+        found = (lora, full) if shown is aim.novel else ((0, 3), (1, 2))
+        looks = [[[True] * count + [False] * (3 - count) for count in counts] for counts in found]
+        return {way: {0: early, 2: last} for way, (early, last) in zip(ways, looks, strict=True)}
+
+    monkeypatch.setattr(Relearn, "_curves", curves)
+    found = Relearn(Relearning(ways=ways)).run(pair, aim, SMALL, 0)
+    assert found.edited.found == 2 and found.best[0].endswith("[all weights, 8 images]")
+    assert found.control is not None and found.control.found == figure
+
+
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_a_killed_run_goes_on_after_its_last_mark(
     weights: Literal["lora", "full"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
