@@ -55,7 +55,8 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Edit:
-    """float32 tensors on the CPU, by state-dict name; log and figure (PNG) are what the method tells of its search.
+    """float32 tensors on the CPU, by state-dict name; log and figure (PNG) are what the method tells of its search,
+    recipes (digests) what it was searched by: no part of what it does to a net, and so of no digest.
 
     lora: `<module>.lora_A` (rank, in) and `<module>.lora_B` (out, rank); info holds their rank and alpha.
     delta: `<weight>` in the weight's own shape.
@@ -66,6 +67,7 @@ class Edit:
     info: EditInfo
     log: MethodLog | None = None
     figure: bytes | None = None
+    recipes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind == "lora":
@@ -179,7 +181,7 @@ class Edit:
         The same edit gives the same bytes, but for `minutes` in INFO.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        about = {"kind": self.kind, "digest": self.digest, "info": self.info.model_dump(mode="json")}
+        about = EditRecord(kind=self.kind, digest=self.digest, info=self.info, recipes=self.recipes)
         if self.log is not None:
             write_atomic(folder / LOG, self.log.model_dump_json(indent=1) + "\n")
         if self.figure is not None:
@@ -190,7 +192,7 @@ class Edit:
             renamed = {f"{PEFT_PREFIX}{name}.weight": tensor for name, tensor in self.tensors.items()}
             write_weights(folder / PEFT_TENSORS, renamed, {"format": "pt", "digest": self.digest})
             write_atomic(folder / PEFT_CONFIG, json.dumps(self._peft_config(), indent=2, sort_keys=True) + "\n")
-        write_atomic(folder / INFO, json.dumps(about, indent=1, sort_keys=True) + "\n")
+        write_atomic(folder / INFO, json.dumps(about.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
 
     def _peft_config(self) -> dict[str, Any]:
         """adapter_config.json: what peft can't default; target_modules is a regular expression that it full-matches."""
@@ -229,7 +231,7 @@ class Edit:
         if weights.name == PEFT_TENSORS:
             tensors = {key.removeprefix(PEFT_PREFIX).removesuffix(".weight"): value for key, value in tensors.items()}
         try:
-            edit = cls(kind, tensors, about.info, *_told(folder))
+            edit = cls(kind, tensors, about.info, *_told(folder), about.recipes)
         except UsageError as error:
             raise TrustError(str(weights), error.expected, error.got, fix) from None
         if edit.digest != about.digest:

@@ -5,11 +5,13 @@ No torch here: the report reads these records without loading a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from safear_edit.errors import TrustError
 from safear_edit.files.atomic import digest_of
 from safear_edit.files.records import StrictRecord
 from safear_edit.spec.spec import concepts_of
@@ -33,11 +35,24 @@ class EditInfo(StrictRecord):
 
 
 class EditRecord(StrictRecord):
-    """edit.json; the digest is of kind, info without minutes, and tensors."""
+    """edit.json; the digest is of kind, info without minutes, and tensors.
+
+    recipes: digests of the recipes that found it, of a joint edit in the order of its concepts; none in older ones.
+    """
 
     kind: str
     digest: str
     info: EditInfo
+    recipes: tuple[str, ...] = ()
+
+
+def refuse_other_recipe(recipes: Sequence[str], recipe: str, where: Path) -> None:
+    """TrustError unless an edit that names `recipes` is one that `recipe`, beside which it lies in the folder `where`,
+    found (digests); an older edit names none."""
+    if recipes and recipe not in recipes:
+        told = ", ".join(f"{digest[:12]}…" for digest in recipes)
+        fix = "get a whole copy of the folder, or make it again"
+        raise TrustError(f"{where}, recipe", f"that of its edit, {told}", f"{recipe[:12]}…", fix)
 
 
 class Round(StrictRecord):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +132,7 @@ def find_edit(
 
     def make() -> None:
         several = [material_of(part, recipe, model) for part, recipe in zip(parts, recipes, strict=True)]
-        search(whole, merged(name, several), recipes[0], model, progress)
+        search(whole, merged(name, several), recipes, model, progress)
 
     constructed = [part.digest("construct") for part in parts]
     read = [digest for recipe in recipes for digest in readers(model, recipe)]
@@ -158,8 +159,10 @@ def material_of(run: RunDir, recipe: Recipe, model: ModelFamily) -> Material:
     return Material(recipe.spec.name, pairs, keep, judge, asked, recipe.spec.erase.concept)
 
 
-def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, progress: Callback) -> None:
-    """Fit the recipe's method to `material` and write edit/; a killed search goes on from its checkpoint in `run`."""
+def search(run: RunDir, material: Material, recipes: Sequence[Recipe], model: ModelFamily, progress: Callback) -> None:
+    """Fit the first recipe's method to `material`, which is of all of them, and write edit/; a killed search goes on
+    from its checkpoint in `run`."""
+    recipe = recipes[0]
     method = registry.lookup("methods", recipe.method.name).load()()
     params = method_params(recipe.method.name, recipe.method.params, "recipe.json")
     pairs, kept = material.pairs, material.keep.prompts if material.keep else ()
@@ -169,7 +172,7 @@ def search(run: RunDir, material: Material, recipe: Recipe, model: ModelFamily, 
     checkpoint = run / "edit.partial.safetensors"
     found = method.fit(model, material, params, seed=recipe.seed, progress=progress, checkpoint=checkpoint)
     shutil.rmtree(run / "edit", ignore_errors=True)  # files of an edit of another kind
-    found.save(run / "edit")
+    replace(found, recipes=tuple(one.digest for one in recipes)).save(run / "edit")
 
 
 ATTACKS = "attacks"

@@ -30,7 +30,7 @@ from torch import nn
 from safear_edit import registry
 from safear_edit.compiler.recipe import Recipe, load_recipe
 from safear_edit.editor.edit import Edit
-from safear_edit.editor.edit_record import EditRecord, StackedEdit, StackRecord
+from safear_edit.editor.edit_record import EditRecord, StackedEdit, StackRecord, refuse_other_recipe
 from safear_edit.editor.stack import Layer, Stack
 from safear_edit.errors import SpecError, TrustError, UsageError
 from safear_edit.evaluate.interference import measured
@@ -233,6 +233,7 @@ def _members(layout: Layout, told: StackedEdit) -> list[Member]:
         edit, recipe = Edit.load(where / "edit"), load_recipe(layout.found_by(name))
         if edit.digest != told.edit or recipe.spec.name != name:
             raise TrustError(str(where), f"{name}'s edit {told.edit[:12]}…", f"{edit.digest[:12]}…", AGAIN)
+        refuse_other_recipe(edit.recipes, recipe.digest, where)
         layer = found[0].layer if found else Layer(told.name, edit, told.strength)
         found.append(Member(layer, recipe, where))
     return found

@@ -418,7 +418,7 @@ def _of_another(stack: StackSection, concepts: Sequence[ConceptReport], digests:
 
 
 def _edit(files: ConceptFiles, recipe: Recipe) -> EditSection:
-    info = read_record(EditRecord, files.edit).info
+    info = files.told_of_edit(recipe).info
     own, peft = (files.edit.with_name(name) for name in ("edit.safetensors", "adapter_model.safetensors"))
     weights = own if own.is_file() else peft
     return EditSection(

@@ -30,7 +30,8 @@ from pydantic import ConfigDict, Field
 
 from safear_edit.attacks import record
 from safear_edit.compiler.plugins import Plugin
-from safear_edit.editor.edit_record import StackRecord
+from safear_edit.compiler.recipe import Recipe, read_recipe
+from safear_edit.editor.edit_record import EditRecord, StackRecord, refuse_other_recipe
 from safear_edit.editor.method_log import LOG
 from safear_edit.errors import SpecError
 from safear_edit.evaluate.scored_images import INDEX, SHEETS
@@ -74,6 +75,14 @@ class ConceptFiles:
     def sheet_names(self) -> tuple[str, ...]:
         """Names of the sheets of scored images, beside their index."""
         return tuple(sorted(path.name for path in self.scored.parent.glob(SHEETS))) if self.scored else ()
+
+    def told_of_edit(self, recipe: Recipe) -> EditRecord:
+        """edit.json; TrustError if it names another recipe than found it: `recipe`, which lies here, or in a stack that
+        beside the edit."""
+        told = read_record(EditRecord, self.edit)
+        found = read_recipe(self.found_by) if self.found_by and told.recipes else recipe
+        refuse_other_recipe(told.recipes, found.digest, self.recipe.parent)
+        return told
 
     @classmethod
     def find(cls, folder: Path) -> ConceptFiles:

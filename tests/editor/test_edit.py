@@ -228,6 +228,16 @@ def test_a_methods_log_travels_with_its_edit_and_changes_no_digest(tmp_path: Pat
         Edit.load(tmp_path)
 
 
+def test_it_names_its_recipes_and_older_ones_are_read(tmp_path: Path) -> None:
+    named = replace(edit(), recipes=("a" * 64,))
+    named.save(tmp_path)
+    assert Edit.load(tmp_path).recipes == named.recipes and named.digest == edit().digest
+    about = json.loads((tmp_path / "edit.json").read_text())
+    del about["recipes"]
+    (tmp_path / "edit.json").write_text(json.dumps(about))
+    assert Edit.load(tmp_path).recipes == ()
+
+
 def test_load_refuses_what_was_changed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         Edit.load(tmp_path)

@@ -109,6 +109,21 @@ def test_a_file_that_is_not_the_reports_is_not_trusted(tmp_path: Path, name: str
         read_folder(folder)
 
 
+def test_an_edit_names_the_recipe_that_found_it(tmp_path: Path) -> None:
+    """And an older one, as `released` makes it, names none."""
+    folder = released(tmp_path / "safe")
+    path, recipe = folder / "edit/edit.json", json.loads((folder / "recipe.json").read_text())["digest"]
+    older = json.loads(path.read_text())
+    for recipes in ([recipe], ["a" * 64, recipe]):
+        path.write_text(json.dumps({**older, "recipes": recipes}))
+        report_again(folder)
+        read_folder(folder)
+    path.write_text(json.dumps({**older, "recipes": ["a" * 64]}))
+    vouch(folder, "edit/edit.json")
+    with pytest.raises(TrustError, match=rf"safe, recipe: expected that of its edit, aaaaaaaaaaaa…, got {recipe[:12]}"):
+        read_folder(folder)
+
+
 def test_outcomes_that_no_report_vouches_for(tmp_path: Path) -> None:
     folder = released(tmp_path / "safe")
     report = json.loads((folder / "report.json").read_text())

@@ -11,6 +11,7 @@ from PIL import Image
 
 from safear_edit import registry
 from safear_edit.compiler.recipe import load_base_recipe
+from safear_edit.editor.edit import Edit
 from safear_edit.editor.fine_tune import adapter_weights, borrowed, inject
 from safear_edit.errors import UsageError
 from safear_edit.families.base import ModelCard, ModelFamily
@@ -146,9 +147,10 @@ def test_a_search_knows_its_captions_before_it_trains(tmp_path: Path, monkeypatc
     method = SimpleNamespace(name="vce", params={"steps": 1, "batch": 1, "keep_weight": 0})
     recipe: Any = SimpleNamespace(method=method, seed=0, digest="d" * 64)
     run: Any = tmp_path
-    steps.search(run, material, recipe, model, silent)
+    steps.search(run, material, [recipe, SimpleNamespace(digest="e" * 64)], model, silent)
     asked = [*dict.fromkeys([*material.pairs.unsafe, *material.pairs.safe, "Picasso"])]
-    assert told == [(asked, tmp_path / "captions.safetensors", "d" * 64)] and (tmp_path / "edit/edit.json").is_file()
+    assert told == [(asked, tmp_path / "captions.safetensors", "d" * 64)]
+    assert Edit.load(tmp_path / "edit").recipes == ("d" * 64, "e" * 64), "a joint edit names each of its recipes"
 
 
 def test_picture_names_are_safe_and_distinct() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_a_release_is_read_back_with_its_base(made: Path) -> None:
     assert released.base(dtype="bfloat16").dtype == torch.bfloat16
     with pytest.raises(UsageError, match="did you mean 'one'"):
         released.member("onne")
+
+
+def test_an_edit_that_another_recipe_found_is_not_read(made: Path) -> None:
+    """As those here, an edit from before it named its recipe says nothing, and is."""
+    folder = made / "concepts/two"
+    edit, recipe = Edit.load(folder / "edit"), json.loads((folder / FOUND_BY).read_text())["digest"]
+    assert edit.recipes == () and Released.read(made)
+    replace(edit, recipes=(recipe,)).save(folder / "edit")
+    assert Released.read(made).members[1].layer.edit.digest == edit.digest, "it is the same edit"
+    replace(edit, recipes=("a" * 64,)).save(folder / "edit")
+    with pytest.raises(TrustError, match=r"concepts/two, recipe: expected that of its edit, aaaaaaaaaaaa…"):
+        Released.read(made)
 
 
 def test_a_run_of_compare_without_its_weights_is_put_on_the_base_of_its_name(
