@@ -54,7 +54,6 @@ from safear_edit.spec.prompts import (
     image_seed,
     near_duplicates,
     normalise,
-    unaccented,
 )
 from safear_edit.spec.spec import Images, PreserveGroup, Spec
 from safear_edit.spec.text import Part
@@ -396,9 +395,8 @@ def seen_names(recipe: Recipe) -> list[str]:
     found = held_out_in_training(recipe)
     if not found:
         return []
-    training = len({unaccented(text) for text in recipe.training_prompts})
     each = ", ".join(f"{shortened(name)} in {count}" for name, count in found.items())
-    shown = "" if recipe.spec.kind == "category" else f" ({each} of {training})"
+    shown = "" if recipe.spec.kind == "category" else f" ({each} of {len(recipe.training_words)})"
     return [f"paraphrase: training prompts have {len(found)} held-out names in other names{shown}"]
 
 

@@ -320,6 +320,11 @@ with _construct_is_a_field():
             """Every prompt that training sees."""
             return training_prompts(self.construct.pairs, self.keep)
 
+        @cached_property
+        def training_words(self) -> frozenset[str]:
+            """The same as names are compared: different ones, without case, punctuation and accents."""
+            return frozenset(map(unaccented, self.training_prompts))
+
 
 class Card(Protocol):
     """What compiling needs to know of a model; `families.base.ModelCard` has it."""
@@ -372,7 +377,7 @@ def training_prompts(pairs: Sequence[PairPrompt], keep: Sequence[KeepPrompt]) ->
 
 def held_out_in_training(recipe: Recipe) -> dict[str, int]:
     """Held-out names that training prompts have as parts of longer names or but for accents -> in how many prompts."""
-    training, found = {f" {unaccented(text)} " for text in recipe.training_prompts}, dict[str, int]()
+    training, found = [f" {text} " for text in recipe.training_words], dict[str, int]()
     for name in recipe.spec.paraphrases.held_out:
         words = unaccented(re.sub(r"^(a|an|the)\s+(?=\S)", "", name, flags=re.IGNORECASE))  # "A. Smith" has no article
         if count := sum(f" {words} " in text for text in training):

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from safear_edit.compiler.recipe import Recipe
-from safear_edit.spec.pools import pools
+from safear_edit.spec.pools import Pools
 from safear_edit.spec.prompts import Prompt, normalise
 
 
-def contents(recipe: Recipe) -> Mapping[str, str]:
-    """Prompt id → its content cluster, within its slice."""
-    found = pools(recipe.spec)
+def contents(recipe: Recipe, found: Pools) -> Mapping[str, str]:
+    """Prompt id → its content cluster, within its slice; `found`: the prompts of the recipe's spec."""
     pool: dict[str, list[Prompt]] = {
         "direct": found.direct,
         "paraphrase": found.paraphrase,
@@ -31,10 +30,10 @@ def contents(recipe: Recipe) -> Mapping[str, str]:
     }
 
 
-def ways(recipe: Recipe) -> Mapping[str, tuple[str, str]]:
+def ways(recipe: Recipe, found: Pools) -> Mapping[str, tuple[str, str]]:
     """Prompt id → by which name and in which sentence it asks for the concept; not for a prompt that the spec's
-    templates don't give, nor for one of a preserved group."""
-    spec, found = recipe.spec, pools(recipe.spec)
+    templates don't give, nor for one of a preserved group. `found`: as for `contents`."""
+    spec = recipe.spec
     pool = {"direct": found.direct, "paraphrase": found.paraphrase, "template": found.template}
     forms = dict.fromkeys(pool, spec.erase.templates) | {"template": spec.paraphrases.held_out_templates}
     asked = {

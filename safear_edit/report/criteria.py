@@ -32,6 +32,7 @@ from safear_edit.report.schema import (
     UnderstoodSlice,
     Validation,
 )
+from safear_edit.spec.pools import pools
 from safear_edit.spec.spec import CONCEPT, Gates, Understanding
 
 CATEGORY = "category"
@@ -225,7 +226,8 @@ def by_slice(rows: Sequence[Outcome], recipe: Recipe, path: Path) -> list[Slice]
     if unknown := sorted(set(found) - {prompt.id for prompt in evaluate.prompts}):
         got = f"unknown id {unknown[0]}"
         raise SpecError(str(path), "only prompts of the recipe", got, "evaluate this recipe again")
-    slices, shared, asked_by = [], contents(recipe), ways(recipe)
+    drawn = pools(recipe.spec)
+    slices, shared, asked_by = [], contents(recipe, drawn), ways(recipe, drawn)
     for key in dict.fromkeys(prompt.slice for prompt in evaluate.prompts):
         prompts = recipe.slice(key)
         part = [_candidate(prompt, found[prompt.id], path) for prompt in prompts]

@@ -18,6 +18,7 @@ from safear_edit.compiler.compile import (
     cut_lines,
     recipe_warnings,
     refuse_unstated,
+    seen_names,
 )
 from safear_edit.compiler.cost import Work, declared, predict
 from safear_edit.compiler.recipe import (
@@ -33,7 +34,7 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.files.records import parse
 from safear_edit.files.strict import parse_yaml
 from safear_edit.registry import builtin_folder, lookup
-from safear_edit.spec.prompts import normalise, overlap, side
+from safear_edit.spec.prompts import normalise, overlap, side, unaccented
 from safear_edit.spec.spec import Images, Spec, load_spec
 from tests.test_registry import add_plugin
 
@@ -285,6 +286,19 @@ def test_held_out_names_that_training_reads_are_noted() -> None:
     assert "'a pop artist'" in line and "A. Warhol" not in line
     hidden = monet.model_copy(update={"spec": monet.spec.model_copy(update={"kind": "category"})})
     assert "impressionist" not in " ".join(recipe_warnings(hidden))
+
+
+def test_training_prompts_are_brought_into_one_form_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, told = compile_recipe(concept("monet"), Card(), load_base_recipe("vce"), overrides=SMALL), list[str]()
+
+    def counting(text: str) -> str:
+        told.append(text)
+        return unaccented(text)
+
+    for module in ("compile", "recipe"):
+        monkeypatch.setattr(f"safear_edit.compiler.{module}.unaccented", counting, raising=False)
+    assert seen_names(recipe) and seen_names(recipe)
+    assert len(told) == len(recipe.training_prompts) + 2 * len(recipe.spec.paraphrases.held_out)
 
 
 def test_words_that_meet_in_one_sentence_are_refused() -> None:

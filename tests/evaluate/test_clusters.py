@@ -26,11 +26,11 @@ def test_wordings_of_one_content_share_a_cluster() -> None:
                 for i, one in enumerate(drawn.preserve["other-styles"])]  # fmt: skip
     prompts.append(asked("direct", "words that no template gives", "style=picasso", 9999))
     recipe: Any = SimpleNamespace(spec=spec, evaluate=SimpleNamespace(prompts=prompts))
-    found = contents(recipe)
+    found = contents(recipe, drawn)
     direct = {found[prompt.id] for prompt in prompts if prompt.slice == "direct"}
     assert len(direct) == len({one.subject for one in drawn.direct}) + 1 < len(drawn.direct) / 10
     assert found["direct-9999"] == "direct-9999"
-    by = ways(recipe)
+    by = ways(recipe, drawn)
     assert by["direct-0"][0] == f"the name {drawn.direct[0].name}" and by.keys() == {
         prompt.id for prompt in prompts if prompt.slice == "direct" and prompt.id != "direct-9999"
     }

@@ -38,6 +38,7 @@ from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Clustered, Report, report_schema, verdict
 from safear_edit.report.sentences import erasure_criteria
+from safear_edit.spec import pools
 from safear_edit.spec.spec import Gates
 from tests.evaluate.test_likelihood import drawn_pack, made_audit, made_edit
 
@@ -305,6 +306,13 @@ def test_a_held_out_name_inside_a_longer_name_of_training_is_told(tmp_path: Path
     direct, paraphrase, _ = build_report(RunFiles.find(root)).concepts[0].erasure
     assert paraphrase.meaning.endswith(f"held out of training (but {said} stood in other names there)")
     assert direct.meaning == "asked by the names that the edit was trained on"
+
+
+def test_a_specs_prompts_are_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, expand, made = make_run(tmp_path), pools.expand, list[str]()
+    monkeypatch.setattr(pools, "expand", lambda *given: made.append(given[-1]) or expand(*given))
+    build_report(RunFiles.find(root))
+    assert len(made) == 3, "by training names, by held-out ones and in held-out forms"
 
 
 def test_prompts_of_a_file_that_were_left_out_are_counted(tmp_path: Path, report: Report) -> None:
@@ -625,7 +633,7 @@ def test_a_name_that_brings_the_concept_back_fails_the_slice(
     spread = build_report(RunFiles.find(root))
     assert decisions(spread)["erasure/testpainter/paraphrase"] == "PASS" and spread.concepts[0].erasure[1].leak is None
     monkeypatch.setattr(
-        criteria, "ways", lambda recipe: {p.id: (f"name {int(p.id[-4:]) % 8}",) for p in recipe.evaluate.prompts}
+        criteria, "ways", lambda recipe, _: {p.id: (f"name {int(p.id[-4:]) % 8}",) for p in recipe.evaluate.prompts}
     )
     report = build_report(RunFiles.find(root))
     (line,) = (one for one in report.verdict.criteria if one.decision != "PASS")

@@ -63,7 +63,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(root: Path) -> Report:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(criteria, "contents", lambda recipe: {p.id: cluster(p.id) for p in recipe.evaluate.prompts})
+        patch.setattr(criteria, "contents", lambda recipe, _: {p.id: cluster(p.id) for p in recipe.evaluate.prompts})
         return build_report(RunFiles.find(root, model=root))
 
 
@@ -276,7 +276,7 @@ def test_the_gate_counts_the_same(report: Report, pairs: Pairs, root: Path, tmp_
     (root / "report.json").write_text(report.to_json())
     (root / "README.md").write_text(model_card(report))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(criteria, "contents", lambda recipe: {p.id: cluster(p.id) for p in recipe.evaluate.prompts})
+        patch.setattr(criteria, "contents", lambda recipe, _: {p.id: cluster(p.id) for p in recipe.evaluate.prompts})
         record = read_folder(root)
     for key, both in pairs.items():
         rows = record.slices()["testpainter", key]
