@@ -174,14 +174,15 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def opened(out: Path, *, overwrite: bool = False) -> Iterator[RunDir]:
+def opened(out: Path, *, overwrite: bool = False, kind: str = "run") -> Iterator[RunDir]:
     """The working folder for `out`, locked against a second process; it stays when the run fails, for resuming.
 
+    kind: the end of its name; another one for work that isn't a run's, whose unfinished folder stays as it is.
     One that fails before it wrote a file leaves nothing. UsageError if `out` exists (without `overwrite`), if another
     process works on it, or if the disk is nearly full.
     """
     out = out.absolute()
-    run = RunDir(out.with_name(f".{out.name}.run"), out)
+    run = RunDir(out.with_name(f".{out.name}.{kind}"), out)
     lock = FileLock(run.root / LOCK)
     try:
         processes.from_main(lambda: _begin(run, lock, overwrite=overwrite))

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from safear_edit.evaluate.own_prompts import Comparison
     from safear_edit.evaluate.quality import Quality
     from safear_edit.families.base import ModelFamily, Sampling
+    from safear_edit.judges.base import Judge
+    from safear_edit.pipeline.judged import Judged
     from safear_edit.report.schema import Understood
-    from safear_edit.spec.prompt_files import FilePrompt
+    from safear_edit.spec.prompt_files import FilePrompt, PromptFile
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,9 @@ def compare_prompts(
     A caption that either model doesn't read to its end is left out for both, unless `include_cut`; skip_bad: so are
     rows of the file that can't be taken. layout: the benchmark whose columns the file has. Batches are kept in the
     user's cache until the end, so that the same call continues after it was killed. out: a new folder for images, a CSV
-    and a page (pipeline/judged.py), by one process; UsageError for one that exists. Images come and go by the batch,
-    and prompts wait in a temporary file: a hundred thousand of them take a few MB.
+    and a page (pipeline/judged.py), by one process; UsageError for one that exists or is being made. Images come and go
+    by the batch, and prompts wait in a temporary file: a hundred thousand of them take a few MB.
     """
-    from safear_edit.evaluate.own_prompts import Comparison, Overall, cut_captions, seen_by, without
-    from safear_edit.files.sequences import Picked
-    from safear_edit.judges.draw import drawn_by
     from safear_edit.pipeline.judged import Judged
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
@@ -143,12 +142,26 @@ def compare_prompts(
     file = processes.from_main(lambda: read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark))
     pair = ModelPair.load(models, how)
     concept = spec_for(spec, pair.base.card.images)
-    judge = concept_judge(concept)
+    opened = Judged.opened(out, hide=concept.kind == "category") if out else nullcontext()
+    with opened as pages:
+        found = _compared(pair, file, concept_judge(concept), progress, pages, include_cut=include_cut)
+        if pages:
+            pages.publish(found)
+    return found
+
+
+def _compared(
+    pair: ModelPair, file: PromptFile, judge: Judge, progress: Callback, pages: Judged | None, *, include_cut: bool
+) -> Comparison:
+    """What both models draw of the file's prompts; pages: gets every image."""
+    from safear_edit.evaluate.own_prompts import Comparison, Overall, cut_captions, seen_by, without
+    from safear_edit.files.sequences import Picked
+    from safear_edit.judges.draw import drawn_by
+
     cut = cut_captions(pair.base, file.prompts)
     asked = file.prompts if include_cut else without(file.prompts, cut)
     overall, (first, second) = Overall(progress, 2 * len(asked)), pair.names
     store = processes.from_main(lambda: _store(pair, _digest(file.prompts), judge.digest))
-    pages = Judged.of(out, hide=concept.kind == "category") if out else None
     base_store = store and store / "reference"
     keep = pages.keeping(0, asked) if pages else None
     before = seen_by(pair.base, asked, judge, pair.sampling, overall.of(first, 0), base_store, keep)
@@ -163,10 +176,7 @@ def compare_prompts(
         shutil.rmtree(store, ignore_errors=True)
     both = (Picked(before, kept.numbers), after)
     notes = file.notes if store else (*file.notes, "no folder in the user's cache: a killed call would begin again")
-    found = Comparison(pair.names, judge.id, kept, both, (*cut, *more), include_cut, notes, file.bad)
-    if pages:
-        pages.publish(found)
-    return found
+    return Comparison(pair.names, judge.id, kept, both, (*cut, *more), include_cut, notes, file.bad)
 
 
 QUALITY = 96

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import html
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from safear_edit.construct.sheets import small_tile
 from safear_edit.evaluate.own_prompts import Comparison, Seen
-from safear_edit.files.rundir import refuse_existing
+from safear_edit.files import rundir
+from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline import page as pages
 from safear_edit.spec.prompt_files import FilePrompt
 
@@ -28,19 +30,30 @@ SAID = {True: "found", False: "not found", None: "cannot tell"}
 class Judged:
     """The folder while it is made, beside its place; hide: images are reduced to blocks first (categories)."""
 
-    out: Path
-    work: Path
+    run: RunDir
     hide: bool
 
     @classmethod
-    def of(cls, out: Path, *, hide: bool) -> Judged:
-        """UsageError for a folder that exists: told before anything is drawn."""
-        refuse_existing(out, overwrite=False)
-        work = out.absolute().with_name(f".{out.name}.partial")
-        shutil.rmtree(work, ignore_errors=True)
-        for side in SIDES:
-            (work / side).mkdir(parents=True)
-        return cls(out.absolute(), work, hide)
+    @contextmanager
+    def opened(cls, out: Path, *, hide: bool) -> Iterator[Judged]:
+        """A place to write to, gone at the end of the block; what is published by then is `out`.
+
+        UsageError for a folder that exists, or that another process is at work on: told before anything is drawn.
+        """
+        with rundir.opened(out, kind="judged") as run:
+            made = cls(run, hide)
+            shutil.rmtree(made.work, ignore_errors=True)
+            try:
+                for side in SIDES:
+                    (made.work / side).mkdir(parents=True)
+                yield made
+            finally:
+                shutil.rmtree(made.work, ignore_errors=True)
+
+    @property
+    def work(self) -> Path:
+        """Where it is until it is whole."""
+        return self.run / self.run.out.name
 
     def keeping(self, side: int, prompts: Sequence[FilePrompt]) -> Callable[[int, NDArray[np.uint8]], None]:
         """Writes the image of the prompt with that number."""
@@ -60,8 +73,7 @@ class Judged:
                 cells = [cell for side, seen in enumerate(found.seen) for cell in _cells(side, one, seen[i])]
                 writer.writerow([one.id, one.prompt, str(one.seed), *cells])
         (self.work / PAGE).write_text(_page(found), encoding="utf-8")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.work.rename(self.out)
+        self.run.publish(self.work, overwrite=False)
 
 
 def image_name(side: int, prompt: FilePrompt) -> str:

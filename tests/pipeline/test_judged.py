@@ -21,11 +21,12 @@ PROMPTS = (FilePrompt("a house", 1, "one"), FilePrompt('a <script>, "quoted"', 2
 
 
 def made(out: Path, *, hide: bool = False) -> Comparison:
-    model, folder = LlamaGen.pico(), Judged.of(out, hide=hide)
-    seen = tuple(seen_by(model, PROMPTS, Bright(), None, silent, keep=folder.keeping(side, PROMPTS)) for side in (0, 1))
-    found = Comparison(("base", "safe"), "bright", PROMPTS, (seen[0], seen[1]))
-    assert not out.exists(), "the folder appears whole"
-    folder.publish(found)
+    model = LlamaGen.pico()
+    with Judged.opened(out, hide=hide) as folder:
+        seen = [seen_by(model, PROMPTS, Bright(), None, silent, keep=folder.keeping(side, PROMPTS)) for side in (0, 1)]
+        found = Comparison(("base", "safe"), "bright", PROMPTS, (seen[0], seen[1]))
+        assert not out.exists(), "the folder appears whole"
+        folder.publish(found)
     return found
 
 
@@ -45,7 +46,20 @@ def test_what_is_left(tmp_path: Path) -> None:
     page = (out / "index.html").read_text()
     assert "<script>" not in page and "a &lt;script&gt;" in page and rows[1]["image of safe"] in page
     with pytest.raises(UsageError, match="one that exists"):
-        Judged.of(out, hide=False)
+        made(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["judged"]
+
+
+def test_two_calls_at_once_are_kept_apart(tmp_path: Path) -> None:
+    """And one that fails leaves nothing."""
+    out = tmp_path / "judged"
+    with pytest.raises(KeyboardInterrupt), Judged.opened(out, hide=False) as folder:
+        with pytest.raises(UsageError, match=r"judged: expected no other run on this output, got one at work; wait"):
+            made(out)
+        folder.keeping(0, PROMPTS)(0, np.zeros((4, 4, 3), np.uint8))
+        assert (folder.work / image_name(0, PROMPTS[0])).is_file()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_of_a_category_are_blocks(tmp_path: Path) -> None:
