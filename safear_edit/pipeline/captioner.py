@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from safear_edit.errors import UsageError
-from safear_edit.families.load import load_model
+from safear_edit.families.fetch import pulled
+from safear_edit.families.load import load_model, shipped
 from safear_edit.families.reference import ModelRef
+from safear_edit.files.atomic import digest_of, sha256_file
+from safear_edit.registry import PACKAGE
 
 if TYPE_CHECKING:
     from safear_edit.compiler.recipe import Recipe
@@ -46,6 +49,25 @@ def load_captioner(name: str, device: str = "cpu") -> Describes:
     if "understanding" not in found.provides:
         raise UsageError(where, "a family that answers questions about images", found.name, "take janus:mini")
     return Beside(found)
+
+
+def captioner_files(recipe: Recipe) -> tuple[str, ...]:
+    """Digest of the files of a recipe's captioner, of which the recipe has the name alone; nothing where nobody
+    describes, where the model itself does, and where there are no such files yet."""
+    name = recipe.construct.captioner
+    folder = _folder_of(name) if name else None
+    if folder is None:
+        return ()
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return (digest_of(*(part for file in files for part in (file, sha256_file(folder / file)))),)
+
+
+def _folder_of(name: str) -> Path | None:
+    """Where a captioner's files lie; None of published weights that aren't here."""
+    if _is_foreign(name):
+        return Path(name)
+    ref = ModelRef.parse(name)
+    return ref.path or pulled(ref) or (PACKAGE / "minis" / ref.family if shipped(ref) else None)
 
 
 def _is_foreign(name: str) -> bool:

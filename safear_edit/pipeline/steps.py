@@ -55,6 +55,7 @@ NOT_RELEASED = ("pairs/pairs.safetensors", *KEEP_FILES)
 def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callback, below: str = "") -> None:
     """Contrastive pairs, and the model's own images of what must stay; `below` is the digest of edits it holds."""
     from safear_edit.construct.pairs import build_keep, save_sheet
+    from safear_edit.pipeline.captioner import captioner_files
 
     model.keep_captions(captions_of(recipe), run / "captions.safetensors", recipe.digest)
 
@@ -68,7 +69,8 @@ def construct(run: RunDir, recipe: Recipe, model: ModelFamily, progress: Callbac
         save_sheet(pairs, model, run / "images/pairs.png", hide=recipe.spec.kind == "category")
 
     files = PAIR_FILES + (KEEP_FILES if recipe.keep else ())
-    run.step("construct", digest_of(recipe.digest, below, *readers(model, recipe)), files, make)
+    inputs = digest_of(recipe.digest, below, *readers(model, recipe), *captioner_files(recipe))
+    run.step("construct", inputs, files, make)
 
 
 def pairs_of(recipe: Recipe, model: ModelFamily, progress: Callback) -> Pairs:

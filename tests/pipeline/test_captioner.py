@@ -15,7 +15,11 @@ from safear_edit.construct.captions import refiner_of
 from safear_edit.errors import UsageError
 from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.files.atomic import digest_of
+from safear_edit.files.rundir import RunDir
+from safear_edit.pipeline import steps
 from safear_edit.pipeline.captioner import Captioner, captioner_of, load_captioner
+from safear_edit.progress import silent
 from safear_edit.spec.spec import load_spec
 
 
@@ -83,6 +87,28 @@ def test_a_model_of_transformers_describes_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a model that transformers loads") as refused:
         load_captioner(str(tmp_path))
     assert "\n" not in str(refused.value)
+
+
+def test_pairs_are_made_again_with_another_captioner_in_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe has its name alone; without one, a run goes on with the pairs that it has."""
+    folder, model, inputs = tmp_path / "blip", LlamaGen.pico(), list[str]()
+    folder.mkdir()
+    _blip(folder)
+    monkeypatch.setattr(RunDir, "step", lambda run, name, asked, *how: inputs.append(asked))
+    run = RunDir(tmp_path, tmp_path / "out")
+    plain, mini, beside = (_recipe(model, *sets) for sets in ((), ("construct.captioner=janus:mini",),
+                                                              (f"construct.captioner={folder}",)))  # fmt: skip
+    for recipe in (plain, mini, beside, beside):
+        steps.construct(run, recipe, model, silent)
+    assert inputs[0] == digest_of(plain.digest, "", *steps.readers(model, plain)), "as before there were captioners"
+    assert inputs[1] != digest_of(mini.digest, "", *steps.readers(model, mini)) and inputs[2] == inputs[3]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    steps.construct(run, beside, model, silent)
+    assert inputs[4] != inputs[2]
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("llamagen", "answers questions"), ("./nothing", "a model directory")])
