@@ -15,6 +15,7 @@ from torch import Tensor
 from safear_edit.cli import main
 from safear_edit.construct.pairs import Pairs
 from safear_edit.construct.pairs_record import PairStats
+from safear_edit.errors import UsageError
 from safear_edit.evaluate import cartography
 from safear_edit.evaluate.cartography import ConceptMap, Group, evidence, layer_modules, switching, token_groups
 from safear_edit.families.llamagen import LlamaGen
@@ -54,6 +55,15 @@ def test_evidence_is_the_gap_of_log_probabilities(model: LlamaGen, pairs: Pairs)
             token_logprobs(model.logits(model.condition(p), pairs.unsafe_ids), pairs.unsafe_ids) for p in (UNSAFE, SAFE)
         )
     torch.testing.assert_close(evidence(model, pairs, silent), one - other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_gives_no_numbers_has_no_map(value: float, pairs: Pairs) -> None:
+    broken = LlamaGen.pico()
+    with torch.no_grad():
+        broken.net.get_parameter(f"{broken.editable('all')[0]}.weight").fill_(value)
+    with pytest.raises(UsageError, match=r"likelihoods: expected .*numbers"):
+        evidence(broken, pairs, silent)
 
 
 def test_switching_counts_from_neutral_to_whole(model: LlamaGen, pairs: Pairs) -> None:
