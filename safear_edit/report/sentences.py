@@ -395,16 +395,19 @@ def worst_slice(concept: ConceptReport) -> ErasureSlice:
 
 def summary(concepts: Sequence[ConceptReport], criteria: Sequence[Criterion], judges: Sequence[JudgeSection]) -> str:
     """The verdict in sentences: the worst slice of each concept, which criteria are open, which gates are looser than
-    the usual ones, and which judges nobody measured: a verdict that rests on those must not read like any other."""
-    sentences = []
+    the usual ones, and which judges nobody measured: a verdict that rests on those must not read like any other. Where
+    one of them says that the concept is gone, the first sentence says so: no card must not read better than a weak one,
+    which leaves the verdict open."""
+    sentences, known = [], {criterion.id for criterion in criteria}
     for concept in concepts:
         worst = worst_slice(concept)
         if worst.erased is None:
             sentences.append(f"{concept.concept}: no prompt of slice {worst.slice} counted.")
             continue
         e = worst.erased
+        blind = "" if f"judge/{concept.name}" in known else ", by a judge whose errors were never measured,"
         sentences.append(
-            f"{concept.concept} was not detected in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
+            f"{concept.concept} was not detected{blind} in {e.k} of {e.n} images of the worst slice ({worst.slice}), "
             f"{percent(e.estimate)}, two-sided 95 % interval {percent(e.low)} to {percent(e.high)}; "
             f"{strict_text(worst)}{_weaker_by_content(worst)}{leak_text(worst)}."
         )

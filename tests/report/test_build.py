@@ -31,6 +31,7 @@ from safear_edit.evaluate.likelihood import audit
 from safear_edit.evaluate.likelihood_record import Audit, save_skipped
 from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.families.llamagen import LlamaGen
+from safear_edit.pipeline.publish import Result
 from safear_edit.report import criteria
 from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import FOUND_BY, RunFiles
@@ -258,6 +259,21 @@ def test_the_verdict_says_which_judges_nobody_measured(report: Report) -> None:
     assert report.verdict.summary.endswith(
         "How often these judges err was never measured: gallery@test (object=thing)."
     )
+
+
+def test_a_concept_whose_judge_nobody_measured_is_told_so_in_the_first_sentence(tmp_path: Path) -> None:
+    """It may be used, and decides as any other; a weak card, which leaves the verdict open, must not read worse."""
+    root = make_run(tmp_path)
+    judges = json.loads((root / "judges.json").read_text())
+    assert judges[1]["label"] == "style=testpainter"
+    _write(root / "judges.json", [judges[0], judges[1] | {"card": None}])
+    found = build_report(RunFiles.find(root))
+    said = "Testpainter was not detected, by a judge whose errors were never measured, in "
+    assert found.verdict.status == "PASS" and found.verdict.summary.startswith(said)
+    first_screen, rest = render_html(found, root).split('<section id="not-tested">')
+    assert said in first_screen and said not in rest and said in model_card(found)
+    result = Result(root, found, signed=True, unsigned_on_purpose=False)
+    assert result.lines[0].startswith(said) and result.as_json()["summary"].startswith(said)
 
 
 def test_only_prompts_that_the_base_model_follows_count(report: Report) -> None:

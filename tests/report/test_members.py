@@ -171,7 +171,7 @@ def test_a_slice_that_failed_is_worse_than_one_with_a_few_prompts(report: Report
         for one in (thin, failed)
     ]
     said = summary([told], lines, ())
-    assert f"not detected in 230 of 250 images of the worst slice ({failed.slice})" in said
+    assert f"never measured, in 230 of 250 images of the worst slice ({failed.slice})" in said
     assert f"0 of 2 criteria are met; not met: {lines[1].id}; undecided: {lines[0].id}." in said
 
 
