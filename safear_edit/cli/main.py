@@ -8,6 +8,7 @@ at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ another verb starts with the person's own OFFLINE."""
 def main() -> NoReturn:
     """The program; __main__.py imports and starts it."""
     terminal.be_a_program()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # else the interpreter looks for garbage in all that ends with it, for half a second after torch
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -349,11 +349,11 @@ def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: i
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a small model takes on its device: to draw an image under guidance, and to run one row forward
-    without gradients, each among PROBED.
+    """Seconds that a small model takes on its device and by one thread: to draw an image under guidance, and to run one
+    row forward without gradients, each among PROBED.
 
-    The numbers that make a run's minutes of it are fitted to concepts/picasso.yaml by VCE on llamagen:mini and
-    infinity:mini (two cores with nothing else to do, 30 November 2026: 5.7 and 5.5 minutes).
+    What a run makes of them is fitted to concepts/picasso.yaml by VCE on llamagen:mini, infinity:mini and janus:mini
+    (two cores with nothing else to do, 30 November 2026: 5.7, 5.5 and 7.1 minutes).
     """
 
     image: float
@@ -364,38 +364,58 @@ PROBED = 8
 """Images that a probe draws together. A run's batches are larger, so it draws faster, which DRAWN makes up for."""
 DRAWN = 0.27
 """Seconds that a run takes to draw an image, for each that the probe takes to draw one."""
-JUDGED_ROWS = 2.3
+JUDGED_ROWS = 1.27
 """What decoding and judging an image take, in rows."""
-TRAINED = 0.8
+TRAINED = 0.52
 """Seconds of a row of a training step, counted in forward passes, for each of the probe's."""
-REST_ROWS = 6500
+REST_ROWS = 4200
 """What imports, likelihoods of the reference images, report, pages and signature take, in rows."""
+THREADS = 2
+"""Threads for which these hold."""
+SHARED = {"drawing": 0.3, "rows": 0.85}
+"""Part of the work that threads share: a second one draws 1.07 and 1.37 times as fast on llamagen:mini and
+infinity:mini, and reads rows 1.7 and 1.8 times."""
 
 
 def pace_of(model: ModelFamily, clock: Callable[[], float] = perf_counter) -> Pace:
-    """Measured on the model, in less than a second for a mini on two idle cores.
+    """Measured on the model, in less than a second for a mini on an idle core.
 
-    Whatever else the device does meanwhile is measured with it, as it would slow the run too.
+    By one thread: several wait for each other wherever something else has one of the cores, and a probe so short would
+    measure that alone, by up to thirty times.
     """
     import torch
 
     def seconds(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
         start = clock()
-        made = run()
+        made = run().cpu()
         return (clock() - start) / PROBED, made
 
-    condition = model.condition([f"number {number}" for number in range(PROBED)])
-    image, ids = seconds(lambda: model.generate(condition, range(PROBED)))
-    if "denoising" in model.provides:  # an image is so many passes of two rows
-        return Pace(image, image / (2 * model.card.passes))
-    with torch.no_grad():
-        return Pace(image, min(seconds(lambda: model.logits(condition, ids))[0] for _ in range(3)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        condition = model.condition([f"number {number}" for number in range(PROBED)])
+        image, ids = seconds(lambda: model.generate(condition, range(PROBED)))
+        if "denoising" in model.provides:  # an image is so many passes of two rows
+            return Pace(image, image / (2 * model.card.passes))
+        with torch.no_grad():
+            return Pace(image, seconds(lambda: model.logits(condition, ids))[0])
+    finally:
+        torch.set_num_threads(threads)
 
 
-def paced_seconds(work: Work, images: int, pairs: int, pace: Pace) -> float:
+def paced_seconds(work: Work, images: int, pairs: int, pace: Pace, threads: int = THREADS) -> float:
     """A whole run of a small model that draws `images` in all; a row that trains costs three forwards."""
     trained = work.steps * (3 * work.rows + work.taught) + work.read * pairs
-    return images * DRAWN * pace.image + (images * JUDGED_ROWS + trained * TRAINED + REST_ROWS) * pace.row
+    rows = images * JUDGED_ROWS + trained * TRAINED + REST_ROWS
+    return images * DRAWN * pace.image * _beside_two(threads, "drawing") + rows * pace.row * _beside_two(
+        threads, "rows"
+    )
+
+
+def _beside_two(threads: int, what: str) -> float:
+    """Time by so many threads beside that by THREADS (Amdahl's law)."""
+    alone = 1 - SHARED[what]
+    return (alone + SHARED[what] / threads) / (alone + SHARED[what] / THREADS)
 
 
 def _in_layers(model: ModelFamily) -> float:
@@ -423,11 +443,18 @@ def forecast(
 ) -> Forecast:
     """Of a run that draws `images` in all and learns from `pairs`, by what `probed` found."""
     if isinstance(speed, Pace):
-        seconds = paced_seconds(work, images, pairs, speed)
+        seconds = paced_seconds(work, images, pairs, speed, _threads(model))
     else:
         seconds = drawing_seconds(model, images, speed) + training_seconds(model, work, params, pairs, speed)
     where = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
     return Forecast(seconds / 60, stage_bytes(model, params, work, trainable), where)
+
+
+def _threads(model: ModelFamily) -> int:
+    """Threads that share a run's work; another device than the CPU has its own ways, which its pace tells."""
+    import torch
+
+    return torch.get_num_threads() if model.device.type == "cpu" else THREADS
 
 
 def probed(model: ModelFamily) -> Speed | Pace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,6 +18,7 @@ from safear_edit.compiler.cost import (
     draw_within,
     learn_within,
     pace_of,
+    paced_seconds,
     stage_bytes,
     training_bytes,
     training_seconds,
@@ -190,30 +190,36 @@ def test_a_forecast_names_the_stage_that_needs_most(model: LlamaGen) -> None:
 
 
 @pytest.mark.parametrize("kind", [LlamaGen, Infinity, Diffusion])
-def test_a_small_model_is_timed_itself(kind: type[ModelFamily]) -> None:
-    """By a clock that goes on by a second whenever it is read: a row is the quickest of three."""
-    own, ticks = kind.pico(), itertools.count()
-    assert pace_of(own, lambda: next(ticks)) == Pace(
-        1 / 8, 1 / 8 / (2 * own.card.passes) if kind is Diffusion else 1 / 8
-    )
+def test_a_small_model_is_timed_itself_by_one_thread(kind: type[ModelFamily]) -> None:
+    """By a clock that goes on by a second whenever it is read."""
+    own, threads = kind.pico(), list[int]()
+    before = torch.get_num_threads()
+
+    def clock() -> float:
+        threads.append(torch.get_num_threads())
+        return float(len(threads))
+
+    assert pace_of(own, clock) == Pace(1 / 8, 1 / 8 / (2 * own.card.passes) if kind is Diffusion else 1 / 8)
+    assert set(threads) == {1} and torch.get_num_threads() == before
 
 
-def test_a_slower_machine_takes_longer_in_all_it_does(model: LlamaGen) -> None:
-    here, images = Pace(image=0.07, row=0.007), 5000
-    found = cost.forecast(model, PARAMS, work(PARAMS), 1000, images, 8, here).minutes
-    slow = cost.forecast(model, PARAMS, work(PARAMS), 1000, images, 8, Pace(0.21, 0.021)).minutes
-    assert slow == pytest.approx(3 * found)
-    more = cost.forecast(model, PARAMS, work(PARAMS), 1000, 2 * images, 8, here).minutes
-    each = 60 * (more - found) / images
+def test_a_slower_machine_takes_longer_in_all_it_does_and_more_threads_a_shorter_time() -> None:
+    here, images, steps = Pace(image=0.078, row=0.011), 5000, Work(steps=120, rows=57)
+    found = paced_seconds(steps, images, 160, here)
+    assert paced_seconds(steps, images, 160, Pace(0.234, 0.033)) == pytest.approx(3 * found)
+    each = (paced_seconds(steps, 2 * images, 160, here) - found) / images
     assert here.row < each < here.image, "a batch draws faster than a probe, and every image is judged"
+    one, many = (paced_seconds(steps, images, 160, here, threads) for threads in (1, 16))
+    assert 1.2 * found < one < 2 * found and found / 3 < many < found / 1.2
 
 
-def test_the_runs_that_the_pace_is_fitted_to_take_what_they_took() -> None:
-    """Minutes of whole walks on two cores beside the paces measured around them: within a half of it, as promised."""
-    for row, image, rows, minutes in (
-        (0.007, 0.068, 170.4, 5.7),
-        (0.0095, 0.0145, 144, 5.5),
-        (0.0075, 0.088, 144, 7.06),
-    ):
-        pace, steps = Pace(image, row), Work(steps=120, rows=rows / 3)
-        assert cost.paced_seconds(steps, 5304, 160, pace) / 60 == pytest.approx(minutes, rel=0.25)
+def test_the_runs_that_the_pace_is_fitted_to_took_what_it_says() -> None:
+    """Minutes of whole walks, and the paces measured on the same machine: a half is promised."""
+    walks = {
+        "llamagen": (0.0777, 0.0108, 170.4, 5.7),
+        "infinity": (0.0248, 0.0167, 144, 5.5),
+        "janus": (0.083, 0.0107, 144, 7.06),
+    }
+    for image, row, rows, minutes in walks.values():
+        found = paced_seconds(Work(steps=120, rows=rows / 3), 5304, 160, Pace(image, row)) / 60
+        assert found == pytest.approx(minutes, rel=0.25)
