@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from safear_edit.cli.options import (
     NEW,
@@ -26,6 +29,7 @@ from safear_edit.cli.options import (
     taking,
 )
 from safear_edit.errors import UsageError
+from safear_edit.redact import redact
 
 if TYPE_CHECKING:
     from safear_edit.pipeline.order import Order
@@ -100,7 +104,31 @@ def plan(source: str, given: PlanOptions) -> int:
     _show(plans, given.as_json)
     if given.out is not None and not given.quiet:
         print(f"recipe written to {given.out}", file=sys.stderr)
+    if not given.as_json:
+        print(f"next: {_apply_command(source, given.out, plans[0].recipe.spec.name)}")
     return 0
+
+
+BESIDE_RECIPE = {"model", "device", "pull"}
+"""What a written recipe doesn't hold."""
+
+
+def _apply_command(source: str, written: Path | None, name: str) -> str:
+    """The command that does what was planned: of the recipe, if it was written, else with the options as typed."""
+    context, kept = click.get_current_context(), BESIDE_RECIPE if written else {part.name for part in fields(Compiling)}
+    typed = (_typed(part, context) for part in context.command.params if part.name in kept)
+    words = ["safear-edit", "apply", str(written or source), *chain.from_iterable(typed)]
+    return redact(shlex.join([*words, "--out", f"safe-{name}", "--throwaway-key", f"safe-{name}-trust"]))
+
+
+def _typed(part: click.Parameter, context: click.Context) -> list[str]:
+    """The words that gave an option its value; none where it has its default."""
+    if part.name is None or context.get_parameter_source(part.name) is not ParameterSource.COMMANDLINE:
+        return []
+    flag, value = max(part.opts, key=len), context.params[part.name]
+    if value is True:
+        return [flag]
+    return [word for one in (value if part.multiple else [value]) for word in (flag, str(one))]
 
 
 def _orders(sources: Sequence[str], given: Compiling) -> list[Order]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -237,6 +238,32 @@ def test_a_recipe_takes_no_option_that_it_would_ignore(
     (folder / "r.json").write_text("{}")
     line = refused(capsys, [verb, "r.json", option, value, *(["--out", "out"] if verb == "apply" else [])])
     assert option in line and "finished recipe" in line
+
+
+@pytest.mark.parametrize("written", [[], ["--out", "my recipe.json"]])
+def test_a_plan_ends_with_the_command_that_does_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], written: list[str]
+) -> None:
+    """That command plans the same recipe; what only says how a plan is shown or written isn't in it."""
+    given = [
+        "--model",
+        "infinity",
+        "--seed",
+        "3",
+        "--set",
+        "params.steps=20",
+        "--set",
+        "construct.pairs=150",
+        "--quiet",
+    ]
+    assert main.run(["plan", PICASSO, *given, *written]) == 0
+    *facts, last = capsys.readouterr().out.splitlines()
+    words = shlex.split(last)
+    assert words[:3] == ["next:", "safear-edit", "apply"] and words[-4:-2] == ["--out", "safe-picasso"]
+    assert ("--seed" not in words and words[3] == "my recipe.json") if written else "--quiet" not in words
+    assert main.run([*words[2:], "--dry-run"]) == 0
+    (recipe,) = (line for line in facts if line.startswith("recipe "))
+    assert recipe in capsys.readouterr().out.splitlines()
 
 
 def test_no_output_goes_into_a_signed_release(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
