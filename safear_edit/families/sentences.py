@@ -19,6 +19,7 @@ from safear_edit.families.text import MINILM_SHA256, MINILM_WIDTH, minilm
 from safear_edit.files.atomic import digest_of
 from safear_edit.files.cache import user_cache
 from safear_edit.files.weights import write_weights
+from safear_edit.spec.prompts import Similarity
 
 ROWS = 64
 """Sentences that are encoded together."""
@@ -26,6 +27,12 @@ MOST = 50_000
 """Vectors that are kept (80 MB); beyond them those of the call at hand alone."""
 DIGESTS, VECTORS = "digests", "vectors"
 """Tensors of the file: sha256 of each text (N, 32) uint8, and its vector (N, 384) float32."""
+
+
+def similarity() -> Similarity:
+    """Cosine of MiniLM sentence vectors, (a, b)."""
+    known = Sentences.of_user()
+    return lambda a, b: (known.vectors(a) @ known.vectors(b).T).tolist()
 
 
 class Sentences:

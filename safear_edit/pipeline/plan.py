@@ -17,7 +17,6 @@ from safear_edit.pipeline.check import able_to_pass, powers, undecidable
 from safear_edit.pipeline.order import Order, compile_recipes, model_of, params_of, read_sources, source_path
 from safear_edit.pipeline.state import StackState, loaded
 from safear_edit.spec.draft import draft_lines
-from safear_edit.spec.prompts import Similarity
 from safear_edit.spec.spec import Images, Spec, Understanding
 
 if TYPE_CHECKING:
@@ -140,6 +139,7 @@ def images_drawn(recipe: Recipe) -> int:
 def noted(recipe: Recipe, model: ModelFamily) -> tuple[str, ...]:
     """What a person should know of a recipe on its model, one line each."""
     from safear_edit.evaluate.sampled import sampling_line
+    from safear_edit.families.sentences import similarity
 
     return (
         *recipe_warnings(recipe, similarity()),
@@ -162,11 +162,3 @@ def judge_lines(spec: Spec, images: Images) -> list[str]:
         fix = "`safear-edit judge calibrate` makes its card from labelled ones"
         found.append(f"judge {spec.judge.use}: how often it errs on these images was never measured; {fix}")
     return found
-
-
-def similarity() -> Similarity:
-    """Cosine of MiniLM sentence vectors, (a, b)."""
-    from safear_edit.families.sentences import Sentences
-
-    known = Sentences.of_user()
-    return lambda a, b: (known.vectors(a) @ known.vectors(b).T).tolist()

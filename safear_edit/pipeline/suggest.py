@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from safear_edit import registry
 from safear_edit.errors import UsageError
 from safear_edit.files.strict import read_yaml
-from safear_edit.pipeline.plan import similarity
 from safear_edit.spec.draft import Words, draft_words
-from safear_edit.spec.prompts import Similarity, normalise
+from safear_edit.spec.prompts import normalise
 from safear_edit.spec.spec import Spec, load_spec
 
 KNOWN = 0.6
@@ -64,8 +64,7 @@ def propose(text: str, *, name: str = "", kind: str = "", assistant: Assistant |
     """Words for a spec of what `text` describes. UsageError for an empty description."""
     if not normalise(text):
         raise UsageError("init --from", "a description in words", repr(text), 'for instance "the prints of Hokusai"')
-    alike, specs = similarity(), _builtin()
-    near = sorted(((_nearness(alike, text, spec), spec) for spec in specs), key=lambda pair: -pair[0])
+    near = _by_nearness(text, _builtin())
     fitting = [(value, spec) for value, spec in near if kind in ("", spec.kind)]
     best, spec = fitting[0] if fitting else (0.0, near[0][1])
     if best >= KNOWN:
@@ -87,9 +86,16 @@ def _builtin() -> list[Spec]:
     return [load_spec(path) for path in paths if str(read_yaml(path).data["extends"]).startswith("gallery/")]
 
 
-def _nearness(alike: Similarity, text: str, spec: Spec) -> float:
-    names = [spec.erase.concept, *spec.erase.aliases, *spec.paraphrases.train, *spec.paraphrases.held_out]
-    return max(alike([text], names)[0])
+def _by_nearness(text: str, specs: Sequence[Spec]) -> list[tuple[float, Spec]]:
+    """Similarity of the text to the likest name of each, the nearest first; all names are encoded together."""
+    from safear_edit.families.sentences import similarity
+
+    names = [
+        [spec.erase.concept, *spec.erase.aliases, *spec.paraphrases.train, *spec.paraphrases.held_out] for spec in specs
+    ]
+    alike = iter(similarity()([text], [name for several in names for name in several])[0])
+    found = [(max(islice(alike, len(several))), spec) for several, spec in zip(names, specs, strict=True)]
+    return sorted(found, key=lambda pair: -pair[0])
 
 
 def _words_of(spec: Spec, text: str) -> Words:

@@ -8,6 +8,8 @@ import pytest
 
 from safear_edit.cli import main
 from safear_edit.errors import UsageError
+from safear_edit.families.sentences import ROWS
+from safear_edit.families.text import minilm
 from safear_edit.pipeline import suggest
 from safear_edit.pipeline.suggest import confirmed, propose
 from safear_edit.spec.spec import load_spec
@@ -35,6 +37,15 @@ def test_an_unknown_one_is_a_draft(tmp_path: Path) -> None:
     assert "check every one" in found.lines()[0] and len(found.neighbours) == suggest.NEIGHBOURS
     with pytest.raises(UsageError, match="a description in words"):
         propose(" ?! ")
+
+
+def test_all_names_are_encoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concept by concept, each wrote the whole cache again."""
+    encode, asked = minilm().vectors, list[int]()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(type(minilm()), "vectors", lambda self, texts: asked.append(len(texts)) or encode(texts))
+    propose("cubist faces")
+    assert asked[0] == 1 and sum(asked) > 100 and len(asked) == 1 + -(-sum(asked[1:]) // ROWS)
 
 
 def test_an_assistants_names_are_split_between_training_and_evaluation() -> None:
