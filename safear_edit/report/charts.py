@@ -15,6 +15,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from safear_edit.attacks.counts import Count
+from safear_edit.attacks.curve import LEVEL, Curve
 from safear_edit.report.schema import ConceptReport, LikelihoodSlice
 
 BASE, EDITED, INK, GRID, PAGE = "#8b93a1", "#1d4f91", "#1c2430", "#e3e7ed", "#ffffff"
@@ -137,6 +139,39 @@ def _depths(axes: Axes, part: LikelihoodSlice) -> None:
     axes.bar(places, left, width=0.5, color=EDITED, label="edited model")
     axes.set_xticks([*places])
     _plain(axes, f"{part.slice}, % of what the prompt tells the base model", "y")
+
+
+def durability_chart(curves: Sequence[Curve]) -> str:
+    """How much comes back for how many steps, a panel for each way of learning: the erased concept beside a style that
+    the model never knew, with 95 % intervals; dotted: where a concept counts as back."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + 1.35 * len(curves)), layout="constrained")
+        panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, one in zip(panels, curves, strict=True):
+            _comes_back(axes, one)
+        panels[-1].set_xlabel("steps of learning", fontsize=8.5)
+        handles = {
+            name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        return _svg(figure, "share of images that show the concept again, by steps of learning")
+
+
+def _comes_back(axes: Axes, one: Curve) -> None:
+    erased = {mark.steps: mark.edited for mark in one.marks}
+    taught = {mark.steps: mark.control for mark in one.marks if mark.control}
+    ways: tuple[tuple[dict[int, Count], str, dict[str, Any]], ...] = (
+        (taught, "a style that it never knew", {"color": BASE, "marker": "o", "mfc": PAGE, "ls": "--"}),
+        (erased, "the erased concept", {"color": EDITED, "marker": "s", "ls": "-"}),
+    )
+    for counts, name, look in ways:
+        for steps, count in counts.items():
+            axes.plot([steps] * 2, [100 * end for end in count.interval()], color=look["color"], lw=1)
+        axes.plot([*counts], [100 * count.found / count.n for count in counts.values()], ms=4.5, lw=1.4, label=name,
+                  **look)  # fmt: skip
+    axes.axhline(100 * LEVEL, color=INK, lw=1, ls=":")
+    axes.set_ylim(-4, 104)
+    _plain(axes, f"{one.name}, % of images", "y")
 
 
 def overview_chart(concepts: Sequence[ConceptReport]) -> str:

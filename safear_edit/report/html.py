@@ -171,6 +171,7 @@ def environment() -> jinja2.Environment:
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
     made.globals |= {"decision": decision, "points": points, "evidence_link": evidence_link}
+    made.globals |= {"durability": lambda curves: Markup(charts.durability_chart(curves))}
     made.globals |= {"ranked": attacks.ranked, "headline": attacks.headline, "about": attacks.about}
     made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell, "code": _code, "ratio": _ratio}
     return made

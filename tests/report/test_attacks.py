@@ -118,6 +118,9 @@ def test_the_page_has_every_attack_and_no_white_box_one_is_green(tmp_path: Path)
     assert "&lt;b&gt;zq" in section and "<b>zq" not in section and "suffix (no images)" in section
     assert "5 steps" in section and "80 / 100" in section and re.search(r"30.?% of images after", section)
     assert report == build_report(RunFiles.find(root))
+    drawn = section[section.index('<figure class="chart">') : section.index("</figure>")]
+    assert "<svg" in drawn and "LoRA, 8 images" in drawn and "a style that it never knew" in drawn
+    assert "<svg" in attacks_page(record(*rows)) and "<svg" not in attacks_page(record(rows[0]))
     alone = attacks_page(record(*rows))
     assert "80 / 100" in alone and "<b>zq" not in alone and "default-src 'none'" in alone and "src=" not in alone
     (untried,) = (line for line in report.scope.not_tested if line.startswith("attacks"))
