@@ -30,6 +30,7 @@ from safear_edit.files.strict import read_json
 from safear_edit.files.weights import IMPOSSIBLE, fill, opened, read_weights, refuse_misfit, unfilled, write_weights
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
     from transformers import BatchEncoding, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
@@ -190,12 +191,20 @@ class MiniLM:
         return found
 
     def vectors(self, prompts: Sequence[str]) -> Tensor:
-        """Unit sentence vectors (B, 384), as the release makes them (modules.json): means of the states, normalised;
-        cut to `max_tokens` as `states` are. No gradient."""
-        with torch.no_grad():
-            states, mask = self.encoded(prompts)
-        weights = mask.unsqueeze(-1)
-        return nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+        """Unit sentence vectors (B, 384), pooled as the release says; cut to `max_tokens` as `states` are."""
+        return self._sentences.encode(list(prompts), convert_to_tensor=True, show_progress_bar=False)
+
+    @cached_property
+    def _sentences(self) -> SentenceTransformer:
+        """The folder as sentence-transformers reads it, pooling included; seconds of imports at first use."""
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        found = SentenceTransformer(str(minilm_folder()), device="cpu", local_files_only=True)
+        logging.enable_progress_bar()
+        found.max_seq_length = self.max_tokens
+        return found
 
 
 class OpenMiniLM(MiniLM):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from safear_edit.families import sentences
 from safear_edit.families.sentences import Sentences
-from safear_edit.families.text import minilm, minilm_folder
 from safear_edit.files.weights import write_weights
 
 
@@ -80,16 +79,3 @@ def test_the_real_encoder_gives_the_same_vectors(tmp_path: Path) -> None:
     found = Sentences(tmp_path).vectors(texts)
     torch.testing.assert_close(found, sentences.minilm().vectors(texts), rtol=0, atol=1e-6)
     assert torch.equal(Sentences(tmp_path).vectors(texts), found)
-
-
-TEXTS = ["a dog", "a house by Pablo Picasso, in the snow", "one two three " * 30, "Katsushika Hokusai"]
-
-
-@pytest.mark.soak
-def test_vectors_are_those_of_sentence_transformers() -> None:
-    """The release's own program, whose imports take seconds; of the package's it is none (test_dependencies)."""
-    from sentence_transformers import SentenceTransformer
-
-    theirs = SentenceTransformer(str(minilm_folder()), device="cpu", local_files_only=True)
-    theirs.max_seq_length = minilm().max_tokens
-    torch.testing.assert_close(minilm().vectors(TEXTS), theirs.encode(TEXTS, convert_to_tensor=True), rtol=0, atol=1e-6)
