@@ -321,13 +321,15 @@ def test_the_digest_is_of_the_picture_shown(model: ModelFamily, run: Path, recip
 
 
 def test_a_categorys_pictures_are_pixelated_and_stale_sheets_go(
-    model: ModelFamily, run: Path, recipe: Recipe, tmp_path: Path
+    model: ModelFamily, idle: tuple[Path, Path], recipe: Recipe, tmp_path: Path
 ) -> None:
+    _, drawn = idle
     spec = recipe.spec.model_copy(update={"kind": "category"})
     (tmp_path / "images").mkdir()
     for name in ("slice-of-a-former-spec.png", "pairs.png"):
         (tmp_path / "images" / name).write_bytes(b"")
-    evaluate(model, made_edit(model, STRENGTH), recipe.model_copy(update={"spec": spec}), tmp_path, batch=BATCH)
+    category = recipe.model_copy(update={"spec": spec})
+    evaluate(model, made_edit(model, STRENGTH), category, tmp_path, batch=BATCH, base_images=drawn)
     names = {path.name for path in (tmp_path / "images").iterdir()}
     assert "pairs.png" in names and "slice-of-a-former-spec.png" not in names
     for path in sorted((tmp_path / "images").glob("slice-*.png")):

@@ -24,11 +24,16 @@ from safear_edit.report.evidence import RunFiles
 from tests.evaluate.test_likelihood import made_audit
 from tests.report.test_build import Row, make_run
 
+REPORTS: dict[Callable[[Row], Row | None], str] = {}
+"""Of the folders that `released` made: the same files have the same report."""
+
 
 def released(root: Path, change: Callable[[Row], Row | None] = lambda row: row) -> Path:
     """The made-up run of report/test_build.py with its report: 1400 scored prompts of five slices."""
     folder = make_run(root, change=change)
-    (folder / "report.json").write_text(build_report(RunFiles.find(folder, model=folder)).to_json())
+    if change not in REPORTS:
+        REPORTS[change] = build_report(RunFiles.find(folder, model=folder)).to_json()
+    (folder / "report.json").write_text(REPORTS[change])
     return folder
 
 
@@ -58,6 +63,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return released(tmp_path_factory.mktemp("released") / "safe")
 
 
+@pytest.fixture(scope="module")
+def record(folder: Path) -> Record:
+    return read_folder(folder)
+
+
 def test_same_folder_same_bytes_and_back(folder: Path, tmp_path: Path) -> None:
     made = accept(read_folder(folder), SUITES["audit"], "first release")
     path = tmp_path / "a.txt"
@@ -70,16 +80,15 @@ def test_same_folder_same_bytes_and_back(folder: Path, tmp_path: Path) -> None:
     assert str(folder) not in first.decode()
 
 
-def test_one_changed_outcome_is_one_changed_line(folder: Path, tmp_path: Path) -> None:
-    before = accept(read_folder(folder), SUITES["audit"], "r", despite="d").to_text().splitlines()
+def test_one_changed_outcome_is_one_changed_line(record: Record, tmp_path: Path) -> None:
+    before = accept(record, SUITES["audit"], "r", despite="d").to_text().splitlines()
     bad = read_folder(released(tmp_path / "b", worse))
     after = accept(bad, SUITES["audit"], "r", despite="d").to_text().splitlines()
     changed = [new for old, new in zip(before[:-1], after[:-1], strict=True) if old != new]
     assert len(changed) == 40 and all("\tfound\t0.90\tdirect-" in line for line in changed)
 
 
-def test_a_suite_takes_the_first_of_each_slice(folder: Path) -> None:
-    record = read_folder(folder)
+def test_a_suite_takes_the_first_of_each_slice(record: Record) -> None:
     made = accept(record, SUITES["smoke"], "small")
     counts = {key: len(rows) for (_, key), rows in made.record.slices().items()}
     assert counts == {"direct": 90, "paraphrase": 90, "template": 90, "test-styles": 130, "test-objects": 130}
@@ -90,11 +99,11 @@ def test_a_suite_takes_the_first_of_each_slice(folder: Path) -> None:
     assert check(record, {"all": accept(record, SUITES["audit"], "all")}).verdict == "PASS"
 
 
-def test_nobody_accepts_without_a_reason(folder: Path) -> None:
+def test_nobody_accepts_without_a_reason(record: Record) -> None:
     with pytest.raises(UsageError, match="--reason"):
-        accept(read_folder(folder), SUITES["audit"], "  ")
+        accept(record, SUITES["audit"], "  ")
     with pytest.raises(UsageError, match="printable"):
-        accept(read_folder(folder), SUITES["audit"], "a\nb").to_text()
+        accept(record, SUITES["audit"], "a\nb").to_text()
 
 
 @pytest.mark.parametrize("name", ["outcomes.jsonl", "recipe.json", "judges.json", "pairs/pairs.safetensors"])
@@ -212,9 +221,9 @@ EDITS: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_file_edited_by_hand(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_edited_by_hand(record: Record, tmp_path: Path, name: str) -> None:
     old, new, says = EDITS[name]
-    text = accept(read_folder(folder), SUITES["audit"], "r").to_text()
+    text = accept(record, SUITES["audit"], "r").to_text()
     assert old in text
     path = tmp_path / "a.txt"
     path.write_text(text.replace(old, new, 1))
@@ -236,24 +245,24 @@ def test_a_promise_is_a_share() -> None:
         Policy(margin=5)
 
 
-def test_a_byte_order_mark_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    made = accept(read_folder(folder), SUITES["smoke"], "small")
+def test_a_byte_order_mark_changes_nothing(record: Record, tmp_path: Path) -> None:
+    made = accept(record, SUITES["smoke"], "small")
     made.save(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.txt").read_bytes())
     assert read_baseline(tmp_path / "b.txt") == made
 
 
-def test_a_line_more_at_the_end_is_noticed_too(folder: Path, tmp_path: Path) -> None:
+def test_a_line_more_at_the_end_is_noticed_too(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    text = accept(read_folder(folder), SUITES["audit"], "r").to_text()
+    text = accept(record, SUITES["audit"], "r").to_text()
     for added in ("# a remark\n", "\n", text.splitlines()[-2] + "\n"):
         path.write_text(text + added)
         with pytest.raises(SpecError):
             read_baseline(path)
 
 
-def test_a_baseline_of_the_first_format_is_read_and_said_to_be_unprotected(folder: Path, tmp_path: Path) -> None:
-    path, record = tmp_path / "old.txt", read_folder(folder)
+def test_a_baseline_of_the_first_format_is_read_and_said_to_be_unprotected(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "old.txt"
     lines = accept(record, SUITES["audit"], "r").to_text().replace(MAGIC, FIRST, 1).splitlines(keepends=True)
     assert lines[-1].startswith(f"{SEAL}\t")
     path.write_text("".join(lines[:-1]))
@@ -263,8 +272,7 @@ def test_a_baseline_of_the_first_format_is_read_and_said_to_be_unprotected(folde
     assert found.verdict == "PASS" and any(note.startswith("UNPROTECTED") for note in found.notes)
 
 
-def test_what_a_baseline_does_not_compare_is_named(folder: Path) -> None:
-    record = read_folder(folder)
+def test_what_a_baseline_does_not_compare_is_named(record: Record) -> None:
     made = accept(record, SUITES["audit"], "r")
     assert check(record, {"all": made}).summary.endswith("skipped"), "everything is compared"
     rows = tuple(row for row in made.record.rows if row.slice != "template")
@@ -297,8 +305,7 @@ def test_a_model_that_failed_is_accepted_only_with_a_reason(tmp_path: Path) -> N
     assert any("the old one is worse still" in note for note in check(bad, {"a": made}).notes)
 
 
-def test_a_model_that_nobody_can_read_is_accepted_only_with_a_reason(folder: Path) -> None:
-    record = read_folder(folder)
+def test_a_model_that_nobody_can_read_is_accepted_only_with_a_reason(record: Record) -> None:
     rows = tuple(replace(row, outcome="unclear") if row.slice == "direct" else row for row in record.rows)
     with pytest.raises(UsageError, match="no image of testpainter/direct can be read"):
         accept(replace(record, rows=rows), SUITES["audit"], "r")
@@ -306,8 +313,8 @@ def test_a_model_that_nobody_can_read_is_accepted_only_with_a_reason(folder: Pat
         accept(replace(record, floors={"testpainter": 0.0}), SUITES["audit"], "r")
 
 
-def test_what_a_new_baseline_changes_is_told_line_by_line(folder: Path, tmp_path: Path) -> None:
-    old = accept(read_folder(folder), SUITES["audit"], "first")
+def test_what_a_new_baseline_changes_is_told_line_by_line(record: Record, tmp_path: Path) -> None:
+    old = accept(record, SUITES["audit"], "first")
     bad = accept(read_folder(released(tmp_path / "bad", worse)), SUITES["audit"], "second", Policy(0.1), "known")
     rows = tuple(row for row in bad.record.rows if row.slice != "template")
     new = replace(bad, record=replace(bad.record, rows=rows, judges={}))
@@ -319,7 +326,7 @@ def test_what_a_new_baseline_changes_is_told_line_by_line(folder: Path, tmp_path
     assert changes(old, old) == []
 
 
-def test_a_member_that_pays_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_member_that_pays_is_named(record: Record, tmp_path: Path) -> None:
     """Ten lost images of one member of five: 2.5 points of the group, 12.5 of the member."""
 
     def named(record: Record, lost: int = 0) -> Record:
@@ -331,10 +338,10 @@ def test_a_member_that_pays_is_named(folder: Path, tmp_path: Path) -> None:
             rows.append(replace(row, member=member, outcome="absent" if gone else row.outcome))
         return replace(record, rows=tuple(rows))
 
-    before = accept(named(read_folder(folder)), SUITES["ci"], "r")
+    before = accept(named(record), SUITES["ci"], "r")
     before.save(tmp_path / "a.txt")
     assert read_baseline(tmp_path / "a.txt") == before and before.to_text().startswith(MAGIC)
-    now = named(read_folder(folder), lost=10)
+    now = named(record, lost=10)
     found = {one.id: one for one in check(now, {"a": read_baseline(tmp_path / "a.txt")}).findings}
     pays = found["member/testpainter/test-styles"]
     assert pays.decision == "FAIL" and "style=2: lost 10, gained 0 of 70" in pays.observed and len(pays.prompts) == 5
@@ -343,13 +350,13 @@ def test_a_member_that_pays_is_named(folder: Path, tmp_path: Path) -> None:
     alone = replace(before, record=replace(before.record, rows=tuple(few)))
     (told,) = [note for note in check(now, {"a": alone}).notes if "by member" in note]
     assert told.startswith("NOT COMPARED by member: 350 of the 350 members of testpainter/test-styles have too few")
-    same = {one.id: one.decision for one in check(named(read_folder(folder)), {"a": before}).findings}
+    same = {one.id: one.decision for one in check(named(record), {"a": before}).findings}
     assert same["member/testpainter/test-styles"] == "PASS"
 
 
-def test_an_older_baseline_takes_its_members_from_the_model(folder: Path, tmp_path: Path) -> None:
+def test_an_older_baseline_takes_its_members_from_the_model(record: Record, tmp_path: Path) -> None:
     """The second format has no column for them; it is read, and written as it was."""
-    plain = read_folder(folder)
+    plain = record
     plain = replace(plain, rows=tuple(replace(row, member="") for row in plain.rows))
     old = accept(plain, SUITES["audit"], "r")
     old.save(tmp_path / "old.txt")

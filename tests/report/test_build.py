@@ -10,14 +10,13 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -32,7 +31,7 @@ from safear_edit.evaluate.likelihood_record import Audit, save_skipped
 from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline.publish import Result
-from safear_edit.report import criteria
+from safear_edit.report import build, criteria
 from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
@@ -70,7 +69,7 @@ def make_run(
 ) -> Path:
     """A run's folder under `root`; `change` may alter an outcome row or drop it (None)."""
     root.mkdir(parents=True, exist_ok=True)
-    prompts = [_prompt(key, i, concept, name) for key, n in SIZES.items() for i in range(n + RESERVE)]
+    prompts = _prompts(concept, name)
     gates = {
         "erasure_direct": 0.97,
         "erasure_paraphrase": 0.93,
@@ -115,7 +114,7 @@ def make_run(
         "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
     }
     write_recipe(root / "recipe.json", recipe)
-    (root / "outcomes.jsonl").write_text(_outcomes(json.dumps(prompts), change))
+    (root / "outcomes.jsonl").write_text(_outcomes(concept, name, change))
     info = {"method": "testmethod", "params": {"beta": 0.1}, "concept": name, "base_digest": "a" * 64, "rank": 8}
     info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
     _write(root / "edit" / "edit.json", {"kind": "lora", "digest": "e" * 64, "info": info})
@@ -141,9 +140,14 @@ def write_recipe(path: Path, recipe: Row) -> None:
 
 
 @cache
-def _outcomes(prompts: str, change: Change | None) -> str:
+def _prompts(concept: str, name: str) -> list[Row]:
+    return [_prompt(key, i, concept, name) for key, n in SIZES.items() for i in range(n + RESERVE)]
+
+
+@cache
+def _outcomes(concept: str, name: str, change: Change | None) -> str:
     """Lines of outcomes.jsonl; most of these runs have the same."""
-    rows = [row for prompt in json.loads(prompts) for row in _rows(prompt)]
+    rows = [row for prompt in _prompts(concept, name) for row in _rows(prompt)]
     changed = rows if change is None else [row for row in map(change, rows) if row is not None]
     return "".join(json.dumps(row) + "\n" for row in changed)
 
@@ -239,6 +243,37 @@ def _sheet(path: Path) -> None:
         colour = (40 + 25 * (i % 8), 120, 200) if i < 8 else (200, 170, 40 + 25 * (i % 8))
         sheet.paste(Image.new("RGB", (80, 80), colour), (4 + 84 * (i % 8), 4 + 84 * (i // 8)))
     sheet.save(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """The same bytes are the same recipe and rows: they are checked for one report, and taken for the next ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_recipe", "read_outcomes"):
+            patch.setattr(build, name, _once(getattr(build, name)))
+        yield
+
+
+def _once(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    known: dict[bytes, Any] = {}
+
+    def found(path: Path) -> Any:
+        if not path.is_file():
+            return read(path)
+        content = path.read_bytes()
+        if content not in known:
+            if len(known) == 4:
+                known.pop(next(iter(known)))
+            known[content] = read(path)
+        return known[content]
+
+    return found
+
+
+def follows_schema(made: Report) -> None:
+    from jsonschema import Draft202012Validator
+
+    Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
 
 
 def built(root: Path, **options: Any) -> Report:
@@ -470,7 +505,7 @@ def test_same_files_same_bytes(tmp_path: Path) -> None:
 
 
 def test_json_follows_its_schema(report: Report, tmp_path: Path) -> None:
-    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(report.to_json()))
+    follows_schema(report)
     (tmp_path / "report.json").write_text(report.to_json())
     assert read_report(tmp_path / "report.json") == report
 
@@ -962,7 +997,7 @@ def test_a_stack_says_what_its_edits_do_to_each_other(tmp_path: Path, report: Re
     assert numbers == [str(i) for i in range(1, 12)]
     assert not any("interference" in file.name or "recipe" in file.name for file in made.subject.files)
     assert {"interference.json", "concepts/one/edit/recipe.json"} <= set(made.reproduce.inputs)
-    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    follows_schema(made)
     assert report.stack is None
     assert "every concept's smallest bound, against what is needed" in page
 
@@ -1124,7 +1159,7 @@ def test_likelihoods_are_in_report_page_and_card(tmp_path: Path, audited: Audit,
     assert summary in page.replace("\xa0", " ") and page.index(summary[:40]) < page.index("Remaining risks")
     assert "likelihood.json" in made.reproduce.inputs
     assert made.verdict == report.verdict, "it decides nothing"
-    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    follows_schema(made)
 
 
 @pytest.mark.parametrize(
@@ -1257,7 +1292,7 @@ def test_understanding_is_counted_decided_and_shown(tmp_path: Path, report: Repo
     assert "the edited model says yes to" in made.concepts[0].understanding.summary and "14.0 points" in card
     assert any("free answers" in line for line in made.limitations)
     assert {"understanding.json", "understanding.jsonl"} <= made.reproduce.inputs.keys()
-    jsonschema.Draft202012Validator(report_schema()).validate(json.loads(made.to_json()))
+    follows_schema(made)
     plain = render_html(report, make_run(tmp_path / "plain"))
     assert "What the models recognise" not in plain and "understanding" not in model_card(report)
     assert not any("understanding" in name for name in report.concepts[0].protocol.gates)

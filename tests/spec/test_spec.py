@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 
@@ -44,6 +43,12 @@ def made(text: str) -> Spec:
     return parse(Spec, full_form(parse_yaml(text, "draft")))
 
 
+def follows_schema(data: object) -> None:
+    from jsonschema import validate
+
+    validate(data, spec_schema())
+
+
 def load(text: str, tmp_path: Path) -> Spec:
     path = tmp_path / "spec.yaml"
     path.write_text(text)
@@ -55,7 +60,7 @@ def load(text: str, tmp_path: Path) -> Spec:
 def test_built_in_concepts(path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem and spec.description and spec.safety_note
-    jsonschema.validate(read_yaml(path).data, spec_schema())
+    follows_schema(read_yaml(path).data)
 
 
 def test_all_are_there() -> None:
@@ -71,7 +76,7 @@ def test_a_folder_of_reference_pictures_is_optional() -> None:
     filled = DRAFT.replace("# references: PATH", "references: pictures")
     named = parse(Spec, parse_yaml(filled, "draft"))
     assert named.evaluate.references == "pictures" and '"references":"pictures"' in named.model_dump_json()
-    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+    follows_schema(parse_yaml(filled, "draft").data)
 
 
 def test_understanding_is_kept_unless_the_spec_says_otherwise() -> None:
@@ -82,7 +87,7 @@ def test_understanding_is_kept_unless_the_spec_says_otherwise() -> None:
     terms = "understanding:\n  concept: erase\n  questions: ['could it be by {name}?']\n"
     changed = parse(Spec, parse_yaml(DRAFT + terms, "draft"))
     assert changed.understanding.questions == ("could it be by {name}?",)
-    jsonschema.validate(parse_yaml(DRAFT + terms, "draft").data, spec_schema())
+    follows_schema(parse_yaml(DRAFT + terms, "draft").data)
     assert parse(Spec, parse_yaml(json.dumps(changed.model_dump(mode="json")), "again")) == changed
     for wrong, says in (("{alias}", "no braces but those"), ("it", "a template with {name}")):
         with pytest.raises(SpecError, match=re.escape(says)):
@@ -116,7 +121,7 @@ def test_drafts_validate_and_say_what_to_do(kind: str) -> None:
         spec = made(text)
         assert (spec.name, spec.kind) == (name, kind)
         assert text.count("#") > 15
-        jsonschema.validate(yaml.safe_load(text), spec_schema())
+        follows_schema(yaml.safe_load(text))
 
 
 def test_the_governance_block_of_a_draft_only_waits_to_be_uncommented() -> None:
@@ -125,7 +130,7 @@ def test_the_governance_block_of_a_draft_only_waits_to_be_uncommented() -> None:
     spec = made(filled)
     assert comment and None not in spec.governance.model_dump().values()
     assert spec.governance.retention_until == "2036-12-31"
-    jsonschema.validate(parse_yaml(filled, "draft").data, spec_schema())
+    follows_schema(parse_yaml(filled, "draft").data)
     assert set(made(TEMPLATE).governance.model_dump().values()) == {None}
 
 
