@@ -31,12 +31,12 @@ from safear_edit.evaluate.likelihood_record import Audit, save_skipped
 from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline.publish import Result
-from safear_edit.report import build, criteria
+from safear_edit.report import build, charts, criteria
 from safear_edit.report.build import build_report, read_report
 from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
-from safear_edit.report.schema import Clustered, Report, report_schema, verdict
+from safear_edit.report.schema import Clustered, ConceptReport, Report, report_schema, verdict
 from safear_edit.report.sentences import erasure_criteria
 from safear_edit.spec import pools
 from safear_edit.spec.spec import Gates
@@ -55,6 +55,8 @@ RESERVE, NOT_FOLLOWED = 20, 7
 """Candidates beyond each slice's size, and how many candidates the base model does not follow."""
 PASSED_OVER = ("direct-0007", "direct-0008")
 """Where the edited model still draws the concept, as in FOUND_AFTER."""
+RECIPES: dict[tuple[object, ...], str] = {}
+"""What `make_run` wrote: most of these runs have the same, of 1,500 prompts."""
 
 
 def make_run(
@@ -113,7 +115,11 @@ def make_run(
         "gates": gates,
         "predicted": {"minutes": 2.0, "memory_gib": 1.0, "trainable": 98304},
     }
-    write_recipe(root / "recipe.json", recipe)
+    given = (concept, name, most_drop, kind, *(governance or {}).items())
+    if given not in RECIPES:
+        write_recipe(root / "recipe.json", recipe)
+        RECIPES[given] = (root / "recipe.json").read_text()
+    (root / "recipe.json").write_text(RECIPES[given])
     (root / "outcomes.jsonl").write_text(_outcomes(concept, name, change))
     info = {"method": "testmethod", "params": {"beta": 0.1}, "concept": name, "base_digest": "a" * 64, "rank": 8}
     info |= {"alpha": 16.0, "seed": 7, "steps": 200, "losses": [0.693, 0.31, 0.055], "minutes": 1.4}
@@ -154,7 +160,6 @@ def _outcomes(concept: str, name: str, change: Change | None) -> str:
 
 @cache
 def _digest(recipe: str) -> str:
-    """Most of these runs have the same recipe, of 1,500 prompts."""
     return Recipe.model_validate_json(recipe).digest
 
 
@@ -246,28 +251,38 @@ def _sheet(path: Path) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def read_once() -> Iterator[None]:
-    """The same bytes are the same recipe and rows: they are checked for one report, and taken for the next ones."""
+def made_once() -> Iterator[None]:
+    """The same bytes are the same recipe and rows, and the same numbers the same chart: made for one report, and taken
+    for the next ones."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("read_recipe", "read_outcomes"):
-            patch.setattr(build, name, _once(getattr(build, name)))
+            patch.setattr(build, name, _once(getattr(build, name), _content))
+        for name in ("erasure_chart", "groups_chart", "member_chart"):
+            patch.setattr(charts, name, _once(getattr(charts, name), _drawn))
         yield
 
 
-def _once(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    known: dict[bytes, Any] = {}
+def _once(make: Callable[[Any], Any], key: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """As `make`; of what it made, the last four are kept."""
+    known: dict[object, Any] = {}
 
-    def found(path: Path) -> Any:
-        if not path.is_file():
-            return read(path)
-        content = path.read_bytes()
-        if content not in known:
+    def found(given: Any) -> Any:
+        if (asked := key(given)) not in known:
             if len(known) == 4:
                 known.pop(next(iter(known)))
-            known[content] = read(path)
-        return known[content]
+            known[asked] = make(given)
+        return known[asked]
 
     return found
+
+
+def _content(path: Path) -> object:
+    return path.read_bytes() if path.is_file() else path
+
+
+def _drawn(concept: ConceptReport) -> object:
+    """All that these charts show."""
+    return repr((concept.name, concept.concept, concept.erasure, concept.preservation, concept.protocol.gates))
 
 
 def follows_schema(made: Report) -> None:
