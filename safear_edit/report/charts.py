@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from safear_edit.attacks.counts import Count
@@ -242,9 +243,11 @@ def _plain(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
 
 
 def _svg(figure: Figure, what: str) -> str:
-    """The drawing as an element of the page, in the page's colours."""
+    """The drawing as an element of the page, in the page's colours. `savefig` would draw it twice: once for its layout."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set(facecolor="none", edgecolor="none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     svg = re.sub(
         r"#[0-9a-f]{6}", lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], svg
