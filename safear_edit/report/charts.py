@@ -243,11 +243,12 @@ def _plain(axes: Axes, title: str, grid: Literal["x", "y"]) -> None:
 
 
 def _svg(figure: Figure, what: str) -> str:
-    """The drawing as an element of the page, in the page's colours. `savefig` would draw it twice: once for its layout."""
+    """The drawing as an element of the page, in the page's colours."""
     buffer = io.StringIO()
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set(facecolor="none", edgecolor="none")
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    canvas: Any = FigureCanvasSVG(figure)  # `savefig` would draw twice, once for the layout alone
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     svg = re.sub(
         r"#[0-9a-f]{6}", lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], svg
