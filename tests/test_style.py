@@ -71,6 +71,8 @@ def _prose(path: Path) -> str:
         return text
     nodes = [n.value for n in ast.walk(_parsed(path)) if isinstance(n, ast.Expr)]
     alone = [n for n in nodes if isinstance(n, ast.Constant)]
+    if not re.search(r"#.*\.(py|md)\b", text):  # taking a file apart takes long, and a comment is asked for these alone
+        return "\n".join(str(n.value) for n in alone)
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     return "\n".join([*(str(n.value) for n in alone), *(t.string for t in tokens if t.type == tokenize.COMMENT)])
 

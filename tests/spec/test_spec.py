@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,10 +45,16 @@ def made(text: str) -> Spec:
     return parse(Spec, full_form(parse_yaml(text, "draft")))
 
 
-def follows_schema(data: object) -> None:
-    from jsonschema import validate
+@cache
+def schema() -> Any:
+    from jsonschema import Draft202012Validator
 
-    validate(data, spec_schema())
+    Draft202012Validator.check_schema(spec_schema())
+    return Draft202012Validator(spec_schema())
+
+
+def follows_schema(data: object) -> None:
+    schema().validate(data)
 
 
 def load(text: str, tmp_path: Path) -> Spec:
