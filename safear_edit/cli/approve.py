@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safear_edit.cli.options import FOLDER, ForProgram, option, print_json, taking
-from safear_edit.errors import UsageError
+from safear_edit.errors import TrustError, UsageError
 
 if TYPE_CHECKING:
     from safear_edit.release.keys import SigningKey
@@ -60,14 +60,18 @@ def _verified(folder: Path, trust: Path | None, signer: SigningKey) -> Verificat
     """What the release's own signature says; TrustError if it is of no key in `trust`, or not of `signer` without."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    from safear_edit.release.verify import verify_folder
+    from safear_edit.release.verify import UnknownKeyError, verify_folder
 
     if trust is not None:
         return verify_folder(folder, trust)
     with tempfile.TemporaryDirectory() as alone:
         pem = signer.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (Path(alone) / "approver.pub").write_bytes(pem)
-        return verify_folder(folder, Path(alone))
+        try:
+            return verify_folder(folder, Path(alone))
+        except UnknownKeyError as error:
+            fix = "if another key signed the release, name the folder of its *.pub file with --trust"
+            raise TrustError(error.where, "a signature of the key that approves", error.got, fix) from error
 
 
 VERBS: tuple[click.Command, ...] = (approve,)

@@ -255,7 +255,7 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
     safear-edit baseline accept safe-llamagen --out baselines/picasso.txt --reason "first release"
     """
     from safear_edit.gate.baseline import accept
-    from safear_edit.gate.record import SUITES, read_folder
+    from safear_edit.gate.record import PLANNED_POWER, SUITES, read_folder
     from safear_edit.gate.rules import accepted_above
     from safear_edit.release.verify import signature_of
 
@@ -265,7 +265,7 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
     made = accept(read_folder(folder), size, given.reason, policy, given.despite)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     made.save(given.out)
-    rows, notes = list(_power_of(made, size)), accepted_above(made)
+    rows, notes = list(_power_of(made)), accepted_above(made)
     if given.as_json:
         keys = ("slice", "n", "planned", "found")
         slices = [dict(zip(keys, row, strict=True)) for row in rows]
@@ -274,7 +274,8 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
     print(f"{given.out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
     print(f"signature: {signature}")
     points = f"{100 * policy.margin:g}-point"
-    print_table(("slice", "prompts", "suite wants", f"a {points} drop is FAIL"), [tuple(map(str, row)) for row in rows])
+    columns = ("slice", "prompts", f"prompts for {PLANNED_POWER:.0%}", f"a {points} drop is FAIL")
+    print_table(columns, [tuple(map(str, row)) for row in rows])
     for note in notes:
         print(f"note: {note}")
     return 0
@@ -302,9 +303,10 @@ def diff_verb(old: Path, new: Path, given: Shown) -> int:
     return 0
 
 
-def _power_of(made: Baseline, suite: Suite) -> list[tuple[str, int, int, str]]:
-    """Slice, prompts, prompts that the suite wants, and the chance to find a drop of one margin."""
+def _power_of(made: Baseline) -> list[tuple[str, int, int, str]]:
+    """Slice, prompts, how many find a drop of one margin with PLANNED_POWER, and the chance to find it with these."""
     from safear_edit.evaluate import stats
+    from safear_edit.gate.record import ERASURE_FLIPS, PLANNED_POWER, PLANNED_TESTS, PRESERVE_FLIPS
     from safear_edit.gate.simulate import shapes_of
     from safear_edit.report.sentences import percent
 
@@ -314,7 +316,8 @@ def _power_of(made: Baseline, suite: Suite) -> list[tuple[str, int, int, str]]:
     for shape in shapes:
         half = shape.flips / 2
         chance = stats.chances(shape.n, half + shape.margin, half, shape.margin, p_alpha=stats.ALPHA / tests)
-        planned = suite.preserve if shape.floor is None else suite.erasure
+        flips, margin = PRESERVE_FLIPS if shape.floor is None else ERASURE_FLIPS, made.policy.margin
+        planned = stats.pairs_to_regress(margin, flips, margin, PLANNED_POWER, PLANNED_TESTS)
         rows.append((shape.name, shape.n, planned, percent(chance.regressed)))
     return rows
 

@@ -147,7 +147,7 @@ class Comparison:
             said = "the reference, " if model == 0 else ""
             lines.append(f"{said}{name}: {self.judge} finds it in {found}, cannot tell in {unclear}")
         drop, low, high = self.change()
-        points = f"{-100 * drop:+.1f} points (95 %: {-100 * high:+.1f} to {-100 * low:+.1f})"
+        points = f"{-100 * drop:+z.1f} points (95 %: {-100 * high:+z.1f} to {-100 * low:+z.1f})"
         return [*lines, f"change from {self.models[0]} to {self.models[1]}: {points}, same prompts and seeds"]
 
     def warnings(self) -> list[str]:
@@ -191,7 +191,7 @@ class Comparison:
 
 
 def _word(seen: Seen) -> str:
-    return {True: "found", False: "-", None: "cannot tell"}[seen.present] + f" {seen.score:.2f}"
+    return {True: "found", False: "not found", None: "cannot tell"}[seen.present] + f" {seen.score:.2f}"
 
 
 def seen_by(

@@ -422,7 +422,7 @@ def _worded(test: Ruled) -> Finding:
     observed = (
         f"lost {part.lost}, gained {part.gained} of {part.n}: drop {100 * (part.lost - part.gained) / part.n:.1f}"
     )
-    observed += f" points, at most {100 * upper:.1f} (p {p:.2g})"
+    observed += f" points, at most {100 * upper:.1f} (one-sided 95 %), p {p:.2g}"
     why = ""
     if test.decision == "FAIL":
         why = "fewer are as they were accepted, and chance does not explain it"
@@ -431,7 +431,7 @@ def _worded(test: Ruled) -> Finding:
     elif _mcnemar(part.lost, part.gained) <= stats.ALPHA:
         why = "worse, but inside the margin"
     named = part.prompts[:NAMED] if why else ()
-    needed = f"drop below {100 * part.margin:.1f} points with 95 % confidence"
+    needed = f"drop below {100 * part.margin:.1f} points with one-sided 95 % confidence"
     return Finding(f"drop/{part.name}", test.decision, needed, observed, why, named)
 
 
@@ -466,6 +466,6 @@ def _floor_finding(test: Ruled) -> Finding:
         why = f"too few prompts: with {failures} failed it takes {stats.prompts_for_floor(floor, failures)}"
     elif test.decision == "FAIL":
         why = "the erased share itself lies below the floor"
-    observed = f"{part.good} of {part.n} ({percent(part.good / part.n)}), at least {percent(low)} with 95 % confidence"
-    needed = f"at least {percent(floor)} erased with 95 % confidence"
+    observed = f"{part.good} of {part.n} ({percent(part.good / part.n)}), at least {percent(low)}, one-sided 95 %"
+    needed = f"at least {percent(floor)} erased with one-sided 95 % confidence"
     return Finding(f"floor/{part.name}", test.decision, needed, observed, why)

@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Plan:
     """A compiled recipe and what a person should know before running it; forecast: what it takes on the device at
-    hand; reconstructed: its method's numbers that nobody published."""
+    hand; reconstructed: its method's numbers that nobody published; answers: whether the model answers questions."""
 
     recipe: Recipe
     model: str
     forecast: Forecast
     warnings: tuple[str, ...] = ()
     reconstructed: tuple[str, ...] = ()
+    answers: bool = False
 
     def facts(self) -> list[tuple[str, str]]:
         """What will happen, for a person: (name, value) lines."""
         recipe = self.recipe
         numbers = recipe.method.params
+        images, prompts = sum(recipe.evaluate.n.values()), len(recipe.evaluate.prompts)
         scored = ", ".join(f"{name} {n}" for name, n in recipe.evaluate.n.items())
-        gates = ", ".join(f"{name} {value:g}" for name, value in recipe.gates.model_dump().items())
+        decisive = recipe.gates.deciding(understanding=self.answers)
+        gates = ", ".join(f"{name} {value:g}" for name, value in decisive.items())
         return [
             ("concept", f"{recipe.spec.erase.concept} ({recipe.spec.kind}), spec {recipe.spec.name}"),
             ("model", f"{self.model}, digest {recipe.model.digest[:12]}, {recipe.model.dtype}"),
@@ -66,10 +69,7 @@ class Plan:
             ("steps", str(numbers.get("steps", "the method's own"))),
             ("trainable parameters", f"{recipe.predicted.trainable:,}"),
             ("predicted", str(self.forecast)),
-            (
-                "evaluation prompts",
-                f"{sum(recipe.evaluate.n.values())} scored of {len(recipe.evaluate.prompts)}: {scored}",
-            ),
+            ("evaluation images", f"{images} of each model, of {prompts} candidates: {scored}"),
             ("gates", gates),
             ("a good edit passes", powers(recipe)),
             ("judge", f"{recipe.spec.judge.use}, {recipe.spec.judge.label}"),
@@ -94,7 +94,7 @@ def plan(orders: Sequence[Order], *, joint: bool = False) -> list[Plan]:
 def planned(model: ModelFamily, order: Order, recipe: Recipe, speed: Speed | Pace) -> Plan:
     """What a person should know of a recipe before running it."""
     about = forecast_of(recipe, model, speed), noted(recipe, model), reconstructed_for(order, model)
-    return Plan(recipe, model.card.ref, *about)
+    return Plan(recipe, model.card.ref, *about, answers="understanding" in model.provides)
 
 
 def compiled(orders: Sequence[Order], *, joint: bool = False) -> tuple[StackState, list[Recipe]]:

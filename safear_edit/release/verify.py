@@ -48,6 +48,10 @@ FRESH = "get a fresh copy from whoever signed it"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+class UnknownKeyError(TrustError):
+    """A signature of a key that is not among the trusted ones."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """One line of claims.jsonl that verified: its type, what it says, and the trusted key that signed it."""
@@ -206,7 +210,8 @@ def _open(text: str, keys: Sequence[PublicKey], where: str) -> tuple[dict[str, A
     if key is None:
         known = ", ".join(f"{key.name} ({key.hint[:16]}…)" for key in keys)
         got = f"one of key {hint[:16]}…"
-        raise TrustError(where, f"a signature of a trusted key: {known}", got, "add its .pub file only if you trust it")
+        fix = "add its .pub file only if you trust it"
+        raise UnknownKeyError(where, f"a signature of a trusted key: {known}", got, fix)
     if not key.verifies(signature, pae(payload)):
         raise TrustError(where, f"a signature of key {key.name}", "one that doesn't fit what is signed", FRESH)
     try:

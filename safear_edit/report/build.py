@@ -93,7 +93,7 @@ from safear_edit.report.schema import (
     VerdictSection,
 )
 from safear_edit.report.versions import upgraded
-from safear_edit.spec.spec import SLICES, Gates, Spec
+from safear_edit.spec.spec import SLICES, Spec
 from safear_edit.spec.spec import Governance as SpecGovernance
 
 PAIR_SHEET = "pairs"
@@ -208,7 +208,7 @@ def _concept(
         concept=concept,
         edit=_edit(files, recipe),
         pairs=_pairs(files, recipe),
-        protocol=_protocol(files, recipe, slices, printed_gates(gates, understanding=bool(answers.slices))),
+        protocol=_protocol(files, recipe, slices, gates.deciding(understanding=bool(answers.slices))),
         erasure=tuple(erasure),
         likelihoods=_likelihoods(files.likelihood, recipe),
         understanding=answers,
@@ -264,12 +264,6 @@ def _attacks(path: Path, recipe: Recipe, judges: Sequence[JudgeSection], change:
         got = "another judge's" if of_this else "on another concept or edit"
         raise SpecError(str(path), "attacks on this very model, read by its judge", got, AGAIN)
     return found
-
-
-def printed_gates(gates: Gates, *, understanding: bool) -> dict[str, float]:
-    """All gates that decide something here; those of understanding only where questions were asked."""
-    every = gates.every()
-    return {name: gate for name, gate in every.items() if understanding or not name.startswith("understanding_")}
 
 
 def _scope(spec: Spec) -> ConceptScope:

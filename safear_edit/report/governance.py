@@ -16,6 +16,10 @@ from safear_edit.report.schema import NOT_STATED, Governance, GovernanceItem, Re
 IV, XI, RMF, ISO = "EU AI Act, Annex IV", "EU AI Act, Annex XI", "NIST AI RMF 1.0", "ISO/IEC 42001, Annex A"
 
 
+DECISION = (RMF, "MANAGE 1.1")
+"""The item that only an approval fills, which is signed after the report."""
+
+
 class Item(NamedTuple):
     """One thing that a rule asks for; filled: whether the report has it, None where it can't; where: or what to do."""
 
@@ -67,7 +71,7 @@ ITEMS: tuple[Item, ...] = (
          "spec: governance.supersedes"),
     Item(IV, "9", "plan for monitoring after release", None, "of the system in operation: add it there"),
     Item(XI, "1.1(a)", "tasks that the model is meant for", lambda r: _said(r.scope.intended_use),
-         "spec: intended_use"),
+         "spec: governance.intended_use"),
     Item(XI, "1.1(b)", "acceptable use", lambda r: _said(r.scope.out_of_scope), "spec: governance.out_of_scope"),
     Item(XI, "1.1(d)", "architecture and number of parameters", lambda r: r.base_model.parameters is not None,
          "Identity"),
@@ -79,7 +83,7 @@ ITEMS: tuple[Item, ...] = (
     Item(RMF, "GOVERN 2.1", "roles and responsibilities are documented",
          lambda r: _said(r.governance.responsible, r.governance.evaluator), "spec: governance.responsible, evaluator"),
     Item(RMF, "MAP 1.1", "intended purpose and context of use", lambda r: _said(r.scope.intended_use),
-         "spec: intended_use"),
+         "spec: governance.intended_use"),
     Item(RMF, "MAP 2.2", "limits of knowledge are documented", _always, "Not tested, Limits"),
     Item(RMF, "MEASURE 1.3", "assessors who did not build it", lambda r: _said(r.governance.independence),
          "spec: governance.independence"),
@@ -88,16 +92,17 @@ ITEMS: tuple[Item, ...] = (
          lambda r: _measured(r) and _carded(r), "Erasure, Judges, Limits"),
     Item(RMF, "MEASURE 2.7", "security and resilience are evaluated", _attacked, "Attacks"),
     Item(RMF, "MEASURE 2.11", "fairness and bias", None, "not measured: test the prompts that matter to you"),
-    Item(RMF, "MANAGE 1.1", "decision whether to go ahead", lambda r: False, "`safear-edit approve`, after this page"),
+    Item(*DECISION, "decision whether to go ahead", lambda r: False, "`safear-edit approve`, after this page"),
     Item(RMF, "MANAGE 1.4", "residual risks are documented", _always, "Remaining risks"),
-    Item(ISO, "A.3.2", "roles and responsibilities", lambda r: _said(r.governance.responsible), "spec: responsible"),
+    Item(ISO, "A.3.2", "roles and responsibilities", lambda r: _said(r.governance.responsible),
+         "spec: governance.responsible"),
     Item(ISO, "A.5.2", "impact assessment", None, "of the system and the people it touches: add it there"),
     Item(ISO, "A.6.2.4", "verification and validation, and criteria for their use", _measured, "Verdict, Protocol"),
     Item(ISO, "A.6.2.7", "technical documentation", _always, "this report, model card, bill of materials"),
     Item(ISO, "A.7.5", "provenance of data", _always, "Repeat it: digests of all inputs"),
     Item(ISO, "A.8.2", "information for users", lambda r: _said(r.scope.intended_use, r.scope.out_of_scope),
-         "spec: intended_use, out_of_scope; model card"),
-    Item(ISO, "A.9.4", "intended use", lambda r: _said(r.scope.intended_use), "spec: intended_use"),
+         "spec: governance.intended_use, out_of_scope; model card"),
+    Item(ISO, "A.9.4", "intended use", lambda r: _said(r.scope.intended_use), "spec: governance.intended_use"),
 )  # fmt: skip
 
 
@@ -110,6 +115,15 @@ def with_items(report: Report) -> Report:
         for one in ITEMS
     )
     governance = Governance(**{**dict(report.governance), "items": items})
+    return report.model_copy(update={"governance": governance})
+
+
+def decided(report: Report) -> Report:
+    """The report for a page that is made after somebody approved the release: what no page knew before is filled."""
+    known = {"status": "filled", "where": "Verdict: Approval"}
+    items = (one.model_copy(update=known) if (one.framework, one.item) == DECISION else one
+             for one in report.governance.items)  # fmt: skip
+    governance = report.governance.model_copy(update={"items": tuple(items)})
     return report.model_copy(update={"governance": governance})
 
 

@@ -29,8 +29,9 @@ from safear_edit.evaluate.scored_images import INDEX
 from safear_edit.evaluate.stats import Rate
 from safear_edit.files.records import AGAIN, read_record
 from safear_edit.report import attacks, charts
+from safear_edit.report.governance import decided
 from safear_edit.report.schema import EVIDENCE, Report
-from safear_edit.report.sentences import percent
+from safear_edit.report.sentences import members_rule, percent
 from safear_edit.report.tiles import Sheets, tile_uri
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -83,6 +84,7 @@ def render_html(report: Report, root: Path, approved: Sequence[str] = ()) -> str
         (sheet, _data_uri(root / sheet.file, sheet.sha256)) for sheet in report.images if sheet.file not in shown_alone
     ]
     overview = Markup(charts.overview_chart(report.concepts))
+    report = decided(report) if approved else report
     page = environment().get_template("report.html")
     return page.render(r=report, drawn=drawn, overview=overview, figures=figures, sheets=sheets, approved=approved)
 
@@ -171,6 +173,7 @@ def environment() -> jinja2.Environment:
         finalize=lambda value: value.replace(" %", "\u00a0%") if isinstance(value, str) else value,  # no lonely "%"
     )
     made.globals |= {"decision": decision, "points": points, "evidence_link": evidence_link}
+    made.globals |= {"members_rule": members_rule}
     made.globals |= {"durability": lambda curves: Markup(charts.durability_chart(curves))}
     made.globals |= {"ranked": attacks.ranked, "headline": attacks.headline, "about": attacks.about}
     made.filters |= {"percent": percent, "points": points, "size": _size, "cell": _cell, "code": _code, "ratio": _ratio}

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safear_edit.evaluate.stats import Interval
 from safear_edit.report.html import TEMPLATES, points, rate_text
 from safear_edit.report.schema import Report
-from safear_edit.report.sentences import percent
+from safear_edit.report.sentences import members_rule, percent
 
 
 def model_card(report: Report) -> str:
@@ -29,6 +29,7 @@ def model_card(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": _escaped, "percent": percent, "rate": rate_text, "points": points, "ratio": _ratio}
+    environment.globals["members_rule"] = members_rule
     environment.tests["search"] = lambda text, pattern: re.search(pattern, text) is not None
     text = environment.get_template("card.md").render(r=report, card_data=_front_matter(report).to_yaml())
     return str(ModelCard(text))

@@ -35,6 +35,8 @@ def rebuild(folder: Path) -> Report:
     stated = read_report(path)
     named = {file.name: file.sha256 for file in stated.subject.files}
     promised = {**stated.reproduce.inputs, **named, **{sheet.file: sheet.sha256 for sheet in stated.images}}
+    for name in stated.reproduce.inputs:  # before `find`, to which a folder without them is a run that isn't finished
+        _require_file(folder / name)
     run = RunFiles.find(folder, model=folder)
     needed = [file for files in run.concepts for file in (files.recipe, files.outcomes)]
     for file in (run.judges, *needed):
@@ -59,9 +61,13 @@ def _require_named(path: Path, folder: Path, promised: dict[str, str]) -> None:
         raise TrustError(str(path), "a file that the report names", "one that it does not name", FRESH)
 
 
-def _require_digest(path: Path, digest: str) -> None:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise TrustError(str(path), "a file that the report names", "no such file", "get a whole copy of the folder")
+
+
+def _require_digest(path: Path, digest: str) -> None:
+    _require_file(path)
     got = sha256_file(path)
     if got != digest:
         raise TrustError(str(path), f"the file of the report, {digest[:12]}…", f"{got[:12]}…", FRESH)

@@ -267,6 +267,11 @@ def members_criterion(name: str, group: PreservedGroup, gates: Gates) -> Criteri
     )
 
 
+def members_rule(concept: ConceptReport, criteria: Sequence[Criterion]) -> str:
+    """What is needed of a member, in the words of the concept's own criteria; "" where no group has members."""
+    return next((one.needed for one in criteria if one.id.startswith(f"members/{concept.name}/")), "")
+
+
 def member_text(one: Member) -> str:
     """A member's loss with the bound that decides and its p; of an undecided one also how much there was to lose."""
     drawn = "" if one.drawn is None or one.verdict != "INCONCLUSIVE" else f", base model drew {one.drawn}"
@@ -483,6 +488,14 @@ def _still_drawn(part: ErasureSlice) -> tuple[float, str]:
     return (by_content, "one-sided 95 %, by content") if by_content > plain else (plain, "two-sided 95 %")
 
 
+def _still_drawn_as_one(part: ErasureSlice, at_most: float) -> str:
+    """The bound beside it where every image came out alike, each content counted once; "" where that is no wider."""
+    as_one = _if_as_one(part)
+    if as_one is None or 1 - as_one <= at_most:
+        return ""
+    return f"; up to {percent(1 - as_one)} (one-sided 95 %) if the wordings of each content stand or fall as one"
+
+
 def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
     """What may still happen, with the evidence at hand; likelihood and severity are for people to judge.
 
@@ -496,7 +509,7 @@ def risks(concepts: Sequence[ConceptReport], owner: str) -> tuple[Risk, ...]:
             Risk(
                 risk=f"{concept.concept} is drawn on a prompt that was not tested",
                 evidence=f"in the least certain slice ({least_sure.slice}) up to {percent(at_most)} of prompts "
-                f"may still draw it ({how})",
+                f"may still draw it ({how}){_still_drawn_as_one(least_sure, at_most)}",
                 mitigation="check generated images with a detector where it matters",
                 owner=owner,
             )
@@ -560,17 +573,28 @@ def limitations(concepts: Sequence[ConceptReport], judges: Sequence[JudgeSection
         if any(part.adherence is None for part in concept.erasure):
             found.append(f"{concept.concept}: some prompts were not screened on the base model.")
         if any(group.adherence is None for group in concept.preservation):
-            found.append(f"{concept.concept}: preserved prompts were not screened; all of them count.")
+            told = "preserved prompts were not screened: they count whether the base model draws them or not"
+            found.append(f"{concept.concept}: {told}.")
     return tuple(found)
 
 
 def _images_of_a_prompt(concepts: Sequence[ConceptReport]) -> str:
     several_of = [(one, part) for one in concepts for part in one.protocol.prompt_sets if part.prompts is not None]
-    told = [f"{one.name}/{part.slice}: {part.n} candidates of {part.prompts} prompts" for one, part in several_of]
+    told = [
+        f"{one.name}/{part.slice}: {_scored(one)[part.slice]} images of {part.n} candidates, drawn of {part.prompts} "
+        "prompts"
+        for one, part in several_of
+    ]
     several = f" but where a spec asks for more ({'; '.join(told)})" if told else ""
     return (
         f"One image per prompt and model was scored{several}; a rate describes prompts, not all images of one prompt."
     )
+
+
+def _scored(concept: ConceptReport) -> dict[str, int]:
+    """How many images each slice and group was judged by."""
+    asked = {part.slice: part.scored for part in concept.erasure}
+    return asked | {group.group: group.scored for group in concept.preservation}
 
 
 def _likelihood_limit(concepts: Sequence[ConceptReport]) -> str:

@@ -336,6 +336,10 @@ class Gates(Part):
         """All gates, those too that a file leaves out."""
         return {name: getattr(self, name) for name in type(self).model_fields}
 
+    def deciding(self, *, understanding: bool) -> dict[str, float]:
+        """Those that decide something; those of understanding only where questions are asked."""
+        return {name: gate for name, gate in self.every().items() if understanding or "understanding_" not in name}
+
 
 class Governance(Part):
     """Who answers for the edit, and for what: printed in report and card as it stands, "not stated" where absent."""

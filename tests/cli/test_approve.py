@@ -67,6 +67,7 @@ def test_a_key_that_did_not_sign_needs_trust(
     pair = keys.generate(tmp_path / "board", "board", None)
     words = ["approve", str(release.folder), *ADA, "--key", str(pair.private)]
     assert main.run(words) == 4 and len(release.lines()) == 2
+    assert "with --trust" in capsys.readouterr().err
     assert main.run([*words, "--trust", str(release.trust), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == pair.hint and len(release.lines()) == 3
 

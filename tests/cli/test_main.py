@@ -262,6 +262,8 @@ def test_a_plan_ends_with_the_command_that_does_it(
     assert words[:3] == ["next:", "safear-edit", "apply"] and words[-4:-2] == ["--out", "safe-picasso"]
     assert ("--seed" not in words and words[3] == "my recipe.json") if written else "--quiet" not in words
     assert main.run([*words[2:], "--dry-run"]) == 0
+    assert "member_drop 0.08, member_upper 0.12" in next(line for line in facts if line.startswith("gates "))
+    assert not any("understanding_" in line for line in facts), "of a model that answers no questions"
     (recipe,) = (line for line in facts if line.startswith("recipe "))
     assert recipe in capsys.readouterr().out.splitlines()
 

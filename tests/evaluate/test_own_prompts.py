@@ -50,6 +50,14 @@ def test_counting() -> None:
     assert data["reference"] == "base" and data["fall"]["estimate"] == pytest.approx(0.9)
 
 
+def test_what_was_not_found_is_called_so_and_nothing_is_no_minus_nothing() -> None:
+    asked = tuple(FilePrompt(f"p{i}", i, str(i)) for i in range(4))
+    none = tuple(Seen(False, 0.1) for _ in asked)
+    found = Comparison(("base", "edited"), "judge", asked, (none, none))
+    assert found.rows()[0] == ("p0", "0", "not found 0.10", "not found 0.10")
+    assert "edited: +0.0 points (95 %: -" in found.summary()[-1] and "-0.0" not in found.summary()[-1]
+
+
 def test_several_images_of_a_prompt_are_not_independent() -> None:
     """Ten prompts under five seeds each, of which two keep the concept in all images: two of ten, not ten of fifty."""
     asked = tuple(FilePrompt(f"p{i // 5}" + "." * (i % 2), i, str(i)) for i in range(50))

@@ -37,7 +37,7 @@ from safear_edit.report.evidence import FOUND_BY, RunFiles
 from safear_edit.report.html import render_html
 from safear_edit.report.model_card import model_card
 from safear_edit.report.schema import Clustered, ConceptReport, Report, report_schema, verdict
-from safear_edit.report.sentences import erasure_criteria
+from safear_edit.report.sentences import erasure_criteria, risks
 from safear_edit.spec import pools
 from safear_edit.spec.spec import Gates
 from tests.evaluate.test_likelihood import drawn_pack, made_audit, made_edit
@@ -408,7 +408,7 @@ def test_several_images_of_a_prompt_are_not_called_one(tmp_path: Path, report: R
     write_recipe(root / "recipe.json", recipe)
     (root / "outcomes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = build_report(RunFiles.find(root))
-    assert "(testpainter/test-objects: 420 candidates of 390 prompts); a rate" in found.limitations[0]
+    assert "test-objects: 400 images of 420 candidates, drawn of 390 prompts); a rate" in found.limitations[0]
     assert "(images of 390 prompts)" in render_html(found, root)
     assert [part.prompts for part in found.concepts[0].protocol.prompt_sets] == [None] * 4 + [390]
     assert report.limitations[0].startswith("One image per prompt and model was scored; a rate")
@@ -504,6 +504,20 @@ def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name:
         build_report(RunFiles.find(tmp_path))
     _write(images / f"{name}.json", words | {"redaction": "pixelated"})
     assert "pixelated" in {sheet.redaction for sheet in build_report(RunFiles.find(tmp_path)).images}
+
+
+def test_the_risk_says_the_wider_bound_of_images_that_all_came_out_alike(report: Report) -> None:
+    """1 - 0.05 ** (1 / 59), as the criterion beside it says it; nothing more where another image came out otherwise."""
+    (concept,), clustered = report.concepts, Clustered(clusters=59, design_effect=1.0, bound=0.988)
+
+    def said(k: int) -> str:
+        changes = {"erased": stats.clopper_pearson(k, 250), "edited_found": stats.clopper_pearson(250 - k, 250)}
+        part = concept.erasure[0].model_copy(update={**changes, "clustered": clustered, "erased_lower95": 0.988})
+        return risks([concept.model_copy(update={"erasure": (part,)})], "x")[0].evidence
+
+    assert "up to 1.5 % of prompts" in said(250)
+    assert "; up to 5.0 % (one-sided 95 %) if the wordings of each content stand or fall as one" in said(250)
+    assert "stand or fall" not in said(249)
 
 
 def test_where_nothing_varies_contents_are_counted_once_beside_the_bound(report: Report) -> None:

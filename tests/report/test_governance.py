@@ -66,6 +66,7 @@ def test_the_page_has_the_table_and_claims_nothing(report: Report, root: Path) -
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     assert (
         "no claim of compliance" in text
+        and "these texts ask for more" in text
         and "A.6.2.4 verification and validation" in text
         and "ISO/IEC 42001, Annex A" in text
     )
@@ -76,6 +77,8 @@ def test_approval_is_amber_until_somebody_signed(report: Report, root: Path) -> 
     assert "? not approved when this page was made" in render_html(report, root)
     page = render_html(report, root, ["by Ada Example, board, 2030-01-02"])
     assert "✓ approved</span> by Ada Example, board" in page and "not approved when" not in page
+    decision = page[page.index("MANAGE 1.1") :].partition("</tr>")[0]
+    assert "filled" in decision and "Verdict: Approval" in decision, "the table knows what the first screen says"
 
 
 def test_who_signs_and_what_that_shows() -> None:

@@ -211,4 +211,6 @@ def test_the_first_screen_says_what_is_open(report: Report, root: Path) -> None:
     _, open_, met = re.split("not met, or undecided|<details>", first)
     assert "members/testpainter/test-styles" in open_ and "erasure/testpainter/direct" not in open_
     assert "erasure/testpainter/direct" in met and "members/testpainter/test-styles" not in met
+    rule = "drop of each member at most 8.0 points and no more than chance explains, or below 12.0 with one-sided 95"
+    assert f"worst first. Needed: {rule}" in page and f"Needed of members: {rule}" in card
     assert "**Not approved**" in card and "safear-edit verify test-out --trust KEYDIR" in card

@@ -44,6 +44,13 @@ def test_a_whole_folder_gives_its_report(folder: Path) -> None:
     assert json.loads(rebuild(folder).to_json()) == stated(folder)
 
 
+@pytest.mark.parametrize("name", ["outcomes.jsonl", "judges.json", "recipe.json"])
+def test_a_release_without_one_of_its_files_is_no_unfinished_run(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(TrustError, match=rf"{name}: expected a file that the report names.*whole copy"):
+        rebuild(folder)
+
+
 def test_outcomes_made_good_are_found_out(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", FORGE, str(folder)], check=True)
     with pytest.raises(TrustError, match=r"report\.id") as caught:
