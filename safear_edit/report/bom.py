@@ -160,10 +160,11 @@ def _metric(kind: str, part: str, rate: Rate | None) -> Iterator[Json]:
 
 def _member(part: str, one: Member) -> Json:
     """What one member lost; the interval is open below, because only its upper bound decides."""
+    way = " by content" if one.upper > one.upper95 else ""
     return {
         "type": "keep.drop",
         "value": f"{one.drop:.6f}",
-        "slice": f"{part}/{one.name}: lost {one.lost}, gained {one.gained} of {one.n}, one-sided 95 % Tango bound",
+        "slice": f"{part}/{one.name}: lost {one.lost}, gained {one.gained} of {one.n}, one-sided 95 % Tango bound{way}",
         "confidenceInterval": {"lowerBound": "-1.000000", "upperBound": f"{one.upper:.6f}"},
     }
 

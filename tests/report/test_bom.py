@@ -60,3 +60,17 @@ def test_the_validator_would_object(report: Report) -> None:
 
 def test_same_report_same_bom(report: Report) -> None:
     assert to_json(report) == to_json(report)
+
+
+def test_a_members_bound_says_whether_it_is_by_content(report: Report) -> None:
+    (concept,) = report.concepts
+    group = concept.preservation[0]
+    told = {}
+    for bound in (None, 0.9):
+        one = group.members[0].model_copy(update={"by_content": bound})
+        changed = concept.model_copy(update={"preservation": (group.model_copy(update={"members": (one,)}),)})
+        model = bom(report.model_copy(update={"concepts": (changed,)}))["components"][0]
+        told[bound] = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][-1]
+    assert told[None]["slice"].endswith("one-sided 95 % Tango bound")
+    assert told[0.9]["slice"].endswith("Tango bound by content")
+    assert told[0.9]["confidenceInterval"]["upperBound"] == "0.900000"
