@@ -93,7 +93,7 @@ class Judge(ABC):
         """UsageError for a label that this judge can't look for; asked before anything is drawn.
 
         It must be cheap: it may read lists of names, and loads no detector. A judge that knows its labels only once it
-        is made says nothing here.
+        is made accepts every label here, and refuses later.
         """
         return None
 

@@ -231,11 +231,11 @@ def whole(model: ModelFamily, drawn: Row, trained: Row) -> Row:
     work = _work(model, pairs)(params)
     images = images_drawn(recipe) + work.drawn
     seconds = images * (1 / drawn["images/s"] + drawn["seconds to decode one"]) + work.steps * trained["seconds"]
-    foretold = forecast(model, params, work, _trainable(model), images, pairs, speed_of(model))
+    found = forecast(model, params, work, _trainable(model), images, pairs, speed_of(model))
     return {
         "what": f"apply: {images} images, {work.steps} steps",
         "minutes": round(seconds / 60, 2),
-        "predicted minutes": round(foretold.minutes, 2),
+        "predicted minutes": round(found.minutes, 2),
     }
 
 

@@ -9,7 +9,7 @@ family, with random weights and a coin for a judge: the same steps and files in 
 A walk is killed up to three times, by SIGKILL, SIGTERM or SIGINT drawn at random, each at a random share of the
 processor time that the undisturbed walk took (wall time would depend on what else the machine does). It survives if it
 ends with the same weights, edits and outcomes to the bit, the same file names, a signature that verifies, and nothing
-left beside its output. Small numbers: what is drawn is not looked at, only that it is the same.
+left beside its output. Small sizes: images are only compared, not judged for what they show.
 
 Each walk is a child of this process, forked with the libraries imported and the text encoder loaded, which runs the
 command as the console script does. Each killed walk is a line of OUT/rows.jsonl; the same command goes on after the
