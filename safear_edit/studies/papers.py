@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from safear_edit.errors import UsageError
+from safear_edit.evaluate.verdict import WORST_FIRST
 from safear_edit.files.atomic import write_atomic
 from safear_edit.studies.paper_claims import PAPERS, Cell, Claim, Paper
 from safear_edit.studies.tables import FOLDER, Row, Table, shown
@@ -111,9 +112,10 @@ FLIPS = re.compile(r"-(\d+) \+(\d+) of (\d+)")
 
 
 def together(values: Sequence[Any]) -> Any:
-    """What several seeds gave: counts added, other numbers averaged; ValueError for what is neither."""
+    """What several seeds gave: counts added, other numbers averaged, a verdict that all of them have; ValueError for
+    what is none of these."""
     first, *others = values
-    if not others:
+    if all(other == first for other in others) and (not others or first in WORST_FIRST):
         return first
     match first:
         case {"k": _, "n": _}:

@@ -62,8 +62,10 @@ def test_seeds_are_put_together(tmp_path: Path) -> None:
     found = [papers.cell_of(cell, tmp_path) for cell in cells]
     assert [one.value for one in found] == ["-16 +1 of 120", {"k": 12, "n": 120}, 0.375]
     assert {one.seeds for one in found} == {frozenset({0, 1})}
-    with pytest.raises(ValueError, match="put together"):
-        papers.together(["style=monet -3", "style=warhol -1"])
+    assert papers.together(["PASS", "PASS", "PASS"]) == "PASS"
+    for unlike in (["style=monet -3", "style=warhol -1"], ["PASS", "FAIL"], ["PASS", "PASS", "INCONCLUSIVE"]):
+        with pytest.raises(ValueError, match="put together"):
+            papers.together(unlike)
 
 
 def test_figures_of_a_claim_have_the_same_seeds(tmp_path: Path) -> None:
