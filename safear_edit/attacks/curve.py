@@ -80,35 +80,3 @@ def _reached(points: Sequence[tuple[int, float]], level: float) -> float | None:
             before, low = points[number - 1]
             return before + (steps - before) * (level - low) / (share - low)
     return None
-
-
-def plot(curves: Sequence[Curve]) -> bytes:
-    """PNG: one panel per way of learning, share of images against steps, edited model and teaching with 95 % bars."""
-    from io import BytesIO
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * len(curves), 3.0), layout="constrained")
-    for number, (axes, curve) in enumerate(zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True)):
-        for label, colour in (("edited", "#b3261e"), ("control", "#5f6368")):
-            rows = [(m.steps, c) for m in curve.marks if (c := m.edited if label == "edited" else m.control)]
-            if not rows:
-                continue
-            share = [_share(count) for _, count in rows]
-            bounds = [count.interval() for _, count in rows]
-            spread = [
-                [s - low for s, (low, _) in zip(share, bounds, strict=True)],
-                [high - s for s, (_, high) in zip(share, bounds, strict=True)],
-            ]
-            name = "the erased concept" if label == "edited" else "a style it never knew"
-            axes.errorbar([s for s, _ in rows], share, spread, marker="o", ms=4, capsize=2, color=colour, label=name)
-        axes.axhline(LEVEL, lw=0.8, ls=":", color="#5f6368")
-        axes.set_title(curve.name, fontsize=9)
-        axes.set_xlabel("steps")
-        axes.set_ylim(-0.03, 1.03)
-        if number == 0:
-            axes.set_ylabel("share of images")
-            axes.legend(fontsize=7, loc="upper left")
-    written = BytesIO()
-    figure.savefig(written, format="png", dpi=120, metadata={"Software": ""})
-    return written.getvalue()

@@ -78,7 +78,7 @@ def attack(
 def _pages(out: Path, record: Attacks) -> None:
     """PAGE, IMAGES where something was brought back, and a plot for each attack that learns."""
     from safear_edit.attacks.brought import name_of, read_brought
-    from safear_edit.attacks.curve import plot
+    from safear_edit.report.charts import durability_image
     from safear_edit.report.html import attacks_page, attacks_sheet
 
     brought = [read_brought(out / name_of(leaks.attack), leaks.attack) for leaks in record.found]
@@ -89,7 +89,7 @@ def _pages(out: Path, record: Attacks) -> None:
     write_atomic(out / PAGE, attacks_page(record, IMAGES if (out / IMAGES).exists() else ""))
     for leaks in record.found:
         if leaks.curves:
-            write_atomic(out / f"{leaks.attack}.png", plot(leaks.curves))
+            write_atomic(out / f"{leaks.attack}.png", durability_image(leaks.curves))
 
 
 def _spec(released: Released, text: str | None, images: Images) -> Spec:

@@ -146,16 +146,26 @@ def durability_chart(curves: Sequence[Curve]) -> str:
     """How much comes back for how many steps, a panel for each way of learning: the erased concept beside a style that
     the model never knew, with 95 % intervals; dotted: where a concept counts as back."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 1.35 * len(curves)), layout="constrained")
-        panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, one in zip(panels, curves, strict=True):
-            _comes_back(axes, one)
-        panels[-1].set_xlabel("steps of learning", fontsize=8.5)
-        handles = {
-            name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-        return _svg(figure, "share of images that show the concept again, by steps of learning")
+        return _svg(_durability(curves), "share of images that show the concept again, by steps of learning")
+
+
+def durability_image(curves: Sequence[Curve]) -> bytes:
+    """The same as PNG, for the folder of an attack."""
+    written = io.BytesIO()
+    with rc_context(STYLE):
+        _durability(curves).savefig(written, format="png", dpi=120, metadata={"Software": ""})
+    return written.getvalue()
+
+
+def _durability(curves: Sequence[Curve]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.35 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, one in zip(panels, curves, strict=True):
+        _comes_back(axes, one)
+    panels[-1].set_xlabel("steps of learning", fontsize=8.5)
+    handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
 
 
 def _comes_back(axes: Axes, one: Curve) -> None:

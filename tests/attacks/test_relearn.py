@@ -13,13 +13,14 @@ from safear_edit.attacks.base import Drawer
 from safear_edit.attacks.benign import Harmless
 from safear_edit.attacks.checkpoint import Checkpoint
 from safear_edit.attacks.counts import Count
-from safear_edit.attacks.curve import Curve, Mark, marks_within, plot
+from safear_edit.attacks.curve import Curve, Mark, marks_within
 from safear_edit.attacks.relearn import BENIGN, TEACHING, Relearn, Relearning, Way, tuned
 from safear_edit.attacks.soft_prompt import Learning, learning
 from safear_edit.editor.edit import Edit
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.families.tokens import token_logprobs
+from safear_edit.report.charts import durability_image
 from tests.attacks.test_contract import SMALL, concept, pico, some_edit, without_seconds
 
 
@@ -55,7 +56,7 @@ def test_the_cost_of_coming_back(
 
 
 def test_the_curve_is_drawn() -> None:
-    assert plot([curve([0, 1, 5, 9], [0, 0, 1, 5]), curve([0, 0, 3, 3], None)]).startswith(b"\x89PNG")
+    assert durability_image([curve([0, 1, 5, 9], [0, 0, 1, 5]), curve([0, 0, 3, 3], None)]).startswith(b"\x89PNG")
 
 
 def test_marks_end_with_the_budget() -> None:
