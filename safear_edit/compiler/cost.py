@@ -407,9 +407,8 @@ def paced_seconds(work: Work, images: int, pairs: int, pace: Pace, threads: int 
     """A whole run of a small model that draws `images` in all; a row that trains costs three forwards."""
     trained = work.steps * (3 * work.rows + work.taught) + work.read * pairs
     rows = images * JUDGED_ROWS + trained * TRAINED + REST_ROWS
-    return images * DRAWN * pace.image * _beside_two(threads, "drawing") + rows * pace.row * _beside_two(
-        threads, "rows"
-    )
+    drawing = images * DRAWN * pace.image * _beside_two(threads, "drawing")
+    return drawing + rows * pace.row * _beside_two(threads, "rows")
 
 
 def _beside_two(threads: int, what: str) -> float:

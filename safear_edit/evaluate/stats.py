@@ -19,6 +19,7 @@ from scipy import special
 from safear_edit.evaluate.verdict import Verdict
 
 Side = Literal["two-sided", "lower", "upper"]
+Counts = float | np.ndarray
 
 ALPHA = 0.05
 """Error of each one-sided statement: a bound is exceeded by chance at most this often."""
@@ -172,12 +173,12 @@ def tango_upper(lost: float, gained: float, n: float, confidence: float = 0.95) 
 def drop_within(lost: float, gained: float, n: float, margin: float, confidence: float = 0.95) -> bool:
     """Whether `tango_upper` lies below `margin`, without the search: the score test at the margin itself says it."""
     _check_pairs(lost, gained, n)
-    return lost < n and _excess(lost, gained, n, margin, float(special.ndtri(confidence))) < 0
+    return bool(lost < n and _excess(lost, gained, n, margin, float(special.ndtri(confidence))) < 0)
 
 
-def _excess(lost: float, gained: float, n: float, d: float, z: float) -> float:
+def _excess(lost: Counts, gained: Counts, n: float, d: float, z: float) -> Counts:
     """Score test of a true drop d: negative where it is rejected, at every d above the bound."""
-    return lost - gained - n * d + z * sqrt(float(_score_variance(lost, gained, n, d)))
+    return lost - gained - n * d + z * np.sqrt(_score_variance(lost, gained, n, d))
 
 
 def tango_interval(lost: float, gained: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -345,7 +346,7 @@ def chances(
     _check_shares(n, lost, gained, margin)
     grid = _grid(n, lost, gained)
     z = float(special.ndtri(1 - alpha))
-    below = grid.lost - grid.gained - n * margin + z * np.sqrt(_score_variance(grid.lost, grid.gained, n, margin)) < 0
+    below = np.asarray(_excess(grid.lost, grid.gained, n, margin, z) < 0)
     proven = grid.p <= (alpha if p_alpha is None else p_alpha)
     passed, regressed = float(grid.chance[below].sum()), float(grid.chance[~below & proven].sum())
     return Chances(passed, max(0.0, 1 - passed - regressed), regressed)
@@ -519,15 +520,13 @@ def _pass_chance(n: int, flips: float, margin: float) -> float:
     # Far sums are outside [0, n]; they carry no chance, but their variance formula has no meaning either.
     lost, gained = np.where(fits, lost, 0), np.where(fits, gained, 0)
     z = float(special.ndtri(1 - ALPHA))
-    below = lost - gained - n * margin + z * np.sqrt(_score_variance(lost, gained, n, margin)) < 0
+    below = np.asarray(_excess(lost, gained, n, margin, z) < 0)
     lost, flipped = lost[fits & below], flipped[fits & below]
     sums = _binomial(np.arange(2 * most + 1), n, flips)  # by number of flips: of many places one value each
     return float((sums[flipped] * _binomial(lost, flipped, 0.5)).sum())
 
 
-def _score_variance(
-    lost: float | np.ndarray, gained: float | np.ndarray, n: float, d: float | np.ndarray
-) -> float | np.ndarray:
+def _score_variance(lost: Counts, gained: Counts, n: float, d: float) -> Counts:
     """n(2q + d(1 - d)): variance of lost - gained where q, the chance of a gain, is most likely given a drop of d."""
     a = 2 * n
     b = -lost - gained + (2 * n - lost + gained) * d
