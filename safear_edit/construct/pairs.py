@@ -206,7 +206,9 @@ def build_pairs(
         return _both(model, part, why) if refiner is None else _in_turn(model, part, why, refiner, captioner or model)
 
     parts: list[_Drawn] = []
-    for drawn in processes.dealt([wanted[start : start + batch] for start in range(0, len(wanted), batch)], both):
+    batches = [wanted[start : start + batch] for start in range(0, len(wanted), batch)]
+    hands = model.hands if refiner is None else 1  # a captioner may be larger than the model
+    for drawn in processes.dealt(batches, both, hands):
         parts.append(drawn)
         progress("pairs", min(len(parts) * batch, len(wanted)), len(wanted), "")
     told = [one for part in parts for one in part.told]
@@ -297,7 +299,7 @@ def build_keep(
         which = [i for i, mark in enumerate(marks) if mark == held]
         parts = [which[start : start + batch] for start in range(0, len(which), batch)]
         with how:
-            for part, ids in zip(parts, processes.dealt(parts, images), strict=True):
+            for part, ids in zip(parts, processes.dealt(parts, images, model.hands), strict=True):
                 drawn |= zip(part, ids, strict=True)
                 progress("keep", len(drawn), len(wanted), "")
     rows = torch.stack([drawn[i] for i in range(len(wanted))])

@@ -137,7 +137,7 @@ def _scores(
         refuse_nan(found, WHAT)
         return found
 
-    for part, scored in zip(batches, processes.dealt(batches, score), strict=True):
+    for part, scored in zip(batches, processes.dealt(batches, score, model.hands), strict=True):
         for row, name, values in zip(part.rows, part.columns, scored, strict=True):
             found[row][name] = values
         done += len(part.rows)

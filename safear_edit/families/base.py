@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from safear_edit.errors import UsageError
 from safear_edit.families.reference import ModelRef, Variant, images_of
+from safear_edit.files.memory import LARGE
 from safear_edit.spec.spec import Images
 
 if TYPE_CHECKING:
@@ -410,6 +411,15 @@ class ModelFamily(ABC):
     def images_per_batch(self) -> int:
         """How many images are encoded or decoded together."""
         return max(1, min(self.together, PIXELS_PER_BATCH // self.card.image_size**2))
+
+    @property
+    def hands(self) -> int:
+        """Batches that are drawn or read side by side, each by one thread (`processes.side_by_side`): as many as torch
+        has threads, for a small model on a CPU, while their keys and values fit into ROW_BYTES. A large one is read
+        from memory once for all threads."""
+        if self.device.type != "cpu" or self.weight_bytes >= LARGE:
+            return 1
+        return max(1, min(torch.get_num_threads(), ROW_BYTES // max(1, 2 * self.row_bytes * self.rows_per_batch)))
 
     @torch.no_grad()
     def generate(

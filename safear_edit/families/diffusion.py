@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -474,15 +475,16 @@ class Diffusion(CaptionedFamily):
         if steps > (most := len(self._levels)):
             raise UsageError("sampling: steps", f"at most {most}, as in training", str(steps), "take fewer")
         captions = self._captions(condition.twice() if guidance > 1 else condition)
-        self.scheduler.set_timesteps(steps)
+        scheduler = copy(self.scheduler)  # which keeps the steps of one drawing
+        scheduler.set_timesteps(steps)
         latent = self._map(noise.float())
-        for step in self.scheduler.timesteps:
+        for step in scheduler.timesteps:
             rows = torch.cat([latent, latent]) if guidance > 1 else latent
             found = self._output(captions, rows, step.to(self.device).expand(len(rows)))
             if guidance > 1:
                 with_caption, without = found.chunk(2)
                 found = guided(with_caption, without, guidance)
-            latent = self.scheduler.step(found, step, latent, return_dict=False)[0]
+            latent = scheduler.step(found, step, latent, return_dict=False)[0]
         refuse_nan(latent)
         return self._flat(latent).contiguous()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 
 BATCH = 64
-"""Images drawn and judged together: bounds memory, and is what a killed call loses at most."""
+"""Images drawn and judged together: bounds memory, and is what a killed call loses at most, of each of its hands."""
+ENCODING = Lock()
+"""Text encoders remember what they have read: one batch's captions at a time."""
 
 
 @dataclass(frozen=True, slots=True)  # there may be 100,000
@@ -84,7 +87,7 @@ def draw_and_judge(
     which would take a hundred times their place, are decoded again.
 
     On several processes each draws every so many-th batch, and all get all images: the batches, and so the images, are
-    those of one process.
+    those of one process. Of a small model on a CPU each thread draws and judges a batch of its own (`model.hands`).
 
     UsageError for a judge whose score is no number: a judgement without one is no evidence.
     """
@@ -94,15 +97,16 @@ def draw_and_judge(
     def drawn(number: int) -> list[JudgedImage]:
         part = kept.asked(number)
         given = None if prefix is None else prefix[number * batch : (number + 1) * batch]
-        condition = encode(tuple(one.prompt for one in part))
+        with ENCODING:
+            condition = encode(tuple(one.prompt for one in part))
         ids = draw(model, condition, [one.seed for one in part], sampling, given)
         return _judged(model, ids, part, judges, pixels)
 
-    total, each = -(-len(requests) // batch), processes.count()
+    total, each = -(-len(requests) // batch), processes.count() * model.hands
     for turn in (range(first, min(first + each, total)) for first in range(0, total, each)):
         found = kept.read(turn)
         missing = [number for number in turn if number not in found]
-        for number, images in zip(missing, processes.dealt(missing, drawn), strict=True):
+        for number, images in zip(missing, processes.dealt(missing, drawn, model.hands), strict=True):
             kept.write(number, images)
             found[number] = images
         for number in turn:
@@ -127,7 +131,9 @@ def encoded(model: ModelFamily, prompts: Sequence[str]) -> Condition:
     """The condition of every prompt; equal ones are encoded once."""
     distinct = list(dict.fromkeys(prompts))
     place = {prompt: row for row, prompt in enumerate(distinct)}
-    return model.condition(distinct).rows(torch.tensor([place[prompt] for prompt in prompts]))
+    with ENCODING:
+        condition = model.condition(distinct)
+    return condition.rows(torch.tensor([place[prompt] for prompt in prompts]))
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """All speed claims in one table: `python -m safear_edit.studies benchmark`.
 
-Every line is a race in this process, on one thread: the same weights, captions and random numbers, ours against the
-plain way by turns. What both did is compared before any time is taken; a line whose contestants did not do the same
-ends the command with 1, and its times mean nothing. Seconds are CPU seconds, so that other work on the machine counts
-little. For drawing with Infinity and Janus and for training a bound stands beside them (roofline.py): how many times as
-fast as the plain way ours would be if it did nothing but its matrix products.
+Every line is a race in this process, on one thread unless it says so: the same weights, captions and random numbers,
+ours against the plain way by turns. What both did is compared before any time is taken; a line whose contestants did
+not do the same ends the command with 1, and its times mean nothing. Seconds are CPU seconds, so that other work on the
+machine counts little. For drawing with Infinity and Janus and for training a bound stands beside them (roofline.py):
+how many times as fast as the plain way ours would be if it did nothing but its matrix products.
 
     drawing    each mini against the published loop (LlamaGen, Infinity) or transformers' `generate` (Janus)
+    hands      as many batches as the machine has cores, each drawn by a thread of its own (processes.py), against one
+               after the other by threads that share every product; seconds of the clock, on all cores
     training   a step of each method that learns from pairs against its plain form (speed_training.py), and EAR against
                its published loop structure
     half       a layer in bfloat16 on a CPU that lacks it (families/layers/half.py) against torch's own product
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -28,14 +31,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from safear_edit.families.base import Sampling
+from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
 from safear_edit.families.layers.half import emulated, linear
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
+from safear_edit.processes import side_by_side
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
 from safear_edit.studies.arguments import command, positive
 from safear_edit.studies.contest import SAME_SHARE, alternately, material_of, prompts, relative
@@ -107,6 +112,31 @@ def _llamagen(model: LlamaGen, batch: int, repeats: int) -> list[Line]:
         seconds = f"{found.seconds['ours']:.2f} s", f"{found.seconds[name]:.2f} s, {name} loop"
         lines.append(Line(f"drawing, llamagen:mini, {batch} at a time", same, told, *seconds, times))
     return lines
+
+
+def hands(model: ModelFamily, batch: int, repeats: int) -> list[Line]:
+    """The same batches side by side and one after the other, by as many threads."""
+    cores = os.cpu_count() or 1
+    conditions = [model.condition([f"{text}, number {i}" for text in prompts(batch)]) for i in range(cores)]
+
+    def draw(condition: Condition) -> Tensor:
+        return model.generate(condition, range(batch))
+
+    runs: dict[str, Callable[[], list[Tensor]]] = {
+        "ours": partial(side_by_side, conditions, draw, cores),
+        "plain": lambda: [draw(condition) for condition in conditions],
+    }
+    torch.set_num_threads(cores)
+    try:
+        found, seconds = alternately(runs, repeats, time.perf_counter)
+    finally:
+        torch.set_num_threads(1)
+    ours, plain = (torch.cat(found[name]) for name in ("ours", "plain"))
+    same, told = int((ours == plain).sum()), f"{batch} at a time, {cores} batches by {cores} threads"
+    shown = f"{seconds['ours']:.2f} s", f"{seconds['plain']:.2f} s, threads that share products"
+    times = seconds["plain"] / seconds["ours"]
+    what = f"drawing, {model.name}:mini, {told}"
+    return [Line(what, same >= SAME_SHARE * ours.numel(), f"{same} of {ours.numel()} numbers", *shown, times)]
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -232,7 +262,7 @@ def _unheard(stage: str, done: int, total: int, info: str = "") -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-PARTS = ("drawing", "training", "half", "growth")
+PARTS = ("drawing", "hands", "training", "half", "growth")
 
 
 def lines(
@@ -247,6 +277,8 @@ def lines(
         model = load_model(name)
         for batch in batches if "drawing" in parts else ():
             yield from drawing(model, batch, repeats)
+        for batch in batches if "hands" in parts else ():
+            yield from hands(model, batch, repeats)
         if "training" in parts and isinstance(model, LlamaGen | Infinity | Janus):
             fitting = speed_training.methods_for(model)
             yield from training(model, [name for name in fitting if methods is None or name in methods], repeats)

@@ -26,14 +26,17 @@ SAME_SHARE = 0.99
 STYLES = ("Picasso", "Claude Monet", "Andy Warhol", "Vincent van Gogh", "Seurat")
 
 
-def alternately(runs: Mapping[str, Callable[[], T]], repeats: int) -> tuple[dict[str, T], dict[str, float]]:
-    """Every contestant in turn, `repeats` times: what each returned last, and its median in CPU seconds."""
+def alternately(
+    runs: Mapping[str, Callable[[], T]], repeats: int, clock: Callable[[], float] = time.process_time
+) -> tuple[dict[str, T], dict[str, float]]:
+    """Every contestant in turn, `repeats` times: what each returned last, and its median in CPU seconds, or in those of
+    another clock."""
     found, spent = dict[str, T](), {name: list[float]() for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.process_time()
+            start = clock()
             found[name] = run()
-            spent[name].append(time.process_time() - start)
+            spent[name].append(clock() - start)
     return found, {name: statistics.median(times) for name, times in spent.items()}
 
 

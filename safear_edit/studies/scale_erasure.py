@@ -120,6 +120,11 @@ class ScaleErasure(Infinity):
         self.said = model.condition([words.safe, words.unsafe])
         self.keys = _keys(model, [words.unsafe, *words.unrelated], self.window.layers)
 
+    @property
+    def hands(self) -> int:
+        """One batch at a time: the hooks that collect queries are the network's, not a batch's."""
+        return 1
+
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         """As Infinity's, from the same numbers, with two more rows per image up to the window's end."""
         text = self.text_pass(_joined(condition.twice(), self.said, len(condition)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 import torch
 
 from safear_edit.errors import UsageError
+from safear_edit.families import base
 from safear_edit.families.base import Sampling
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.judges.base import Judge, Judgement
@@ -36,6 +38,12 @@ def judges() -> dict[str, Brightness]:
 @pytest.fixture(scope="module")
 def model() -> LlamaGen:
     return LlamaGen.pico()
+
+
+@pytest.fixture(autouse=True)
+def one_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch's threads are: the tests count what is drawn, in order."""
+    monkeypatch.setattr(LlamaGen, "hands", 1)
 
 
 class Counted:
@@ -90,6 +98,51 @@ def test_only_one_batch_is_drawn_ahead(model: LlamaGen, monkeypatch: pytest.Monk
     assert counted.seeds == []
     next(stream)
     assert counted.seeds == [0, 1, 2, 3]
+
+
+def test_hands_draw_the_same_images_each_a_batch_by_one_thread(
+    model: LlamaGen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, drew = torch.get_num_threads(), list[tuple[int, int, bool]]()
+    draw = model.generate
+
+    def generate(condition: object, seeds: list[int], sampling: Sampling | None) -> torch.Tensor:
+        drew.append((get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+        return draw(condition, seeds, sampling)  # type: ignore[arg-type]
+
+    alone = list(draw_and_judge(model, REQUESTS, judges(), None, batch=3))
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(LlamaGen, "hands", 3)
+    with torch.no_grad():
+        beside = list(draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", batch=3))
+    assert same(beside, alone)
+    *side, (last, of_last, _) = drew
+    assert {(used, gradients) for _, used, gradients in side} == {(1, False)} and len(side) == 3
+    assert get_ident() not in {hand for hand, *_ in side}
+    assert (last, of_last) == (get_ident(), threads), "a single batch is drawn by all threads"
+    assert torch.get_num_threads() == threads
+    again = list(draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", batch=3))
+    assert same(again, alone) and len(drew) == 4, "all batches were kept"
+
+
+def test_a_hand_that_fails_ends_the_call_with_its_own_error(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaGen, "hands", 2)
+    by = {"bright": Brightness(1), "dark": Brightness(-1, factor=float("nan"))}
+    with pytest.raises(UsageError, match="expected a finite score"):
+        list(draw_and_judge(model, REQUESTS, by, None, batch=2))
+
+
+def test_a_large_model_or_a_gpu_has_one_hand(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaGen, "hands", base.ModelFamily.hands)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert model.hands == 6
+    monkeypatch.setattr(LlamaGen, "row_bytes", base.ROW_BYTES // 2 // 64 // 4)
+    assert model.hands == 4, "their keys and values fit into what a batch of a large model may take"
+    monkeypatch.setattr(LlamaGen, "weight_bytes", base.LARGE)
+    assert model.hands == 1
+    monkeypatch.setattr(LlamaGen, "weight_bytes", 1)
+    monkeypatch.setattr(LlamaGen, "device", torch.device("cuda"))
+    assert model.hands == 1
 
 
 def test_the_sampling_is_the_one_given_or_the_models(model: LlamaGen) -> None:

@@ -51,11 +51,23 @@ def test_a_part_is_asked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(benchmark, "load_model", lambda name: LlamaGen.pico())
     for part in benchmark.PARTS:
         monkeypatch.setattr(benchmark, part, lambda *given, part=part: iter([Line(part, True, "")]))
-    assert [line.what for line in benchmark.lines(["llamagen"], [4, 2], 1)] == ["drawing", *benchmark.PARTS]
+    assert [line.what for line in benchmark.lines(["llamagen"], [4, 2], 1)] == [
+        *("drawing", "drawing", "hands", "hands"),
+        *benchmark.PARTS[2:],
+    ]
     assert [line.what for line in benchmark.lines(["llamagen"], [4], 1, ["growth"])] == ["growth"]
     monkeypatch.setattr(benchmark, "training", lambda model, names, repeats: iter([Line(",".join(names), True, "")]))
     found = benchmark.lines(["llamagen"], [4], 1, ["training"], ["vce", "dpo", "sace"])
     assert [line.what for line in found] == ["dpo,vce"]
+
+
+def test_hands_draw_what_one_after_the_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    (found,) = benchmark.hands(LlamaGen.pico(), 2, 1)
+    assert (
+        found.same and found.compared == "96 of 96 numbers" and found.times and "3 batches by 3 threads" in found.what
+    )
+    assert torch.get_num_threads() == 1
 
 
 def test_janus_draws_what_transformers_draws() -> None:
