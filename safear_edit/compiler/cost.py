@@ -340,11 +340,30 @@ def drawing_seconds(model: ModelFamily, images: int, speed: Speed) -> float:
 
 def training_seconds(model: ModelFamily, work: Work, params: BaseModel, pairs: int, speed: Speed) -> float:
     """All steps of a search, for which the base model reads the pairs once, as the method needs them; layers that run
-    again cost a forward pass more."""
+    again cost a forward pass more. Each pass reads the layers as well, and widens them where the device has no
+    arithmetic for their dtype: of a large model with few tokens a step that is most of it."""
     again = work.steps * work.rows if getattr(params, "recompute", False) else 0.0
     again += work.steps * _preserved(params) * (getattr(params, "keep_parts", 1) > 1)
     flops = work.training_flops(model.card) + (work.read * pairs + again) * forward_flops(model.card)
-    return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"]
+    reading = _passes(model, work, params, pairs) * model.layer_parameters * _bytes_read(model) / speed.bandwidth
+    return _in_layers(model) * flops / speed.flops / EFFICIENCY["training"] + reading
+
+
+def _passes(model: ModelFamily, work: Work, params: BaseModel, pairs: int) -> float:
+    """How often a search reads all layers: forward and back for the pairs of each part of a step and for what is
+    preserved, forward for what the base model says of that, and once for each batch of pairs that it reads before."""
+    preserved = bool(_preserved(params))
+    parts, kept = getattr(params, "accumulate", 1), getattr(params, "keep_parts", 1) * preserved
+    step = parts * ((2 + getattr(params, "recompute", False)) * (1 + kept) + kept * bool(work.taught))
+    return work.steps * step + work.read * max(1.0, pairs / model.rows_per_batch)
+
+
+def _bytes_read(model: ModelFamily) -> float:
+    """Of a number of a layer, each time: as it is kept; widened, it is read, written wide and read again."""
+    from safear_edit.families.layers.half import emulated
+
+    kept = model.dtype.itemsize
+    return kept + 8 if model.device.type == "cpu" and emulated(model.dtype) else kept
 
 
 @dataclass(frozen=True)
@@ -353,7 +372,8 @@ class Pace:
     row forward without gradients, each among PROBED.
 
     What a run makes of them is fitted to concepts/picasso.yaml by VCE on llamagen:mini, infinity:mini and janus:mini
-    (two cores with nothing else to do, 30 November 2026: 5.7, 5.5 and 7.1 minutes).
+    (two cores with nothing else to do, 30 November 2026: 5.7, 5.5 and 7.1 minutes, threads sharing every product), and
+    what drawing gains by a batch for each thread to llamagen:mini on a slower machine (7.9 minutes).
     """
 
     image: float
@@ -362,9 +382,9 @@ class Pace:
 
 PROBED = 8
 """Images that a probe draws together. A run's batches are larger, so it draws faster, which DRAWN makes up for."""
-DRAWN = 0.27
+DRAWN = 0.19
 """Seconds that a run takes to draw an image, for each that the probe takes to draw one."""
-JUDGED_ROWS = 1.27
+JUDGED_ROWS = 1.14
 """What decoding and judging an image take, in rows."""
 TRAINED = 0.52
 """Seconds of a row of a training step, counted in forward passes, for each of the probe's."""
@@ -372,9 +392,9 @@ REST_ROWS = 4200
 """What imports, likelihoods of the reference images, report, pages and signature take, in rows."""
 THREADS = 2
 """Threads for which these hold."""
-SHARED = {"drawing": 0.3, "rows": 0.85}
-"""Part of the work that threads share: a second one draws 1.07 and 1.37 times as fast on llamagen:mini and
-infinity:mini, and reads rows 1.7 and 1.8 times."""
+SHARED = {"drawing": 0.95, "rows": 0.85}
+"""Part of the work that threads share: a second one draws 1.9 times as fast, with a batch of its own, and trains 1.7 to
+1.8 times, on llamagen:mini and infinity:mini."""
 
 
 def pace_of(model: ModelFamily, clock: Callable[[], float] = perf_counter) -> Pace:

@@ -167,13 +167,28 @@ def test_a_step_keeps_what_its_family_says(kind: type[LlamaGen], dtype: torch.dt
 
 
 def test_time_falls_with_speed_and_grows_with_layers_that_run_again(model: LlamaGen) -> None:
-    slow, fast = Speed(1e9, 1e9), Speed(2e9, 1e9)
+    slow, fast = Speed(1e9, 1e30), Speed(2e9, 1e30)
     once, again = PARAMS, PARAMS.model_copy(update={"recompute": True})
     found = training_seconds(model, work(once), once, 8, slow)
     assert training_seconds(model, work(once), once, 8, fast) == pytest.approx(found / 2)
     assert 1.1 * found < training_seconds(model, work(again), again, 8, slow) < 1.4 * found
     numbers = SFT.Params(batch=8, keep_batch=4, keep_weight=1.0, steps=10)
     assert (SFT().work(numbers, model.card, 8).read, work(once).read) == (1, 4), "only VCE scores its pairs"
+
+
+def test_a_pass_reads_the_layers_and_widens_what_the_cpu_has_no_arithmetic_for(
+    model: LlamaGen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed, bytes_kept = Speed(1e30, 1e9), 4 * model.layer_parameters
+    seconds = training_seconds(model, work(PARAMS), PARAMS, 8, speed)
+    passes = 10 * (2 + 2 + 1) + 4  # pairs and preserved images forward and back, the base model's; pairs read before
+    assert seconds == pytest.approx(passes * bytes_kept / 1e9)
+    alone, halves = (PARAMS.model_copy(update=more) for more in ({"keep_weight": 0.0}, {"accumulate": 2}))
+    assert training_seconds(model, work(alone), alone, 8, speed) == pytest.approx((10 * 2 + 4) * bytes_kept / 1e9)
+    assert training_seconds(model, work(halves), halves, 8, speed) == pytest.approx((10 * 10 + 4) * bytes_kept / 1e9)
+    monkeypatch.setattr("safear_edit.families.layers.half.emulated", lambda kind: True)
+    wide = training_seconds(model, work(PARAMS), PARAMS, 8, speed)
+    assert wide == pytest.approx(3 * seconds), "read, written wide and read again"
 
 
 def test_drawing_reads_all_weights_at_every_step(model: LlamaGen) -> None:
@@ -210,16 +225,17 @@ def test_a_slower_machine_takes_longer_in_all_it_does_and_more_threads_a_shorter
     each = (paced_seconds(steps, 2 * images, 160, here) - found) / images
     assert here.row < each < here.image, "a batch draws faster than a probe, and every image is judged"
     one, many = (paced_seconds(steps, images, 160, here, threads) for threads in (1, 16))
-    assert 1.2 * found < one < 2 * found and found / 3 < many < found / 1.2
+    assert 1.2 * found < one < 2 * found and found / 5 < many < found / 1.2
 
 
 def test_the_runs_that_the_pace_is_fitted_to_took_what_it_says() -> None:
     """Minutes of whole walks, and the paces measured on the same machine: a half is promised."""
-    walks = {
-        "llamagen": (0.0777, 0.0108, 170.4, 5.7),
-        "infinity": (0.0248, 0.0167, 144, 5.5),
-        "janus": (0.083, 0.0107, 144, 7.06),
-    }
-    for image, row, rows, minutes in walks.values():
+    walks = (
+        (0.0777, 0.0108, 170.4, 5.7),  # llamagen:mini, infinity:mini and janus:mini, threads sharing every product
+        (0.0248, 0.0167, 144, 5.5),
+        (0.083, 0.0107, 144, 7.06),
+        (0.143, 0.0191, 170.4, 7.88),  # llamagen:mini on a slower machine, a batch for each thread
+    )
+    for image, row, rows, minutes in walks:
         found = paced_seconds(Work(steps=120, rows=rows / 3), 5304, 160, Pace(image, row)) / 60
-        assert found == pytest.approx(minutes, rel=0.25)
+        assert found == pytest.approx(minutes, rel=0.35)
