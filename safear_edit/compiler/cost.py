@@ -153,9 +153,10 @@ def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: in
     }
 
 
-def drawing_bytes(model: ModelFamily, images: int) -> int:
-    """Keys and values of images that are drawn together under guidance, or what their decoding takes."""
-    decoding = round(model.decode_bytes * min(1.0, images / model.images_per_batch))
+def drawing_bytes(model: ModelFamily, images: int, *, decoded: bool = True) -> int:
+    """Keys and values of images that are drawn together under guidance, or what their decoding takes, if it is asked
+    for."""
+    decoding = round(model.decode_bytes * min(1.0, images / model.images_per_batch)) if decoded else 0
     return max(2 * min(images, model.rows_per_batch) * model.row_bytes, decoding)
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from safear_edit import registry
 from safear_edit.compiler import cost
+from safear_edit.compiler.compile import compile_recipe
 from safear_edit.compiler.cost import (
     Pace,
     Speed,
@@ -34,7 +35,10 @@ from safear_edit.families.janus import Janus
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.methods.sft import SFT
 from safear_edit.methods.vce import VCE
+from safear_edit.pipeline.plan import forecast_of
+from safear_edit.spec.spec import load_spec
 from safear_edit.studies.gpu import FULL
+from tests.compiler.test_compile import Card, Numbers
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +206,17 @@ def test_a_forecast_names_the_stage_that_needs_most(model: LlamaGen) -> None:
     assert str(found).endswith("on cpu, float32, as fast as it is now") and max(found.stages.values()) / 2**30 < 3
     text = replace(found, stages={"captions": 2**33, "training": 2**30})
     assert "8.0 GiB (captions)" in str(text)
+
+
+def test_each_hand_of_a_mini_holds_keys_and_values_of_its_own(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_spec(registry.find_builtin("concepts", "picasso"))
+    recipe = compile_recipe(spec, Card(), load_base_recipe("vce"), sampling=Numbers())
+    held = []
+    for hands in (1, 3):
+        monkeypatch.setattr(LlamaGen, "hands", hands)
+        held.append(forecast_of(recipe, model, Pace(0.1, 0.01)).stages["in all"])
+    assert held[0] == round(recipe.predicted.memory_gib * 2**30)
+    assert held[1] - held[0] == 2 * 2 * model.rows_per_batch * model.row_bytes > 0
 
 
 @pytest.mark.parametrize("kind", [LlamaGen, Infinity, Diffusion])
