@@ -360,7 +360,7 @@ def _passes(model: ModelFamily, work: Work, params: BaseModel, pairs: int) -> fl
 
 
 def _bytes_read(model: ModelFamily) -> float:
-    """Of a number of a layer, each time: as it is kept; widened, it is read, written wide and read again."""
+    """Of a number of a layer, each time: as it is kept; to widen it takes as long as to write it and read it again."""
     from safear_edit.families.layers.half import emulated
 
     kept = model.dtype.itemsize
