@@ -11,9 +11,10 @@ how many times as fast as the plain way ours would be if it did nothing but its 
                after the other by threads that share every product; seconds of the clock, on all cores
     training   a step of each method that learns from pairs against its plain form (speed_training.py), and EAR against
                its published loop structure
-    half       a layer in bfloat16 on a CPU that lacks it (families/layers/half.py) against torch's own product
     growth     how the cost of drawing and training grows with what there is more of: the slope of log seconds over log
                amount, 1 where twice as much takes twice as long
+    half       a layer in bfloat16 on a CPU that lacks it (families/layers/half.py) against torch's own product,
+               in a process that keeps no large blocks, as one that loads a large model
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from safear_edit.families.janus import Janus
 from safear_edit.families.layers.half import emulated, linear
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
+from safear_edit.files.memory import keep_no_large_blocks
 from safear_edit.processes import side_by_side
 from safear_edit.studies import speed_infinity, speed_janus, speed_llamagen, speed_training
 from safear_edit.studies.arguments import command, positive
@@ -168,8 +170,9 @@ def half(repeats: int) -> Iterator[Line]:
     """One layer of a 1B model, forward, for a few rows and for many; nothing on a CPU that computes in bfloat16."""
     if not emulated(torch.bfloat16):
         return
+    keep_no_large_blocks()
     weight = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for count in (16, 64, 256, 1024):
+    for count in (4, 16, 64, 256, 1024):
         x = torch.randn(count, 2048, generator=torch.Generator().manual_seed(1)).bfloat16()
         runs = {"ours": partial(linear, x, weight), "plain": partial(F.linear, x, weight)}
         far = relative(runs["plain"]().float(), runs["ours"]().float())
@@ -262,7 +265,7 @@ def _unheard(stage: str, done: int, total: int, info: str = "") -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-PARTS = ("drawing", "hands", "training", "half", "growth")
+PARTS = ("drawing", "hands", "training", "growth", "half")
 
 
 def lines(
@@ -282,10 +285,10 @@ def lines(
         if "training" in parts and isinstance(model, LlamaGen | Infinity | Janus):
             fitting = speed_training.methods_for(model)
             yield from training(model, [name for name in fitting if methods is None or name in methods], repeats)
-    if "half" in parts:
-        yield from half(repeats)
     if "llamagen" in models and "growth" in parts:
         yield from growth(repeats)
+    if "half" in parts:  # the last, for it changes what the process keeps of the system's memory
+        yield from half(repeats)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
