@@ -131,7 +131,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
 class Blank:
     """A model that draws nothing, as fast as can be."""
 
-    sampling = Sampling(1.0)
+    sampling, hands = Sampling(1.0), 1
     device = torch.device("cpu")
 
     def condition(self, prompts: Sequence[str]) -> Sequence[str]:
