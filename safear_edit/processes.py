@@ -91,13 +91,20 @@ def together(work: Callable[[], T]) -> list[T]:
 def dealt(jobs: Sequence[J], do: Callable[[J], T], hands: int = 1) -> Iterator[T]:
     """`do` of every job, in order: job i is done by process i modulo their number, and everyone gets all results.
 
-    hands: jobs that a process has under way at a time, each by a thread of its own (`side_by_side`). No more results
-    wait in memory than are under way, and no more are lost with a killed process.
+    hands: of a single process, which has so many jobs under way, each by a thread of its own (`side_by_side`). No more
+    results wait in memory than are `under_way`, and no more are lost with a killed process.
     """
-    for start in range(0, len(jobs), count() * hands):
-        window = jobs[start : start + count() * hands]
-        told = together(partial(side_by_side, window[index() :: count()], do, hands))
-        yield from (told[place % count()][place // count()] for place in range(len(window)))
+    each = under_way(hands)
+    for start in range(0, len(jobs), each):
+        window = jobs[start : start + each]
+        for found in together(partial(side_by_side, window[index() :: count()], do, hands)):
+            yield from found
+
+
+def under_way(hands: int) -> int:
+    """Jobs at a time: one for each process, or for each hand of a single one. Several processes divide the machine's
+    cores among them as it is, and may not have as many hands each."""
+    return count() if count() > 1 else hands
 
 
 def side_by_side(jobs: Sequence[J], do: Callable[[J], T], hands: int) -> list[T]:

@@ -102,7 +102,7 @@ def draw_and_judge(
         ids = draw(model, condition, [one.seed for one in part], sampling, given)
         return _judged(model, ids, part, judges, pixels)
 
-    total, each = -(-len(requests) // batch), processes.count() * model.hands
+    total, each = -(-len(requests) // batch), processes.under_way(model.hands)
     for turn in (range(first, min(first + each, total)) for first in range(0, total, each)):
         found = kept.read(turn)
         missing = [number for number in turn if number not in found]

@@ -8,6 +8,7 @@ from threading import get_ident
 import pytest
 import torch
 
+from safear_edit import processes
 from safear_edit.errors import UsageError
 from safear_edit.families import base
 from safear_edit.families.base import Sampling
@@ -123,6 +124,13 @@ def test_hands_draw_the_same_images_each_a_batch_by_one_thread(
     assert torch.get_num_threads() == threads
     again = list(draw_and_judge(model, REQUESTS, judges(), None, tmp_path / "parts", batch=3))
     assert same(again, alone) and len(drew) == 4, "all batches were kept"
+
+
+def test_several_processes_have_one_hand_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.under_way(3) == 3
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.under_way(3) == 2
 
 
 def test_a_hand_that_fails_ends_the_call_with_its_own_error(model: LlamaGen, monkeypatch: pytest.MonkeyPatch) -> None:
