@@ -50,7 +50,7 @@ class _Widened(torch.autograd.Function):
         for first, rows in _widened_rows(weight):
             y[:, first : first + len(rows)] = wide @ rows.T
         y = y if bias is None else y.add_(bias)
-        return y.to(x.dtype).unflatten(0, x.shape[:-1])
+        return y.unflatten(0, x.shape[:-1]).to(x.dtype)  # no view: callers may write in it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -59,7 +59,7 @@ class _Widened(torch.autograd.Function):
         whole = wide.new_zeros(len(wide), weight.shape[1])
         for first, rows in _widened_rows(weight):
             whole.addmm_(wide[:, first : first + len(rows)], rows)
-        return whole.to(gradient.dtype).unflatten(0, gradient.shape[:-1]), None, None
+        return whole.unflatten(0, gradient.shape[:-1]).to(gradient.dtype), None, None
 
 
 def _widened_rows(weight: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -42,6 +42,14 @@ def test_result_and_gradient_are_those_of_float32_rounded_once(biased: bool) -> 
     torch.testing.assert_close(x.grad.float(), wide.grad, rtol=2**-8, atol=1e-6)
 
 
+def test_a_result_may_be_written_in() -> None:
+    x, weight = random(2, 9, 8, seed=0).requires_grad_(), random(7, 8, seed=1)
+    found = half.linear(x, weight)
+    found[:, 0] = 0
+    found.sum().backward()
+    assert x.grad is not None and not x.grad[:, 0].any() and x.grad[:, 1].any()
+
+
 def test_nothing_wide_waits_for_the_backward_pass() -> None:
     weight, kept = random(7, 8, seed=1), list[torch.Tensor]()
 
