@@ -110,9 +110,9 @@ def under_way(hands: int) -> int:
 def side_by_side(jobs: Sequence[J], do: Callable[[J], T], hands: int) -> list[T]:
     """`do` of every job, in order, so many at a time, each by one thread; a single job has all of torch's threads.
 
-    A small network's products are too short to be shared: two threads draw 1.3 times as fast as one where they share
-    each of them, 1.9 times where each has a batch, and in another program's company those who share wait for each other
-    (`python -m safear_edit.studies benchmark --parts hands`). What `do` changes must be its own.
+    A small network's products are too short to be shared: on two quiet cores the minis draw 1.26 to 1.48 times as fast
+    where each thread has a batch (`python -m safear_edit.studies benchmark --parts hands`), and in another program's
+    company threads that share products wait for each other. What `do` changes must be its own.
     """
     if hands == 1 or len(jobs) < 2:
         return [do(job) for job in jobs]

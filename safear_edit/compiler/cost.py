@@ -153,10 +153,9 @@ def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: in
     }
 
 
-def drawing_bytes(model: ModelFamily, images: int, *, decoded: bool = True) -> int:
-    """Keys and values of images that are drawn together under guidance, or what their decoding takes, if it is asked
-    for."""
-    decoding = round(model.decode_bytes * min(1.0, images / model.images_per_batch)) if decoded else 0
+def drawing_bytes(model: ModelFamily, images: int) -> int:
+    """Keys and values of images that are drawn together under guidance, or what their decoding takes."""
+    decoding = round(model.decode_bytes * min(1.0, images / model.images_per_batch))
     return max(2 * min(images, model.rows_per_batch) * model.row_bytes, decoding)
 
 
@@ -394,8 +393,8 @@ REST_ROWS = 4200
 THREADS = 2
 """Threads for which these hold."""
 SHARED = {"drawing": 0.95, "rows": 0.85}
-"""Part of the work that threads share: a second one draws 1.9 times as fast, with a batch of its own, and trains 1.7 to
-1.8 times, on llamagen:mini and infinity:mini."""
+"""Part of the work that threads share: a second one drew 1.9 times as fast as one alone, with a batch of its own (a
+script that isn't kept), and reads rows 1.7 and 1.8 times as fast, on llamagen:mini and infinity:mini."""
 
 
 def pace_of(model: ModelFamily, clock: Callable[[], float] = perf_counter) -> Pace:

@@ -408,6 +408,11 @@ class ModelFamily(ABC):
         return max(1, min(self.together, ROW_BYTES // max(1, 2 * self.row_bytes)))
 
     @property
+    def batch_bytes(self) -> int:
+        """Keys and values of a whole batch of images that are drawn under guidance."""
+        return 2 * self.rows_per_batch * self.row_bytes
+
+    @property
     def images_per_batch(self) -> int:
         """How many images are encoded or decoded together."""
         return max(1, min(self.together, PIXELS_PER_BATCH // self.card.image_size**2))
@@ -419,7 +424,7 @@ class ModelFamily(ABC):
         from memory once for all threads."""
         if self.device.type != "cpu" or self.weight_bytes >= LARGE:
             return 1
-        return max(1, min(torch.get_num_threads(), ROW_BYTES // max(1, 2 * self.row_bytes * self.rows_per_batch)))
+        return max(1, min(torch.get_num_threads(), ROW_BYTES // max(1, self.batch_bytes)))
 
     @torch.no_grad()
     def generate(

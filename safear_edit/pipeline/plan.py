@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safear_edit import registry
 from safear_edit.compiler import checks
 from safear_edit.compiler.compile import cut_lines, recipe_warnings
-from safear_edit.compiler.cost import LARGE, Forecast, Pace, Speed, declared, drawing_bytes, forecast, probed
+from safear_edit.compiler.cost import LARGE, Forecast, Pace, Speed, declared, forecast, probed
 from safear_edit.compiler.recipe import Recipe
 from safear_edit.compiler.sources import reconstructed
 from safear_edit.families.reference import ModelRef, images_of
@@ -125,7 +125,7 @@ def forecast_of(recipe: Recipe, model: ModelFamily, speed: Speed | Pace) -> Fore
     trainable, images = recipe.predicted.trainable, images_drawn(recipe) + work.drawn
     found = forecast(model, params, work, trainable, images, pairs, speed)
     if isinstance(speed, Pace):  # beside a mini the libraries count most, which its recipe's own figure holds
-        others = (model.hands - 1) * drawing_bytes(model, model.rows_per_batch, decoded=False)
+        others = (model.hands - 1) * model.batch_bytes
         return replace(found, stages={"in all": round(recipe.predicted.memory_gib * 2**30) + others})
     return found
 

@@ -246,11 +246,11 @@ def test_a_slower_machine_takes_longer_in_all_it_does_and_more_threads_a_shorter
 def test_the_runs_that_the_pace_is_fitted_to_took_what_it_says() -> None:
     """Minutes of whole walks, and the paces measured on the same machine: a half is promised."""
     walks = (
-        (0.0777, 0.0108, 170.4, 5.7),  # llamagen:mini, infinity:mini and janus:mini, threads sharing every product
-        (0.0248, 0.0167, 144, 5.5),
-        (0.083, 0.0107, 144, 7.06),
-        (0.143, 0.0191, 170.4, 7.88),  # llamagen:mini on a slower machine, a batch for each thread
+        (0.0777, 0.0108, 170.4, 5.7, 0.25),  # llamagen:mini and infinity:mini, threads sharing every product
+        (0.0248, 0.0167, 144, 5.5, 0.25),
+        (0.083, 0.0107, 144, 7.06, 0.35),  # janus:mini, the same, so it took longer than it would now
+        (0.143, 0.0191, 170.4, 7.88, 0.25),  # llamagen:mini on a slower machine, a batch for each thread
     )
-    for image, row, rows, minutes in walks:
+    for image, row, rows, minutes, off in walks:
         found = paced_seconds(Work(steps=120, rows=rows / 3), 5304, 160, Pace(image, row)) / 60
-        assert found == pytest.approx(minutes, rel=0.35)
+        assert found == pytest.approx(minutes, rel=off)
