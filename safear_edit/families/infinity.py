@@ -31,6 +31,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import all_files, layers_in, read_settings
+from safear_edit.families.layers.half import attention
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import COLDEST, Drawer, guided, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
@@ -203,7 +204,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BLC: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         q = self.queries(x_BLC)
-        seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+        seen = attention(q, keys, values, bias)
         return self.proj(seen.transpose(1, 2).flatten(2))
 
 
@@ -245,7 +246,7 @@ class _Pool(nn.Module):
         mixed = self.mat_kv(text_UTC) + torch.cat([self.zero_k_bias, self.v_bias])
         k, v = mixed.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         q = self.mat_q.transpose(0, 1).expand(len(text_UTC), -1, -1, -1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(1))
+        return self.proj(attention(q, k, v, bias).flatten(1))
 
 
 class _TextPool(nn.Module):
@@ -422,10 +423,7 @@ def blockwise(spans: Sequence[tuple[int, int]]) -> Attend:
     """Tokens of a scale see their own and all coarser scales. Scale by scale, so that no (L, L) mask is ever made."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [
-            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0)
-            for start, end in spans
-        ]
+        parts = [attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0) for start, end in spans]
         return torch.cat(parts, 2)
 
     return attend

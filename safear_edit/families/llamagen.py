@@ -27,6 +27,7 @@ from safear_edit.errors import UsageError
 from safear_edit.families.base import OWN, REPLACED, Condition, ModelCard, Sampling, select_modules
 from safear_edit.families.captioned import CaptionedFamily
 from safear_edit.families.folder import AGAIN, layers_in, read_settings
+from safear_edit.families.layers.half import attention
 from safear_edit.families.reference import ModelRef, Variant
 from safear_edit.families.sampling import Chooser, guided, inverse_cdf, probabilities, uniforms
 from safear_edit.families.text import MINILM_WIDTH, TextEncoder, text_encoder
@@ -143,7 +144,7 @@ class Block(nn.Module):
         slot = slot_BD.view(-1, self.heads, 1, self.head_dim)
         q, k = rotate(q, rope), rotate(k, rope)
         keys = torch.cat([torch.zeros_like(slot), k], 2)
-        attended = F.scaled_dot_product_attention(q, keys, torch.cat([slot, v], 2), attn_mask=bias_B1QK)
+        attended = attention(q, keys, torch.cat([slot, v], 2), bias_B1QK)
         return self.after(h_BLD, attended.transpose(1, 2).flatten(2))
 
 

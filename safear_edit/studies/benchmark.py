@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from safear_edit.families.base import Condition, ModelFamily, Sampling
 from safear_edit.families.infinity import Infinity
 from safear_edit.families.janus import Janus
-from safear_edit.families.layers.half import emulated, linear
+from safear_edit.families.layers.half import attention, emulated, linear
 from safear_edit.families.llamagen import GPT, GPTConfig, LlamaGen
 from safear_edit.families.load import load_model
 from safear_edit.files.memory import keep_no_large_blocks
@@ -167,7 +167,8 @@ def training(model: LlamaGen | Infinity | Janus, names: Sequence[str], repeats: 
 
 
 def half(repeats: int) -> Iterator[Line]:
-    """One layer of a 1B model, forward, for a few rows and for many; nothing on a CPU that computes in bfloat16."""
+    """One layer of a 1B model, forward, for a few rows and for many, and attention's gradient; nothing on a CPU that
+    computes in bfloat16."""
     if not emulated(torch.bfloat16):
         return
     keep_no_large_blocks()
@@ -181,6 +182,28 @@ def half(repeats: int) -> Iterator[Line]:
         what, told = f"a layer 2048 x 2048 in bfloat16, {count} rows", f"{far:.0e} apart"
         times = seconds["plain"] / seconds["ours"]
         yield Line(what, far <= HALF_ROUNDING, told, shown["ours"], f"{shown['plain']}, torch", times)
+    for length in (64, 256, 576):
+        yield _attention_gradient(length, repeats)
+
+
+def _attention_gradient(length: int, repeats: int) -> Line:
+    """Value and gradient of causal attention over one image of so many tokens."""
+    numbers = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, 16, length, 128, generator=numbers).bfloat16().requires_grad_() for _ in range(3)]
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+
+    def gradients(attend: Callable[..., Tensor], given: Sequence[Tensor] = parts) -> Tensor:
+        return torch.cat(torch.autograd.grad(attend(*given, seen).sum(), given)).float()
+
+    exact = gradients(F.scaled_dot_product_attention, [part.detach().float().requires_grad_() for part in parts])
+    torchs = partial(gradients, F.scaled_dot_product_attention)
+    runs: dict[str, Callable[[], Tensor]] = {"ours": partial(gradients, attention), "plain": torchs}
+    far, further = (relative(exact, runs[name]()) for name in ("ours", "plain"))
+    _, seconds = alternately(runs, repeats)
+    what = f"attention in bfloat16 and its gradient, 16 heads of 128, {length} tokens"
+    shown = {name: f"{1000 * one:.0f} ms" for name, one in seconds.items()}
+    told, times = f"{far:.0e} from float32's gradient, torch {further:.0e}", seconds["plain"] / seconds["ours"]
+    return Line(what, far <= HALF_ROUNDING, told, shown["ours"], f"{shown['plain']}, torch", times)
 
 
 # -- growth -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 torch multiplies bfloat16 and float16 there by loops of its own, several times as slow as float32; from some rows on it
 pays to widen the matrix each time (`python -m safear_edit.studies benchmark --parts half`). Sums are rounded to the
-narrow type once, at the end.
+narrow type once, at the end. The gradient of attention has loops of its own too, nine times as slow.
 """
 
 from __future__ import annotations
@@ -69,6 +69,44 @@ def _widened_rows(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
     for first in range(0, len(weight), size):
         rows = weight[first : first + size]
         yield first, place[: len(rows)].copy_(rows)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float | None = None, grouped: bool = False
+) -> Tensor:
+    """F.scaled_dot_product_attention (`bias` is its attn_mask, `grouped` its enable_gqa), the same value.
+
+    Its gradients, for q, k and v alone, are computed in float32 where the CPU has no arithmetic for their dtype. The
+    value is computed again for it: less than a third of what it saves, and nothing wide waits for the backward pass.
+    """
+    here = q.device.type == "cpu" and torch.is_grad_enabled() and emulated(q.dtype)
+    if here and any(x.requires_grad for x in (q, k, v)):
+        return cast("Tensor", _Attended.apply(q, k, v, bias, scale, grouped))
+    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=grouped)
+
+
+class _Attended(torch.autograd.Function):
+    """Attention whose backward pass widens q, k, v and the bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None, grouped: bool
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.how = {"scale": scale, "enable_gqa": grouped}
+        return F.scaled_dot_product_attention(q, k, v, bias, **ctx.how)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *asked, bias = ctx.saved_tensors
+        wide = [x.float().requires_grad_(wanted) for x, wanted in zip(asked, ctx.needs_input_grad, strict=False)]
+        if bias is not None and bias.is_floating_point():
+            bias = bias.float()
+        with torch.enable_grad():
+            y = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], bias, **ctx.how)
+        found = iter(torch.autograd.grad(y, [x for x in wide if x.requires_grad], gradients[0].float()))
+        narrow = (next(found).to(asked[0].dtype) if x.requires_grad else None for x in wide)
+        return (*narrow, None, None, None)
 
 
 class Linear(nn.Linear):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from safear_edit.families.layers.half import attention
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (R, H, L, hd), keys and values (R, K, L, hd)) → attended (R, H, L, hd)."""
 
@@ -55,7 +57,7 @@ def _through(llama: Any, h_RLD: Tensor, angles: tuple[Tensor, Tensor], attend: A
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
+    return attention(q, k, v, seen, grouped=q.shape[1] != k.shape[1])
 
 
 def read_prompts(llama: Any, h_UTD: Tensor, mask_UT: Tensor) -> Prefix:

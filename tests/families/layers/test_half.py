@@ -62,6 +62,30 @@ def test_nothing_wide_waits_for_the_backward_pass() -> None:
     assert [tensor.data_ptr() for tensor in kept] == [weight.data_ptr()]
 
 
+@pytest.mark.parametrize("masked", ["not", "bool", "bias"])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_attention_has_torchs_value_and_the_gradient_of_float32(masked: str, heads: int) -> None:
+    q, k, v = random(2, 4, 5, 8, seed=0), random(2, heads, 6, 8, seed=1), random(2, heads, 6, 8, seed=2)
+    seen = {"not": None, "bool": torch.ones(5, 6).tril(1).bool(), "bias": random(2, 1, 5, 6, seed=3)}[masked]
+    up, grouped = random(2, 4, 5, 8, seed=4), heads != 4
+    wide = tuple(x.float().requires_grad_() for x in (q, k, v))
+    bias = seen.float() if seen is not None and seen.is_floating_point() else seen
+    F.scaled_dot_product_attention(wide[0], wide[1], wide[2], bias, scale=0.3, enable_gqa=grouped).backward(up.float())
+    plain = F.scaled_dot_product_attention(q, k, v, seen, scale=0.3, enable_gqa=grouped)
+    found = half.attention(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), seen, scale=0.3, grouped=grouped)
+    found.backward(up)
+    assert torch.equal(found, plain)
+    for x, expected in zip((q, k, v), wide, strict=True):
+        assert x.grad is not None and x.grad.dtype == torch.bfloat16 and expected.grad is not None
+        torch.testing.assert_close(x.grad.float(), expected.grad, rtol=2**-8, atol=1e-6)
+
+
+def test_attention_gives_gradients_to_what_asks_for_them_alone() -> None:
+    q, k, v = (random(1, 2, 3, 8, seed=seed) for seed in range(3))
+    half.attention(q, k, v.requires_grad_()).sum().backward()
+    assert v.grad is not None and q.grad is None and k.grad is None
+
+
 def test_few_rows_and_weights_that_learn_go_torchs_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise AssertionError
