@@ -2,12 +2,12 @@
 
 torch multiplies bfloat16 and float16 there by loops of its own, several times as slow as float32; from some rows on it
 pays to widen the matrix each time (`python -m safear_edit.studies benchmark --parts half`). Sums are rounded to the
-narrow type once, at the end. The gradient of attention has loops of its own too, nine times as slow.
+narrow type once, at the end. The gradient of attention has loops of its own too, also several times as slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -71,30 +71,41 @@ def _widened_rows(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield first, place[: len(rows)].copy_(rows)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Queries, keys, values and a mask or bias to what is attended."""
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float | None = None, grouped: bool = False
 ) -> Tensor:
-    """F.scaled_dot_product_attention (`bias` is its attn_mask, `grouped` its enable_gqa), the same value.
+    """F.scaled_dot_product_attention (`bias` is its attn_mask, `grouped` its enable_gqa), by `widely_learned`."""
 
-    Its gradients, for q, k and v alone, are computed in float32 where the CPU has no arithmetic for their dtype. The
-    value is computed again for it: less than a third of what it saves, and nothing wide waits for the backward pass.
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=grouped)
+
+    return widely_learned(attend, q, k, v, bias)
+
+
+def widely_learned(attend: Attend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The value of `attend`, and its gradients for q, k and v alone in float32 where the CPU lacks their arithmetic.
+
+    The value is computed again for them: less than a third of what this saves, and nothing wide waits for the backward
+    pass.
     """
     here = q.device.type == "cpu" and torch.is_grad_enabled() and emulated(q.dtype)
     if here and any(x.requires_grad for x in (q, k, v)):
-        return cast("Tensor", _Attended.apply(q, k, v, bias, scale, grouped))
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale, enable_gqa=grouped)
+        return cast("Tensor", _Attended.apply(q, k, v, bias, attend))
+    return attend(q, k, v, bias)
 
 
 class _Attended(torch.autograd.Function):
     """Attention whose backward pass widens q, k, v and the bias."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None, grouped: bool
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, attend: Attend) -> Tensor:
         ctx.save_for_backward(q, k, v, bias)
-        ctx.how = {"scale": scale, "enable_gqa": grouped}
-        return F.scaled_dot_product_attention(q, k, v, bias, **ctx.how)
+        ctx.attend = attend
+        return attend(q, k, v, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,10 +114,33 @@ class _Attended(torch.autograd.Function):
         if bias is not None and bias.is_floating_point():
             bias = bias.float()
         with torch.enable_grad():
-            y = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], bias, **ctx.how)
+            y = ctx.attend(wide[0], wide[1], wide[2], bias)
         found = iter(torch.autograd.grad(y, [x for x in wide if x.requires_grad], gradients[0].float()))
         narrow = (next(found).to(asked[0].dtype) if x.requires_grad else None for x in wide)
-        return (*narrow, None, None, None)
+        return (*narrow, None, None)
+
+
+@cache
+def _known_to_transformers() -> str:
+    """The name under which transformers' models find their own attention, by `widely_learned`.
+
+    https://huggingface.co/docs/transformers/attention_interface
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
+    ) -> tuple[Tensor, None]:
+        def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+            return sdpa_attention_forward(module, q, k, v, bias, **how)[0]
+
+        return widely_learned(attend, query, key, value, attention_mask), None
+
+    AttentionInterface.register(name := "widely_learned", forward)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
 
 
 class Linear(nn.Linear):
@@ -117,7 +151,11 @@ class Linear(nn.Linear):
 
 
 def widened(net: nn.Module) -> None:
-    """Have every linear layer of `net` compute by `linear`."""
+    """Have every linear layer of `net` compute by `linear`, and transformers' models attend by `widely_learned`."""
     for module in net.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+        elif (choose := getattr(module, "set_attn_implementation", None)) and (
+            getattr(module.config, "_attn_implementation", None) == "sdpa"
+        ):
+            choose(_known_to_transformers())

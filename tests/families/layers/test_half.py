@@ -110,3 +110,27 @@ def test_a_model_loaded_in_half_precision_computes_so_and_one_in_float32_does_no
 
     assert layers("bfloat16") == {half.Linear}
     assert layers("float32") == {nn.Linear}
+
+
+def test_a_model_of_transformers_learns_by_it_and_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Janus.pico().export(tmp_path)
+    asked, apply = list[torch.Tensor](), half._Attended.apply
+
+    def counted(q: torch.Tensor, *rest: object) -> object:
+        asked.append(q)
+        return apply(q, *rest)
+
+    def logits() -> torch.Tensor:
+        model = load_model(str(tmp_path), dtype="bfloat16")
+        condition = model.condition(["a cat", "a dog"])
+        condition.features.requires_grad_()
+        return model.logits(condition, torch.zeros(2, *model.token_shape, dtype=torch.long))
+
+    monkeypatch.setattr(half._Attended, "apply", counted)
+    ours, layers = logits(), len(asked)
+    monkeypatch.setattr(half, "_known_to_transformers", lambda: "sdpa")
+    torchs = logits()
+    assert layers == 2 and len(asked) == layers and torch.equal(ours, torchs)
+    ours.sum().backward()
