@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEWEST = 4
-"""Rows from which a widened product is the faster one."""
+"""Rows from which a widened product is the faster one, where no gradient is asked for: torch's is slow for any."""
 BLOCK = 2**19
 """Numbers of a matrix that are widened together, 2 MiB: they are still in the core's cache when they are multiplied,
 and a block of 4 MiB would come from the system page by page each time (`keep_no_large_blocks`)."""
@@ -32,9 +32,11 @@ def emulated(kind: torch.dtype) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear for x (…, K), weight (N, K) and bias (N,) of one dtype; with a gradient for x, and for no weight that
     is widened."""
-    wanted = torch.is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad))
+    learning = torch.is_grad_enabled()
+    own = learning and (weight.requires_grad or (bias is not None and bias.requires_grad))
     here = weight.device.type == "cpu" and x.dtype == weight.dtype and emulated(weight.dtype)
-    if wanted or not here or x.numel() < FEWEST * x.shape[-1]:
+    few = x.numel() < FEWEST * x.shape[-1] and not (learning and x.requires_grad)
+    if own or not here or few:
         return F.linear(x, weight, bias)
     return cast("Tensor", _Widened.apply(x, weight, bias))
 

@@ -96,8 +96,9 @@ def test_few_rows_and_weights_that_learn_go_torchs_own_way(monkeypatch: pytest.M
     half.linear(random(20, 8, seed=0), weight.requires_grad_()).sum().backward()
     assert weight.grad is not None
     half.linear(torch.ones(20, 8), torch.ones(7, 8))
-    with pytest.raises(AssertionError):
-        half.linear(random(20, 8, seed=0), weight.detach())
+    for x in (random(20, 8, seed=0), random(1, 8, seed=0).requires_grad_()):
+        with pytest.raises(AssertionError):
+            half.linear(x, weight.detach())
 
 
 def test_a_model_loaded_in_half_precision_computes_so_and_one_in_float32_does_not(tmp_path: Path) -> None:
