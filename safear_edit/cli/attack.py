@@ -16,6 +16,8 @@ from safear_edit.cli.options import (
     OnDevice,
     Seeded,
     Shown,
+    Trusting,
+    checked_signatures,
     option,
     print_json,
     print_table,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AttackOptions(Seeded, OnDevice, Drawing, Shown):
+class AttackOptions(Seeded, OnDevice, Drawing, Trusting, Shown):
     spec: str | None = option(
         "--spec", type=SOURCE, help="The concept to bring back (default: the release's own, if it has one)."
     )
@@ -71,6 +73,7 @@ def attack(folder: Path, given: AttackOptions) -> int:
 
     if given.budget is not None and not given.budget > 0:
         raise UsageError("--budget", "minutes above 0", str(given.budget), "leave it out for no limit")
+    checked_signatures([folder], given.trust, quiet=given.quiet)
     where = given.out or folder.absolute().parent / f"{folder.absolute().name}-attacks"
     with shown_progress(given) as progress:
         found = run(

@@ -23,7 +23,9 @@ from safear_edit.cli.options import (
     Replacing,
     Seeded,
     Shown,
+    Trusting,
     Writing,
+    checked_signatures,
     option,
     print_json,
     print_json_list,
@@ -50,7 +52,7 @@ TABLE = 1000
 
 
 @dataclass(frozen=True)
-class EvalOptions(Seeded, OnDevice, Drawing, Shown):
+class EvalOptions(Seeded, OnDevice, Drawing, Trusting, Shown):
     spec: str = option(
         "--spec", type=SOURCE, required=True, help="Whose concept is judged: a file or a built-in concept's name."
     )
@@ -96,6 +98,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     if given.out is not None and given.prompts is None:
         raise UsageError("--out", "--prompts FILE", f"--suite {given.suite}", "leave --out out")
     spec, seed, how = given.spec, given.seed, pipeline.Loading(given.device, given.dtype, given.memory)
+    checked_signatures(folders, given.trust, quiet=given.quiet)
     with shown_progress(given) as progress:
         if given.prompts is not None:
             found = pipeline.compare_prompts(
@@ -201,7 +204,7 @@ def _show_understood(models: tuple[str, str], found: Understood, as_json: bool) 
 
 
 @dataclass(frozen=True)
-class GenerateOptions(Seeded, OnDevice, InDtype, Replacing, Shown):
+class GenerateOptions(Seeded, OnDevice, InDtype, Trusting, Replacing, Shown):
     model: str | None = option("--model", "-m", help="family[:variant] or a directory; then all words are prompts.")
     count: int = option(
         "--n", "-n", type=click.IntRange(1, 1000), default=1, show_default=True, help="Images per prompt."
@@ -232,6 +235,7 @@ def _side_by_side(words: Sequence[str], given: GenerateOptions) -> int:
     *models, prompt = words
     if not models:
         raise UsageError("generate", "--model MODEL, or MODEL... PROMPT", "a prompt alone", "name the model")
+    checked_signatures(models, given.trust, quiet=given.quiet)
     with shown_progress(given) as progress:
         drawn, sheet = side_by_side(
             models,
@@ -257,6 +261,7 @@ def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
     from safear_edit.files.layout import looks_released
     from safear_edit.pipeline.generate import generate as draw
 
+    checked_signatures([model], given.trust, quiet=given.quiet)
     with shown_progress(given) as progress:
         ref, paths = draw(
             model,

@@ -246,6 +246,25 @@ def refuse_beside_recipe(sources: Sequence[str], *names: str) -> None:
             raise UsageError(f"--{name}", "a spec to compile", f"the finished recipe {recipes[0]}", fix)
 
 
+def checked_signatures(models: Iterable[str | Path], trust: Path | None, *, quiet: bool) -> None:
+    """Say on stderr what is known of each released folder's signature, before anything in it is read.
+
+    TrustError for one that doesn't verify against the keys in `trust`; UsageError if none of the models is a release
+    and there are keys to verify against.
+    """
+    from safear_edit.files.layout import looks_released
+
+    released = [path for model in models if looks_released(path := Path(model).expanduser())]
+    if trust is not None and not released:
+        raise UsageError("--trust", "a released folder", "none among the models", "leave it out")
+    for path in released:
+        from safear_edit.release.verify import signature_of  # its library takes a while to import
+
+        known = signature_of(path, trust)
+        if not quiet:
+            print(f"{path}: signature {known}", file=sys.stderr)
+
+
 def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
     """UsageError for a file that is there and may not be replaced."""
     if path.exists() and not overwrite:

@@ -143,6 +143,10 @@ def test_verify_accepts_it_and_any_change_is_refused(signed: Path, capsys: pytes
         path.write_bytes(original)
     (signed / "safe" / "extra").mkdir()
     assert main.run(words) == 4
+    drawing = ["generate", "--model", str(signed / "safe"), "a cat", *words[2:], "--out", str(signed / "never"), "-q"]
+    for verb in (drawing, ["attack", str(signed / "safe"), *words[2:]]):
+        assert main.run(verb) == 4
+    assert not (signed / "never").exists() and not (signed / "safe-attacks").exists()
     (signed / "safe" / "extra").rmdir()
     assert main.run(words) == 0
 
@@ -166,6 +170,11 @@ def test_the_released_model_draws_and_is_judged_on_own_prompts(
     assert main.run(words) == 0
     files = json.loads(capsys.readouterr().out)["files"]
     assert len(files) == 2 and all(Image.open(file).size == (40, 40) for file in files)
+    keys, other = ["--trust", str(signed / "keys")], ["--out", str(tmp_path / "other"), "--json"]
+    assert main.run([*words[:4], *keys, *other]) == 0
+    assert "signature verified, by key" in capsys.readouterr().err
+    assert main.run(["generate", "--model", "llamagen", "a cat", *keys, *other]) == 2
+    assert "a released folder, got none among the models" in capsys.readouterr().err
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a house by Picasso\na dog in the style of Pablo Picasso\n")
     judged = ["eval", safe, "--spec", str(SPEC), "--prompts", str(prompts), "--json"]
