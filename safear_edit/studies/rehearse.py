@@ -6,8 +6,10 @@ images, take two steps of VCE, save the edit, export the edited model, load that
 steps of every other method that fits. Each stage is a row of examples/results/rehearse.jsonl: CPU minutes of one thread
 (the machine may be shared), the most memory that the stage held, and what compiler/cost.py predicts. Training takes one
 pair and one preserved image a step; with --memory it takes one step of the recipe's own batch, which saves memory as
-`apply --memory` has it do. --load-only ends after the load and one image read under its caption, for a model whose
-training or whose export beside its files is too much for the machine.
+`apply --memory` has it do; --one-part takes the first of the parts that the batch is then cut into, which holds as much
+memory as all of them. --load-only ends after the load and one image read under its caption, for a model whose training
+or whose export beside its files is too much for the machine; --training-only trains on random tokens and neither draws
+nor exports.
 
 Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder, once with
 --load-only.
@@ -309,9 +311,22 @@ def rehearse(
         again = load_model(str(work / "model"))
         again.keep_captions((*PROMPTS, CONCEPT), work / "captions.safetensors", "rehearsal")
         row["same image"] = bool(torch.equal(again.generate(again.condition(PROMPTS[:1]), (5,)).cpu(), before))
-    for name in methods[1:]:
+    trained(methods[1:], again, ids, speed, stages, budget)
+
+
+def trained(
+    methods: Sequence[str],
+    model: ModelFamily,
+    ids: Tensor,
+    speed: Speed,
+    stages: Stages,
+    budget: int | None,
+    one_part: bool = False,
+) -> None:
+    """The steps of method after method."""
+    for name in methods:
         try:
-            stepped(name, again, ids, speed, stages, budget)
+            stepped(name, model, ids, speed, stages, budget, one_part)
         except SafearError as error:  # a method that this model's size doesn't fit; the others go on
             print(f"{name}: {error}", file=sys.stderr)
 
@@ -329,11 +344,15 @@ def loaded(source: str, stages: Stages, dtype: str, schedule: Schedule) -> Model
 def read_one(model: ModelFamily, stages: Stages) -> None:
     """One image of random tokens is read under its caption, as the base model reads a pair's before training."""
     seconds = training_seconds(model, Work(steps=0, rows=0, read=1), Plain(), 1, speed_of(model, time.process_time))
-    ids = torch.randint(model.card.choices, (1, *model.token_shape), generator=torch.Generator().manual_seed(0))
     with stages.stage("one image read") as row, torch.no_grad():
         row.update(predicted(seconds, resident(model)))
-        logits = model.logits(model.condition(PROMPTS[:1]), ids.to(model.device))
+        logits = model.logits(model.condition(PROMPTS[:1]), random_ids(model, 1).to(model.device))
         row["finite"] = bool(logits.isfinite().all())
+
+
+def random_ids(model: ModelFamily, count: int) -> Tensor:
+    """Tokens of images that nothing drew."""
+    return torch.randint(model.card.choices, (count, *model.token_shape), generator=torch.Generator().manual_seed(0))
 
 
 def resident(model: ModelFamily) -> int:
@@ -361,11 +380,25 @@ def numbers(name: str, model: ModelFamily, budget: int | None) -> BaseModel:
     )
 
 
+def first_part(params: BaseModel) -> tuple[BaseModel, int]:
+    """The numbers of the first of the parts that a batch is cut into, and how many parts those are."""
+    parts = getattr(params, "accumulate", 1)
+    cut = {name: getattr(params, name) // parts for name in ("batch", "keep_batch") if hasattr(params, name)}
+    return (params if parts == 1 else params.model_copy(update={**cut, "accumulate": 1})), parts
+
+
 def stepped(
-    name: str, model: ModelFamily, ids: Tensor, speed: Speed, stages: Stages, budget: int | None = None
+    name: str,
+    model: ModelFamily,
+    ids: Tensor,
+    speed: Speed,
+    stages: Stages,
+    budget: int | None = None,
+    one_part: bool = False,
 ) -> Edit:
     """The steps of a method (`numbers`) on pairs of the two images `ids`."""
-    method, params = registry.lookup("methods", name).load()(), numbers(name, model, budget)
+    method, whole = registry.lookup("methods", name).load()(), numbers(name, model, budget)
+    params, parts = first_part(whole) if one_part else (whole, 1)
     unsafe, safe = ([prompt] * 2 for prompt in PROMPTS)
     pairs = Pairs(unsafe, safe, [0, 1], ids[[0, 0]], ids[[1, 1]], PairStats(2, 2, {}))
     spec = load_spec(registry.find_builtin("concepts", "picasso"))
@@ -374,8 +407,9 @@ def stepped(
     work, trainable = declared(method, params, model.card, 2), method.trainable(params, model)
     seconds = training_seconds(model, work, params, 2, speed)
     seconds += drawing_seconds(model, work.drawn, speed) if work.drawn else 0.0
-    told = f"{name}, two steps" if budget is None else f"{name}, one step of its recipe in {budget / 2**30:g} GiB"
-    with stages.stage(told, **saved(params, budget)) as row:
+    told = "two steps" if budget is None else f"one step of its recipe in {budget / 2**30:g} GiB"
+    told = f"{name}, the first of {parts} parts of {told}" if one_part else f"{name}, {told}"
+    with stages.stage(told, **saved(whole, budget)) as row:
         row.update(predicted(seconds, stage_bytes(model, params, work, trainable)["training"]))
         found: Edit = method.fit(model, material, params, seed=0, progress=silent)
     return found
@@ -414,11 +448,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sides", type=positive, nargs="+", help="of a next-scale model's scales, 1 2 4 8 for instance"
     )
+    parser.add_argument("--one-part", action="store_true", help="with --memory: of that step the first part")
     parser.add_argument("--load-only", action="store_true", help="load, read one image and stop")
+    parser.add_argument("--training-only", action="store_true", help="load and train; draw and export nothing")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--commit", help="in which the rows are recorded")
     parser.add_argument("--files", action="store_true", help="make the files and stop")
     chosen = parser.parse_args(arguments)
+    if chosen.one_part and not (chosen.memory and chosen.training_only):
+        raise UsageError("--one-part", "--memory and --training-only beside it", "not both", "add them or leave it out")
     out = chosen.out.resolve()
     if out.is_relative_to(registry.PACKAGE.parent):
         raise UsageError("--out", "a folder outside the repository", str(out), "give one on a disk with room")
@@ -443,8 +481,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = out / f"{folder.name}-work"
     shutil.rmtree(work, ignore_errors=True)  # of an earlier rehearsal
     work.mkdir()
-    budget = chosen.memory and round(chosen.memory * 2**30)
-    rehearse(str(folder), stages, work, chosen.dtype, chosen.methods or fitting(chosen.model), budget, schedule)
+    budget, methods = chosen.memory and round(chosen.memory * 2**30), chosen.methods or fitting(chosen.model)
+    if chosen.training_only:
+        model = loaded(str(folder), stages, chosen.dtype, schedule)
+        model.keep_captions((*PROMPTS, CONCEPT), work / "captions.safetensors", "rehearsal")
+        speed = speed_of(model, time.process_time)
+        trained(methods, model, random_ids(model, 2), speed, stages, budget, chosen.one_part)
+        return 0
+    rehearse(str(folder), stages, work, chosen.dtype, methods, budget, schedule)
     return 0
 
 
@@ -453,6 +497,7 @@ def _command(chosen: argparse.Namespace) -> str:
     words = ["python -m safear_edit.studies rehearse", chosen.model, "--dtype", chosen.dtype]
     words += ["--methods", *chosen.methods] if chosen.methods else []
     words += [f"--memory {chosen.memory:g}"] if chosen.memory else []
-    words += ["--load-only"] if chosen.load_only else []
+    flags = {"--one-part": chosen.one_part, "--load-only": chosen.load_only, "--training-only": chosen.training_only}
+    words += [flag for flag, given in flags.items() if given]
     words += ["--sides", *map(str, chosen.sides)] if chosen.sides else []
     return " ".join(words)

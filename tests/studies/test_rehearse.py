@@ -92,3 +92,25 @@ def test_with_a_budget_a_step_has_the_recipes_batch_and_saves_what_it_must() -> 
     tight = rehearse.saved(rehearse.numbers("vce", model, needed - 1), needed)
     assert tight["layers again"] is True and tight["pairs"] == 8
     assert rehearse.numbers("vce", model, None).batch == 1 and not rehearse.saved(roomy, None)  # type: ignore[attr-defined]
+
+
+def test_the_first_part_of_a_batch_is_a_batch_of_its_own() -> None:
+    model = LlamaGen.pico()
+    whole = rehearse.numbers("vce", model, 1 << 40)
+    part, parts = rehearse.first_part(whole.model_copy(update={"accumulate": 4, "recompute": True}))
+    said = rehearse.saved(part, 1 << 40)
+    assert parts == 4 and (said["pairs"], said["preserved"], said["parts"]) == (2, 3, 1) and said["layers again"]
+    assert rehearse.first_part(whole) == (whole, 1)
+
+
+def test_training_alone_neither_draws_nor_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rehearse.MAKERS, "llamagen:xl-256", pico_files)  # type: ignore[arg-type]
+    rows, words = tmp_path / "rows.jsonl", ["llamagen:xl-256", "--out", str(tmp_path), "--methods", "sft"]
+    assert rehearse.main([*words, "--files"]) == 0
+    only = ["--rows", str(rows), "--memory", "64", "--training-only", "--one-part"]
+    assert rehearse.main([*words, *only]) == 0
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["stage"] for row in found] == ["load", "sft, the first of 1 parts of one step of its recipe in 64 GiB"]
+    assert found[0]["command"].endswith("--methods sft --memory 64 --one-part --training-only")
+    with pytest.raises(UsageError, match="--memory and --training-only beside it"):
+        rehearse.main([*words, "--one-part"])
