@@ -227,7 +227,7 @@ VCE = Paper(
                 "other names": _captions(LOOKING, "names left out of the pairs"),
             },
             lambda f: _all(f, ERASED),
-            "One seed, a third of the recipe's steps, on training prompts.",
+            "A third of the recipe's steps, on training prompts.",
         ),
         Claim(
             "Such captions keep the content better than templates",
@@ -236,7 +236,7 @@ VCE = Paper(
                 "templates": _captions("the spec's templates", "content kept"),
             },
             lambda f: least(f["content kept"]) > least(f["templates"]),
-            "One seed. Templates know what was asked for, which a mini nearly always draws.",
+            "Templates know what was asked for, which a mini nearly always draws.",
         ),
         Claim("82.9 % fewer nude body parts", why=REAL),
         Claim(
