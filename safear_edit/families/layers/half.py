@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FEWEST = 4
 """Rows from which a widened product is the faster one, where no gradient is asked for: torch's is slow for any."""
@@ -153,11 +156,12 @@ class Linear(nn.Linear):
 
 
 def widened(net: nn.Module) -> None:
-    """Have every linear layer of `net` compute by `linear`, and transformers' models attend by `widely_learned`."""
+    """Have every linear layer of `net` compute by `linear`, and on a CPU transformers' models by `widely_learned`."""
+    here = next(net.parameters()).device.type == "cpu"
     for module in net.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
-        elif (choose := getattr(module, "set_attn_implementation", None)) and (
-            getattr(module.config, "_attn_implementation", None) == "sdpa"
-        ):
-            choose(_known_to_transformers())
+        elif here and hasattr(module, "set_attn_implementation"):
+            model = cast("PreTrainedModel", module)
+            if model.config._attn_implementation == "sdpa":
+                model.set_attn_implementation(_known_to_transformers())
