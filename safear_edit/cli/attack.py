@@ -21,6 +21,7 @@ from safear_edit.cli.options import (
     option,
     print_json,
     print_table,
+    say_signatures,
     shown_progress,
     taking,
 )
@@ -73,7 +74,7 @@ def attack(folder: Path, given: AttackOptions) -> int:
 
     if given.budget is not None and not given.budget > 0:
         raise UsageError("--budget", "minutes above 0", str(given.budget), "leave it out for no limit")
-    checked_signatures([folder], given.trust, quiet=given.quiet)
+    known = checked_signatures([folder], given.trust)
     where = given.out or folder.absolute().parent / f"{folder.absolute().name}-attacks"
     with shown_progress(given) as progress:
         found = run(
@@ -90,6 +91,7 @@ def attack(folder: Path, given: AttackOptions) -> int:
             lock=given.lock,
             progress=progress,
         )
+    say_signatures(known, given)
     if given.as_json:
         print_json(found.model_dump(mode="json"))
     else:

@@ -31,6 +31,7 @@ from safear_edit.cli.options import (
     print_json_list,
     print_table,
     refuse_beside_recipe,
+    say_signatures,
     shown_progress,
     taking,
 )
@@ -98,7 +99,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     if given.out is not None and given.prompts is None:
         raise UsageError("--out", "--prompts FILE", f"--suite {given.suite}", "leave --out out")
     spec, seed, how = given.spec, given.seed, pipeline.Loading(given.device, given.dtype, given.memory)
-    checked_signatures(folders, given.trust, quiet=given.quiet)
+    known = checked_signatures(folders, given.trust)
     with shown_progress(given) as progress:
         if given.prompts is not None:
             found = pipeline.compare_prompts(
@@ -119,6 +120,7 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
             names, quality = pipeline.compare_quality(folders, spec=spec, how=how, progress=progress)
         else:
             names, answers = pipeline.compare_understanding(folders, spec=spec, how=how, progress=progress)
+    say_signatures(known, given)
     if given.prompts is not None:
         return _show_judged(found, given.as_json)
     if given.suite == "likelihood":
@@ -235,7 +237,7 @@ def _side_by_side(words: Sequence[str], given: GenerateOptions) -> int:
     *models, prompt = words
     if not models:
         raise UsageError("generate", "--model MODEL, or MODEL... PROMPT", "a prompt alone", "name the model")
-    checked_signatures(models, given.trust, quiet=given.quiet)
+    known = checked_signatures(models, given.trust)
     with shown_progress(given) as progress:
         drawn, sheet = side_by_side(
             models,
@@ -249,6 +251,7 @@ def _side_by_side(words: Sequence[str], given: GenerateOptions) -> int:
             progress=progress,
             say=progress.say,
         )
+    say_signatures(known, given)
     if given.as_json:
         made = [{"model": name, "files": [str(path) for path in paths]} for name, paths in drawn]
         print_json({"sheet": str(sheet), "models": made})
@@ -261,7 +264,7 @@ def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
     from safear_edit.files.layout import looks_released
     from safear_edit.pipeline.generate import generate as draw
 
-    checked_signatures([model], given.trust, quiet=given.quiet)
+    known = checked_signatures([model], given.trust)
     with shown_progress(given) as progress:
         ref, paths = draw(
             model,
@@ -275,6 +278,7 @@ def _by_one(model: str, prompts: Sequence[str], given: GenerateOptions) -> int:
             progress=progress,
             say=progress.say,
         )
+    say_signatures(known, given)
     if given.as_json:
         print_json({"model": ref, "files": [str(path) for path in paths]})
     else:

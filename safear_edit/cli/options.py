@@ -246,8 +246,8 @@ def refuse_beside_recipe(sources: Sequence[str], *names: str) -> None:
             raise UsageError(f"--{name}", "a spec to compile", f"the finished recipe {recipes[0]}", fix)
 
 
-def checked_signatures(models: Iterable[str | Path], trust: Path | None, *, quiet: bool) -> None:
-    """Say on stderr what is known of each released folder's signature, before anything in it is read.
+def checked_signatures(models: Iterable[str | Path], trust: Path | None) -> list[str]:
+    """What is known of each released folder's signature, asked before anything in it is read.
 
     TrustError for one that doesn't verify against the keys in `trust`; UsageError if none of the models is a release
     and there are keys to verify against.
@@ -257,12 +257,17 @@ def checked_signatures(models: Iterable[str | Path], trust: Path | None, *, quie
     released = [path for model in models if looks_released(path := Path(model).expanduser())]
     if trust is not None and not released:
         raise UsageError("--trust", "a released folder", "none among the models", "leave it out")
-    for path in released:
-        from safear_edit.release.verify import signature_of  # its library takes a while to import
+    if not released:
+        return []
+    from safear_edit.release.verify import signature_of  # its library takes a while to import
 
-        known = signature_of(path, trust)
-        if not quiet:
-            print(f"{path}: signature {known}", file=sys.stderr)
+    return [f"{path}: signature {signature_of(path, trust)}" for path in released]
+
+
+def say_signatures(known: Iterable[str], given: Shown) -> None:
+    """On stderr, once the work is done: what is refused says one line and no more."""
+    for line in () if given.quiet else known:
+        print(line, file=sys.stderr)
 
 
 def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
