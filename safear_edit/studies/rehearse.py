@@ -12,7 +12,7 @@ or whose export beside its files is too much for the machine; --training-only tr
 nor exports.
 
 Nothing is said about quality: the weights are random. Disk: twice the model and its text encoder, once with
---load-only.
+--load-only and --training-only.
 """
 
 from __future__ import annotations
@@ -382,9 +382,10 @@ def numbers(name: str, model: ModelFamily, budget: int | None) -> BaseModel:
 
 def first_part(params: BaseModel) -> tuple[BaseModel, int]:
     """The numbers of the first of the parts that a batch is cut into, and how many parts those are."""
-    parts = getattr(params, "accumulate", 1)
+    if (parts := getattr(params, "accumulate", 1)) == 1:
+        return params, 1
     cut = {name: getattr(params, name) // parts for name in ("batch", "keep_batch") if hasattr(params, name)}
-    return (params if parts == 1 else params.model_copy(update={**cut, "accumulate": 1})), parts
+    return params.model_copy(update={**cut, "accumulate": 1}), parts
 
 
 def stepped(

@@ -94,8 +94,7 @@ def attention(
 def widely_learned(attend: Attend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """The value of `attend`, and its gradients for q, k and v alone in float32 where the CPU lacks their arithmetic.
 
-    The value is computed again for them: less than a third of what this saves, and nothing wide waits for the backward
-    pass.
+    The value is computed again for them, so that nothing wide waits for the backward pass.
     """
     here = q.device.type == "cpu" and torch.is_grad_enabled() and emulated(q.dtype)
     if here and any(x.requires_grad for x in (q, k, v)):
