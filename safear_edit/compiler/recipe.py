@@ -96,7 +96,19 @@ class Range(Part):
             raise ValueError("low and high, or choices")
         if self.low is not None and self.high is not None and not 0 <= self.low < self.high:
             raise ValueError("0 ≤ low < high")
+        if self.log and not self.low:
+            raise ValueError("low above 0 for a logarithm")
         return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether a number, or a choice, is one that it may be set to."""
+        if self.low is None or self.high is None:
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def words(self) -> str:
+        """For a person."""
+        return f"{self.low} to {self.high}" if self.low is not None else f"{[*self.choices]}"
 
 
 with _construct_is_a_field():

@@ -33,9 +33,10 @@ from safear_edit.files.atomic import json_digest, write_atomic
 from safear_edit.files.rundir import RunDir
 from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 from safear_edit.pipeline import page as pages
+from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, read_source
 from safear_edit.pipeline.state import load_state
-from safear_edit.pipeline.steps import construct, material_of
+from safear_edit.pipeline.steps import construct, material_of, readers
 from safear_edit.progress import Callback, silent, under
 from safear_edit.spec.pools import pools
 from safear_edit.spec.prompts import Prompt, choose, image_seed, normalise
@@ -216,21 +217,44 @@ def tune(
         if state.members:
             raise UsageError(f"tune --model {order.model}", "a base model", "a released one", f"take {state.ref}")
         model, recipe = state.model, compile_for(state.model, state.ref, order, source)
-        about = [recipe.digest, {name: one.model_dump(mode="json") for name, one in ranges.items()}]
-        study = _study(study_kind, out, json_digest(about))
+        own = _own(recipe, ranges)
+        (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # a killed call's: no other one works on this folder
+        spans = {name: one.model_dump(mode="json") for name, one in ranges.items()}
+        study = _study(study_kind, out, json_digest([recipe.digest, spans, readers(model, recipe), program()]))
         run = RunDir(out, out)
         construct(run, recipe, model, progress)
         material = material_of(run, recipe, model)
         probe = Probe.of(model, recipe, material.pairs.first(CIR_PAIRS), out / ".probe", progress)
-        _go_on(study_kind, study, {name: recipe.method.params[name] for name in ranges})
+        _go_on(study_kind, study, own)
         objective = partial(_trial, study_kind, probe, material, recipe, ranges, progress)
-        study.optimize(objective, n_trials=trials, timeout=60 * minutes)
+        try:
+            study.optimize(objective, n_trials=trials, timeout=60 * minutes)
+        except _Stopped as stopped:
+            raise KeyboardInterrupt from stopped
         try:
             found = [_told(one) for one in study.get_trials(deepcopy=False)]
         except KeyError as error:
             raise _damaged(out / JOURNAL, error) from None
         _, base = overridden(source.spec, model.card, source.base, order.overrides)
-        return _show(out, found, base, recipe, command)
+        return _show(out, found, own, base, recipe, command)
+
+
+class _Stopped(BaseException):
+    """Ctrl-C within a trial. Optuna notes a KeyboardInterrupt as the trial's failure, and its numbers would never be
+    tried; by any other exception that isn't an Exception the trial stays under way, as when the process is killed."""
+
+
+def _own(recipe: Recipe, ranges: Mapping[str, Range]) -> dict[str, Any]:
+    """The recipe's own numbers for what has a range. UsageError for a range of no number of the method, and for one
+    that doesn't hold the recipe's: those are tried first, and the others are read against them."""
+    numbers = vars(method_params(recipe.method.name, recipe.method.params, "the recipe"))
+    for name, one in ranges.items():
+        if name not in numbers:
+            raise registry.unknown(f"tune of {recipe.method.name}", name, numbers)
+        if not one.holds(numbers[name]):
+            fix = f"widen the range in the recipe, or --set params.{name}=…"
+            raise UsageError(f"tune: {name}", f"{one.words()} to hold the recipe's own number", numbers[name], fix)
+    return {name: numbers[name] for name in ranges}
 
 
 def _optuna() -> Any:
@@ -273,7 +297,7 @@ def _opened(optuna: Any, out: Path, name: str) -> optuna.Study:
     storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
     known = optuna.get_all_study_names(storage)
     if any(one != name for one in known):
-        got = "one of another spec, model, seed or ranges"
+        got = "one of another spec, model, seed, ranges or judge, or by another version of the program"
         raise UsageError(str(out), "a search of this very recipe", got, "choose another --out")
     done = len(optuna.load_study(study_name=name, storage=storage).trials) if known else 0
     sampler = optuna.samplers.TPESampler(seed=done, multivariate=False)  # a call that goes on tries others
@@ -332,6 +356,8 @@ def _trial(
         if not trial.study.get_trials(deepcopy=False, states=ended):
             raise
         raise optuna.TrialPruned from None
+    except KeyboardInterrupt as stopped:
+        raise _Stopped from stopped
     for name, value in vars(found).items():
         trial.set_user_attr(name, value)
     told("measured", 1, 1, f"left {found.left:.0%}, {found.member} loses {found.loss:.0%}, CIR {found.cir:.2f}")
@@ -383,11 +409,13 @@ def front(trials: Iterable[Trial]) -> list[Trial]:
     return [one for one in done if not beaten(one)]
 
 
-def _show(out: Path, trials: Sequence[Trial], base: BaseRecipe, recipe: Recipe, command: str) -> Tuned:
+def _show(
+    out: Path, trials: Sequence[Trial], own: Mapping[str, Any], base: BaseRecipe, recipe: Recipe, command: str
+) -> Tuned:
     best, head_rows = best_of(trials), cells(trials)
     write_atomic(out / "trials.csv", _csv(head_rows))
     write_atomic(out / "table.md", table(head_rows))
-    for kind, data in pareto(trials, best).items():
+    for kind, data in pareto(trials, best, own).items():
         write_atomic(out / f"pareto.{kind}", data)
     path = out / "best.yaml" if best else None
     if best and path:
@@ -400,7 +428,7 @@ def _show(out: Path, trials: Sequence[Trial], base: BaseRecipe, recipe: Recipe, 
 
 NOTE = (
     "All figures are over training prompts, under seeds of their own: they choose between numbers and are no evidence. "
-    "Evaluate the best recipe with `apply`. Trial 0 has the recipe's own numbers; * marks what no other trial beats."
+    "Evaluate the best recipe with `apply`. The recipe's own numbers are tried first; * marks what no other trial beats."
 )
 
 
@@ -433,8 +461,9 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def pareto(trials: Sequence[Trial], best: Trial | None) -> dict[str, bytes]:
-    """SVG and PNG: share left against the worst member's loss, CIR as colour, the best and trial 0 marked."""
+def pareto(trials: Sequence[Trial], best: Trial | None, own: Mapping[str, Any]) -> dict[str, bytes]:
+    """SVG and PNG: share left against the worst member's loss, CIR as colour; the best and the trial with the recipe's
+    own numbers marked."""
     from matplotlib.figure import Figure
 
     done = [(one, one.measured) for one in trials if one.measured]
@@ -442,8 +471,9 @@ def pareto(trials: Sequence[Trial], best: Trial | None) -> dict[str, bytes]:
     axis = canvas.subplots()
     where = ([100 * found.loss for _, found in done], [100 * found.left for _, found in done])
     points = axis.scatter(*where, c=[found.cir for _, found in done], cmap="viridis", vmin=0, vmax=1)
+    first = next((one for one, _ in done if one.params == own), None)
     for one, found in done:
-        words = [name for name, wanted in (("best", best), ("recipe", trials[0])) if one is wanted]
+        words = [name for name, wanted in (("best", best), ("recipe", first)) if one is wanted]
         if words:
             place = (100 * found.loss, 100 * found.left)
             axis.annotate(", ".join(words), place, xytext=(6, 6), textcoords="offset points")

@@ -136,6 +136,61 @@ def test_numbers_by_which_the_search_fails_end_their_trial_alone(
     assert "failed: drawing: expected a network that gives numbers" in rows[3][""], "its edit draws from NaN"
 
 
+def test_what_ctrl_c_ends_is_tried_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = tune.measure, list[int]()
+
+    def stopped(*given: Any) -> Any:
+        measured.append(1)
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(tune, "measure", stopped)
+    assert main.run(words("--trials", "1")) == 130
+    (folder / "out" / f"{tune.JOURNAL}.lock").symlink_to("out/journal.log")  # as a call that was killed leaves it
+    assert main.run(words("--trials", "1")) == 0
+    rows = list(csv.DictReader((folder / "out/trials.csv").read_text().splitlines()))
+    assert [(row["steps"], bool(row["left"])) for row in rows] == [("2", False), ("2", True)]
+
+
+def test_a_search_does_not_go_on_with_another_judge_or_program(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main.run(words("--trials", "1")) == 0
+    monkeypatch.setattr(tune, "readers", lambda *given: ("another",))
+    assert main.run(words("--trials", "1")) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(registry, "_third_party", coin.third_party)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tune, "program", lambda: "another")
+    assert main.run(words("--trials", "1")) == 2
+    assert capsys.readouterr().err.count("judge, or by another version of the program") == 2
+
+
+@pytest.mark.parametrize("name", registry.builtin_names("recipes"))
+def test_a_recipe_s_ranges_are_of_its_numbers_and_hold_them(name: str) -> None:
+    base = load_base_recipe(name)
+    method = registry.lookup("methods", base.method).load()
+    for mini in ("llamagen", "infinity", "janus", "diffusion"):
+        card: Any = SimpleNamespace(family=mini, variant="mini", ref=f"{mini}:mini")
+        if method.needs <= registry.lookup("families", mini).load().provides:
+            chosen = base.for_model(card)
+            recipe: Any = SimpleNamespace(method=SimpleNamespace(name=base.method, params=chosen.params))
+            assert tune._own(recipe, chosen.tune).keys() == chosen.tune.keys()
+
+
+def test_a_range_of_nothing_or_beside_the_own_number_is_refused() -> None:
+    recipe: Any = SimpleNamespace(method=SimpleNamespace(name="vce", params={"steps": 100}))
+    with pytest.raises(UsageError, match="did you mean 'steps'"):
+        tune._own(recipe, {"stepz": Range(low=1, high=2)})
+    for one in (Range(low=120, high=200), Range(choices=(1, 2))):
+        with pytest.raises(UsageError, match="to hold the recipe's own number, got 100"):
+            tune._own(recipe, {"steps": one})
+    assert tune._own(recipe, {"depth": Range(low=0, high=4)}) == {"depth": 0.0}, "what a recipe leaves out at 0"
+
+
 def test_a_command_of_several_lines_is_a_comment(folder: Path) -> None:
     base = load_base_recipe("./sft.yaml")
     recipe: Any = SimpleNamespace(
@@ -189,7 +244,7 @@ def test_a_hopeless_trial_ends_after_the_first_images() -> None:
     assert seen == [tune.FIRST]
 
 
-@pytest.mark.parametrize("data", [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "choices": [1]}, {}])
+@pytest.mark.parametrize("data", [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "choices": [1]}, {}, {"low": 0, "high": 1, "log": True}])
 def test_a_range_is_two_ends_or_choices(data: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         parse(Range, Document("recipe", data))
