@@ -83,7 +83,8 @@ def compare(concepts: tuple[str, ...], given: CompareOptions) -> int:
     else:
         head, *body = compared.cells(compared.summaries(found.ran))
         print_table(head, body)
-        print(found.out / "index.html")
+        if found.ran:
+            print(found.out / "index.html")
     for name, why in found.failed:
         print(f"not compared, {name}: {why}", file=sys.stderr)
     return 0 if not found.failed else 2

@@ -5,15 +5,16 @@
     OUT/rows.csv        counts per slice and member, a row each
     OUT/index.html      the table (also alone, as Markdown), the Pareto plot (SVG, PNG), a contact sheet per concept
 
-A finished run is known by its recipe's digest and never repeated, so the same command continues, and one with more
-concepts, methods or seeds adds to what is there. The base model's images of a concept are drawn once for all its runs.
+A finished run is known by its recipe and its judges and never repeated, so the same command continues, and one with
+more concepts, methods or seeds adds to what is there; where that mixes versions of the program or of its libraries, the
+page and the table say so. The base model's images of a concept are drawn once for all its runs.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from safear_edit.pipeline.compared import Ran
 from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import Order, Source, compile_recipes, read_sources
 from safear_edit.pipeline.state import RunOptions, StackState, load_state
+from safear_edit.pipeline.steps import readers
 from safear_edit.progress import Callback, silent
 from safear_edit.report.build import read_report
 
@@ -75,13 +77,15 @@ def variant(text: str) -> Variant:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One run: what is ordered, its spec as it was read then, and the recipe that it compiles to."""
+    """One run: what is ordered, its spec as it was read then, the recipe that it compiles to, and a digest of that and
+    of what judges its images (steps.readers)."""
 
     concept: str
     variant: Variant
     order: Order
     source: Source
     recipe: Recipe
+    digest: str
 
     @property
     def label(self) -> str:
@@ -92,7 +96,7 @@ class Wanted:
     def folder(self) -> str:
         """A name that no other run has."""
         words = "".join(c if c.isalnum() or c in "._" else "-" for c in self.variant.name)[:40]
-        return f"{self.concept}-{words}-{self.order.seed}-{self.recipe.digest[:8]}"
+        return f"{self.concept}-{words}-{self.order.seed}-{self.digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ def _within(progress: Callback, number: int, total: int, label: str, stage: str,
 def _wanted(state: StackState, one: Variant, order: Order) -> Wanted:
     (source,) = read_sources([order])
     (recipe,) = compile_recipes(state.model, state.ref, (), [order], [source])
-    return Wanted(recipe.spec.name, one, order, source, recipe)
+    digest = digest_of(recipe.digest, *readers(state.model, recipe))
+    return Wanted(recipe.spec.name, one, order, source, recipe, digest)
 
 
 # -- one run ----------------------------------------------------------------------------------------------------------
@@ -183,7 +188,8 @@ def _run(out: Path, state: StackState, one: Wanted, command: str, progress: Call
         _drop_weights(work)
         folder.parent.mkdir(exist_ok=True)
         work.rename(folder)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    with suppress(OSError):  # an interrupted run's work is there still
+        (out / WORK).rmdir()
     return Ran(one.concept, one.variant.name, one.order.seed, folder, read_report(folder / "report.json"))
 
 
@@ -199,7 +205,7 @@ def _show(out: Path, model: ModelFamily, ran: Sequence[Ran]) -> None:
     """Everything that is made from the runs, index.html last."""
     write_atomic(out / "rows.csv", compared.rows_csv(ran))
     lines = compared.summaries(ran)
-    write_atomic(out / "table.md", compared.table(lines))
+    write_atomic(out / "table.md", compared.table(lines, compared.mixed(ran)))
     for kind, data in compared.pareto(lines).items():
         write_atomic(out / f"pareto.{kind}", data)
     sheets = [compared.contact_sheet(out / f"sheet-{name}.png", model, runs) for name, runs in compared.by_concept(ran)]

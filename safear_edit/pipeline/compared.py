@@ -108,7 +108,8 @@ def rows_csv(ran: Iterable[Ran]) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """A figure over the seeds: its mean, its least and most, and the ends of the seeds' 95 % intervals furthest out.
+    """A figure over the seeds: its mean, its least and most, and the ends of the seeds' 95 % intervals furthest out;
+    low: None where the bound is one-sided.
 
     The last two hold for prompts and seeds together: each seed's own interval says what other prompts would have
     given, and the seeds move those. They are wider than they need to be, never narrower.
@@ -117,21 +118,25 @@ class Span:
     mean: float
     least: float
     most: float
-    low: float
+    low: float | None
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[tuple[float, float, float]]) -> Span:
+    def of(cls, values: Sequence[tuple[float, float | None, float]]) -> Span:
         """From (estimate, low, high) of every seed."""
         estimates, lows, highs = zip(*values, strict=True)
-        return cls(statistics.mean(estimates), min(estimates), max(estimates), min(lows), max(highs))
+        low = None if None in lows else min(lows)
+        return cls(statistics.mean(estimates), min(estimates), max(estimates), low, max(highs))
 
     def words(self, digits: int = 1) -> str:
-        """In per cent or points: mean (least to most) [low, high]."""
-        mean, least, most, low, high = (
-            f"{100 * value:.{digits}f}" for value in (self.mean, self.least, self.most, self.low, self.high)
-        )
-        return f"{mean} [{low}, {high}]" if least == most else f"{mean} ({least} to {most}) [{low}, {high}]"
+        """In per cent or points: mean (least to most) [low, high], or with the one bound that there is."""
+
+        def said(value: float) -> str:
+            return f"{100 * value:.{digits}f}"
+
+        spread = "" if self.least == self.most else f" ({said(self.least)} to {said(self.most)})"
+        bounds = f", at most {said(self.high)}" if self.low is None else f" [{said(self.low)}, {said(self.high)}]"
+        return f"{said(self.mean)}{spread}{bounds}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def _summary(runs: Sequence[Ran]) -> Summary:
         members = [member for group in one.measured.preservation for member in group.members]
         if members:
             hit = max(members, key=lambda member: (member.drop, member.upper))
-            lost.append((hit.drop, hit.drop, hit.upper))
+            lost.append((hit.drop, None, max(member.upper for member in members)))
             names.append(hit.name)
     said = [part for one in runs for part in one.measured.likelihoods.slices]
     cirs = [
@@ -189,7 +194,7 @@ def _summary(runs: Sequence[Ran]) -> Summary:
         ", ".join(f"{count} {word}" for word, count in sorted(verdicts.items())),
         slices,
         Span.of(worst),
-        Span.of(lost or [(0.0, 0.0, 1.0)]),
+        Span.of(lost or [(0.0, None, 1.0)]),
         ", ".join(dict.fromkeys(names)) or "none",
         (unread, sum(n for _, n in slices.values())),
         max(cirs, key=max, default=None),
@@ -199,17 +204,27 @@ def _summary(runs: Sequence[Ran]) -> Summary:
 
 NOTE = """Erased: images in which the judge does not find the concept, per cent of those that the base model draws as
 asked; in the worst slice. Worst member: points lost by the preserved member that lost most. Both: mean over the seeds
-(least to most) [from the lowest to the highest end of the seeds' own 95 % intervals, so for prompts and seeds; the
-upper end of a loss is one-sided]. CIR, absCIR: the concept information that likelihoods keep, against the prompt
-without the concept and against no prompt, of the slice and seed where more is left. Minutes: of the search for the
-edit, on the machine of the run, mean."""
+(least to most) [from the lowest to the highest end of the seeds' own 95 % intervals, so for prompts and seeds]; of a
+loss the highest one-sided 95 % bound of any member and seed. CIR, absCIR: the concept information that likelihoods
+keep, against the prompt without the concept and against no prompt, of the slice and seed where more is left. Minutes:
+of the search for the edit, on the machine of the run, mean."""
 
 
-def table(lines: Sequence[Summary]) -> str:
-    """Markdown: a row per concept and method, what the columns mean below."""
+def mixed(ran: Sequence[Ran]) -> str:
+    """A sentence where runs of several versions of the program or its libraries stand side by side, else nothing."""
+    versions = {tuple(sorted(one.report.environment.packages.items())) for one in ran}
+    if len(versions) < 2:
+        return ""
+    return (
+        f"{len(versions)} sets of versions of the program and its libraries made these runs: each report names its own."
+    )
+
+
+def table(lines: Sequence[Summary], also: str = "") -> str:
+    """Markdown: a row per concept and method, what the columns mean below, and what else is to be said."""
     head, *body = cells(lines)
     shown = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in shown) + f"\n\n{NOTE}\n"
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in shown) + f"\n\n{NOTE}\n" + (also and f"\n{also}\n")
 
 
 def cells(lines: Sequence[Summary]) -> list[list[str]]:
@@ -328,7 +343,12 @@ def _drawn(model: ModelFamily, one: Ran, chosen: Sequence[EvalPrompt], hide: boo
 def page(out: Path, ran: Sequence[Ran], lines: Sequence[Summary], sheets: Sequence[Path]) -> str:
     """index.html: table, plot, sheets, and every run's verdict with a link to its report."""
     head, *shown = cells(lines)
-    body = ["<h1>Methods compared</h1>", pages.table(head, shown), f"<p>{html.escape(NOTE)}</p>"]
+    body = [
+        "<h1>Methods compared</h1>",
+        pages.table(head, shown),
+        f"<p>{html.escape(NOTE)}</p>",
+        f"<p>{mixed(ran)}</p>",
+    ]
     body.append(pages.image("pareto.svg", "erasure against the loss of the worst member"))
     for path in sheets:
         name = path.stem.removeprefix("sheet-")

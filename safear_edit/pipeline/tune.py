@@ -428,7 +428,7 @@ def _show(
 
 NOTE = (
     "All figures are over training prompts, under seeds of their own: they choose between numbers and are no evidence. "
-    "Evaluate the best recipe with `apply`. The recipe's own numbers are tried first; * marks what no other trial beats."
+    "Evaluate the best recipe with `apply`. The recipe's own numbers come first; * marks what no other trial beats."
 )
 
 

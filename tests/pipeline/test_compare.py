@@ -16,6 +16,7 @@ from safear_edit.cli import main
 from safear_edit.errors import UsageError
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.pipeline import compare, compared
+from safear_edit.pipeline import run as run_module
 from safear_edit.pipeline.compared import Span, Summary, front
 from safear_edit.studies.ablation import VARIANTS
 from tests import coin
@@ -78,6 +79,31 @@ def test_methods_side_by_side(
     assert sum(drawn) <= 3 * 2 * compared.SHOWN, "a finished comparison draws its contact sheet only"
 
 
+def test_an_interrupted_run_goes_on_whatever_was_finished_before_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = folder / "out" / compare.WORK
+    walk = run_module.walk
+
+    def stopped(load: Any, out: Path, options: Any) -> Any:
+        if out.name.startswith("picasso-vce"):
+            (out / "pairs").mkdir(parents=True)
+            raise KeyboardInterrupt
+        return walk(load, out, options)
+
+    monkeypatch.setattr(run_module, "walk", stopped)
+    assert main.run(words(METHODS[1])) == 130
+    (left,) = work.iterdir()
+    assert main.run(words(METHODS[0])) == 0
+    assert (left / "pairs").is_dir(), "another run's work"
+    (finished,) = (folder / "out/runs").iterdir()
+    before = (finished / "report.json").stat().st_mtime_ns
+    monkeypatch.setattr(compare, "readers", lambda *given: ("another judge",))
+    assert main.run(words(METHODS[0])) == 0
+    assert len([*(folder / "out/runs").iterdir()]) == 2, "what another judge read is no row of this one"
+    assert (finished / "report.json").stat().st_mtime_ns == before
+
+
 def test_bad_words_are_one_line_before_any_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(given: list[str]) -> str:
         capsys.readouterr()
@@ -134,7 +160,8 @@ def run(seed: int, erased: tuple[int, int], drop: float, status: str) -> Any:
         likelihoods=SimpleNamespace(slices=[_ratios(0.25, 0.1), _ratios(0.1, 0.4), _ratios(0.9, 0.9, doubts=("few",))]),
         edit=SimpleNamespace(minutes=2.0 + seed),
     )
-    report = SimpleNamespace(verdict=SimpleNamespace(status=status), concepts=[measured])
+    environment = SimpleNamespace(packages={"torch": f"2.{seed}"})
+    report = SimpleNamespace(verdict=SimpleNamespace(status=status), concepts=[measured], environment=environment)
     return compared.Ran("picasso", "vce", seed, Path("x"), report)  # type: ignore[arg-type]
 
 
@@ -142,9 +169,11 @@ def test_a_line_over_seeds_by_hand() -> None:
     (line,) = compared.summaries([run(0, (9, 10), 0.1, "PASS"), run(1, (10, 10), 0.2, "FAIL")])
     assert line.slices == {"direct": (19, 20)} and line.verdicts == "1 FAIL, 1 PASS" and line.minutes == 2.5
     assert line.worst_slice.words() == "95.0 (90.0 to 100.0) [50.0, 100.0]"
-    assert line.worst_member.words() == "15.0 (10.0 to 20.0) [10.0, 30.0]" and line.members == "dog"
+    assert line.worst_member.words() == "15.0 (10.0 to 20.0), at most 30.0" and line.members == "dog"
     assert line.unreadable == (2, 20) and line.cir == (0.1, 0.4)
     assert "| 19 of 20 |" in compared.table([line])
+    assert compared.mixed([run(0, (9, 10), 0.1, "PASS")]) == ""
+    assert compared.mixed([run(seed, (9, 10), 0.1, "PASS") for seed in (0, 1)]).startswith("2 sets of versions")
 
 
 def test_the_front_is_what_nothing_beats() -> None:

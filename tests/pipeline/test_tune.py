@@ -244,7 +244,10 @@ def test_a_hopeless_trial_ends_after_the_first_images() -> None:
     assert seen == [tune.FIRST]
 
 
-@pytest.mark.parametrize("data", [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "choices": [1]}, {}, {"low": 0, "high": 1, "log": True}])
+@pytest.mark.parametrize(
+    "data",
+    [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "choices": [1]}, {}, {"low": 0, "high": 1, "log": True}],
+)
 def test_a_range_is_two_ends_or_choices(data: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         parse(Range, Document("recipe", data))
