@@ -15,6 +15,7 @@ import click
 from safear_edit.cli.options import (
     FOLDER,
     NEW,
+    SEED,
     SOURCE,
     Drawing,
     InDtype,
@@ -53,7 +54,8 @@ TABLE = 1000
 
 
 @dataclass(frozen=True)
-class EvalOptions(Seeded, OnDevice, Drawing, Trusting, Shown):
+class EvalOptions(OnDevice, Drawing, Trusting, Shown):
+    seed: int | None = option("--seed", type=SEED, help="Root of every random number (default: 0).")
     spec: str = option(
         "--spec", type=SOURCE, required=True, help="Whose concept is judged: a file or a built-in concept's name."
     )
@@ -98,7 +100,8 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
         raise UsageError("eval", "--prompts FILE or --suite", got, "give one of them")
     if given.out is not None and given.prompts is None:
         raise UsageError("--out", "--prompts FILE", f"--suite {given.suite}", "leave --out out")
-    spec, seed, how = given.spec, given.seed, pipeline.Loading(given.device, given.dtype, given.memory)
+    _refuse_unheard(given)
+    spec, seed, how = given.spec, given.seed or 0, pipeline.Loading(given.device, given.dtype, given.memory)
     known = checked_signatures(folders, given.trust)
     with shown_progress(given) as progress:
         if given.prompts is not None:
@@ -128,6 +131,19 @@ def evaluate(folders: tuple[str, ...], given: EvalOptions) -> int:
     if given.suite == "quality":
         return _show_quality(names, quality, given.as_json)
     return _show_understood(names, answers, given.as_json)
+
+
+def _refuse_unheard(given: EvalOptions) -> None:
+    """UsageError for an option that the chosen suite wouldn't hear of."""
+    if given.suite is None:
+        return
+    of_files = {"--format": given.layout, "--skip-bad-lines": given.skip_bad, "--include-cut": given.include_cut}
+    for name, value in of_files.items():
+        if value:
+            raise UsageError(name, "--prompts FILE", f"--suite {given.suite}", f"leave {name} out")
+    if given.seed is not None and given.suite != "likelihood":
+        got = f"--suite {given.suite}, whose seeds are the spec's own"
+        raise UsageError("--seed", "--prompts FILE or --suite likelihood", got, "leave --seed out")
 
 
 def _show_quality(models: tuple[str, str], found: Quality, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from safear_edit.compiler.compile import (
     file_lines,
     prompts_of,
     recipe_warnings,
+    refuse_unstated,
     reserve_warnings,
 )
 from safear_edit.compiler.judging import judged_for
@@ -73,6 +74,7 @@ def check(path: Path, model: str | None, method: str, *, captions: bool = False,
     """
     if path.suffix == ".json":
         recipe = load_recipe(path)
+        refuse_unstated(recipe, str(path))
         read = load_model(model).caption_lengths if model and captions else None
         return _checked(recipe.spec, recipe.model.ref, recipe, read)
     ref = ModelRef.parse(model or _fitting(path))

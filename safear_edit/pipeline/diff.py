@@ -112,7 +112,7 @@ def diff(first: str, second: str, device: str = "cpu") -> Difference:
     strengths = [{layer.edit.digest: layer.strength for layer in stack.layers} for stack in stacks]
     stated = {digest: strengths[1].get(digest, 0.0) - strengths[0].get(digest, 0.0) for digest in layers}
     edits, told = list(layers.values()), (stated, found)
-    changed = [_changed(name, before[name], deltas[name], told, edits) for name in shared]
+    changed = [_changed(name, before[name], deltas[name], told, edits, _rounding(after[name])) for name in shared]
     parts = tuple(Part(layer.name, key, stated[key], found.get(key)) for key, layer in layers.items())
     return Difference((first, second), tuple(one for one in changed if one), parts, missing)
 
@@ -142,14 +142,20 @@ def fitted(deltas: Mapping[str, Tensor], layers: Sequence[Layer]) -> dict[str, f
 
 
 def _changed(
-    name: str, before: Tensor, delta: Tensor, told: Sequence[Mapping[str, float]], layers: Sequence[Layer]
+    name: str,
+    before: Tensor,
+    delta: Tensor,
+    told: Sequence[Mapping[str, float]],
+    layers: Sequence[Layer],
+    after: float = 0.0,
 ) -> Changed | None:
     """None for the same bytes. told: strengths by edit's digest, of which those that explain more count (a fit is drawn
-    off a little by what was tampered with elsewhere); each merge may round every number once."""
+    off a little by what was tampered with elsewhere); each merge may round every number once, in the coarser of the two
+    models' numbers; after: how the second rounds."""
     if not delta.any():
         return None
     mine = [layer for layer in layers if name in layer.edit.weights]
-    size, norm, rounding = float(before.float().norm()), float(delta.norm()), _rounding(before)
+    size, norm, rounding = float(before.float().norm()), float(delta.norm()), max(after, _rounding(before))
     over = min(float(_rest(name, delta, strengths, mine).norm()) for strengths in told)
     return Changed(
         name,
@@ -221,10 +227,11 @@ def blame(folder: Path, tensor: str) -> Blame:
     layers = [layer for layer in released.stack.layers if tensor in layer.edit.weights]
     if not layers:
         return Blame(tensor, (), 0.0)
-    base, now = read_weights(folder / BASE)[tensor].float(), state[tensor].float().cpu()
+    base, now = read_weights(folder / BASE)[tensor], state[tensor].cpu()
+    rounding = max(_rounding(base), _rounding(now))
+    base, now = base.float(), now.float()
     whole, size = now - base, float(base.norm()) or 1.0
     left = float((whole - sum(layer.strength * layer.edit.delta(tensor) for layer in layers)).norm())
-    rounding = _rounding(state[tensor])
     rows = [_blamed(layer, layer.strength * layer.edit.delta(tensor), whole, size, rounding) for layer in layers]
     return Blame(tensor, tuple(rows), left if left > (len(layers) + 2) * rounding * (size + float(whole.norm())) else 0)
 

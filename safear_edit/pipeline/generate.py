@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,6 +120,7 @@ def side_by_side(
     """The same images by several models, each in a folder of its own, and a sheet with the models under each other.
 
     As `generate`, model after model: one is in memory at a time. Returns what each gave, and the sheet.
+    UsageError, before anything is drawn, for a sheet of other images (without `overwrite`).
     """
     import numpy as np
     from PIL import Image
@@ -129,6 +130,10 @@ def side_by_side(
     names = [f"{number}-{_short(text)}" for number, text in enumerate(models, 1)]
     for text in models:
         ModelRef.parse(text)
+    sheet, what = out / SHEET, f"every image of {', '.join(models)}; seeds from {seed}, {count} a prompt"
+    about = {"caption": "; ".join(prompts), "selection": what}
+    if not overwrite and sheet.exists() and not _is_of(sheet, about):
+        _refuse([sheet])
     drawn = [
         generate(
             text,
@@ -149,9 +154,19 @@ def side_by_side(
         for text, (_, paths) in zip(models, drawn, strict=True):
             images = [np.asarray(Image.open(path)) for path in paths[row * count : (row + 1) * count]]
             strips.append((f"{text}: {prompt}", [[tile(image, hidden=False) for image in images]]))
-    sheet = out / SHEET
-    write_sheet(sheet, strips, hidden=False, about={"caption": "; ".join(prompts), "selection": "every image"})
+    write_sheet(sheet, strips, hidden=False, about=about)
     return [(text, paths) for text, (_, paths) in zip(models, drawn, strict=True)], sheet
+
+
+def _is_of(sheet: Path, about: Mapping[str, str]) -> bool:
+    """Whether what lies beside the sheet says that it has these images."""
+    from safear_edit.construct.sheets import SheetNote
+
+    try:
+        note = SheetNote.model_validate_json(sheet.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return (note.caption, note.selection) == (about["caption"], about["selection"])
 
 
 def _short(text: str) -> str:

@@ -306,9 +306,9 @@ def _guessed(file: IO[bytes], where: str) -> str:
     return ".csv" if "prompt" in (name.strip(' "').casefold() for name in first.split(_separator(first))) else ".txt"
 
 
-def _separator(header: str) -> str:
-    """The one of tab, semicolon and comma that the header has most of; a comma where it has none."""
-    return max(",;\t", key=lambda mark: (header.count(mark), mark == ","))
+def _separator(header: str, usual: str = ",") -> str:
+    """The one of tab, semicolon and comma that the header has most of; the usual one where it has none."""
+    return max(",;\t", key=lambda mark: (header.count(mark), mark == usual))
 
 
 def _numbered(lines: Iterator[str]) -> Iterator[tuple[int, str]]:
@@ -321,7 +321,12 @@ def _from_txt(lines: Iterator[str], where: str) -> Rows:
         yield f"{where}:{number}", number, {"prompt": line.strip()}
 
 
-def _from_csv(lines: Iterator[str], where: str) -> Rows:
+def _from_tsv(lines: Iterator[str], where: str) -> Rows:
+    """As _from_csv; a single column may have commas in it."""
+    return _from_csv(lines, where, "\t")
+
+
+def _from_csv(lines: Iterator[str], where: str, usual: str = ",") -> Rows:
     """Rows by the header's names, each with the line of the file on which it starts (the header is line 1)."""
     before = list[str]()
     for line in lines:
@@ -329,7 +334,7 @@ def _from_csv(lines: Iterator[str], where: str) -> Rows:
         if line.strip():
             break
     columns: list[str] = []
-    separator = _separator(before[-1] if before else "")
+    separator = _separator(before[-1] if before else "", usual)
     rows = csv.reader(chain(before, lines), delimiter=separator, strict=True)
     while True:
         number = rows.line_num + 1
@@ -381,7 +386,7 @@ def _from_jsonl(lines: Iterator[str], where: str) -> Rows:
 READERS: Mapping[str, Callable[[Iterator[str], str], Rows]] = {
     ".txt": _from_txt,
     ".csv": _from_csv,
-    ".tsv": _from_csv,
+    ".tsv": _from_tsv,
     ".jsonl": _from_jsonl,
 }
 """Readers of formats that are read line by line, by suffix."""

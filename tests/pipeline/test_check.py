@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from safear_edit.cli import main
+from safear_edit.files.atomic import json_digest
 from safear_edit.files.strict import parse_yaml
 from safear_edit.pipeline.check import check
 from safear_edit.registry import builtin_names, find_builtin
@@ -102,6 +104,17 @@ def test_what_a_model_or_method_lacks_is_told_by_name(capsys: pytest.CaptureFixt
     assert "judge" in told(capsys, "validate", str(written(tmp_path, judge={"use": "galery", "label": "style=seurat"})))
     few = written(tmp_path, evaluate={"n": {"paraphrase": 5000}})
     assert "evaluate.n.paraphrase=" in told(capsys, "validate", str(few))
+
+
+def test_a_recipe_that_leaves_a_number_out_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    assert main.run(["plan", "picasso", "--model", "llamagen", "--method", "sft", "--out", str(path), "-q"]) == 0
+    capsys.readouterr()
+    assert main.run(["validate", str(path)]) == 0
+    data = json.loads(path.read_text())
+    del data["digest"], data["method"]["params"]["batch"]
+    path.write_text(json.dumps({"digest": json_digest(data), **data}))
+    assert "every number of sft: a recipe is complete" in told(capsys, "validate", str(path))
 
 
 def test_checking_a_spec_imports_no_torch() -> None:

@@ -61,6 +61,16 @@ def test_a_fit_that_tampering_draws_off_blames_no_other_tensor() -> None:
     assert only_fit and only_fit.left > 0
 
 
+def test_a_model_kept_in_half_precision_is_not_tampered_with() -> None:
+    a = layer("a", 1)
+    delta = merged((a, 1.0)).bfloat16().float() - BASE
+    stated = ({a.edit.digest: 1.0},)
+    coarse = _changed("w.weight", BASE, delta, stated, [a], torch.finfo(torch.bfloat16).eps)
+    assert coarse and coarse.left == 0
+    fine = _changed("w.weight", BASE, delta, stated, [a])
+    assert fine and fine.left > 0, "in float32 that is no rounding"
+
+
 def test_rounding_has_no_rank() -> None:
     weight = torch.randn(60, 50, generator=torch.Generator().manual_seed(3))
     rounded = weight.bfloat16().float() - weight

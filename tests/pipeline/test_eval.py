@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from safear_edit.cli import main
 from safear_edit.families.base import Condition
 from safear_edit.families.llamagen import LlamaGen
 from safear_edit.files.cache import user_cache
@@ -102,3 +103,11 @@ def test_nothing_is_read_that_another_version_drew(
     assert [model.images for model in models.values()] == [16, 12]
     cache = user_cache("eval")
     assert cache is not None and len(list(cache.iterdir())) == 1, "a finished comparison leaves nothing"
+
+
+def test_an_option_that_a_suite_would_not_hear_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["quality", "--seed", "1"], ["understanding", "--seed", "0"], ["likelihood", "--include-cut"],
+                 ["quality", "--skip-bad-lines"], ["likelihood", "--format", "i2p"]):  # fmt: skip
+        assert main.run(["eval", "llamagen", "--spec", "picasso", "--suite", *more]) == 2
+        err = capsys.readouterr().err
+        assert f"{more[1]}: expected --prompts FILE" in err and len(err.splitlines()) == 1

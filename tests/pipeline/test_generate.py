@@ -87,6 +87,12 @@ def test_models_side_by_side(model: LlamaGen, tmp_path: Path, monkeypatch: pytes
     tile = model.card.image_size
     with Image.open(sheet) as page:
         assert page.height > 2 * tile and page.width > 2 * tile
+    assert pipeline.side_by_side(["llamagen", "llamagen:mini"], ["a house"], **settings)[1] == sheet, "the same again"
+    before = sheet.read_bytes()
+    for models, prompt in ((["llamagen", "llamagen:mini"], "a dog"), (["llamagen"], "a house")):
+        with pytest.raises(UsageError, match=r"side-by-side\.png: expected a new file"):
+            pipeline.side_by_side(models, [prompt], **settings)
+    assert sheet.read_bytes() == before and len([*(tmp_path / "out").rglob("*.png")]) == 5
 
 
 def test_images_by_another_text_encoder_are_others(

@@ -263,6 +263,13 @@ def test_as_many_nouns_are_asked_for_as_the_benchmark_asks_for(tmp_path: Path) -
         _read(tmp_path, "a.json", '[{"noun": null}]', benchmark=BENCHMARKS["hub-pinpoint"])
 
 
+def test_one_column_of_tabs_may_have_commas_in_it(tmp_path: Path) -> None:
+    found = _read(tmp_path, "a.tsv", "prompt\na dog, in oil\na house\n")
+    assert [one.prompt for one in found.prompts] == ["a dog, in oil", "a house"]
+    with pytest.raises(SpecError, match=r"a\.csv:2"):
+        _read(tmp_path, "a.csv", "prompt\na dog, in oil\na house\n")
+
+
 OTHERS = {"sd_seed": "1e3", "evaluation_seed": -1}
 
 
