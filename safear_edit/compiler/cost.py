@@ -77,8 +77,8 @@ def declared(method: object, params: BaseModel, card: Card, pairs: int) -> Work:
 
 
 def forward_flops(card: Card) -> float:
-    """One row through the model: 2 flop per parameter and token."""
-    return 2.0 * card.parameters * card.tokens
+    """One row through the model: 2 flop per parameter and position (the codes of one place share theirs)."""
+    return 2.0 * card.parameters * card.tokens / getattr(card, "depth", 1)
 
 
 def image_flops(card: Card) -> float:
@@ -192,14 +192,14 @@ def _drawing_stage(model: ModelFamily, images: int) -> int:
 
 def training_bytes(model: ModelFamily, params: BaseModel, work: Work) -> int:
     """What a step keeps for its backward pass, and its logits; adapters and their moments aside."""
-    depth, width = model.depth_and_width
-    tokens = model.card.tokens * model.card.depth + TEXT_TOKENS
     each = model.kept_bytes[str(model.dtype).removeprefix("torch.")]
-    kept = depth * each
+    (layers, width, places), *others = model.stacks
+    kept = layers * each
     if getattr(params, "recompute", False):
-        kept = depth * 2 * model.dtype.itemsize + each
+        kept = layers * 2 * model.dtype.itemsize + each
+    states = (places + TEXT_TOKENS) * width * kept + sum(prod(sizes) for sizes in others) * each
     logits = LOGIT_COPIES * 4 * prod(model.token_shape) * model.card.choices
-    return round(_rows_together(params, work) * (tokens * width * kept + logits))
+    return round(_rows_together(params, work) * (states + logits))
 
 
 def _rows_together(params: BaseModel, work: Work) -> float:

@@ -185,9 +185,9 @@ def each_once(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
 def left_padded(states_BTC: Tensor, mask_BT: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Right-padded encoder output to (B, length, C) with each caption at the right end and zeros before it."""
     count = mask_BT.sum(1, keepdim=True)
-    column = torch.arange(length) - (length - count)
+    column = torch.arange(length, device=count.device) - (length - count)
     mask = column >= 0
-    row = torch.arange(len(states_BTC)).unsqueeze(1)
+    row = torch.arange(len(states_BTC), device=count.device).unsqueeze(1)
     return states_BTC[row, column.clamp(min=0)] * mask.unsqueeze(-1), mask
 
 
@@ -282,6 +282,12 @@ class ModelFamily(ABC):
         """Layers of the transformer, and numbers of a token's state."""
         shape = self.net.get_submodule(self.editable("attention")[0]).get_parameter("weight").shape
         return len(self.passes()), shape[1]
+
+    @property
+    def stacks(self) -> tuple[tuple[int, int, int], ...]:
+        """Transformers that an image goes through: layers, numbers of a position's state, positions of one image. The
+        first one's layers are `passes`."""
+        return ((*self.depth_and_width, self.card.tokens // self.card.depth),)
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> Condition:

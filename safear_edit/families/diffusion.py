@@ -396,7 +396,13 @@ class Diffusion(CaptionedFamily):
     @cached_property
     def _empty(self) -> Condition:
         """The caption that stands for none."""
-        return self.condition([""])
+        return super().condition([""])
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """As the base class says. Whoever asks for captions keeps other threads off the encoder, which drawing, where
+        the empty one is needed next, doesn't: it is encoded here."""
+        assert len(self._empty)
+        return super().condition(prompts)
 
     def logits(self, condition: Condition, ids: Tensor) -> Tensor:
         """Refused: UsageError."""

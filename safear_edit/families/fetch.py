@@ -147,7 +147,7 @@ def _take(
         target = home / file.place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        target.symlink_to(path)
+        target.symlink_to(path.absolute())  # HF_HOME may be relative to the working folder
         facts[file.place] = {"repository": file.repository, "commit": file.commit, "size": file.size, "sha256": found}
         progress("pull", number, len(files), file.name)
     write_atomic(home / PULLED, json.dumps(facts, indent=1, sort_keys=True) + "\n")

@@ -231,10 +231,13 @@ def _decoder_config(vq: Any) -> Any:
 
 
 def _sizes(data: Mapping[str, Any], image_id: int) -> dict[str, Any]:
-    """transformers' configuration from DeepSeek's sections."""
+    """transformers' configuration from DeepSeek's sections; what the language model's leaves out, as Janus-Pro-7B's
+    does, has LlamaConfig's default there, as in its loader."""
+    from transformers import LlamaConfig
+
     text = {key: value for key, value in data["language_config"].items() if key != "torch_dtype"}
     vision, drawn = data["vision_config"]["params"], data["gen_vision_config"]["params"]
-    width, tower = text["hidden_size"], TOWERS[vision["model_name"]]
+    width, tower = LlamaConfig(**text).hidden_size, TOWERS[vision["model_name"]]
     vision_config = {
         **tower,
         "image_size": vision["image_size"],

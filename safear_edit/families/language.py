@@ -322,8 +322,9 @@ class LanguageModel(ModelFamily):
     def row_bytes(self) -> int:
         """As the base class says, of a transformer with transformers' configuration."""
         config = self.transformer.config
-        width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-        return 2 * config.num_hidden_layers * width * self.card.tokens * self.dtype.itemsize
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        places = self.card.tokens // self.card.depth
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * head * places * self.dtype.itemsize
 
     def _draw(self, condition: Condition, seeds: Sequence[int], sampling: Sampling, prefix: Tensor | None) -> Tensor:
         draws = uniforms(seeds, self.card.tokens).to(self.device)

@@ -296,6 +296,12 @@ class VilaU(LanguageModel):
         self.card = ModelCard(self.name, variant, *sizes, settings.licence, depth=self.depth)
 
     @property
+    def stacks(self) -> tuple[tuple[int, int, int], ...]:
+        """As the base class says: the language model reads places, the depth transformer their codes."""
+        depth = self.depth_transformer
+        return (*super().stacks, (len(depth.blocks), depth.pos_emb_d.shape[-1], self.card.tokens))
+
+    @property
     def transformer(self) -> Any:
         return self.net.model
 

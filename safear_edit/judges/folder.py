@@ -63,7 +63,8 @@ class FolderJudge(Judge):
         files = sorted((file_digest(path), mine) for path, mine in found)
         self.references = frozenset(digest for digest, _ in files)
         self.digest = settings_digest({"weights": self.clip.digest, "files": files, "threshold": self.threshold})
-        self._features = _features(tuple(path for path, _ in found), model, weights)
+        digests = tuple(file_digest(path) for path, _ in found)
+        self._features = _features(tuple(path for path, _ in found), digests, model, weights)
         self._own = torch.tensor([mine for _, mine in found])
 
     @classmethod
@@ -125,7 +126,8 @@ def read_tensor(path: Path) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _features(paths: tuple[Path, ...], model: str, weights: str | None) -> Tensor:
-    """Unit features (n, C) of the references, which every label of a folder shares."""
+def _features(paths: tuple[Path, ...], digests: tuple[str, ...], model: str, weights: str | None) -> Tensor:
+    """Unit features (n, C) of the references, which every label of a folder shares; digests: theirs, by which a file
+    that was replaced is another."""
     clip = load_clip(model, weights)
     return torch.cat([clip.images(read_tensor(path)[None]) for path in paths])

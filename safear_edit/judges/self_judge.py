@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from safear_edit.files.atomic import json_digest
@@ -46,12 +47,14 @@ class Compared(Judge):
         self.judge, self.truth = judge, truth
         self.id, self.digest, self.threshold = judge.id, judge.digest, judge.threshold
         self.agreement: Agreement | None = None
+        self._counting = Lock()  # threads judge a batch each
 
     def look(self, images: Tensor) -> list[Judgement]:
         """What the first judge says."""
         found = self.judge.look(images)
         counted = Agreement.of(found, self.truth.look(images))
-        self.agreement = counted if self.agreement is None else self.agreement + counted
+        with self._counting:
+            self.agreement = counted if self.agreement is None else self.agreement + counted
         return found
 
 

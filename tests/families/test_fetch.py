@@ -150,6 +150,15 @@ def test_only_a_variants_files_are_fetched_and_known_again(hub: Hub, tmp_path: P
     assert pull(XL, cache=cache) == home and not hub.asked, "nothing twice, and nothing asked of the network"
 
 
+def test_a_cache_below_the_working_folder_serves_every_other_one(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = pull(XL, cache=Path("hub")).absolute()
+    monkeypatch.chdir("/")
+    assert (home / "vq_ds16_t2i.pt").read_bytes() == b"vq"
+
+
 def test_the_same_encoder_is_there_once(hub: Hub, tmp_path: Path) -> None:
     pull(XL, cache=tmp_path / "hub")
     hub.asked.clear()

@@ -429,6 +429,9 @@ def test_the_published_configuration_is_understood_and_written() -> None:
     assert (config.vision_config.num_image_tokens, config.vq_config.num_patches) == (576, 24)
     assert config.text_config.rms_norm_eps == 1e-6 and config.text_config.rope_parameters["rope_theta"] == 10000.0
     assert not config.tie_word_embeddings
+    text = {"max_position_embeddings": 16384, "num_hidden_layers": 30, "vocab_size": 102400}  # Janus-Pro-7B's
+    large = janus.read_config({**published, "language_config": text}, 100581, "config.json")
+    assert (large.text_config.hidden_size, large.vision_config.projection_dim) == (4096, 4096), "LlamaConfig's default"
     own = json.loads(config.to_json_string(use_diff=False))
     for widths in (-(2**70), [1, 2, "a" * 20]):  # found by fuzzing: transformers' own error, and a traceback
         own["vq_config"]["decoder_channel_multiplier"] = widths

@@ -58,6 +58,11 @@ def test_logits_with_captions_without_and_without_a_mask(net: GPT) -> None:
         close(net(everything, TEACHER["ids"]), TEACHER["train_logits_maskNone"], 2e-5)
 
 
+def test_captions_are_padded_on_the_device_that_encodes() -> None:
+    states, mask = left_padded(torch.ones(2, 3, 4, device="meta"), torch.ones(2, 3, device="meta", dtype=torch.bool), 5)
+    assert (states.device.type, mask.device.type, tuple(states.shape)) == ("meta", "meta", (2, 5, 4))
+
+
 def test_captions_are_left_padded_and_projected(net: GPT) -> None:
     features, mask = left_padded(TEACHER["t5_right_padded"], TEACHER["t5_mask_right"].bool(), 8)
     assert torch.equal(mask, MASK)

@@ -56,6 +56,16 @@ def test_its_digest_is_that_of_the_references(folder: Path, tmp_path: Path) -> N
     assert make_judge("folder", "monet", folder=str(tmp_path)).digest != one
 
 
+def test_a_reference_that_is_replaced_votes_as_it_is_now(folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "references")
+    images = pixels(Picture("church", "monet", "meadow"))
+    (before,) = make_judge("folder", "monet", folder=str(root)).look(images)
+    for path in (root / "monet").iterdir():
+        path.write_bytes((root / "style=photo" / path.name).read_bytes())
+    (after,) = make_judge("folder", "monet", folder=str(root)).look(images)
+    assert after.score < before.score
+
+
 def test_its_own_references_make_no_card(folder: Path, tmp_path: Path) -> None:
     """It is always right about them, so thresholds and counts would say nothing of other images."""
     for part, source in (("present", folder / "monet"), ("absent", folder / "hokusai")):
