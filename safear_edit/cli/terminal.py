@@ -20,11 +20,11 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from safear_edit import processes
+from safear_edit.compiler.memory import available_bytes
 from safear_edit.redact import redact
 
 INTERNAL, INTERRUPTED, UNUSABLE = 5, 130, 2
@@ -255,9 +255,7 @@ def _bytes(text: str) -> str:
 def _free_memory() -> str:
     """What the kernel could give a process now (Linux), for a person; empty where unknown."""
     with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("MemAvailable:"))
-        return f"{int(line.split()[1]) / 2**20:.1f} GiB available"
+        return f"{available_bytes() / 2**30:.1f} GiB available"
     return ""
 
 

@@ -262,23 +262,6 @@ def _divisors(params: BaseModel) -> list[int]:
     return [parts for parts in range(1, whole + 1) if whole % parts == 0]
 
 
-def free_bytes(device: torch.device) -> int:
-    """What the device has free, and what this process holds of it already."""
-    import resource
-    import sys
-    from pathlib import Path
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    if sys.platform != "linux":
-        return 2**63
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    return available + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
-
-
 # -- minutes on a device ----------------------------------------------------------------------------------------------
 
 EFFICIENCY = {"drawing": 0.45, "training": 1.0}

@@ -23,6 +23,8 @@ from safear_edit.errors import UsageError
 from safear_edit.files.atomic import digest_of, sha256_file, sync_folder, write_atomic
 
 JOURNAL, LOCK, REPLACED, COPIES = "journal.json", "lock", "replaced", "processes"
+MEMORY = "memory.json"
+"""Bytes that were free when work on a large model began (pipeline/order.py)."""
 MADE = ("recipe.json", "stack.json", "export.json")
 """One of these lies in every folder that this program writes, and may replace."""
 GIT_ATTRIBUTES, AS_THEY_ARE = ".gitattributes", b"* -text\n"
@@ -249,7 +251,7 @@ def growing(out: Path, mark: str, verb: str) -> Iterator[None]:
             write_atomic(out / mark, json.dumps({"schema_version": 1}) + "\n")
         yield
     except BaseException:
-        if new and {path.name for path in out.iterdir()} <= {mark, ".lock"}:
+        if new and {path.name for path in out.iterdir()} <= {mark, ".lock", MEMORY}:
             shutil.rmtree(out, ignore_errors=True)
         raise
     finally:

@@ -79,7 +79,7 @@ def _amended(
         amended = replace(state, members=members)
         return replace(amended, notes=_same_as_before(released, amended))
 
-    def start() -> tuple[StackState, list[StackChange]]:
+    def start(_: RunDir) -> tuple[StackState, list[StackChange]]:
         return released_state(released, resolve_device(device)), [StackChange(event, make)]
 
     return walk(start, out, options)

@@ -31,7 +31,7 @@ from safear_edit.files.strict import parse_yaml
 from safear_edit.pipeline import compared, run
 from safear_edit.pipeline.compared import Ran
 from safear_edit.pipeline.kept_images import program
-from safear_edit.pipeline.order import Order, Source, compile_recipes, read_sources
+from safear_edit.pipeline.order import Order, Source, compile_recipes, read_sources, settled
 from safear_edit.pipeline.state import RunOptions, StackState, load_state
 from safear_edit.pipeline.steps import readers
 from safear_edit.progress import Callback, silent
@@ -147,7 +147,8 @@ def compare(
         state = load_state(model, device)
         if state.members:
             raise UsageError(f"compare --model {model}", "a base model", "a released one", f"take {state.ref}")
-        wanted = [_wanted(state, chosen, order) for chosen, order in orders]
+        with_memory = settled([order for _, order in orders], state.model, out)
+        wanted = [_wanted(state, chosen, order) for (chosen, _), order in zip(orders, with_memory, strict=True)]
         ran, failed = list[Ran](), list[tuple[str, str]]()
         for number, one in enumerate(wanted):
             try:
@@ -184,7 +185,7 @@ def _run(out: Path, state: StackState, one: Wanted, command: str, progress: Call
             work.parent.mkdir(exist_ok=True)
             drawn = out / DRAWN / digest_of(one.concept, state.ref, program())[:16]
             options = RunOptions(None, True, command=command, progress=progress, base_images=drawn)
-            run.walk(lambda: (state, run.additions([(one.source, one.recipe)])), work, options)
+            run.walk(lambda _: (state, run.additions([(one.source, one.recipe)])), work, options)
         _drop_weights(work)
         folder.parent.mkdir(exist_ok=True)
         work.rename(folder)

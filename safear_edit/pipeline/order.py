@@ -21,10 +21,13 @@ from safear_edit.compiler.beside import (
     sharing_steps,
 )
 from safear_edit.compiler.compile import compile_recipe, method_params, refuse_unstated
-from safear_edit.compiler.cost import LARGE, declared, free_bytes, within
+from safear_edit.compiler.cost import LARGE, declared, within
 from safear_edit.compiler.judging import judged_for
+from safear_edit.compiler.memory import free_bytes
 from safear_edit.compiler.recipe import BaseRecipe, Recipe, load_base_recipe, load_recipe, read_map
 from safear_edit.errors import UsageError
+from safear_edit.files.atomic import write_atomic
+from safear_edit.files.rundir import MEMORY
 from safear_edit.files.strict import Document
 from safear_edit.spec.draft import left_as_drafted
 from safear_edit.spec.spec import Images, Spec, load_spec
@@ -260,6 +263,21 @@ def _within_memory(model: ModelFamily, recipe: Recipe, budget: int | None) -> Re
     if chosen == params:
         return recipe
     return changed(recipe, method=recipe.method.model_copy(update={"params": chosen.model_dump(mode="json")}))
+
+
+def settled(orders: Sequence[Order], model: ModelFamily, folder: Path) -> list[Order]:
+    """The orders with the memory that was free when work in this folder began, which is noted in it.
+
+    What is free is another amount in the next call, with it the way in which a large model's batch is cut, and with
+    that the recipe: what an interrupted call did would be of no use. `--memory` decides instead.
+    """
+    if model.weight_bytes < LARGE:
+        return [*orders]
+    note = folder / MEMORY
+    if not note.exists():
+        write_atomic(note, f"{free_bytes(model.device)}\n")
+    free = int(note.read_text())
+    return [order if order.memory is not None else replace(order, memory=free) for order in orders]
 
 
 def params_of(recipe: Recipe) -> BaseModel:

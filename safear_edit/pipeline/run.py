@@ -48,6 +48,7 @@ from safear_edit.pipeline.order import (
     compile_recipes,
     read_sources,
     refuse_drafts,
+    settled,
 )
 from safear_edit.pipeline.plan import forecast_of
 from safear_edit.pipeline.publish import Result, publish
@@ -57,8 +58,8 @@ from safear_edit.progress import Steps
 from safear_edit.release.released import Member
 from safear_edit.spec.spec import JOINT
 
-Start = Callable[[], tuple[StackState, list[StackChange]]]
-"""Loads the model and says what is to be done to it; called once the output's folder is locked."""
+Start = Callable[[RunDir], tuple[StackState, list[StackChange]]]
+"""Loads the model and says what is to be done to it; called once the output's folder is locked, with the run's."""
 
 
 def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: bool = False) -> Result:
@@ -71,10 +72,14 @@ def apply(orders: Sequence[Order], out: Path, options: RunOptions, *, joint: boo
     if not options.draft:
         refuse_drafts(sources)
 
-    def start() -> tuple[StackState, list[StackChange]]:
+    def start(run: RunDir) -> tuple[StackState, list[StackChange]]:
         state = loaded(orders[0], sources[0])
-        compiled = partial(compile_recipes, state.model, state.ref, state.recipes, orders, sources, joint=joint)
-        recipes = processes.from_main(compiled)  # how much memory is free has a say in it
+
+        def compiled() -> list[Recipe]:  # how much memory is free has a say in it
+            asked = settled(orders, state.model, run.root)
+            return compile_recipes(state.model, state.ref, state.recipes, asked, sources, joint=joint)
+
+        recipes = processes.from_main(compiled)
         speed = processes.from_main(partial(probed, state.model))
         minutes = [forecast_of(recipe, state.model, speed).minutes for recipe in recipes]
         return state, additions(list(zip(sources, recipes, strict=True)), minutes, joint=joint)
@@ -90,7 +95,7 @@ def walk(start: Start, out: Path, options: RunOptions) -> Result:
     """
     started = datetime.now(UTC)
     with rundir.opened(out, overwrite=options.overwrite) as run:
-        state, changes = start()
+        state, changes = start(run)
         options.say(f"model {state.ref}, {', '.join(state.stack.names) or 'no concept'} erased so far")
         begin = Steps(options.say, 2 * len(changes) + 2, sum(change.minutes for change in changes))
         for change in changes:

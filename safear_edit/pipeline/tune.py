@@ -34,7 +34,7 @@ from safear_edit.files.rundir import RunDir
 from safear_edit.judges.draw import ImageRequest, JudgedImage, draw_and_judge, drawn_by, store_for
 from safear_edit.pipeline import page as pages
 from safear_edit.pipeline.kept_images import program
-from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, read_source
+from safear_edit.pipeline.order import Order, SpecWithDefaults, compile_for, read_source, settled
 from safear_edit.pipeline.state import load_state
 from safear_edit.pipeline.steps import construct, material_of, readers
 from safear_edit.progress import Callback, silent, under
@@ -216,6 +216,7 @@ def tune(
         state = load_state(order.model, order.device)
         if state.members:
             raise UsageError(f"tune --model {order.model}", "a base model", "a released one", f"take {state.ref}")
+        (order,) = settled([order], state.model, out)
         model, recipe = state.model, compile_for(state.model, state.ref, order, source)
         own = _own(recipe, ranges)
         (out / f"{JOURNAL}.lock").unlink(missing_ok=True)  # a killed call's: no other one works on this folder

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from safear_edit import registry
 from safear_edit.compiler.compile import compile_recipe
-from safear_edit.compiler.cost import Speed, Work, declared, forecast, free_bytes, speed_of, within
+from safear_edit.compiler.cost import Speed, Work, declared, forecast, speed_of, within
+from safear_edit.compiler.memory import free_bytes
 from safear_edit.compiler.recipe import load_base_recipe
 from safear_edit.construct.pairs import Keep
 from safear_edit.families.base import Condition, ModelFamily
