@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from itertools import zip_longest
 from math import log, pi, prod
 from pathlib import Path
-from typing import ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from pydantic import ConfigDict, with_config
@@ -209,7 +209,10 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, scaled, shifted and gated by the caption; cross attention between, plain."""
+    """Self-attention and feed-forward, scaled, shifted and gated by the caption; cross attention between, plain.
+
+    In half precision what the layers read is narrow; the states that they add to are float32, see `Transformer.to`.
+    """
 
     def __init__(self, config: InfinityConfig) -> None:
         super().__init__()
@@ -223,9 +226,13 @@ class Block(nn.Module):
         """`text` holds one row per image; `layer` is this block's place in it."""
         parts = (self.ada_gss + text.modulation.unsqueeze(1)).unbind(2)
         gate_1, gate_2, scale_1, scale_2, shift_1, shift_2 = parts
-        x = torch.addcmul(x_BLC, self.sa(modulated(x_BLC, scale_1, shift_1), rope_Lp, attend), gate_1)
-        x = x + self.ca(self.ca_norm(x), text.keys[layer], text.values[layer], text.bias)
-        return torch.addcmul(x, self.ffn(modulated(x, scale_2, shift_2)), gate_2)
+        narrow, wide = text.keys[layer].dtype, x_BLC.dtype
+        seen = self.sa(modulated(x_BLC, scale_1, shift_1).to(narrow), rope_Lp, attend)
+        x = torch.addcmul(x_BLC, seen.to(wide), gate_1)
+        norm = self.ca_norm
+        normed = F.layer_norm(x, norm.normalized_shape, norm.weight.to(wide), norm.bias.to(wide), norm.eps)
+        x = x + self.ca(normed.to(narrow), text.keys[layer], text.values[layer], text.bias)
+        return torch.addcmul(x, self.ffn(modulated(x, scale_2, shift_2).to(narrow)).to(wide), gate_2)
 
 
 class _Pool(nn.Module):
@@ -341,6 +348,28 @@ class Transformer(nn.Module):
         for block in self.layers:
             nn.init.ones_(block.ada_gss[:, :, :2].detach())
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As nn.Module; in half precision only the blocks are narrow.
+
+        So the published program computes: the blocks' weights in bfloat16, what they add to, the captions' norm and
+        pooling, all modulation and the head in float32 (get_logits, Infinity.forward and tools/run_infinity.py of
+        https://github.com/FoundationVision/Infinity; its inference pools captions under autocast, its training doesn't,
+        and this follows the training).
+        """
+        super().to(*args, **kwargs)
+        if self.narrow in (torch.bfloat16, torch.float16):
+            for name, module in self.named_children():
+                if name not in ("blocks", "block_chunks"):
+                    module.float()
+            for parameter in (self.cfg_uncond, self.pos_start):
+                parameter.data = parameter.data.float()
+        return self
+
+    @property
+    def narrow(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.layers[0].ada_gss.dtype
+
     @property
     def layers(self) -> list[Block]:
         """All blocks, first to last."""
@@ -362,14 +391,19 @@ class Transformer(nn.Module):
         """What images need of these captions; positions outside the mask are never seen, wherever they lie."""
         bias = None
         if not bool(mask_UT.all()):
-            hidden = torch.zeros(mask_UT.shape, dtype=features_UTC.dtype, device=mask_UT.device)
+            hidden = torch.zeros(mask_UT.shape, dtype=self.pos_start.dtype, device=mask_UT.device)
             bias = hidden.masked_fill(~mask_UT, float("-inf"))[:, None, None]
-        text = self.text_norm(features_UTC)
+        text = self.normed_captions(features_UTC)
         start = self.text_proj_for_sos.ca(text, bias)
-        projected = self.text_proj_for_ca(text)
+        projected = self.text_proj_for_ca(text).to(self.narrow)
+        bias = None if bias is None else bias.to(self.narrow)
         keys, values = zip(*(block.ca.keys_values(projected) for block in self.layers), strict=True)
         modulation = self.shared_ada_lin(start).unflatten(-1, (6, -1))
         return TextPass(start, modulation, self.head_nm.ada_lin(start).unflatten(-1, (2, -1)), keys, values, bias)
+
+    def normed_captions(self, features_UTC: Tensor) -> Tensor:
+        """What pooling and cross attention read of captions, in the dtype of what lies outside the blocks."""
+        return self.text_norm(features_UTC.to(self.pos_start.dtype))
 
     def first_token(self, text: TextPass) -> Tensor:
         """What scale 0 reads, (B, 1, C)."""
@@ -626,7 +660,7 @@ def sample_bits(
     known = text.start.new_empty(images, 0, net.config.bits, dtype=torch.int64) if prefix is None else prefix
     with torch.inference_mode():
         text = text.first(images * guide.kinds(0))
-        cache, chosen = _Cache(net.config, schedule, text.start), []
+        cache, chosen = _Cache(net.config, schedule, text.keys[0]), []
         codes = CodeSum(schedule, images, cell_bits(net.config.bits, schedule), text.start.device)
         rope = rope_table(schedule, net.config.head_dim).to(text.start.device)
         for scale, (start, end) in enumerate(schedule.spans):
@@ -739,7 +773,7 @@ class Infinity(CaptionedFamily):
         "upstream": "in github.com/FoundationVision/Infinity: tools/run_infinity.py --model_path infinity_*.pth "
         "--vae_path infinity_vae_*.pth",
     }
-    kept_bytes: ClassVar = {"float32": 110.0, "bfloat16": 75.0, "float16": 75.0}
+    kept_bytes: ClassVar = {"float32": 110.0, "bfloat16": 91.0, "float16": 91.0}
     decode_bytes = 33 * 2**26  # 0.26 GiB an image of 256 x 256 pixels, measured as the base class's
     decode_flops = 9.39e6
     net: Transformer

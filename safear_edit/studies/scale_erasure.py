@@ -199,8 +199,8 @@ def _keys(model: Infinity, words: Sequence[str], layers: Sequence[int]) -> list[
     """Per layer one key (W, H, d) of each word: its tokens' embeddings, averaged, then projected."""
     condition, net = model.condition(words), model.net
     share = condition.mask / condition.mask.sum(1, keepdim=True)
-    mean = (net.text_norm(condition.features) * share.unsqueeze(-1)).sum(1, keepdim=True)[condition.index]
-    projected = net.text_proj_for_ca(mean)
+    mean = (net.normed_captions(condition.features) * share.unsqueeze(-1)).sum(1, keepdim=True)[condition.index]
+    projected = net.text_proj_for_ca(mean).to(net.narrow)
     return [net.layers[i].ca.keys_values(projected)[0][:, :, 0] for i in layers]
 
 
