@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+        if self.headers.get("Host", "").partition(":")[0] not in ("127.0.0.1", "localhost"):  # at port 80 without one
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return
         path = self.files.get(unquote(urlsplit(self.path).path).removeprefix("/"))
