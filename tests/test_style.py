@@ -85,7 +85,7 @@ UPSTREAM = {
     "ear_train_*.py", "expand_vocabulary.py", "conversation.py", "image_generation.py", "image_tokenizer.py",
     "inference.py", "inference_i2t.py", "inference_mmu.py", "inference_t2i.py", "mamba2.py", "mamba_vlm.py",
     "models/omnimamba.py", "multimodal_understanding.py", "processing_emu3.py", "sample_t2i.py", "t5.py",
-    "tokenizer.py", "vq_model.py", "TRAIN.md", "protocol.md", "test-result.md", "v1.0.md",
+    "tokenizer.py", "tools/run_infinity.py", "vq_model.py", "TRAIN.md", "protocol.md", "test-result.md", "v1.0.md",
 }  # fmt: skip
 """Files of published programs and specifications, which are cited beside their URL."""
 
