@@ -13,6 +13,8 @@ from safear_edit.files.records import StrictRecord, read_lines
 LIKELIHOOD = "likelihood.json"
 WITHHELD = "withheld; recipe.json has it under this id"
 """In place of a prompt that asks for a category: a reader needs to know that it is there, not its words."""
+WITHHELD_NAMES = "withheld; recipe.json has them"
+"""After how many names a category has."""
 
 
 class Outcome(StrictRecord):

@@ -30,7 +30,7 @@ from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.interference_record import Cell, read_interference
 from safear_edit.evaluate.likelihood_record import Classified, GroupAudit, Skipped, SliceAudit, read_audit
-from safear_edit.evaluate.outcomes import WITHHELD, JudgeRecord, Outcome, read_outcomes
+from safear_edit.evaluate.outcomes import WITHHELD, WITHHELD_NAMES, JudgeRecord, Outcome, read_outcomes
 from safear_edit.evaluate.understanding import ROWS
 from safear_edit.evaluate.verdict import overall
 from safear_edit.files.layout import FOUND_BY, INTERFERENCE, STACK
@@ -272,9 +272,16 @@ def _scope(spec: Spec) -> ConceptScope:
         concept=spec.erase.concept,
         kind=spec.kind,
         definition=spec.description or NOT_STATED,
-        names=spec.erase.aliases,
+        names=_names(spec),
         safety_note=spec.safety_note or NOT_STATED,
     )
+
+
+def _names(spec: Spec) -> tuple[str, ...]:
+    """The names that training may use; of a category how many they are, because prompts that ask for it are made of
+    them."""
+    names = spec.erase.aliases
+    return (f"{len(names)}, {WITHHELD_NAMES}",) if names and spec.kind == CATEGORY else names
 
 
 def _judge(row: JudgeRecord) -> JudgeSection:

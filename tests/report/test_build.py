@@ -491,6 +491,15 @@ def test_prompts_of_a_category_are_withheld(tmp_path: Path) -> None:
     assert "pixelated" in concept.protocol.redaction
 
 
+def test_names_of_a_category_are_counted_and_withheld(tmp_path: Path) -> None:
+    made = build_report(RunFiles.find(make_run(tmp_path, kind="category")))
+    assert made.scope.concepts[0].names == ("2, withheld; recipe.json has them",)
+    for page in (made.to_json(), render_html(made, tmp_path), model_card(made)):
+        assert "T. Painter" not in page and "the invented one" not in page
+    assert "names: 2, withheld; recipe.json has them" in render_html(made, tmp_path)
+    assert built(tmp_path / "style").scope.concepts[0].names == ("Testpainter", "T. Painter")
+
+
 @pytest.mark.parametrize("redaction", ["none", None])
 @pytest.mark.parametrize("name", ["random", "pairs"])
 def test_a_category_sheet_that_is_not_pixelated_is_refused(tmp_path: Path, name: str, redaction: str | None) -> None:
