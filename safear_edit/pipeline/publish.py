@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from safear_edit.pipeline.steps import NOT_RELEASED, measuring
 
 if TYPE_CHECKING:
     from safear_edit.families.base import ModelFamily
+    from safear_edit.release.claims import Builder
     from safear_edit.release.keys import SigningKey
     from safear_edit.release.released import Member
     from safear_edit.report.schema import Report
@@ -147,7 +148,7 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
 
     Of several recipes the last is the one that this run added: its seed is named; all are resolved dependencies.
     """
-    from safear_edit.release.claims import RESULT_OF, ClaimInputs, write_claims
+    from safear_edit.release.claims import RESULT_OF, ClaimInputs, test_of, write_claims
     from safear_edit.release.signing import sign_folder
 
     made, last = report.environment, recipes[-1]
@@ -164,11 +165,18 @@ def sign(folder: Path, report: Report, recipes: Sequence[Recipe], key: SigningKe
         started=datetime.fromisoformat(made.started),
         finished=datetime.fromisoformat(made.finished),
         verdict=RESULT_OF[report.verdict.status],
-        tests={criterion.id: RESULT_OF[criterion.decision] for criterion in report.verdict.criteria},
+        tests={test_of(criterion.id): RESULT_OF[criterion.decision] for criterion in report.verdict.criteria},
         materials={**{judge.id: judge.digest for judge in report.judges}, **several},
-        builder="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "local",
+        builder=_builder(os.environ),
     )
     write_claims(folder, sign_folder(folder, key), inputs, key)
+
+
+def _builder(environ: Mapping[str, str]) -> Builder:
+    """Whose machine this is: GitHub's only where its runner says so, because a runner may be anybody's own."""
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return "local"
+    return "github-hosted" if environ.get("RUNNER_ENVIRONMENT") == "github-hosted" else "github-self-hosted"
 
 
 # -- what is printed --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import quote
 
 from safear_edit.errors import SafearError
 from safear_edit.evaluate.verdict import Verdict
@@ -26,14 +27,15 @@ PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
 TEST_RESULT_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
 REQUIRED = (PROVENANCE_TYPE, TEST_RESULT_TYPE)
 BUILD_TYPE = "urn:safear-edit:build:concept-erasure:v1"
-BUILDERS = {"local": "urn:safear-edit:builder:local:v1", "github": "urn:safear-edit:builder:github-hosted:v1"}
+Builder = Literal["local", "github-hosted", "github-self-hosted"]
+BUILDERS: dict[Builder, str] = {name: f"urn:safear-edit:builder:{name}:v1" for name in get_args(Builder)}
 REPORTS = ("report.json", "report.html")
 
 Result = Literal["PASSED", "WARNED", "FAILED"]
 RESULTS: tuple[str, ...] = get_args(Result)
 RESULT_OF: dict[Verdict, Result] = {"PASS": "PASSED", "INCONCLUSIVE": "WARNED", "FAIL": "FAILED"}
 """What the report says → in-toto's word for it."""
-_TEST = re.compile(r"[a-z_-]+(/[A-Za-z0-9._-]+){1,3}")
+_TEST = re.compile(r"[a-z_-]+(/([A-Za-z0-9._~=-]|%[0-9A-F]{2})+){1,2}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,8 +44,8 @@ class ClaimInputs:
     """What the two statements say beyond the files; digests are hex sha256.
 
     `specs` maps a concept's name to its spec's digest; `materials` whatever else went in (judges, prompt sets) to its
-    digest; `versions` a package to its version; `tests` a test (`erasure/<concept>/<slice>`, `preservation/<group>`)
-    to its result. `started` and `finished` must carry a time zone.
+    digest; `versions` a package to its version; `tests` a test (`test_of`: `erasure/<concept>/<slice>`,
+    `judge/<concept>/<label>`) to its result. `started` and `finished` must carry a time zone.
     """
 
     run: str
@@ -59,7 +61,7 @@ class ClaimInputs:
     verdict: Result
     tests: Mapping[str, Result]
     materials: Mapping[str, str]
-    builder: Literal["local", "github"] = "local"
+    builder: Builder = "local"
 
     def __post_init__(self) -> None:
         digests = {"recipe": self.recipe, "base": self.base, **self.specs, **self.materials}
@@ -150,6 +152,14 @@ def _specs(inputs: ClaimInputs) -> Sequence[dict[str, Any]]:
 def _resource(name: str, digest: str) -> dict[str, Any]:
     """An in-toto ResourceDescriptor."""
     return {"name": name, "digest": {"sha256": digest}}
+
+
+def test_of(criterion: str) -> str:
+    """The name of the test that a criterion's id stands for: RULE/CONCEPT or RULE/CONCEPT/PART.
+
+    A part may be any text (what a judge looks for); whatever an identifier must not hold is percent-encoded, "/" too.
+    """
+    return "/".join(quote(part, safe="=") for part in criterion.split("/", 2))
 
 
 def timestamp(moment: datetime) -> str:

@@ -87,6 +87,8 @@ def test_no_number_that_a_reader_could_round() -> None:
         ({"tests": {"erasure/picasso/direct": "FAILED"}}, "expected at least FAILED"),
         ({"tests": {"erasure/picasso/direct": "GOOD"}}, "PASSED or WARNED or FAILED"),
         ({"tests": {"erasure picasso": "PASSED"}}, "a name such as"),
+        ({"tests": {"judge/picasso/a dog": "PASSED"}}, "a name such as"),
+        ({"tests": {"judge/picasso/100%": "PASSED"}}, "a name such as"),
         ({"seed": "1e3"}, "a decimal string"),
         ({"base": "deadbeef"}, "64 hexadecimal digits"),
         ({"materials": {"judge": "x"}}, "claim judge"),
@@ -96,6 +98,22 @@ def test_no_number_that_a_reader_could_round() -> None:
 def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SafearError, match=message):
         replace(inputs(), **change)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "test"),
+    [
+        ("erasure/picasso/direct", "erasure/picasso/direct"),
+        ("judge/picasso/style=van_gogh", "judge/picasso/style=van_gogh"),
+        ("judge/x/a dog/cat?#1", "judge/x/a%20dog%2Fcat%3F%231"),
+        ("judge/x/\x1b[2J\n", "judge/x/%1B%5B2J%0A"),
+        ("judge/x/pipe à 100%", "judge/x/pipe%20%C3%A0%20100%25"),
+    ],
+)
+def test_a_criterion_names_a_test_whatever_a_judge_looks_for(criterion: str, test: str) -> None:
+    assert claims.test_of(criterion) == test
+    _, result = claims.statements(FILES, replace(inputs(), tests={test: "WARNED"}))
+    assert result["predicate"]["warnedTests"] == [test]
 
 
 def test_two_signed_lines(tmp_path: Path) -> None:

@@ -272,6 +272,36 @@ def test_the_signed_claim_has_the_decisions_of_the_report(report: Report, root: 
     assert result["result"] == {"PASS": "PASSED", "FAIL": "FAILED", "INCONCLUSIVE": "WARNED"}[report.verdict.status]
 
 
+@pytest.mark.parametrize(
+    ("environ", "builder"),
+    [
+        ({}, "local"),
+        ({"RUNNER_ENVIRONMENT": "github-hosted"}, "local"),
+        ({"GITHUB_ACTIONS": "true", "RUNNER_ENVIRONMENT": "github-hosted"}, "github-hosted"),
+        ({"GITHUB_ACTIONS": "true", "RUNNER_ENVIRONMENT": "self-hosted"}, "github-self-hosted"),
+        ({"GITHUB_ACTIONS": "true"}, "github-self-hosted"),
+    ],
+)
+def test_the_signed_claim_says_whose_machine_it_was(
+    report: Report, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], builder: str
+) -> None:
+    for name in ("GITHUB_ACTIONS", "RUNNER_ENVIRONMENT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "release"
+    folder.mkdir()
+    (folder / "edit.safetensors").write_bytes(b"weights")
+    odd = report.verdict.criteria[0].model_copy(update={"id": "judge/testpainter/a dog/cat?"})
+    verdict = report.verdict.model_copy(update={"criteria": (*report.verdict.criteria[1:], odd)})
+    sign(folder, report.model_copy(update={"verdict": verdict}), [read_recipe(root / "recipe.json")],
+         throwaway(tmp_path / "trust"))  # fmt: skip
+    lines = [json.loads(line) for line in (folder / "claims.jsonl").read_text().splitlines()]
+    made, result = (json.loads(base64.b64decode(one["dsseEnvelope"]["payload"]))["predicate"] for one in lines)
+    assert made["runDetails"]["builder"]["id"] == f"urn:safear-edit:builder:{builder}:v1"
+    assert "judge/testpainter/a%20dog%2Fcat%3F" in result["passedTests"] + result["warnedTests"]
+
+
 def test_the_gate_counts_the_same(report: Report, pairs: Pairs, root: Path, tmp_path: Path) -> None:
     (root / "report.json").write_text(report.to_json())
     (root / "README.md").write_text(model_card(report))
