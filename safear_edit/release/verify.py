@@ -106,7 +106,7 @@ def verify_folder(folder: Path, trust: Path, *, ignore_foreign: bool = False) ->
     if strangers and not ignore_foreign:
         _explain(folder, files, strangers)
     _check_contents(folder, key, files, strangers, links=ignore_foreign)
-    claims = _read_claims(folder / CLAIMS, keys, files)
+    claims = _read_claims(folder / CLAIMS, keys, files, key)
     result, warnings = _verdict(claims, str(folder / CLAIMS))
     _require_same_verdict(folder, result)
     links = [f"{name} (a link of a hub's cache, followed)" for name in files if (folder / name).is_symlink()]
@@ -244,8 +244,14 @@ def _signed_files(statement: dict[str, Any], where: str) -> tuple[dict[str, str]
     return files, root
 
 
-def _read_claims(path: Path, keys: Sequence[PublicKey], files: Mapping[str, str]) -> tuple[Claim, ...]:
-    """Every line of claims.jsonl: each verified, each about exactly these files, the required types once each."""
+def _read_claims(
+    path: Path, keys: Sequence[PublicKey], files: Mapping[str, str], signer: PublicKey
+) -> tuple[Claim, ...]:
+    """Every line of claims.jsonl: each verified, each about exactly these files, the required types once each.
+
+    Those are what the release says of itself, so `signer`, whose key signed the files, must have signed them; anything
+    else (an approval) may come from any trusted key.
+    """
     text = _read(path, "ask whoever signed the model for its claims")
     claims = []
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
@@ -258,6 +264,9 @@ def _read_claims(path: Path, keys: Sequence[PublicKey], files: Mapping[str, str]
         }
         if about != files:
             raise TrustError(where, "a claim about this model", f"one about other files ({kind})", FRESH)
+        if kind in REQUIRED and key.hint != signer.hint:
+            expected = f"{kind} of the key that signed the files, {signer.name}"
+            raise TrustError(where, expected, f"one of key {key.name}", FRESH)
         claims.append(Claim(kind, _predicate(statement, kind, where), key.name))
     kinds = [claim.type for claim in claims]
     for kind in REQUIRED:

@@ -297,6 +297,21 @@ def test_a_claim_of_an_untrusted_key_is_refused(release: Release, tmp_path: Path
         verify_folder(release.folder, release.trust)
 
 
+@pytest.mark.parametrize("line", [0, 1])
+def test_what_a_release_says_of_itself_is_signed_by_its_own_key(release: Release, line: int) -> None:
+    """Any other trusted key, an approver's for instance, can't put words into the signer's mouth."""
+    other = keys.throwaway(release.trust)
+    own = release.lines()
+    write_claims(release.folder, sign_folder(release.folder, release.key, replace=True), inputs(), other)
+    forged = release.lines()[line]
+    release.write_lines([forged if i == line else text for i, text in enumerate(own)])
+    with pytest.raises(TrustError, match=rf"claims.jsonl:{line + 1}: .* of the key that signed the files, throwaway-"):
+        verify_folder(release.folder, release.trust)
+    release.write_lines([*own, forged])
+    with pytest.raises(TrustError, match=rf"claims.jsonl:3: .* got one of key throwaway-{other.hint[:8]}"):
+        verify_folder(release.folder, release.trust)
+
+
 def test_a_further_claim_of_another_trusted_key_is_kept(release: Release) -> None:
     files = verify_folder(release.folder, release.trust).files
     reviewer = keys.throwaway(release.trust)
