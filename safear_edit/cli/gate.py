@@ -352,7 +352,7 @@ def power(given: PowerOptions) -> int:
     \b
     safear-edit power --drop 0.05 --flips 0.1 --tests 9 --n 250
     """
-    drop, margin = given.drop, given.margin or given.drop
+    drop, margin = given.drop, given.drop if given.margin is None else given.margin
     shares = {"--drop": drop, "--margin": margin, "--power": given.wanted, "--floor": given.floor}
     for name, value in shares.items():
         if not 0 < value < 1:

@@ -11,10 +11,11 @@ comparison of the check, so that one lucky number out of many names no culprit:
     floor       one-sided 95 % Clopper-Pearson bound of the erased share, against the promised floor
     drop        same prompts, same seeds: Tango's upper bound of the paired drop below the margin passes; otherwise
                 exact McNemar decides between FAIL and INCONCLUSIVE
-    readable    images that the judge can't read hide a concept without erasing it: FAIL when their share rose by
-                more than REJECT_RISE and McNemar says that this was no chance
+    readable    images that the judge can't read hide a concept without erasing it: when their share rose by more
+                than REJECT_RISE, McNemar decides between FAIL and INCONCLUSIVE, as in the report
     member      of a preserved group every member by itself (what the judge looks for): FAIL when one lost more
-                than the margin (8 points at least) and exact McNemar, Holm over the group's members, says no chance
+                than the margin (8 points at least) and exact McNemar, Holm over the group's members, says no chance;
+                INCONCLUSIVE when one lost as much and it may be chance, or has so few prompts that nothing is shown
 
 The unit is a prompt with one seed. Nothing here loads a model;
 `python -m safear_edit.studies gate_sizes` prints how the suites'
@@ -323,14 +324,14 @@ def count(record: Record, baseline: Baseline, prefix: str = "") -> list[Counts]:
 
 
 def too_few(counts: Sequence[Counts]) -> list[str]:
-    """One note for each group with members so small that the loss of all that was drawn of one would pass."""
+    """One note for each group with members so small that the loss of all that was drawn of one is no FAIL."""
     notes = []
     for part in counts:
         drawn = [one.good for one in part.members.values()]
         weak = sum(len(drawn) * _mcnemar(most, 0) > stats.ALPHA for most in drawn)
         if weak and len(drawn) > 1:
             told = f"{weak} of the {len(drawn)} members of {part.name} have too few prompts to be seen by themselves"
-            notes.append(f"NOT COMPARED by member: {told}: the loss of all of one would pass")
+            notes.append(f"NOT COMPARED by member: {told}: the loss of all of one would be no FAIL")
     return notes
 
 
@@ -373,18 +374,24 @@ def decide_all(counts: Sequence[Counts]) -> list[Ruled]:
         if rule == "drop":
             decision = stats.decide(_tango(lost, gained, part.n), p, part.margin)
         else:
-            rose = (lost - gained) / part.n > REJECT_RISE and p <= stats.ALPHA
-            decision = "FAIL" if rose else "PASS"
+            decision = _readable(lost, gained, part.n, p)
         tests.append(Ruled(rule, part, decision, p, len(pairs)))
     for part in counts:
         if len(part.members) > 1:  # of one member the group's own test says it all
             worst = _worst_member(part)
-            tests.append(Ruled("member", part, "FAIL" if worst.verdict == "FAIL" else "PASS", worst.p_holm))
+            tests.append(Ruled("member", part, worst.verdict, worst.p_holm))
     return tests
 
 
+def _readable(blurred: int, cleared: int, n: int, p: float) -> Verdict:
+    """A rise beyond REJECT_RISE fails if chance doesn't explain it; else only more prompts could say."""
+    if (blurred - cleared) / n <= REJECT_RISE:
+        return "PASS"
+    return "FAIL" if p <= stats.ALPHA else "INCONCLUSIVE"
+
+
 def _worst_member(part: Counts) -> Member:
-    """The member that lost most against the baseline; FAIL where that is more than the margin and no chance."""
+    """The member that lost most against the baseline, judged as in the report, with the gate's margin."""
     most = max(part.margin, MARGIN.drop)
     return members({name: one.flips for name, one in part.members.items()}, Margin(most, most))[0]
 
@@ -416,8 +423,11 @@ def _worded(test: Ruled) -> Finding:
     if test.rule == "readable":
         needed = f"share of unreadable images rises by at most {percent(REJECT_RISE)}"
         observed = f"{part.blurred} became unreadable, {part.cleared} readable, of {part.n}"
-        why = "look at these images: blank ones hide a concept without erasing it"
-        return Finding(f"readable/{part.name}", test.decision, needed, observed, why if test.decision != "PASS" else "")
+        why = {
+            "FAIL": "look at these images: blank ones hide a concept without erasing it",
+            "INCONCLUSIVE": f"too few prompts to tell the rise from chance (p {test.p:.2g})",
+        }.get(test.decision, "")
+        return Finding(f"readable/{part.name}", test.decision, needed, observed, why)
     upper, p = _tango(part.lost, part.gained, part.n), test.p
     observed = (
         f"lost {part.lost}, gained {part.gained} of {part.n}: drop {100 * (part.lost - part.gained) / part.n:.1f}"
@@ -446,14 +456,17 @@ def _more_pairs(part: Counts, tests: int) -> str:
 def _member_finding(test: Ruled) -> Finding:
     part, worst = test.counts, _worst_member(test.counts)
     most = 100 * max(part.margin, MARGIN.drop)
-    bad = test.decision == "FAIL"
+    why = {
+        "FAIL": f"{worst.name} pays for the change, whatever its group says",
+        "INCONCLUSIVE": f"too few prompts of {worst.name} to tell what it lost from chance",
+    }.get(test.decision, "")
     return Finding(
         f"member/{part.name}",
         test.decision,
         f"no member loses more than {most:.1f} points and more than chance explains",
         f"worst of {len(part.members)}: {member_text(worst)}",
-        f"{worst.name} pays for the change, whatever its group says" if bad else "",
-        part.members[worst.name].prompts[:NAMED] if bad else (),
+        why,
+        part.members[worst.name].prompts[:NAMED] if why else (),
     )
 
 

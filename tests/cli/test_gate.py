@@ -121,6 +121,11 @@ def test_refusals_are_results_too(
         (["baseline", "diff", "last.txt", "nowhere.txt"], "nowhere.txt"),
         (["power", "--drop", "5"], "--drop"),
         (["power", "--flips", "0.99"], "--flips"),
+        (["power", "--flips", "nan"], "--flips"),
+        (["power", "--margin", "0"], "--margin"),
+        (["power", "--margin", "-0.1"], "--margin"),
+        (["power", "--margin", "nan"], "--margin"),
+        (["power", "--margin", "inf"], "--margin"),
     ],
 )
 def test_bad_input_is_one_line(

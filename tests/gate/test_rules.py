@@ -139,6 +139,29 @@ def test_mush_is_no_erasure() -> None:
     assert rules.check(record(unclear=10), {"first": accepted()}).verdict == "PASS"
 
 
+def test_mush_that_may_be_chance_is_no_pass() -> None:
+    """Three of 40 images are a rise of 7.5 points, and chance in one case of eight."""
+    few = replace(accepted(), record=replace(accepted().record, rows=record().rows[:40]))
+    found = rules.check(record(unclear=3), {"first": few})
+    (readable,) = [one for one in found.findings if one.id == "readable/picasso/direct"]
+    assert readable.decision == "INCONCLUSIVE" and "too few prompts to tell the rise" in readable.why
+    assert (found.verdict, found.exit_code) == ("INCONCLUSIVE", 3)
+    assert decisions(rules.check(record(unclear=2), {"first": few}))["readable/picasso/direct"] == "PASS"
+
+
+@pytest.mark.parametrize(("n", "lost", "word"), [(40, 0, "PASS"), (40, 4, "INCONCLUSIVE"), (40, 9, "FAIL"),
+                                                 (8, 0, "INCONCLUSIVE")])  # fmt: skip
+def test_a_member_about_which_nothing_is_shown_is_no_pass(n: int, lost: int, word: str) -> None:
+    """Four of 40 are more than it may lose, and chance; of eight images none that is lost shows nothing."""
+    small = rules.Lost(rules.Flips(n, lost, 0), tuple(map(str, range(lost))), n)
+    other = rules.Lost(rules.Flips(400, 0, 0), (), 400)
+    part = rules.Counts("x", 400, 400, lost, 0, 0, 0, 0.05, None, members={"style=b": other, "style=a": small})
+    (found,) = [rules._worded(one) for one in rules.decide_all([part]) if one.rule == "member"]
+    assert found.decision == word and len(found.prompts) == (min(lost, rules.NAMED) if word != "PASS" else 0)
+    assert ("too few prompts of style=a" in found.why) == (word == "INCONCLUSIVE")
+    assert rules.conclude([found]).exit_code == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}[word]
+
+
 def test_inconclusive_can_be_a_warning_and_regressed_cannot() -> None:
     unsure = record({"neighbours": 26}, {"neighbours": 15})
     found = rules.check(unsure, {"first": accepted()}, tolerate_inconclusive=True)
