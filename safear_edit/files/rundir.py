@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ MADE = ("recipe.json", "stack.json", "export.json")
 """One of these lies in every folder that this program writes, and may replace."""
 GIT_ATTRIBUTES, AS_THEY_ARE = ".gitattributes", b"* -text\n"
 """A file for git and what it says: convert no line ends."""
+WAIT = 10.0
+"""Seconds in which a change of a few lines is surely over."""
 LEAST_FREE = 100 << 20
 """Bytes that must be free before a run starts; one on the embedded mini writes about 40 MiB."""
 
@@ -196,6 +199,32 @@ def opened(out: Path, *, overwrite: bool = False, kind: str = "run") -> Iterator
             shutil.rmtree(run.root, ignore_errors=True)  # still locked: nobody else has begun there
         raise
     finally:
+        lock.release()
+
+
+@contextmanager
+def changing(out: Path) -> Iterator[None]:
+    """A published folder while something is changed in it, under the lock of a run on it, which lies beside it.
+
+    Another such change is waited for, WAIT seconds at most; UsageError for one, or a run, that is still at work then.
+    """
+    out = out.resolve()
+    run = RunDir(out.with_name(f".{out.name}.run"), out)
+    lock = FileLock(run.root / LOCK)
+    until = time.monotonic() + WAIT
+    while not lock.is_locked:
+        run.root.mkdir(exist_ok=True)
+        try:
+            lock.acquire(timeout=max(0.0, until - time.monotonic()))
+        except FileNotFoundError:  # who had it has just removed its folder
+            continue
+        except Timeout:
+            raise UsageError(str(out), "no other command at work on this folder", "one", "wait for it") from None
+    try:
+        yield
+    finally:
+        if not _files(run):
+            shutil.rmtree(run.root, ignore_errors=True)  # still locked: who waits makes it again
         lock.release()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from safear_edit.errors import TrustError, UsageError
 from safear_edit.files.atomic import write_atomic
+from safear_edit.files.rundir import changing
 from safear_edit.release.claims import statement_about, timestamp
 from safear_edit.release.keys import SigningKey
 from safear_edit.release.signing import CLAIMS, sign_statement
@@ -41,7 +42,8 @@ def approve(folder: Path, verified: Verification, key: SigningKey, *, name: str,
     """Append a signed approval of exactly the files in `verified` to `folder/claims.jsonl`, in one step.
 
     verified: what `verify_folder` found just before. A failed test result does not stop an approval, which is a
-    person's decision; the result is repeated in the statement. UsageError for an empty or overlong name or role.
+    person's decision; the result is repeated in the statement. UsageError for an empty or overlong name or role, and
+    while another command works on the folder.
     """
     for what, text in (("--name", name), ("--role", role), ("--note", note)):
         if (not text.strip() and what != "--note") or len(text) > LONGEST or not text.isprintable():
@@ -57,7 +59,8 @@ def approve(folder: Path, verified: Verification, key: SigningKey, *, name: str,
     }
     line = sign_statement(statement_about(verified.files, APPROVAL_TYPE, predicate), key)
     path = folder / CLAIMS
-    write_atomic(path, path.read_text(encoding="utf-8").removesuffix("\n") + "\n" + line + "\n")
+    with changing(folder):  # two at once would both add to what was there before, and one would be lost
+        write_atomic(path, path.read_text(encoding="utf-8").removesuffix("\n") + "\n" + line + "\n")
     return approval
 
 

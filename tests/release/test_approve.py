@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from safear_edit.errors import TrustError, UsageError
+from safear_edit.files import rundir
+from safear_edit.files.atomic import write_atomic
 from safear_edit.release import keys
 from safear_edit.release.approve import APPROVAL_TYPE, approvals, approve
 from safear_edit.release.signing import CLAIMS, SIGNATURE, hash_folder
@@ -58,6 +62,33 @@ def test_approvals_add_up(release: Release) -> None:
     assert [claim.type for claim in found.claims].count(APPROVAL_TYPE) == 2
     release.write_lines([*release.lines(), release.lines()[-1]])
     assert [one.name for one in approvals(verify_folder(release.folder, release.trust))] == ["Ada", "Ben"], "a copy"
+
+
+def test_approvals_at_once_are_all_kept(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads the claims before another has written, unless it waits."""
+
+    def slowly(path: Path, data: str) -> None:
+        time.sleep(0.1)
+        write_atomic(path, data)
+
+    monkeypatch.setattr("safear_edit.release.approve.write_atomic", slowly)
+    verified, names = verify_folder(release.folder, release.trust), ["Ada", "Ben", "Cem", "Dot"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: approve(release.folder, verified, release.key, name=name, role="board"), names))
+    assert {one.name for one in approvals(verify_folder(release.folder, release.trust))} == {*names}
+    assert not list(release.folder.parent.glob(".*")), "nothing is left beside it"
+
+
+def test_a_folder_on_which_a_run_is_at_work_is_not_approved(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "WAIT", 0.05)
+    verified = verify_folder(release.folder, release.trust)
+    (release.folder / "recipe.json").write_text("{}")  # a folder of ours, which a run may replace
+    with (
+        rundir.opened(release.folder, overwrite=True),
+        pytest.raises(UsageError, match="model: expected no other command at work on this folder, got one; wait"),
+    ):
+        approve(release.folder, verified, release.key, name="Ada", role="board")
+    assert len(release.lines()) == 2
 
 
 @pytest.mark.parametrize(("name", "role"), [("", "board"), ("Ada", " "), ("A" * 501, "board"), ("Ada\x1b[0m", "board")])
