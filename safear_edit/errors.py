@@ -36,7 +36,7 @@ class SafearError(Exception):
 
     def __init__(self, where: str, expected: str, got: str, fix: str) -> None:
         self.where, self.expected, self.got, self.fix = where, expected, got, fix
-        super().__init__(_printable(redact(f"{where}: expected {expected}, got {got}; {fix}")))
+        super().__init__(printable(redact(f"{where}: expected {expected}, got {got}; {fix}")))
 
     def __reduce__(self) -> tuple[object, ...]:
         """One process of several tells the others (processes.py)."""
@@ -80,6 +80,7 @@ class InconclusiveError(SafearError):
     exit_code = 3
 
 
-def _printable(text: str) -> str:
-    """Newlines and terminal escapes from hostile inputs made visible, so that the message stays one line."""
+def printable(text: str) -> str:
+    """Text from files that anybody may have written, for a terminal: newlines and escapes become visible, one line
+    stays one."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safear_edit.cli.options import FOLDER, ForProgram, option, print_json, taking
-from safear_edit.errors import TrustError, UsageError
+from safear_edit.errors import TrustError, UsageError, printable
 
 if TYPE_CHECKING:
     from safear_edit.release.keys import SigningKey
@@ -50,7 +50,7 @@ def approve(folder: Path, given: ApproveOptions) -> int:
         print_json({**asdict(made), "result": verified.result, "warnings": list(verified.warnings)})
         return 0
     for warning in verified.warnings:
-        print(f"warning: {warning}")
+        print(printable(f"warning: {warning}"))
     print(f"{folder}: approved by {made.name}, {made.role}, {made.when}, key {made.key[:16]}")
     print(f"the public half of that key belongs in the trust folder of everyone who runs `safear-edit verify {folder}`")
     return 0

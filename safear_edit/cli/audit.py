@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +22,11 @@ from safear_edit.cli.options import (
     refuse_existing_file,
     taking,
 )
+from safear_edit.errors import printable
+
+if TYPE_CHECKING:
+    from safear_edit.release.approve import Approval
+    from safear_edit.release.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -79,19 +86,23 @@ def verify(folder: Path, given: VerifyOptions) -> int:
         people = {"approvals": [asdict(one) for one in approved]}
         print_json({**facts, "files": dict(found.files), **names, **people})
         return 0
-    print(f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}")
-    print(f"{len(found.claims)} signed claims about these files; test result {found.result}")
+    for line in _told(folder, found, approved):
+        print(printable(line))
+    return 0
+
+
+def _told(folder: Path, found: Verification, approved: Sequence[Approval]) -> Iterator[str]:
+    """What verified, a line each; names of files, keys and tests are whoever's who made the folder."""
+    yield f"{folder}: {len(found.files)} files as signed by {found.key} (key {found.hint[:16]}), root {found.root}"
+    yield f"{len(found.claims)} signed claims about these files; test result {found.result}"
     for one in approved:
         own = ", the key that signed the release" if one.key == found.key else ""
         note = f": {one.note}" if one.note else ""
-        print(f"approved by {one.name}, {one.role}, {one.when}, key {one.key}{own}{note}")
+        yield f"approved by {one.name}, {one.role}, {one.when}, key {one.key}{own}{note}"
     if not approved:
-        print("not approved: nobody has signed for its use (`safear-edit approve`)")
-    for name in found.ignored:
-        print(f"ignored: {name}")
-    for warning in found.warnings:
-        print(f"warning: {warning}")
-    return 0
+        yield "not approved: nobody has signed for its use (`safear-edit approve`)"
+    yield from (f"ignored: {name}" for name in found.ignored)
+    yield from (f"warning: {warning}" for warning in found.warnings)
 
 
 @click.command()

@@ -28,7 +28,7 @@ from safear_edit.cli.options import (
     taking,
 )
 from safear_edit.cli.terminal import markdown_text, say_to_runner
-from safear_edit.errors import SafearError, TrustError, UsageError
+from safear_edit.errors import SafearError, TrustError, UsageError, printable
 
 if TYPE_CHECKING:
     from safear_edit.gate.baseline import Baseline
@@ -272,7 +272,7 @@ def accept_verb(folder: Path, given: AcceptOptions) -> int:
         print_json({"out": str(given.out), "signature": signature, "slices": slices, "notes": notes})
         return 0
     print(f"{given.out}: {len(made.record.rows)} images of {made.record.model}, {made.record.digest[:12]}; review it")
-    print(f"signature: {signature}")
+    print(printable(f"signature: {signature}"))
     points = f"{100 * policy.margin:g}-point"
     columns = ("slice", "prompts", f"prompts for {PLANNED_POWER:.0%}", f"a {points} drop is FAIL")
     print_table(columns, [tuple(map(str, row)) for row in rows])
@@ -489,11 +489,11 @@ def _print(found: Conclusion) -> None:
     for finding in found.findings:
         if finding.why:
             ids = f" ({', '.join(finding.prompts)})" if finding.prompts else ""
-            print(f"{finding.decision} {finding.id}: {finding.why}{ids}")
+            print(printable(f"{finding.decision} {finding.id}: {finding.why}{ids}"))
     for note in found.notes:
-        print(f"note: {note}")
-    print(f"signature: {found.subject.get('signature', 'not verified')}")
-    print(found.summary)
+        print(printable(f"note: {note}"))
+    print(printable(f"signature: {found.subject.get('signature', 'not verified')}"))
+    print(printable(found.summary))
 
 
 VERBS: tuple[click.Command, ...] = (check, baseline, power)

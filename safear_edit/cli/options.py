@@ -23,7 +23,7 @@ import click
 
 from safear_edit import processes
 from safear_edit.cli.terminal import harmless_json
-from safear_edit.errors import UsageError
+from safear_edit.errors import UsageError, printable
 from safear_edit.redact import redact
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def checked_signatures(models: Iterable[str | Path], trust: Path | None) -> list
 def say_signatures(known: Iterable[str], given: Shown) -> None:
     """On stderr, once the work is done: what is refused says one line and no more."""
     for line in () if given.quiet else known:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
@@ -315,6 +315,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
+    rows = [["\n".join(map(printable, cell.split("\n"))) for cell in row] for row in rows]
     console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 160))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
@@ -358,8 +359,12 @@ def print_criteria(criteria: Sequence[Criterion], width: int | None = None) -> N
             table.add_column(name, no_wrap=whole)
     for one in sorted(criteria, key=lambda one: WORST_FIRST.index(one.decision)):
         needed = "" if wide or one.decision == "PASS" else f" (needed: {one.needed})"
-        cells = [Text(one.decision, colours[one.decision]), Text(one.id), Text(one.observed + needed)]
-        table.add_row(*cells, *([Text(one.needed)] if wide else []))
+        cells = [
+            Text(one.decision, colours[one.decision]),
+            Text(printable(one.id)),
+            Text(printable(one.observed + needed)),
+        ]
+        table.add_row(*cells, *([Text(printable(one.needed))] if wide else []))
     console.print(table)
 
 
@@ -369,9 +374,9 @@ def print_result(result: Result, as_json: bool) -> int:
         print_json(result.as_json())
     else:
         print_criteria(result.report.verdict.criteria)
-        print("\n".join(result.lines))
+        print("\n".join(map(printable, result.lines)))
         if result.signed and not result.signature:
-            print(f"next: {result.report.subject.verify}")
+            print(printable(f"next: {result.report.subject.verify}"))
     if result.advice:
         print(f"safear-edit: {result.advice}", file=sys.stderr)
     return result.exit_code

@@ -54,6 +54,18 @@ def test_approved_by_whom_and_when(release: Release, capsys: pytest.CaptureFixtu
     assert (found["name"], found["role"], found["note"]) == ("Ada Example", "safety board", "minis only")
 
 
+def test_names_of_files_and_keys_move_no_cursor(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    (public,) = (path for path in release.trust.iterdir() if path.stem == "safear")
+    public.rename(public.with_name("a\x1b[2Jkey.pub"))
+    (release.folder / "._\x1b]0;title\x07").write_text("a system's own")
+    (release.folder / "report.json").chmod(0o666)
+    words = ["verify", str(release.folder), "--trust", str(release.trust), "--ignore-foreign"]
+    assert main.run(words) == 0
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    assert r"as signed by a\x1b[2Jkey (key" in out and r"ignored: ._\x1b]0;title\x07" in out
+
+
 def test_a_changed_release_is_not_approved(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
     (release.folder / "added.txt").write_text("new")
     before = release.lines()

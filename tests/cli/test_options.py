@@ -55,6 +55,13 @@ def test_documents_and_tables_show_text_as_it_is(capsys: pytest.CaptureFixture[s
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", [24, 160])
+def test_a_table_lets_no_cell_move_the_cursor(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    print_table(("file", "what it says of itself"), [("a\x1b[2Jb", "one\rtwo\nthree\x9b31m")], width=width)
+    out = capsys.readouterr().out
+    assert not set("\x1b\r\x9b") & {*out} and "a\\x1b[2Jb" in out and "one\\rtwo" in out and "three" in out
+
+
 @pytest.mark.parametrize("width", [24, 40, 80, 160])
 def test_a_table_cuts_nothing_at_any_width(capsys: pytest.CaptureFixture[str], width: int) -> None:
     files = "text_encoder/model.safetensors and vae/model.safetensors"
