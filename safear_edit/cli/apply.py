@@ -20,12 +20,15 @@ from safear_edit.cli.options import (
     Publishing,
     Replacing,
     Shown,
+    Trusting,
+    checked_signatures,
     option,
     print_json,
     print_result,
     refuse_beside_recipe,
     refuse_existing_file,
     run_options,
+    say_signatures,
     taking,
 )
 from safear_edit.errors import UsageError
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ApplyOptions(Compiling, Publishing):
+class ApplyOptions(Compiling, Publishing, Trusting):
     joint: bool = option("--joint", is_flag=True, help="One edit for all concepts instead of one after another.")
     dry_run: bool = option("--dry-run", is_flag=True, help="Print the plan and stop.")
     throwaway_key: Path | None = option(
@@ -56,9 +59,9 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     """Walk it all: compile, construct, edit, evaluate, report, release.
 
     Several concepts are edited one after another, each on the model with those before it; a model that was released
-    keeps its own below. Every concept is measured again after each, against the base model. With --joint the
-    concepts get one edit together, which can only be removed as a whole. Several processes share the work, and under
-    the launcher's --use_fsdp the frozen layers too, while an edit trains.
+    keeps its own below (--trust verifies it first). Every concept is measured again after each, against the base
+    model. With --joint the concepts get one edit together, which can only be removed as a whole. Several processes
+    share the work, and under the launcher's --use_fsdp the frozen layers too, while an edit trains.
 
     \b
     safear-edit apply concepts/picasso.yaml --model llamagen --out safe-llamagen --key keys/safear.key
@@ -71,10 +74,12 @@ def apply(sources: tuple[str, ...], given: ApplyOptions) -> int:
     orders = _orders(sources, given)
     if given.joint and len(orders) == 1:
         raise UsageError("--joint", "several concepts", "one", "leave --joint out")
+    known = checked_signatures([given.model] if given.model else [], given.trust)
     if given.dry_run:
         return _show(planned(orders, joint=given.joint), given.as_json)
     with run_options(given, given.throwaway_key) as options:
         result = run.apply(orders, given.out, replace(options, draft=given.draft), joint=given.joint)
+    say_signatures(known, given)
     return print_result(result, given.as_json)
 
 

@@ -14,12 +14,15 @@ from safear_edit.cli.options import (
     OnDevice,
     Publishing,
     Shown,
+    Trusting,
     Writing,
+    checked_signatures,
     option,
     print_json,
     print_result,
     print_table,
     run_options,
+    say_signatures,
     shown_progress,
     taking,
 )
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
 
 
 TOGETHER = "in one edit with"
+
+
+@dataclass(frozen=True)
+class Amending(Publishing, Trusting):
+    """A release made of another one."""
 
 
 @click.group()
@@ -92,8 +100,8 @@ def _print_matrix(released: Released) -> None:
 @stack.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("name")
-@taking(Publishing)
-def remove(folder: Path, name: str, given: Publishing) -> int:
+@taking(Amending)
+def remove(folder: Path, name: str, given: Amending) -> int:
     """Remove one edit by its concept's name, measure the others again and say what changed; DIR stays as it is.
 
     \b
@@ -101,16 +109,18 @@ def remove(folder: Path, name: str, given: Publishing) -> int:
     """
     from safear_edit.pipeline import amend
 
+    known = checked_signatures([folder], given.trust)
     with run_options(given) as options:
         result = amend.remove(folder, name, given.out, options, given.device)
+    say_signatures(known, given)
     return print_result(result, given.as_json)
 
 
 @stack.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("weights", metavar="NAME=STRENGTH...", nargs=-1, required=True)
-@taking(Publishing)
-def reweight(folder: Path, weights: tuple[str, ...], given: Publishing) -> int:
+@taking(Amending)
+def reweight(folder: Path, weights: tuple[str, ...], given: Amending) -> int:
     """Merge some edits more or less strongly (1 as found, 0 not at all), measure everything again; DIR stays as it is.
 
     \b
@@ -121,8 +131,10 @@ def reweight(folder: Path, weights: tuple[str, ...], given: Publishing) -> int:
     strengths = dict(_strength(text) for text in weights)
     if len(strengths) < len(weights):
         raise UsageError("stack reweight", "each concept once", "one of them twice", "leave one out")
+    known = checked_signatures([folder], given.trust)
     with run_options(given) as options:
         result = amend.reweight(folder, strengths, given.out, options, given.device)
+    say_signatures(known, given)
     return print_result(result, given.as_json)
 
 
@@ -139,8 +151,8 @@ def _strength(text: str) -> tuple[str, float]:
 @stack.command()
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@taking(Publishing)
-def reorder(folder: Path, names: tuple[str, ...], given: Publishing) -> int:
+@taking(Amending)
+def reorder(folder: Path, names: tuple[str, ...], given: Amending) -> int:
     """Merge the edits in another order, first one first, measure everything again; DIR stays as it is.
 
     \b
@@ -148,8 +160,10 @@ def reorder(folder: Path, names: tuple[str, ...], given: Publishing) -> int:
     """
     from safear_edit.pipeline import amend
 
+    known = checked_signatures([folder], given.trust)
     with run_options(given) as options:
         result = amend.reorder(folder, names, given.out, options, given.device)
+    say_signatures(known, given)
     return print_result(result, given.as_json)
 
 

@@ -16,12 +16,13 @@ from safear_edit.families.base import ModelFamily
 from safear_edit.families.load import load_model
 from safear_edit.families.reference import ModelRef
 from safear_edit.files.atomic import digest_of
-from safear_edit.files.layout import looks_released
+from safear_edit.files.layout import looks_released, without_weights
 from safear_edit.files.rundir import RunDir
 from safear_edit.pipeline.kept_images import program
 from safear_edit.pipeline.order import Order, Source, dtype_of, model_of, resolve_device
 from safear_edit.progress import Callback, silent, under
 from safear_edit.release.released import Member, Released, stack_of
+from safear_edit.report.rebuild import refuse_other_bytes
 
 if TYPE_CHECKING:
     from safear_edit.release.keys import SigningKey
@@ -83,7 +84,10 @@ def loaded(order: Order, source: Source) -> StackState:
 
 
 def released_state(released: Released, device: str) -> StackState:
-    """The base model of a release with its edits; TrustError if they don't give the released weights."""
+    """The base model of a release with its edits, to build on; TrustError if they don't give the released weights, or
+    if any file, that of a weight which no edit changes included, is not the one of the release's report."""
+    if not without_weights(released.folder):
+        refuse_other_bytes(released.folder)
     model = released.base(device)
     return StackState(model, released.ref, released.members, released.history)
 

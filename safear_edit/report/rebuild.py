@@ -17,6 +17,7 @@ from safear_edit.report.schema import Report
 
 LOADED = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json"})
 """Of files that a model is made from; one that the report doesn't name could be loaded instead of one that it does."""
+WEIGHTS = LOADED - {".json"}
 FRESH = "get a fresh copy, or make the folder again with `safear-edit apply`"
 
 Counts = dict[str, tuple[int, int]]
@@ -29,12 +30,7 @@ def rebuild(folder: Path) -> Report:
     counts: then its figures belong to another model. SpecError for what is missing or can't be read, UsageError for a
     folder that is no release.
     """
-    path = folder / "report.json"
-    if not path.exists():
-        raise UsageError(str(folder), "a released folder with report.json", "none", "give the folder of `apply`")
-    stated = read_report(path)
-    named = {file.name: file.sha256 for file in stated.subject.files}
-    promised = {**stated.reproduce.inputs, **named, **{sheet.file: sheet.sha256 for sheet in stated.images}}
+    path, stated, promised = _stated(folder)
     for name in stated.reproduce.inputs:  # before `find`, to which a folder without them is a run that isn't finished
         _require_file(folder / name)
     run = RunFiles.find(folder, model=folder)
@@ -49,11 +45,40 @@ def rebuild(folder: Path) -> Report:
     for part in now.subject.files:
         if PurePath(part.name).suffix.lower() in LOADED and not part.name.startswith("."):
             _require_named(folder / part.name, folder, promised)
-    _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
-    _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
+    _require_own_digests(path, stated)
     _require(path, "counts", _counts(stated), _counts(now))
     subject = stated.subject.model_copy(update={"verify": now.subject.verify})  # not in reports from before it was kept
     return now.model_copy(update={"subject": subject})
+
+
+def refuse_other_bytes(folder: Path) -> None:
+    """TrustError unless every file that report.json names has the bytes that it names, and no other weights lie there.
+
+    That holds for weights that no edit changes, too: whoever builds on a release takes them over as they are. Files
+    are read once, block by block; nothing is built again. Errors as `rebuild`'s.
+    """
+    path, stated, promised = _stated(folder)
+    _require_own_digests(path, stated)
+    for name, digest in promised.items():
+        _require_digest(folder / name, digest)
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in WEIGHTS and file.is_file():
+            _require_named(file, folder, promised)
+
+
+def _stated(folder: Path) -> tuple[Path, Report, dict[str, str]]:
+    """report.json, what it says, and every file that it names with its sha256."""
+    path = folder / "report.json"
+    if not path.exists():
+        raise UsageError(str(folder), "a released folder with report.json", "none", "give the folder of `apply`")
+    stated = read_report(path)
+    named = {file.name: file.sha256 for file in stated.subject.files}
+    return path, stated, {**stated.reproduce.inputs, **named, **{one.file: one.sha256 for one in stated.images}}
+
+
+def _require_own_digests(path: Path, stated: Report) -> None:
+    _require(path, "report.id", stated.report.id, digest_of_inputs(stated.reproduce.inputs))
+    _require(path, "subject.weights_digest", stated.subject.weights_digest, digest_of_files(stated.subject.files))
 
 
 def _require_named(path: Path, folder: Path, promised: dict[str, str]) -> None:

@@ -159,6 +159,57 @@ def test_the_signed_stack_verifies_and_any_change_is_refused(folder: Path) -> No
     assert main.run(words) == 0
 
 
+AMENDING = {
+    "remove": ["stack", "remove", "two", "van_gogh"],
+    "reweight": ["stack", "reweight", "two", "picasso=0.5"],
+    "reorder": ["stack", "reorder", "two", "van_gogh", "picasso"],
+    "apply": ["apply", "dog.yaml", "--model", "two"],
+}
+
+
+@pytest.mark.parametrize("verb", AMENDING)
+def test_nothing_is_built_on_a_release_of_which_another_weight_was_changed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """One that no edit changes: the base and the edits still give the weights that they should."""
+    from safear_edit.files.weights import write_weights
+
+    shutil.copytree(folder / "two", tmp_path / "two")
+    words = [str(tmp_path / word) if word == "two" else word for word in AMENDING[verb]]
+    words += ["--out", str(tmp_path / "out"), "--unsigned", "-q"]
+    vq = tmp_path / "two" / "vq.safetensors"
+    kept, bytes_of = load_file(vq), vq.read_bytes()
+    write_weights(vq, {name: tensor + 1 for name, tensor in kept.items()})
+    assert main.run(words) == 4
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and "vq.safetensors: expected the file of the report" in err
+    vq.write_bytes(bytes_of)
+    weights = load_file(tmp_path / "two" / GPT)
+    name = next(name for name in sorted(weights) if name not in Released.read(folder / "two").stack.weights)
+    write_weights(tmp_path / "two" / GPT, {**weights, name: weights[name] + 1})
+    Released.read(tmp_path / "two").base()
+    assert main.run(words) == 4 and GPT in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", AMENDING)
+def test_a_release_is_verified_before_anything_is_built_on_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    words = [str(folder / word) if word == "two" else word for word in AMENDING[verb]]
+    words += ["--out", str(tmp_path / "out"), "--unsigned", "-q", "--trust", str(folder / "keys")]
+    both = [str(folder / "both") if word == str(folder / "two") else word for word in words]
+    report, original = folder / "both" / "README.md", (folder / "both" / "README.md").read_bytes()
+    try:
+        report.write_bytes(original + b".")
+        for tried, said in ((words, "model.sig: expected a file"), (both, "README.md changed")):
+            assert main.run(tried) == 4
+            assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    finally:
+        report.write_bytes(original)
+    if verb == "apply":
+        assert "released folder" in refused(capsys, [*words[:2], "--model", "llamagen", *words[4:]])
+
+
 def test_removing_the_last_edit_gives_back_the_weights_before_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
