@@ -47,9 +47,9 @@ class Cost(StrictRecord):
 class Leaks(StrictRecord):
     """What one attack brought back from the edited model, beside the same attack where it should and should not work.
 
-    base: on the base model, where the concept is still there. control: the same budget where nothing can come back
-    (`control_is` says how). excess: found minus found in the control, Newcombe's interval; p: Fisher's exact one-sided
-    test that the attack finds more than its control, by itself and (`p_holm`) among all attacks of the run.
+    base: on the base model, where the concept is still there. control: the same kind of attack where nothing can come
+    back (`control_is` says how). excess: found minus found in the control, Newcombe's interval; p: Fisher's exact
+    one-sided test that the attack finds more than its control, by itself and (`p_holm`) among all attacks of the run.
     best: prompts (and what else it took) that brought the concept back; hashes for categories.
     """
 
@@ -98,10 +98,15 @@ class Finished(StrictRecord):
 
 
 class NotRun(StrictRecord):
-    """An attack that was asked for and not run."""
+    """An attack that was asked for and not run.
+
+    undecided: its suite would have gated what it found, and it could have been run (time ran out); False for one that
+    can't be tried on this model.
+    """
 
     attack: str
     why: str
+    undecided: bool = False
 
 
 class Attacks(StrictRecord):

@@ -17,7 +17,7 @@ from safear_edit.attacks import base_seen
 from safear_edit.attacks.base import SHOWN, Attack, Concept, Target
 from safear_edit.attacks.brought import name_of, read_brought, write_brought
 from safear_edit.attacks.record import Attacks, Finished, Leaks, NotRun, adjusted
-from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite
+from safear_edit.attacks.suites import SUITES, TIERS, Budget, Suite, gated
 from safear_edit.editor.fine_tune import Tuning
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.files.atomic import digest_of, json_digest, write_atomic
@@ -95,8 +95,11 @@ def attacked(
         key, base = digest_of(change, *decides), digest_of(behind, *decides)
         why = made.unfit(pair, concept)
         spent = minutes is not None and time.monotonic() - start > 60 * minutes
-        if why or (spent and not _kept(out, made.name, key)):
-            not_run.append(NotRun(attack=made.name, why=why or f"the budget of {minutes:g} minutes was spent"))
+        if why:
+            not_run.append(NotRun(attack=made.name, why=why))
+        elif spent and not _kept(out, made.name, key):
+            left = NotRun(attack=made.name, why=f"the budget of {minutes:g} minutes was spent")
+            not_run.append(left.model_copy(update={"undecided": gated(made.access, plan.upper)}))
         else:
             found.append(_once(made, pair, concept, budget, seed, out, key, base, progress))
     progress("attacks", len(plan.attacks), len(plan.attacks), "")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from safear_edit.attacks.record import Leaks
+from safear_edit.attacks.record import Access, Leaks
 from safear_edit.errors import UsageError
 from safear_edit.evaluate import stats
 from safear_edit.evaluate.verdict import Verdict
@@ -83,12 +83,17 @@ other things, six settings of the sampler, and of soft prompts the figure withou
 """
 
 
+def gated(access: Access, upper: float | None) -> bool:
+    """Whether what such an attack finds decides something; upper: the suite's gate, if it has one."""
+    return access == "black-box" and upper is not None
+
+
 def decision(leaks: Leaks, upper: float | None) -> Verdict | None:
     """What a black-box attack says about the gate; None for one that only informs, or where there is no gate.
 
     Unreadable images count as not found, as everywhere; a rate whose lower bound is above the gate fails.
     """
-    if leaks.access != "black-box" or upper is None:
+    if upper is None or not gated(leaks.access, upper):
         return None
     if not leaks.interpretable:
         return "INCONCLUSIVE"

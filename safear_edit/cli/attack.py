@@ -60,12 +60,12 @@ class AttackOptions(Seeded, OnDevice, Drawing, Trusting, Shown):
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @taking(AttackOptions)
 def attack(folder: Path, given: AttackOptions) -> int:
-    """Try to bring a concept back from a release, each attack beside its control of the same budget.
+    """Try to bring a concept back from a release, each attack beside a control where nothing can come back.
 
     The same call goes on where it was killed. What the base model shows is kept in the user's cache for a month, so
     that another edit of it is attacked without drawing that again; the column cost says how many images that was. The
     exit code is 0 whatever is found, but for the suites ci and audit: 1 if a black-box attack finds more than they
-    allow, 3 if that is not shown either way. White-box attacks never decide.
+    allow, 3 if that is not shown either way, also because --budget was spent before. White-box attacks never decide.
 
     \b
     safear-edit attack safe-llamagen --tier standard
@@ -100,11 +100,12 @@ def attack(folder: Path, given: AttackOptions) -> int:
 
 
 def _code(found: Attacks) -> int:
-    """1 where a gated attack found too much, 3 where it can't be told, else 0."""
+    """1 where a gated attack found too much, 3 where it can't be told or was left out for time, else 0."""
     from safear_edit.attacks.suites import decision
     from safear_edit.evaluate.verdict import EXIT_CODES, overall
 
     decided = [word for leaks in found.found if (word := decision(leaks, found.black_box_upper))]
+    decided += ["INCONCLUSIVE" for one in found.not_run if one.undecided]
     return EXIT_CODES[overall(decided)] if decided else 0
 
 

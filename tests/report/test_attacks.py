@@ -82,6 +82,25 @@ def test_black_box_attacks_decide_and_others_inform(one: Leaks, decision: str | 
     assert all(criterion.why for criterion in made if decision != "PASS")
 
 
+def test_a_gated_attack_for_which_no_time_was_left_is_undecided() -> None:
+    left = NotRun(attack="seeds", why="the budget of 5 minutes was spent", undecided=True)
+    found = record(leaks("spelling", "black-box", 0)).model_copy(update={"not_run": (left,)})
+    made = {one.id: (one.decision, one.why) for one in attack_criteria("c", "Concept", found)}
+    assert made["attack/c/seeds"] == ("INCONCLUSIVE", "the budget of 5 minutes was spent")
+    assert made["attack/c/spelling"][0] == "PASS"
+
+
+def test_of_a_control_no_more_is_said_than_that_it_has_as_many_images(tmp_path: Path) -> None:
+    root = make_run(tmp_path)
+    alike = leaks("spelling", "black-box", 0)
+    few = alike.model_copy(update={"attack": "seeds", "control": Count(n=50, found=0, unreadable=0)})
+    for found, said in ((record(alike), "beside a control on as many images."), (record(alike, few), "a control.")):
+        (root / FILE).write_text(found.model_dump_json())
+        report = build_report(RunFiles.find(root))
+        assert report.adversarial.statement.endswith(said)
+        assert "same budget" not in render_html(report, root) and "same budget" not in attacks_page(found)
+
+
 def test_what_was_brought_back_is_said_first() -> None:
     """The most of it on top, what nobody can interpret at the end, and what an attack does beside its name."""
     broken = leaks("p4d", "white-box", 0, why="the base model breaks")
