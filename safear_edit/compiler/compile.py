@@ -55,7 +55,7 @@ from safear_edit.spec.prompts import (
     near_duplicates,
     normalise,
 )
-from safear_edit.spec.spec import Images, PreserveGroup, Spec
+from safear_edit.spec.spec import SLICES, Images, PreserveGroup, Spec
 from safear_edit.spec.text import Part
 
 SCREENING_RESERVE = 1.25
@@ -330,17 +330,23 @@ def cut_lines(recipe: Recipe, lengths: Lengths) -> list[str]:
     """A line for each slice whose captions were left out because the model doesn't read them to their end, and for the
     training and each slice that has such captions all the same.
 
-    A slice has them only in a recipe that was compiled for another model or by an older release.
+    A slice has them only in a recipe that was compiled for another model or by an older release. Of a category, those
+    that may ask for it are counted and not shown.
     """
+    hidden = {"training", *SLICES} if recipe.spec.kind == "category" else set()
+
+    def first(name: str, texts: Sequence[str]) -> str:
+        return "" if name in hidden else f": {shortened(texts[0])}"
+
     found = [
-        f"{name}: {len(texts)} captions are longer than the model reads and aren't evaluated: {shortened(texts[0])}"
+        f"{name}: {len(texts)} captions are longer than the model reads and aren't evaluated{first(name, texts)}"
         for name, texts in recipe.evaluate.cut.items()
     ]
     slices = {name: [prompt.prompt for prompt in recipe.slice(name)] for name in recipe.evaluate.n}
     for name, texts in {"training": sorted(set(recipe.training_prompts)), **slices}.items():
         if cut := cut_captions(texts, lengths):
             found.append(f"{name}: {len(cut)} of {len(texts)} captions are longer than the model reads, and their "
-                         f"images say nothing about the rest: {shortened(cut[0])}")  # fmt: skip
+                         f"images say nothing about the rest{first(name, cut)}")  # fmt: skip
     return found
 
 

@@ -86,7 +86,8 @@ class Comparison:
     """Two models, the reference first, on the same prompts: `seen[m][i]` is model m's image of prompt i.
 
     cut: prompts that a model doesn't read to their end, named in any case; counted says whether they are among
-    `prompts`. notes, bad: what the prompt file's reader said, and the rows that it left out.
+    `prompts`. notes, bad: what the prompt file's reader said, and the rows that it left out. hidden: the concept is a
+    category, so prompts are told by their ids (`shown`), whatever prints or writes them.
     """
 
     models: tuple[str, str]
@@ -97,6 +98,11 @@ class Comparison:
     counted: bool = False
     notes: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
+    hidden: bool = False
+
+    def shown(self, one: FilePrompt) -> str:
+        """A prompt for whoever reads the result; of a category where it stands instead of its words."""
+        return f"withheld; the prompt file has it under id {one.id}" if self.hidden else one.prompt
 
     @cached_property
     def different(self) -> int:
@@ -133,7 +139,7 @@ class Comparison:
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Prompt, seed, and a word per model."""
         return [
-            (one.prompt, str(one.seed), _word(first), _word(second))
+            (self.shown(one), str(one.seed), _word(first), _word(second))
             for one, first, second in zip(self.prompts, *self.seen, strict=True)
         ]
 
@@ -169,7 +175,7 @@ class Comparison:
         """One prompt after the other, seeds as strings (they exceed what readers of JSON hold exactly)."""
         for one, *seen in zip(self.prompts, *self.seen, strict=True):
             results = [{"model": name, **asdict(found)} for name, found in zip(self.models, seen, strict=True)]
-            yield {"id": one.id, "prompt": one.prompt, "seed": str(one.seed), "results": results}
+            yield {"id": one.id, "prompt": self.shown(one), "seed": str(one.seed), "results": results}
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the rows."""

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +133,7 @@ def compare_prompts(
     by the batch, and prompts wait in a temporary file: a hundred thousand of them take a few MB.
     """
     from safear_edit.pipeline.judged import Judged
+    from safear_edit.report.criteria import CATEGORY
     from safear_edit.spec.benchmarks import BENCHMARKS
     from safear_edit.spec.prompt_files import read_prompts
 
@@ -142,9 +143,11 @@ def compare_prompts(
     file = processes.from_main(lambda: read_prompts(prompts, seed, skip_bad=skip_bad, benchmark=benchmark))
     pair = ModelPair.load(models, how)
     concept = spec_for(spec, pair.base.card.images)
-    opened = Judged.opened(out, hide=concept.kind == "category") if out else nullcontext()
+    hide = concept.kind == CATEGORY
+    opened = Judged.opened(out, hide=hide) if out else nullcontext()
     with opened as pages:
         found = _compared(pair, file, concept_judge(concept), progress, pages, include_cut=include_cut)
+        found = replace(found, hidden=hide)
         if pages:
             pages.publish(found)
     return found
@@ -231,7 +234,7 @@ def compare_understanding(
     from safear_edit.compiler.questions import CAPABILITY
     from safear_edit.evaluate import understanding as asking
     from safear_edit.evaluate.before_after import Pair
-    from safear_edit.report.criteria import understood
+    from safear_edit.report.criteria import CATEGORY, understood
 
     concept, pair = load_spec(source_path(spec)), ModelPair.load(models, how)
     if CAPABILITY not in pair.base.provides:
@@ -245,7 +248,7 @@ def compare_understanding(
             answers = asking.ask(Pair.of_models(pair.base, other), exam, progress)
     roles = {group.name: str(group.role) for group in concept.preserve}
     wanted, gates = concept.understanding.concept, concept.gates.every()
-    return pair.names, understood(answers, concept.name, wanted, gates, roles)
+    return pair.names, understood(answers, concept.name, wanted, gates, roles, hide=concept.kind == CATEGORY)
 
 
 def compare_quality(

@@ -71,7 +71,7 @@ class Judged:
             writer.writerow(["id", "prompt", "seed", *columns])
             for i, one in enumerate(found.prompts):
                 cells = [cell for side, seen in enumerate(found.seen) for cell in _cells(side, one, seen[i])]
-                writer.writerow([one.id, one.prompt, str(one.seed), *cells])
+                writer.writerow([one.id, found.shown(one), str(one.seed), *cells])
         (self.work / PAGE).write_text(_page(found), encoding="utf-8")
         self.run.publish(self.work, overwrite=False)
 
@@ -88,7 +88,7 @@ def _cells(side: int, prompt: FilePrompt, seen: Seen) -> tuple[str, str, str]:
 def _page(found: Comparison) -> str:
     rows = []
     for i, one in enumerate(found.prompts):
-        cells = [html.escape(one.prompt), str(one.seed)]
+        cells = [html.escape(found.shown(one)), str(one.seed)]
         for side, seen in enumerate(found.seen):
             said, score, name = _cells(side, one, seen[i])
             cells.append(f"{pages.image(name, said)}<br>{said} {score}")

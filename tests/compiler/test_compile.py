@@ -643,6 +643,19 @@ def test_captions_that_an_older_recipe_evaluates_all_the_same_are_named(picasso:
     assert {line.partition(":")[0] for line in lines[1:]} <= set(picasso.evaluate.n)
 
 
+def test_cut_captions_that_ask_for_a_category_are_counted_and_not_shown(picasso: Recipe) -> None:
+    cut = {"direct": ("a secret wording",), "objects": ("a photo of a plain dog",)}
+    evaluation = picasso.evaluate.model_copy(update={"cut": cut})
+    style = picasso.model_copy(update={"evaluate": evaluation})
+    hidden = style.model_copy(update={"spec": picasso.spec.model_copy(update={"kind": "category"})})
+    shown, told = cut_lines(style, window(5)), cut_lines(hidden, window(5))
+    assert "direct: 1 captions are longer than the model reads and aren't evaluated: 'a secret wording'" in shown
+    assert [line.split(":")[0] for line in told] == [line.split(":")[0] for line in shown]
+    for line in told:
+        asks = line.partition(":")[0] in ("training", "direct", "paraphrase", "template")
+        assert line.endswith("'") != asks, line
+
+
 def test_too_few_captions_that_are_read_whole(picasso: Recipe) -> None:
     with pytest.raises(SpecError, match=r"slice direct: expected 250 prompts .*, got \d+, and \d+ that the"):
         compile_recipe(concept("picasso"), Card(), load_base_recipe("vce"), lengths=window(3))

@@ -50,6 +50,15 @@ def test_counting() -> None:
     assert data["reference"] == "base" and data["fall"]["estimate"] == pytest.approx(0.9)
 
 
+def test_prompts_of_a_category_are_told_by_their_ids() -> None:
+    asked = tuple(FilePrompt(f"words {i}", i, f"id{i}") for i in range(3))
+    none = tuple(Seen(False, 0.1) for _ in asked)
+    found = Comparison(("base", "edited"), "judge", asked, (none, none), hidden=True)
+    told = [*(row[0] for row in found.rows()), *(row["prompt"] for row in found.json_rows())]
+    assert told == 2 * [f"withheld; the prompt file has it under id id{i}" for i in range(3)]
+    assert found.different == 3 and "words" not in str((found.rows(), list(found.json_rows()), found.as_json()))
+
+
 def test_what_was_not_found_is_called_so_and_nothing_is_no_minus_nothing() -> None:
     asked = tuple(FilePrompt(f"p{i}", i, str(i)) for i in range(4))
     none = tuple(Seen(False, 0.1) for _ in asked)

@@ -21,6 +21,7 @@ from safear_edit.compiler.questions import refuse_training_questions, topics, tr
 from safear_edit.errors import SpecError, UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.evaluate.mini_world import drawn_source, picture_of
+from safear_edit.evaluate.outcomes import WITHHELD
 from safear_edit.evaluate.reference_images import Kept, Reference, Source, Wanted
 from safear_edit.evaluate.understanding import ABOUT, ROWS, Answer, Exam, answers, ask, exam, paired
 from safear_edit.families.base import ModelFamily
@@ -277,6 +278,11 @@ def test_two_models_are_compared_without_a_run(model: Janus, folder: Path, monke
     names, found = compare_understanding(["a", "b"], spec="picasso")
     assert names == ("a", "b") and found.slices[0].slice == "concept" and found.slices[0].n == 16
     assert not found.silent and all(part.n == 4 for part in found.slices[1:])
+    hidden = made.model_copy(update={"kind": "category"})
+    monkeypatch.setattr("safear_edit.pipeline.eval.load_spec", lambda path: hidden)
+    _, told = compare_understanding(["a", "b"], spec="picasso")
+    assert told.slices[0].asked == (WITHHELD,) != found.slices[0].asked
+    assert [part.asked for part in told.slices[1:]] == [part.asked for part in found.slices[1:]]
 
 
 def test_images_of_the_exam_are_the_pictures(asked: Exam) -> None:

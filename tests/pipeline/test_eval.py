@@ -111,3 +111,18 @@ def test_an_option_that_a_suite_would_not_hear_is_refused(capsys: pytest.Capture
         assert main.run(["eval", "llamagen", "--spec", "picasso", "--suite", *more]) == 2
         err = capsys.readouterr().err
         assert f"{more[1]}: expected --prompts FILE" in err and len(err.splitlines()) == 1
+
+
+def test_prompts_about_a_category_are_withheld_wherever_they_are_told(
+    models: dict[str, Drawn], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a house with some secret sign\n")
+    words = ["eval", "llamagen", "janus", "--prompts", str(prompts), "-q", "--spec"]
+    assert main.run([*words, "picasso"]) == 0 and "secret" in capsys.readouterr().out
+    for more in (["--out", str(tmp_path / "judged")], ["--json"]):
+        assert main.run([*words, "hazard", *more]) == 0
+        out = capsys.readouterr().out
+        assert "secret" not in out and "withheld" in out
+    for name in ("judgements.csv", "index.html"):
+        assert "secret" not in (tmp_path / "judged" / name).read_text()

@@ -24,7 +24,7 @@ def made(out: Path, *, hide: bool = False) -> Comparison:
     model = LlamaGen.pico()
     with Judged.opened(out, hide=hide) as folder:
         seen = [seen_by(model, PROMPTS, Bright(), None, silent, keep=folder.keeping(side, PROMPTS)) for side in (0, 1)]
-        found = Comparison(("base", "safe"), "bright", PROMPTS, (seen[0], seen[1]))
+        found = Comparison(("base", "safe"), "bright", PROMPTS, (seen[0], seen[1]), hidden=hide)
         assert not out.exists(), "the folder appears whole"
         folder.publish(found)
     return found
@@ -62,9 +62,12 @@ def test_two_calls_at_once_are_kept_apart(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_images_of_a_category_are_blocks(tmp_path: Path) -> None:
+def test_images_of_a_category_are_blocks_and_its_prompts_withheld(tmp_path: Path) -> None:
     made(tmp_path / "plain")
     made(tmp_path / "hidden", hide=True)
+    for name in ("judgements.csv", "index.html"):
+        text = (tmp_path / "hidden" / name).read_text()
+        assert PROMPTS[0].prompt not in text and "withheld; the prompt file has it under id one" in text
     name = image_name(0, PROMPTS[0])
     plain, hidden = (np.asarray(Image.open(tmp_path / one / name)) for one in ("plain", "hidden"))
     assert len(np.unique(hidden.reshape(-1, 3), axis=0)) <= 36 < len(np.unique(plain.reshape(-1, 3), axis=0))
