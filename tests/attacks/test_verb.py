@@ -60,13 +60,13 @@ def test_a_spent_budget_begins_nothing_new(made: Path, capsys: pytest.CaptureFix
     assert "seeds: not run, the budget of 1e-09 minutes was spent" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("attack", "code"), [("seeds", 3), ("relearn", 0)])
+@pytest.mark.parametrize(("attack", "code"), [("seeds", 3), ("prune", 0)])
 def test_a_gated_attack_for_which_no_time_was_left_is_no_pass(made: Path, attack: str, code: int) -> None:
     """What is gated is black-box; who asks for a white-box one alone asks for no verdict."""
     words = ["attack", str(made), "--spec", "picasso", "--tier", "ci", "--attack", attack, "--budget", "1e-9", "-q"]
     assert main.run(words) == code
     (left,) = read_record(Attacks, made.parent / "two-attacks" / FILE).not_run
-    assert left.attack == attack and left.undecided == bool(code)
+    assert left.attack == attack and "minutes was spent" in left.why and left.undecided == bool(code)
 
 
 def test_wrong_input_is_one_line_and_two(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
