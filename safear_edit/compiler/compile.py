@@ -116,7 +116,7 @@ def compile_recipe(
     )
     if trainable is not None:
         cost = cost.model_copy(update={"trainable": trainable(params)})
-    return Recipe(
+    recipe = Recipe(
         spec=spec,
         model=ModelChoice(ref=model_ref or model_card.ref, digest=model_card.digest),
         method=MethodChoice(name=base.method, params=params.model_dump(mode="json"), scales_because=because),
@@ -127,6 +127,8 @@ def compile_recipe(
         gates=spec.gates,
         predicted=cost,
     )
+    refuse_overlap(spec, recipe.concept_prompt, [one.prompt for one in asked.evaluate.prompts], "params.prompt")
+    return recipe
 
 
 # -- the method -------------------------------------------------------------------------------------------------------

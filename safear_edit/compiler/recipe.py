@@ -328,9 +328,16 @@ with _construct_is_a_field():
             return self.evaluate.slice(name)
 
         @property
+        def concept_prompt(self) -> tuple[str, ...]:
+            """The prompt by which a method draws that has one of its own (`params.prompt`; Obliviate's): that number,
+            or the concept's name. Empty for the others."""
+            params = self.method.params
+            return (params["prompt"] or self.spec.erase.concept,) if "prompt" in params else ()
+
+        @property
         def training_prompts(self) -> list[str]:
             """Every prompt that training sees."""
-            return training_prompts(self.construct.pairs, self.keep)
+            return [*training_prompts(self.construct.pairs, self.keep), *self.concept_prompt]
 
         @cached_property
         def training_words(self) -> frozenset[str]:

@@ -71,6 +71,7 @@ def draw_and_judge(
     prefix: Tensor | None = None,
     pixels: bool = False,
     batch: int = BATCH,
+    hands: int | None = None,
     progress: Callback = silent,
     stage: str = "",
 ) -> Iterator[JudgedImage]:
@@ -79,7 +80,8 @@ def draw_and_judge(
     sampling: the recipe's; None takes what the model states. captions: encodes the prompts of a batch, if not the
     model (encoded before, or changed). prefix: the first tokens of every image, given (see `generate`). pixels: hand on
     what the judge saw. The model draws as it is when the next batch is asked for: whoever applies an edit reads the
-    images before it is taken off.
+    images before it is taken off. hands: batches at a time, by default the model's (`ModelFamily.hands`); 1 where a
+    judge changes the model that draws.
 
     store: a folder in which every finished batch is kept as one part file, so that the same call continues after it
     was killed. A part of other requests, judges or sampling, or a damaged one, is drawn again; which model draws is
@@ -102,11 +104,12 @@ def draw_and_judge(
         ids = draw(model, condition, [one.seed for one in part], sampling, given)
         return _judged(model, ids, part, judges, pixels)
 
-    total, each = -(-len(requests) // batch), processes.under_way(model.hands)
+    at_once = model.hands if hands is None else hands
+    total, each = -(-len(requests) // batch), processes.under_way(at_once)
     for turn in (range(first, min(first + each, total)) for first in range(0, total, each)):
         found = kept.read(turn)
         missing = [number for number in turn if number not in found]
-        for number, images in zip(missing, processes.dealt(missing, drawn, model.hands), strict=True):
+        for number, images in zip(missing, processes.dealt(missing, drawn, at_once), strict=True):
             kept.write(number, images)
             found[number] = images
         for number in turn:

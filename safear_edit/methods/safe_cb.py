@@ -213,6 +213,12 @@ class Search:
         whatever beginning the edited model makes."""
         return self.params.repair == "switch"
 
+    @property
+    def _fewest(self) -> int:
+        """Pairs that a space is found from: pooled over positions, k directions need as many."""
+        params = self.params
+        return max(params.fewest, params.directions if params.reading == "pooled" else 0)
+
     def _left(self, sample: Sample) -> int:
         """Images that a later round is for."""
         return sum(present is not False for present in sample.present) if self._on_policy else len(sample.harmful)
@@ -229,7 +235,7 @@ class Search:
     def _round(self, sample: Sample) -> None:
         number, before, params = len(self.log) + 1, self.tables[-1], self.params
         harmful = sample.of(sample.harmful)
-        found = self._space(harmful) if not self.log or len(harmful.rows) >= params.fewest else None
+        found = self._space(harmful) if not self.log or len(harmful.rows) >= self._fewest else None
         taken_out = [*self.spaces, *([found] if found else [])]
         space = protecting(taken_out[-1], taken_out[:-1]) if params.protect else taken_out[-1]
         cleaned = space.without(before, params.strength) if found else before
@@ -290,10 +296,13 @@ class Search:
     def _drawn(self, table: Tensor, prompts: Sequence[str], seeds: Sequence[int], stage: str) -> list[JudgedImage]:
         """Images of the model with `table`, each judged with the base model's own, as the model states its sampling."""
         assert self.judge is not None
-        judges = {"concept": _WithTable(self.judge, partial(self._using, self.tables[0]))}
+        judge, hands = self.judge, None
+        if isinstance(judge, SelfJudge | Compared):  # it turns the table of the model that draws: one after the other
+            judge, hands = _WithTable(judge, partial(self._using, self.tables[0])), 1
         requests = [ImageRequest(prompt, seed, "concept") for prompt, seed in zip(prompts, seeds, strict=True)]
+        drawn = partial(draw_and_judge, self.model, requests, {"concept": judge}, None, hands=hands)
         with self._using(table):
-            return list(draw_and_judge(self.model, requests, judges, None, progress=self.progress, stage=stage))
+            return list(drawn(progress=self.progress, stage=stage))
 
     def _seeds(self, what: str, rows: Sequence[int]) -> list[int]:
         """Image seeds that no other image of the program has, for pairs of the material; `what` names the draw."""
@@ -324,10 +333,10 @@ class Search:
             present = self._present(torch.cat([unsafe, safe]))
         drawn = Sample(unsafe, safe, which, present[:count], count)
         sample = drawn.of([i for i, judged in enumerate(present[count:]) if judged is False])
-        if number == 1 and len(sample.harmful) < self.params.fewest:
+        if number == 1 and len(sample.harmful) < self._fewest:
             got = f"{len(sample.harmful)} of {count}"
             fix = "ask another params.question, or set params.judge to pinned"
-            raise UsageError("safe_cb", f"{self.params.fewest} pairs that the model tells apart", got, fix)
+            raise UsageError("safe_cb", f"{self._fewest} pairs that the model tells apart", got, fix)
         return sample
 
     def _fresh(self, number: int, which: Sequence[int]) -> tuple[Tensor, Tensor, list[bool | None]]:

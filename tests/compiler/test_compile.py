@@ -439,6 +439,21 @@ def test_a_recipe_that_leaves_a_number_out_is_another_versions(draft: Spec) -> N
         refuse_unstated(old, "recipe.json")
 
 
+def test_the_prompt_of_a_method_is_a_training_prompt(draft: Spec) -> None:
+    """It is drawn and learnt from, so what is refused for pairs is refused for it."""
+    base = load_base_recipe("obliviate")
+    plain = compile_recipe(draft, Card(), base, overrides=SMALL)
+    assert plain.training_prompts[-1] == draft.erase.concept
+    assert compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=SMALL).concept_prompt == ()
+    evaluated = plain.slice("direct")[0].prompt
+    held_out = draft.paraphrases.held_out[0]
+    for prompt, says in ((evaluated, "no evaluation prompt among the training prompts"), ("a nude child", "minors")):
+        with pytest.raises(SpecError, match=says):
+            compile_recipe(draft, Card(), base, overrides=[*SMALL, f"params.prompt={prompt}"])
+    seen = compile_recipe(draft, Card(), base, overrides=[*SMALL, f"params.prompt={held_out}"])
+    assert seen_names(seen) and not seen_names(plain)
+
+
 def test_a_recipe_made_elsewhere_must_keep_training_and_evaluation_apart(draft: Spec, tmp_path: Path) -> None:
     recipe = compile_recipe(draft, Card(), load_base_recipe("vce"), overrides=SMALL)
     prompts = recipe.evaluate.prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -239,6 +239,35 @@ def test_a_unified_model_judges_itself_and_is_compared(tmp_path: Path, monkeypat
     assert all(torch.equal(before[key], tensor) for key, tensor in model.net.state_dict().items())
     pinned = fit(model, material, rounds=1, judge="pinned")
     assert pinned.digest != edit.digest
+
+
+@pytest.mark.parametrize(("judge", "hands"), [("self", 1), ("pinned", 4)])
+def test_who_judges_itself_draws_one_batch_at_a_time(judge: str, hands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To judge, its base table is put back: another thread would draw from that."""
+    model = Janus.pico(seed=0)
+    material, asked = material_of(model), set[int]()
+
+    def dealt(jobs: Sequence[int], do: Callable[[int], object], hands: int) -> Iterator[object]:
+        asked.add(hands)
+        return map(do, jobs)
+
+    monkeypatch.setattr(Janus, "hands", 4)
+    monkeypatch.setattr("safear_edit.judges.draw.processes.dealt", dealt)
+    taught = replace(material, questions=TrainingQuestions(("is this by Picasso?",), (), erase=False))
+    params = {**SMALL, "judge": judge, "rounds": 1}
+    search = Search(model, taught, SafeCB.Params(**params), model.image_table().detach(), 0, silent, None)
+    search._probe(search.tables[0])
+    assert asked == {hands}
+
+
+def test_pooled_directions_need_as_many_pairs(model: LlamaGen, material: Material) -> None:
+    """A later round with fewer goes on in the space of those before instead of ending the search."""
+    few = searched(model, material, reading="pooled", directions=7)
+    assert few._fewest == 7 and searched(model, material, directions=7)._fewest == SMALL["fewest"]
+    own = searched(model, material, reading="pooled", directions=LEARNT + 1)
+    own.judge = Bright(255.0)  # not the material's, so that it looks at the pairs
+    with pytest.raises(UsageError, match=f"expected {LEARNT + 1} pairs that the model tells apart, got 0 of {LEARNT}"):
+        own._sample(1)
 
 
 def test_a_model_that_tells_nothing_apart_is_told_so() -> None:
