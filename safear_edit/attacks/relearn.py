@@ -27,6 +27,7 @@ from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
 from safear_edit.editor.fine_tune import Tuning, adapter_weights, borrowed, inject
+from safear_edit.editor.gradients import gradients
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.tokens import token_logprobs
@@ -201,7 +202,7 @@ def tuned(
                 ids = shown.ids[part].to(model.device)
                 logprobs = token_logprobs(model.logits(condition.rows(part), ids), ids)
                 loss = -logprobs.mean() * (len(part) / len(rows))
-                for weight, gradient in zip(learnt, torch.autograd.grad(loss, weights), strict=True):
+                for weight, gradient in zip(learnt, gradients(model.net, loss, weights), strict=True):
                     weight.grad = gradient.float() if weight.grad is None else weight.grad + gradient.float()
             optimiser.step()
             _write(weights, learnt)

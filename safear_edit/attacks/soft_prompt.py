@@ -25,6 +25,7 @@ from safear_edit.attacks.curve import Curve, Seen, curve, marks_within
 from safear_edit.attacks.record import UNREADABLE, Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
+from safear_edit.editor.gradients import gradients
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import ModelFamily
 from safear_edit.families.tokens import token_logprobs
@@ -195,7 +196,7 @@ def learning(
             ids = aim.ids[part].to(model.device)
             logits = model.logits(model.with_vectors(condition.rows(part), vectors), ids)
             loss = -token_logprobs(logits, ids).mean() * (len(part) / len(rows))
-            vectors.grad += torch.autograd.grad(loss, [vectors])[0]  # the weights gather no gradients
+            vectors.grad += gradients(model.net, loss, [vectors])[0]  # the weights gather no gradients
             total += loss.item()
         optimiser.step()
         yield Learnt(step, vectors.detach().clone(), round(total, 6))

@@ -26,6 +26,7 @@ from safear_edit.attacks.counts import Count
 from safear_edit.attacks.record import Leaks
 from safear_edit.attacks.search import successes
 from safear_edit.attacks.suites import Budget
+from safear_edit.editor.gradients import gradients
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.before_after import Pair
 from safear_edit.families.base import Condition, ModelFamily
@@ -220,7 +221,7 @@ def gradient(
     for places in torch.arange(len(rows)).split(model.learnt_together):
         with _moved(model, words.ids[list(chosen)]) as moved:
             condition = model.open_condition([texts[place] for place in places.tolist()])
-        (found,) = torch.autograd.grad(objective(condition, rows[places]), [moved])
+        (found,) = gradients(model.net, objective(condition, rows[places]), [moved])
         parts.append(found.float() * (len(places) / len(rows)))
     return torch.stack(parts).sum(0)
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from safear_edit import processes
 from safear_edit.editor.edit import exactly
+from safear_edit.editor.gradients import backward, in_float16
 from safear_edit.editor.modules import attributes_of, restore
 from safear_edit.editor.sharding import FLAG, dealt_out
 from safear_edit.errors import SafearError, UsageError
@@ -236,13 +237,19 @@ class Share:
 
 
 def _accelerator(net: nn.Module, share: Share) -> Accelerator:
-    """What sums gradients over the processes. Layers are sharded by `dealt_out`, so it is not told of that."""
+    """What sums gradients over the processes. Layers are sharded by `dealt_out`, so it is not told of that; nor of
+    mixed precision, whatever a launcher's settings say: `--dtype` is what the model computes in."""
     from accelerate import Accelerator
     from accelerate.utils import patch_environment
 
     on_cpu = next(net.parameters()).device.type == "cpu"
     with patch_environment(**{FLAG: "false"}):
-        return Accelerator(cpu=on_cpu, device_placement=False, gradient_accumulation_steps=len(share.mine))
+        return Accelerator(
+            cpu=on_cpu,
+            device_placement=False,
+            mixed_precision="no",
+            gradient_accumulation_steps=len(share.mine),
+        )
 
 
 def _step(
@@ -263,8 +270,10 @@ def _step(
             own = replace(step, part=part, parts=share.parts)
             with _chance(own, tuning, next(net.parameters()).device):
                 loss, readings = objective(own)
-            _finite(loss, "loss", stage, step.step, tuning)
-            if loss.requires_grad:
+            _finite(accelerator.gather(loss.detach().float().reshape(1)), "loss", stage, step.step, tuning)
+            if loss.requires_grad and in_float16(net):
+                backward(net, loss / len(share.mine), list(weights.values()))
+            elif loss.requires_grad:
                 accelerator.backward(loss)
             if accelerator.sync_gradients:
                 if not share.alone:
@@ -289,10 +298,13 @@ def _share_gradients(accelerator: Accelerator, weights: Mapping[str, nn.Paramete
             weight.grad = accelerator.reduce(torch.zeros_like(weight) if weight.grad is None else weight.grad, "mean")
 
 
-def _finite(value: Tensor, what: str, stage: str, step: int, tuning: Tuning) -> None:
-    if not bool(torch.isfinite(value)):
+def _finite(values: Tensor, what: str, stage: str, step: int, tuning: Tuning) -> None:
+    """UsageError if one of these isn't. They are those of all processes, so that all of them end with the same words;
+    one that ended alone would leave the others waiting for it."""
+    broken = values.detach().reshape(-1)[~values.detach().reshape(-1).isfinite()]
+    if len(broken):
         fix = f"lower learning_rate (it is {tuning.learning_rate:g}) or clip (it is {tuning.clip:g}) in the recipe"
-        raise UsageError(f"{stage}, step {step + 1}", f"a finite {what}", str(float(value.detach())), fix)
+        raise UsageError(f"{stage}, step {step + 1}", f"a finite {what}", str(float(broken[0])), fix)
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

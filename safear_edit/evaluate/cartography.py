@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from safear_edit.editor.fine_tune import borrowed
+from safear_edit.editor.gradients import gradients
 from safear_edit.errors import UsageError
 from safear_edit.evaluate.likelihood import token_blocks
 from safear_edit.evaluate.saliency import Saliency, saliency
@@ -184,8 +185,8 @@ def depth(model: ModelFamily, pairs: Pairs, progress: Callback) -> dict[str, flo
             for names in layers
         ]
         flat = [weight for layer in weights for weight in layer]
-        gradients = iter(torch.autograd.grad(_gap(model, pairs, rows).sum(), flat, materialize_grads=True))
-        found = [sum(float(next(gradients).norm() * w.detach().norm()) for w in layer) for layer in weights]
+        slopes = iter(gradients(model.net, _gap(model, pairs, rows).sum(), flat))
+        found = [sum(float(next(slopes).norm() * w.detach().float().norm()) for w in layer) for layer in weights]
     progress("depth", len(rows), len(rows), "")
     total = sum(found) or 1.0
     return {f"layer {i}": value / total for i, value in enumerate(found)}

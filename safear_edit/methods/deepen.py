@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safear_edit.editor.fine_tune import Draw
+from safear_edit.editor.gradients import gradients
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods.workbench import Scores, Workbench, token_kl
 
@@ -68,6 +69,6 @@ def found(bench: Workbench, draw: Draw, steps: int = INNER) -> Tensor:
     for _ in range(steps):
         vectors.requires_grad_()
         loss = -token_logprobs(model.logits(model.with_vectors(plain, vectors), ids), ids).mean()
-        (slope,) = torch.autograd.grad(loss, [vectors])
+        (slope,) = gradients(model.net, loss, [vectors])
         vectors = vectors.detach() - states.std() * slope.sign()
     return vectors

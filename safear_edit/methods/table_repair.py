@@ -18,6 +18,7 @@ from torch import Tensor
 
 from safear_edit.construct.pairs import Keep
 from safear_edit.editor.fine_tune import Draw, schedule
+from safear_edit.editor.gradients import backward
 from safear_edit.errors import UsageError
 from safear_edit.families.tokens import token_logprobs
 from safear_edit.methods.codebook import HarmfulSpace
@@ -153,7 +154,7 @@ def repaired(
             raise UsageError(f"edit, step {step + 1}", "a finite loss", str(loss.item()), fix)
         optimizer.param_groups[0]["lr"] = params.learning_rate * schedule(step, steps, 0)
         optimizer.zero_grad()
-        loss.backward()
+        backward(model.net, loss, [change])
         optimizer.step()
         with torch.no_grad():
             change.copy_(space.harmless(change))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -243,6 +245,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(net: Net) -> None:
     with pytest.raises(UsageError, match=r"step 3: expected a finite loss, got nan; lower learning_rate \(it"):
         run(net, fail_at=2)
     assert everything(net) == before
+
+
+def test_anothers_loss_that_is_not_finite_stops_this_one_too(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same words; who ended alone would leave the others waiting."""
+    asked = list[float]()
+
+    def gather(self: Accelerator, mine: Tensor) -> Tensor:
+        asked.append(float(mine))
+        return torch.cat([mine, torch.full_like(mine, float("inf") if len(asked) == 3 else 1.0)])
+
+    monkeypatch.setattr(Accelerator, "gather", gather)
+    with pytest.raises(UsageError, match=r"step 3: expected a finite loss, got inf; lower learning_rate \(it"):
+        run(net)
+    assert len(asked) == 3 and asked[2] < float("inf")
+
+
+def test_a_launchers_mixed_precision_is_not_taken(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate config` may ask for it; what the model computes in is said by --dtype."""
+    plain = run(net)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    try:
+        assert run(net).losses == plain.losses
+        assert AcceleratorState().mixed_precision == "no"
+    finally:
+        AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-5])
+def test_a_small_loss_is_learnt_through_float16_weights(factor: float) -> None:
+    """Adam doesn't mind the size of a loss, float16 does."""
+    torch.manual_seed(0)
+    narrow = Net().half()
+
+    def loss(draw: Draw) -> tuple[Tensor, Readings]:
+        x = torch.ones(4, 5, dtype=torch.float16)
+        return narrow(x).float().square().mean() * factor, {}
+
+    found = fine_tune(narrow, ["first"], loss, TUNING, seed=0, identity="", progress=silent)
+    assert found.losses[-1] < 0.9 * found.losses[0]
 
 
 def test_progress_counts_every_step(net: Net) -> None:
