@@ -40,7 +40,7 @@ def gradients(net: nn.Module, loss: Tensor, inputs: Sequence[Tensor]) -> list[Te
     return found
 
 
-def backward(net: nn.Module, loss: Tensor, weights: Sequence[nn.Parameter]) -> None:
+def backward(net: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> None:
     """Add d loss / d weights, which are float32, to their `.grad`, also where that is zero."""
     for weight, gradient in zip(weights, gradients(net, loss, weights), strict=True):
         weight.grad = gradient if weight.grad is None else weight.grad + gradient
