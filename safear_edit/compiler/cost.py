@@ -132,6 +132,8 @@ LARGE = 2**28
 depend on what happens to be free."""
 FIXED_BYTES = round(0.9 * 2**30)
 """Python, torch and this package's libraries on a CPU; on a GPU nothing of it counts."""
+READ = 32
+"""Images that are read together at most (REFERENCE_ROWS of methods/workbench.py, BATCH of evaluate/cartography.py)."""
 TEXT_TOKENS = 32
 """Tokens of a caption, or of the prompt around an image, that a row has beside the image's."""
 LOGIT_COPIES = 4
@@ -139,7 +141,8 @@ LOGIT_COPIES = 4
 
 
 def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: int) -> dict[str, int]:
-    """The most memory that each stage of a run holds: encoding captions, drawing with the edit merged, training.
+    """The most memory that each stage of a run holds: encoding captions, drawing with the edit merged, reading
+    images for their likelihoods with it, training.
 
     An edit that is merged keeps the originals of what it changes, at most all of the weights. What the base model said
     of the pairs is kept up to the workbench's own bound, which is small beside these.
@@ -149,6 +152,7 @@ def stage_bytes(model: ModelFamily, params: BaseModel, work: Work, trainable: in
     return {
         "captions": weights + model.text_bytes,
         "drawing": _drawing_stage(model, model.rows_per_batch),
+        "reading": _drawing_stage(model, 0) + model.read_bytes(model.read_together(READ)),
         "training": weights + 16 * trainable + training_bytes(model, params, work),
     }
 

@@ -146,9 +146,9 @@ def evidence(model: ModelFamily, pairs: Pairs, progress: Callback) -> Tensor:
 
     UsageError for a network that gives no numbers.
     """
-    parts = []
-    for start in range(0, len(pairs), BATCH):
-        end = min(start + BATCH, len(pairs))
+    parts, size = [], model.read_together(BATCH)
+    for start in range(0, len(pairs), size):
+        end = min(start + size, len(pairs))
         parts.append(_gap(model, pairs, torch.arange(start, end)).cpu())
         refuse_nan(parts[-1], "likelihoods")
         progress("evidence", end, len(pairs), "")

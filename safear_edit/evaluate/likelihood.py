@@ -119,6 +119,7 @@ def _batches(model: ModelFamily, pack: Pack, size: int) -> list[Batch]:
     jobs = [(row, name, text) for row, ref in enumerate(pack.references) for name, text in ref.columns().items()]
     jobs.sort(key=lambda job: (len(job[2]), job[0]))
     found = []
+    size = model.read_together(size)
     for start in range(0, len(jobs), size):
         rows, columns, texts = zip(*jobs[start : start + size], strict=True)
         found.append(Batch(rows, columns, model.condition(texts)))
@@ -209,6 +210,7 @@ def _divergences(
 ) -> tuple[list[float], list[float], list[float]]:
     """Per kept image: KL with its caption, with guidance on top, and without a caption."""
     found: tuple[list[float], list[float], list[float]] = ([], [], [])
+    batch = pair.base.read_together(batch)
     starts = range(0, len(pack.kept), batch)
     compare = partial(_diverged, pair, pack, batch)
     for start, told in zip(starts, processes.dealt(starts, compare), strict=True):

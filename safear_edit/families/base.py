@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -35,6 +35,10 @@ ROWS_PER_BATCH = 64
 """Images sampled or looked at together; bounds memory, changes no image."""
 ROW_BYTES = 2**31
 """How much the keys and values of images that are sampled together may take, with and without their captions."""
+READ_BYTES = 2**31
+"""How much logits that are read and compared together may take, and what is made of them."""
+READ_COPIES = 8
+"""Of both models with and without captions, and the softmax of a pair of them (`likelihood.exact_kl`)."""
 PIXELS_PER_BATCH = 2**19
 """Pixels that a tokenizer encodes or decodes together: its widest layers take about 3 KiB for each."""
 OWN = "safear"
@@ -422,6 +426,16 @@ class ModelFamily(ABC):
     def images_per_batch(self) -> int:
         """How many images are encoded or decoded together."""
         return max(1, min(self.together, PIXELS_PER_BATCH // self.card.image_size**2))
+
+    def read_bytes(self, images: int) -> int:
+        """Logits of so many images that are read and compared at once, with what is made of them, all in float32."""
+        return images * READ_COPIES * 4 * prod(self.token_shape) * self.card.choices
+
+    def read_together(self, asked: int) -> int:
+        """So many of `asked` images are read in one pass that their logits keep within READ_BYTES, or one: a codebook
+        of 184,000 entries has 735 kB of them for every token. The same whatever is free, so that a run that goes on
+        elsewhere rounds alike."""
+        return max(1, min(asked, READ_BYTES // max(1, self.read_bytes(1))))
 
     @property
     def hands(self) -> int:

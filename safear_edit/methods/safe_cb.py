@@ -369,7 +369,7 @@ class Search:
         if keep is None:
             return None
         captions = self.model.condition(keep.prompts)
-        for rows in torch.arange(len(keep)).split(BATCH // 2):
+        for rows in torch.arange(len(keep)).split(self.model.read_together(BATCH // 2)):
             condition, ids = captions.rows(rows), keep.ids[rows].to(self.model.device)
             reference = self.model.logits(condition, ids)
             with self._using(table):

@@ -111,7 +111,7 @@ class Held:
             one = self._whole(torch.arange(1), drop)
             if one.numel() * one.element_size() * len(self.keep) > REFERENCE_BYTES:
                 return self.model.logits(condition, ids)
-            parts = torch.arange(len(self.keep)).split(REFERENCE_ROWS)
+            parts = torch.arange(len(self.keep)).split(self.model.read_together(REFERENCE_ROWS))
             self.aims[drop] = torch.cat([self._whole(part, drop) for part in parts])
         return torch.stack([self.aims[drop][row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)])
 

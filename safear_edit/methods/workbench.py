@@ -274,17 +274,18 @@ class Workbench:
         """
         with adapter_off(self.model.net):
             if name not in self._tables:
-                size = compute(rows[:1]).numel() * 4 * count
-                fits = self.stored_bytes + size <= REFERENCE_BYTES
-                self.stored_bytes += size * fits
+                needed = compute(rows[:1]).numel() * 4 * count
+                fits = self.stored_bytes + needed <= REFERENCE_BYTES
+                self.stored_bytes += needed * fits
                 self._tables[name] = {} if fits else None
             table = self._tables[name]
             if table is None:
                 return compute(rows)
-            for block in sorted({row // REFERENCE_ROWS for row in rows.tolist()} - table.keys()):
-                first = block * REFERENCE_ROWS
-                table[block] = compute(torch.arange(first, min(first + REFERENCE_ROWS, count))).clone()
-        return torch.stack([table[row // REFERENCE_ROWS][row % REFERENCE_ROWS] for row in rows.tolist()])
+            size = self.model.read_together(REFERENCE_ROWS)
+            for block in sorted({row // size for row in rows.tolist()} - table.keys()):
+                first = block * size
+                table[block] = compute(torch.arange(first, min(first + size, count))).clone()
+        return torch.stack([table[row // size][row % size] for row in rows.tolist()])
 
     def keeping(self, draw: Draw, loss: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
         """`loss` plus the weighted drift of images and of answers about images, where the recipe asks for them and
@@ -346,8 +347,9 @@ class Workbench:
     def _references(self, drop: bool, progress: Callback) -> Tensor:
         """(2, n, N) on the CPU: winners and losers by the base model, with or without their captions."""
         count, parts = len(self.material.pairs), []
-        for start in range(0, count, REFERENCE_ROWS // 2):
-            rows = torch.arange(start, min(start + REFERENCE_ROWS // 2, count))
+        size = max(1, self.model.read_together(REFERENCE_ROWS) // 2)
+        for start in range(0, count, size):
+            rows = torch.arange(start, min(start + size, count))
             both = self._both_logits(rows, torch.full((len(rows),), drop))
             parts.append(torch.stack(token_logprobs(both, self._both_ids(rows)).chunk(2)).cpu())
             progress("reference", int(rows[-1]) + 1, count, "without captions" if drop else "")

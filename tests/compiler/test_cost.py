@@ -213,6 +213,20 @@ def test_drawing_reads_all_weights_at_every_step(model: LlamaGen) -> None:
     assert one == pytest.approx(many) and cost.drawing_seconds(model, 128, speed) == pytest.approx(2 * many)
 
 
+def test_what_is_read_at_once_is_bounded_and_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images of a mini; few, and at least one, where a token has hundreds of thousands of choices."""
+    model = LlamaGen.pico(seed=0)
+    assert model.read_together(32) == 32
+    small = stage_bytes(model, PARAMS, work(PARAMS), 1000)
+    one = model.read_bytes(1)
+    monkeypatch.setattr("safear_edit.families.base.READ_BYTES", 3 * one + 1)
+    assert model.read_together(32) == 3
+    few = stage_bytes(model, PARAMS, work(PARAMS), 1000)
+    assert small["reading"] - few["reading"] == 29 * one and small["training"] == few["training"]
+    model.card = replace(model.card, choices=2**30)
+    assert model.read_together(32) == 1 and stage_bytes(model, PARAMS, work(PARAMS), 1000)["reading"] > 2**30 * 8 * 4
+
+
 def test_a_forecast_names_the_stage_that_needs_most(model: LlamaGen) -> None:
     found = cost.forecast(model, PARAMS, work(PARAMS), 1000, 10, 8, Speed(1e9, 1e9))
     assert str(found).endswith("on cpu, float32, as fast as it is now") and max(found.stages.values()) / 2**30 < 3

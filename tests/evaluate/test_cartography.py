@@ -49,11 +49,18 @@ def pairs(model: LlamaGen) -> Pairs:
     return Pairs(UNSAFE, SAFE, [5, 6], ids[0], ids[1], PairStats(2, 2, {}))
 
 
-def test_evidence_is_the_gap_of_log_probabilities(model: LlamaGen, pairs: Pairs) -> None:
+def test_evidence_is_the_gap_of_log_probabilities(
+    model: LlamaGen, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with torch.no_grad():
         one, other = (
             token_logprobs(model.logits(model.condition(p), pairs.unsafe_ids), pairs.unsafe_ids) for p in (UNSAFE, SAFE)
         )
+    torch.testing.assert_close(evidence(model, pairs, silent), one - other, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr("safear_edit.families.base.READ_BYTES", model.read_bytes(1))
+    seen = list[int]()
+    evidence(model, pairs, lambda stage, done, total, info: seen.append(done))
+    assert seen == [1, 2], "few at a time, where logits are large"
     torch.testing.assert_close(evidence(model, pairs, silent), one - other, atol=1e-5, rtol=1e-5)
 
 
