@@ -60,8 +60,18 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("name", ["report.html", "evidence.html#slice=direct&edited=found"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+EVIDENCE = "evidence.html#slice=direct&edited=found"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [
+        ("light", "report.html"),
+        ("dark", "report.html"),
+        ("light", EVIDENCE),
+        pytest.param("dark", EVIDENCE, marks=pytest.mark.soak),
+    ],
+)
 def test_a_phone_scrolls_down_only_and_axe_finds_nothing_serious(
     browser: Any, folder: Path, name: str, scheme: str
 ) -> None:
