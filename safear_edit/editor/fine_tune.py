@@ -30,7 +30,7 @@ from safear_edit import processes
 from safear_edit.editor.edit import exactly
 from safear_edit.editor.gradients import backward, in_float16
 from safear_edit.editor.modules import attributes_of, restore
-from safear_edit.editor.sharding import FLAG, dealt_out
+from safear_edit.editor.sharding import FLAG, agreed, dealt_out
 from safear_edit.errors import SafearError, UsageError
 from safear_edit.files.weights import write_weights
 from safear_edit.progress import Callback
@@ -272,7 +272,7 @@ def _step(
                 loss, readings = objective(own)
             _finite(accelerator.gather(loss.detach().float().reshape(1)), "loss", stage, step.step, tuning)
             if loss.requires_grad and in_float16(net):
-                backward(net, loss / len(share.mine), list(weights.values()))
+                backward(net, loss / len(share.mine), list(weights.values()), partial(agreed, net))
             elif loss.requires_grad:
                 accelerator.backward(loss)
             if accelerator.sync_gradients:

@@ -9,7 +9,7 @@ the next step, so a killed run goes on to the same numbers. Other networks are d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,24 +23,28 @@ def in_float16(net: nn.Module) -> bool:
     return any(weight.dtype == torch.float16 for weight in net.parameters())
 
 
-def gradients(net: nn.Module, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+def gradients(
+    net: nn.Module, loss: Tensor, inputs: Sequence[Tensor], agreed: Callable[[bool], bool] = bool
+) -> list[Tensor]:
     """d loss / d inputs, shaped as those, for a scalar loss that was computed through `net`; zeros for what it doesn't
     depend on. float32 where net has float16 weights, else each of its input's dtype.
 
-    Not finite where they aren't by any factor; the caller decides. With float16 weights the graph is kept until the
-    gradients are found, which takes the memory of the forward pass to the end of the backward pass.
+    agreed: whether a factor is kept, given whether this process's gradients are finite with it; processes that can go
+    back through `net` only together must all be told the same. Not finite where they aren't by any factor; the caller
+    decides. With float16 weights the graph is kept until the gradients are found, which takes the memory of the forward
+    pass to the end of the backward pass.
     """
     if not in_float16(net):
         return list(torch.autograd.grad(loss, inputs, materialize_grads=True))
     for factor in FACTORS:
         scaled = torch.autograd.grad(loss * factor, inputs, retain_graph=True, materialize_grads=True)
         found = [gradient.float() / factor for gradient in scaled]
-        if all(bool(gradient.isfinite().all()) for gradient in found):
+        if agreed(all(bool(gradient.isfinite().all()) for gradient in found)):
             break
     return found
 
 
-def backward(net: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> None:
-    """Add d loss / d weights, which are float32, to their `.grad`, also where that is zero."""
-    for weight, gradient in zip(weights, gradients(net, loss, weights), strict=True):
+def backward(net: nn.Module, loss: Tensor, weights: Sequence[Tensor], agreed: Callable[[bool], bool] = bool) -> None:
+    """Add d loss / d weights, which are float32, to their `.grad`, also where that is zero. agreed: as above."""
+    for weight, gradient in zip(weights, gradients(net, loss, weights, agreed), strict=True):
         weight.grad = gradient if weight.grad is None else weight.grad + gradient

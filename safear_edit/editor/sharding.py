@@ -38,6 +38,18 @@ def dealt_out(net: nn.Module, passes: Sequence[tuple[nn.Module, str]]) -> Abstra
     return _sharded(net, passes)
 
 
+def agreed(net: nn.Module, mine: bool) -> bool:
+    """Whether all processes say so, where they share `net`: a layer is put together by all of them or none, so that
+    one which went back through it alone would wait for ever. Elsewhere what this one says, and nobody is asked."""
+    if processes.count() == 1:
+        return mine
+    from torch.distributed.fsdp import FSDPModule
+
+    if not any(isinstance(part, FSDPModule) for part in net.modules()):
+        return mine
+    return all(processes.together(lambda: mine))
+
+
 @contextmanager
 def _sharded(net: nn.Module, passes: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
     from torch.distributed.device_mesh import init_device_mesh

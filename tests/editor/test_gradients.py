@@ -47,6 +47,20 @@ def test_what_overflows_is_scaled_less() -> None:
     assert not bool(endless.isfinite().all()), "for the caller to refuse"
 
 
+def test_a_factor_that_another_process_refuses_is_given_up() -> None:
+    """Though nothing overflowed here: a layer that is shared out can't be gone through by one process alone."""
+    told, asked = iter([False, True]), list[bool]()
+
+    def agreed(mine: bool) -> bool:
+        asked.append(mine)
+        return next(told)
+
+    net, x = nn.Linear(1, 1).half(), torch.ones(1, 1, requires_grad=True)
+    (slope,) = gradients(net, net(x.half()).float().sum() / 8, [x], agreed)
+    assert asked == [True, True]
+    assert float(slope) == net.weight.item() / 8
+
+
 def test_other_weights_are_differentiated_as_ever_and_unused_ones_have_none() -> None:
     net, unused = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
     x = torch.randn(4, 3)
